@@ -1,0 +1,41 @@
+"""Spiking network architectures behind one registry: ``build("mlp", input_shape=..., num_classes=...)``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from snn.models.base import SpikingNetwork
+from snn.models.convnet import convnet
+from snn.models.mlp import mlp
+from snn.neurons import NeuronParameters
+
+__all__ = ["MODELS", "SpikingNetwork", "build"]
+
+MODELS: dict[str, Callable[..., SpikingNetwork]] = {"mlp": mlp, "convnet": convnet}
+"""Every architecture by its name."""
+
+
+def build(
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters | None = None,
+    **options: Any,
+) -> SpikingNetwork:
+    """A network of a registered architecture with random weights (torch's global generator).
+
+    Args:
+        name: a key of ``MODELS``.
+        input_shape: of one example, without time and batch.
+        num_classes: ``K``.
+        neuron: constants of the neurons; the defaults when not given.
+        options: what the architecture's function takes beyond these.
+
+    Raises:
+        ValueError: unknown architecture, or options that it refuses.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model: {name!r} is unknown; choose one of {', '.join(MODELS)}")
+    return MODELS[name](
+        input_shape=input_shape, num_classes=num_classes, neuron=neuron or NeuronParameters(), **options
+    )

@@ -1,0 +1,45 @@
+"""What every spiking network offers: logits per timestep, its synapses, its readout."""
+
+from torch import Tensor, nn
+
+from snn.layers import SpikingLayer, Synapses, folded
+
+
+class SpikingNetwork(nn.Module):
+    """A stack of spiking layers and a non-spiking readout.
+
+    ``forward`` takes currents or event frames ``[T, B, ...]`` and gives ``logits_TBK``; the class
+    scores are their mean over time. ``T`` is the input's: the same network runs at any number of
+    timesteps.
+
+    Pruning methods see a network through two things, which a model of one's own provides as well:
+
+    - ``readout``: module from the last spiking layer's output ``[B, ...]`` to logits ``[B, K]``,
+      ending in the linear head, applied at every timestep;
+    - ``synapses()``: all weight layers in the order of the forward pass, the head last.
+    """
+
+    features: nn.Sequential
+    readout: nn.Sequential
+
+    def __init__(self, features: nn.Sequential, readout: nn.Sequential) -> None:
+        super().__init__()
+        if not isinstance(readout[-1], nn.Linear):
+            raise ValueError("readout: must end in nn.Linear")
+        self.features = features
+        self.readout = readout
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        """``[T, B, ...]`` to ``logits_TBK``."""
+        return folded(self.readout, self.features(x_TB))
+
+    def synapses(self) -> list[Synapses]:
+        """Weight layers in forward order, the readout's head last."""
+        found = [
+            Synapses(f"features.{name}.weight_layer", m.weight_layer, m.norm, m.neuron)
+            for name, m in self.features.named_modules()
+            if isinstance(m, SpikingLayer)
+        ]
+        head = self.readout[-1]
+        assert isinstance(head, nn.Linear)
+        return [*found, Synapses(f"readout.{len(self.readout) - 1}", head, None, None)]
