@@ -16,16 +16,16 @@ def convnet(
     num_classes: int,
     neuron: NeuronParameters,
     channels: Sequence[int] = (24, 48),
-    hidden: int = 128,
+    hidden: Sequence[int] = (128,),
 ) -> SpikingNetwork:
-    """3x3 convolutions of stride 2 with batch norm and LIF, one hidden linear layer, a linear head.
+    """3x3 convolutions of stride 2 with batch norm and LIF, hidden linear layers, a linear head.
 
     Args:
         input_shape: ``(C, H, W)`` of one example.
         num_classes: ``K``.
         neuron: constants of all neurons.
         channels: of the convolutions; each halves height and width.
-        hidden: width of the linear spiking layer.
+        hidden: widths of the linear spiking layers after the convolutions; may be empty.
 
     Raises:
         ValueError: an input that is not ``(C, H, W)``, or no channels.
@@ -46,7 +46,8 @@ def convnet(
             assert isinstance(layer, SpikingLayer)
             size = layer.weight_layer(size)
     layers.append(Folded(nn.Flatten()))
-    layers.append(
-        SpikingLayer(nn.Linear(size.numel(), hidden, bias=False), nn.BatchNorm1d(hidden), LIF(neuron))
-    )
-    return SpikingNetwork(nn.Sequential(*layers), nn.Sequential(nn.Linear(hidden, num_classes)))
+    width = size.numel()
+    for n in hidden:
+        layers.append(SpikingLayer(nn.Linear(width, n, bias=False), nn.BatchNorm1d(n), LIF(neuron)))
+        width = n
+    return SpikingNetwork(nn.Sequential(*layers), nn.Sequential(nn.Linear(width, num_classes)))
