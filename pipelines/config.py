@@ -1,0 +1,269 @@
+"""The one config tree. YAML files, dotted command-line overrides and Python share it.
+
+Every field says what it means below itself; ``spikeprune train --help`` shows the same text. Checks
+that need no data run when a config is made; `pipelines.preflight` holds it against data and cluster.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipelines.errors import UserError
+
+ModelName = Literal["mlp", "convnet"]
+SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
+LossName = Literal["rate_ce", "tet"]
+PolicyName = Literal["full", "random", "sadp"]
+CriterionName = Literal["slamp", "lamp", "magnitude", "uniform"]
+
+
+def _check(ok: bool, where: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise UserError(where, f"{value!r} is not possible; it must be {allowed}")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the examples are. `spikeprune data ingest` writes such a folder."""
+
+    path: str = "data/digits"
+    """Folder of Parquet files named <split>*.parquet with columns id (int64), image and label."""
+    train_split: str = "train"
+    """Prefix of the files with training examples."""
+    test_split: str = "test"
+    """Prefix of the files with held-out examples."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The spiking network."""
+
+    name: ModelName = "mlp"
+    """Architecture: mlp (fully connected) or convnet (small strided convolutions)."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the fully connected spiking layers."""
+    channels: tuple[int, ...] = (24, 48)
+    """Channels of the convolutions (convnet only)."""
+    T: int = 4
+    """Timesteps per example."""
+    beta: float = 0.5
+    """Share of the membrane potential kept per timestep, in [0, 1]."""
+    theta: float = 1.0
+    """Firing threshold, in units of the membrane potential."""
+    reset: Literal["hard", "soft"] = "hard"
+    """After a spike: hard sets the potential to zero, soft subtracts the threshold."""
+    detach_reset: bool = True
+    """Keep the reset out of the gradient."""
+    decay_input: bool = False
+    """Scale the input current by 1 - beta."""
+    surrogate: SurrogateName = "triangle"
+    """Surrogate gradient of the spike."""
+    surrogate_scale: float | None = None
+    """Steepness of the surrogate; its usual value when not given."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.T <= 1024, "model.T", self.T, "between 1 and 1024")
+        _check(0 <= self.beta <= 1, "model.beta", self.beta, "in [0, 1]")
+        _check(0 < self.theta < float("inf"), "model.theta", self.theta, "a positive number")
+        _check(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive widths")
+        _check(all(n > 0 for n in self.channels), "model.channels", self.channels, "positive widths")
+        if self.surrogate_scale is not None:
+            _check(self.surrogate_scale > 0, "model.surrogate_scale", self.surrogate_scale, "positive")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """How the network learns."""
+
+    epochs: int = 12
+    """Epochs of training (an epoch of a data-pruned run visits its subset once)."""
+    batch_size: int = 64
+    """Examples per optimiser step over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum) or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate over the fraction of training done."""
+    warmup: float = 0.05
+    """Fraction of training over which the learning rate rises linearly, in [0, 1)."""
+    loss: LossName = "rate_ce"
+    """rate_ce (cross entropy of the time mean) or tet (mean of every timestep's cross entropy)."""
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes, in [0, 1)."""
+    norm_examples: int = 1024
+    """Uniformly drawn examples that re-estimate batch norm before scoring and evaluation."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        _check(0 < self.lr < float("inf"), "train.lr", self.lr, "a positive number")
+        _check(0 <= self.momentum < 1, "train.momentum", self.momentum, "in [0, 1)")
+        _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "zero or more")
+        _check(0 <= self.warmup < 1, "train.warmup", self.warmup, "in [0, 1)")
+        _check(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "in [0, 1)")
+        _check(self.norm_examples >= 2, "train.norm_examples", self.norm_examples, "at least 2")
+
+
+@dataclass(kw_only=True, slots=True)
+class ExamplesConfig:
+    """Which examples each epoch trains on."""
+
+    policy: PolicyName = "sadp"
+    """full (all), random (uniform, drawn anew each epoch) or sadp (by spike-aware importance)."""
+    ratio: float = 0.5
+    """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""
+    alpha: float = 0.1
+    """Weight of the uniform part in the inclusion probabilities, in (0, 1]; bounds the weights."""
+    warmup_epochs: int = 1
+    """Full epochs at the start, before scores mean anything."""
+    anneal_epochs: int = 1
+    """Full epochs at the end."""
+    rescore_every: int = 1
+    """Pruned epochs between scoring passes over the data; 0 relies on scores from training alone."""
+    design: Literal["systematic", "poisson"] = "systematic"
+    """systematic draws exactly the same number every epoch; poisson decides each example alone."""
+    tail_depth: int = 1
+    """Layers below the readout that the SADP score covers; 1 needs a forward pass only."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.ratio < 1, "examples.ratio", self.ratio, "in [0, 1)")
+        _check(0 < self.alpha <= 1, "examples.alpha", self.alpha, "in (0, 1]")
+        _check(self.warmup_epochs >= 0, "examples.warmup_epochs", self.warmup_epochs, "zero or more")
+        _check(self.anneal_epochs >= 0, "examples.anneal_epochs", self.anneal_epochs, "zero or more")
+        _check(self.rescore_every >= 0, "examples.rescore_every", self.rescore_every, "zero or more")
+        _check(self.tail_depth in (0, 1), "examples.tail_depth", self.tail_depth, "0 or 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightsConfig:
+    """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
+
+    criterion: CriterionName = "slamp"
+    """slamp (time-aware), lamp, magnitude (global) or uniform."""
+    objective: Literal["weights", "synops"] = "weights"
+    """What to save: surviving weights, or synaptic operations."""
+    sparsity: float | None = None
+    """Share of weights to remove, in (0, 1)."""
+    budget: float | None = None
+    """Distortion budget: mean over layers of -log(kept energy), positive."""
+    synops: float | None = None
+    """Share of the dense network's synaptic operations to keep, in (0, 1)."""
+    budget_over: Literal["sum", "max_t"] = "sum"
+    """sum bounds the distortion of all timesteps together, max_t that of every timestep."""
+    calibration_examples: int = 400
+    """Training examples that measure the layers' temporal statistics."""
+    min_keep: int = 1
+    """Weights that every layer keeps at least."""
+    exclude: tuple[str, ...] = ()
+    """Layers that are not pruned, by name."""
+    retrain_epochs: int = 8
+    """Epochs of masked retraining, with the same data pruning."""
+    retrain_lr: float = 0.03
+    """Peak learning rate of the retraining."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("sparsity", "budget", "synops") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise UserError("weights", f"{' and '.join(given)} exclude one another; give one of them")
+        if not given:
+            self.sparsity = 0.9
+        if self.sparsity is not None:
+            _check(0 < self.sparsity < 1, "weights.sparsity", self.sparsity, "in (0, 1)")
+        if self.budget is not None:
+            _check(0 < self.budget < float("inf"), "weights.budget", self.budget, "a positive number")
+        if self.synops is not None:
+            _check(0 < self.synops < 1, "weights.synops", self.synops, "in (0, 1)")
+        _check(
+            self.calibration_examples >= 1,
+            "weights.calibration_examples",
+            self.calibration_examples,
+            "at least 1",
+        )
+        _check(self.min_keep >= 1, "weights.min_keep", self.min_keep, "at least 1")
+        _check(self.retrain_epochs >= 0, "weights.retrain_epochs", self.retrain_epochs, "zero or more")
+        _check(self.retrain_lr > 0, "weights.retrain_lr", self.retrain_lr, "a positive number")
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where it runs."""
+
+    engine: Literal["ray", "local"] = "ray"
+    """ray (Ray Data and Ray Train) or local (one plain process, same results for one worker)."""
+    address: str | None = None
+    """Address of a running Ray cluster; without one, Ray is started here and stopped afterwards."""
+    workers: int = 2
+    """Training workers."""
+    cpus_per_worker: float = 0.5
+    """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
+    gpus_per_worker: float = 0
+    """GPUs that each training worker reserves."""
+
+    def __post_init__(self) -> None:
+        _check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
+        _check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
+        _check(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "zero or more")
+        if self.engine == "local" and self.workers != 1:
+            raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """Everything a run depends on."""
+
+    name: str = "run"
+    """Name of the run: its folder below storage."""
+    storage: str = "runs"
+    """Folder that holds runs."""
+    seed: int = 0
+    """Keys initial weights, subsets and their order."""
+    baseline: Literal["none", "full"] = "none"
+    """full also trains on all data first, for comparison."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Examples."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    """Data pruning."""
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    """Weight pruning."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray."""
+
+    def __post_init__(self) -> None:
+        ok = self.name not in ("", ".", "..") and all(c.isalnum() or c in "._-" for c in self.name)
+        _check(ok, "name", self.name, "letters, digits, dots, dashes and underscores")
+        _check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
+        _check(
+            self.train.batch_size % self.cluster.workers == 0,
+            "train.batch_size",
+            self.train.batch_size,
+            f"a multiple of cluster.workers ({self.cluster.workers})",
+        )
+        full_epochs = self.examples.warmup_epochs + self.examples.anneal_epochs
+        _check(
+            self.examples.policy == "full" or full_epochs <= self.train.epochs,
+            "examples.warmup_epochs",
+            self.examples.warmup_epochs,
+            f"so that warm-up and anneal epochs fit into train.epochs ({self.train.epochs})",
+        )
+
+
+def field_paths(cls: type = Config, prefix: str = "") -> Sequence[str]:
+    """All dotted paths of the tree's leaves, in order."""
+    from dataclasses import fields, is_dataclass
+
+    paths: list[str] = []
+    for f in fields(cls):
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            paths += field_paths(f.type, f"{prefix}{f.name}.")
+        else:
+            paths.append(f"{prefix}{f.name}")
+    return paths

@@ -1,0 +1,191 @@
+"""Configs from YAML and dotted overrides, checked field by field; and back to YAML.
+
+One builder serves files and the command line, so both refuse a mistake with the same one line.
+"""
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipelines.config import Config, field_paths
+from pipelines.errors import UserError
+
+_TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
+
+
+def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A checked config from a YAML file (or the defaults) and dotted overrides.
+
+    Args:
+        path: YAML file with any part of the tree; ``None`` starts from the defaults.
+        overrides: values by dotted path; strings are read as YAML.
+
+    Raises:
+        UserError: unreadable file, unknown field, wrong type or impossible value.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    overrides = overrides or {}
+    targets = {t for t in _TARGETS if t in overrides}
+    for dotted in _TARGETS if targets else ():
+        _place(tree, dotted, None)  # the command line's target replaces the file's
+    for dotted, value in overrides.items():
+        _place(tree, dotted, _parse(dotted, value) if isinstance(value, str) else value)
+    return _build(Config, tree, "")
+
+
+def dump_config(config: Config) -> str:
+    """The complete config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Command-line words that set config fields, and all others.
+
+    ``--train.lr 0.1``, ``--train.lr=0.1`` and, for flags, ``--model.detach-reset`` or
+    ``--no-model.detach-reset`` are overrides; so is any dotted option, whose path is checked later.
+
+    Raises:
+        UserError: an override without a value.
+    """
+    known = set(field_paths())
+    overrides: dict[str, str] = {}
+    rest: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.removeprefix("--").partition("=")
+        negated = option.startswith("no-")
+        dotted = option.removeprefix("no-").replace("-", "_")
+        if not word.startswith("--") or not (dotted in known or "." in dotted):
+            rest.append(word)
+        elif negated:
+            overrides[dotted] = "false"
+        elif equals:
+            overrides[dotted] = value
+        else:
+            values = []
+            while words and not words[0].startswith("--"):
+                values.append(words.pop(0))
+                if not _is_sequence(dotted):
+                    break
+            if not values and not _is_bool(dotted):
+                raise UserError(dotted, "needs a value")
+            overrides[dotted] = (
+                "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+            )
+    return overrides, rest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(str(path), "no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(str(path), f"must hold fields of the config, not {type(tree).__name__}")
+    return tree or {}
+
+
+def _parse(dotted: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(dotted, f"{text!r} cannot be read") from None
+
+
+def _place(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, leaf = dotted.split(".")
+    for key in path:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise UserError(key, f"must hold fields, not {branch!r}")
+        tree = branch
+    tree[leaf] = value
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(prefix.rstrip(".") or "config", f"{tree!r} is not possible; it must hold fields")
+    hints = get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise UserError(f"{prefix}{key}", f"is not a field{_suggestion(f'{prefix}{key}', hints, prefix)}")
+    values = {
+        key: _build(hints[key], value, f"{prefix}{key}.")
+        if is_dataclass(hints[key])
+        else _convert(hints[key], value, f"{prefix}{key}")
+        for key, value in tree.items()
+    }
+    return cls(**values)
+
+
+def _suggestion(path: str, hints: Mapping[str, Any], prefix: str) -> str:
+    close = difflib.get_close_matches(path, field_paths(), n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; {prefix.rstrip('.') or 'the config'} has {', '.join(hints)}"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _convert(inner, value, where)
+    if origin is Literal:
+        if value not in args:
+            close = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            hint_text = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(
+                where, f"{value!r} is unknown; choose one of {', '.join(map(str, args))}{hint_text}"
+            )
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(args[0], item, where) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(where, f"{value!r} is not possible; it must be {_TYPE_NAMES[hint]}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _leaf_hint(dotted: str) -> Any:
+    cls: Any = Config
+    for key in dotted.split("."):
+        cls = get_type_hints(cls).get(key) if is_dataclass(cls) else None
+    return cls
+
+
+def _is_sequence(dotted: str) -> bool:
+    return get_origin(_leaf_hint(dotted)) is tuple
+
+
+def _is_bool(dotted: str) -> bool:
+    return _leaf_hint(dotted) is bool
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Examples at rest: Parquet folders, their manifest, and how rows become tensors."""

@@ -1,0 +1,89 @@
+"""Arrow image columns to uint8 or float arrays.
+
+Accepted columns: a struct with ``bytes`` (the Hugging Face image layout), binary (an encoded image),
+or numbers (a list of floats or integers per row, one feature vector).
+"""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import UserError
+
+
+def is_encoded(kind: pa.DataType) -> bool:
+    """Whether rows of this type hold encoded images."""
+    return _bytes_type(kind) is not None
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether rows of this type hold one feature vector each."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> np.ndarray:
+    """One array for all rows: images ``[B, C, H, W]`` uint8, or features ``[B, N]`` float32.
+
+    Args:
+        column: the image column.
+        ids: of the same rows, to name one that cannot be decoded.
+
+    Raises:
+        UserError: an image that is not one, or rows of different shapes.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if not is_encoded(column.type):
+        return _features(column, ids)
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")
+    images = [_image(value.as_py(), int(i)) for value, i in zip(column, ids, strict=True)]
+    return _stack(images, ids)
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return kind if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+
+
+def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
+    lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
+    if lengths is not None and lengths.size and (lengths != lengths[0]).any():
+        row = int(np.argmax(lengths != lengths[0]))
+        raise UserError(
+            "image", f"id {ids[row]} has {lengths[row]} values, other rows {lengths[0]}; make them equal"
+        )
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return flat.reshape(len(column), -1)
+
+
+def _image(data: bytes | None, example: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data or b"")) as image:
+            if image.mode not in ("L", "RGB"):
+                image = image.convert("RGB")
+            pixels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError("image", f"id {example} cannot be decoded ({error})") from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:
+    size = max((image.shape for image in images), key=lambda s: s[0])
+    batch = np.empty((len(images), *size), np.uint8)
+    for row, image in enumerate(images):
+        if image.shape[1:] != size[1:]:
+            raise UserError(
+                "image",
+                f"id {ids[row]} is {image.shape[1]}x{image.shape[2]} pixels, others {size[1]}x{size[2]}; "
+                "resize them when ingesting",
+            )
+        batch[row] = image  # a greyscale image among RGB ones fills all channels
+    return batch

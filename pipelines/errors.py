@@ -1,0 +1,15 @@
+"""The one error that a user's mistake ends in."""
+
+
+class UserError(ValueError):
+    """What is wrong, where, and what to do about it; the command prints it as one line.
+
+    Args:
+        where: the config field, file or option at fault.
+        what: what is wrong with it, and what is allowed or how to mend it.
+    """
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+        self.where = where
+        self.what = what
