@@ -1,0 +1,123 @@
+"""Batch norm statistics estimated anew, for a network whose weights or training data have changed.
+
+Pruned weights, and training on importance-weighted examples, leave running statistics behind that no
+longer describe what a layer sees. They are estimated again on a uniform sample of examples.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms of ``model`` that keep running statistics, by their path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def reestimate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Replace the running statistics of every batch norm by those of ``batches``, in place.
+
+    Every batch is normalised by its own statistics, as in training; the pooled mean and the pooled
+    unbiased variance over all batches become the running statistics. Everything else (dropout,
+    weights, ``num_batches_tracked``, the modes of all modules) stays as it was.
+
+    Args:
+        model: any module that takes one batch; without batch norm nothing happens.
+        batches: inputs ``x_TB``, ``[T, B, ...]``, on the model's device; large batches are better.
+        average: mean over all workers of a float64 vector on the model's device (an all-reduce); every
+            worker calls it exactly once, one without a batch of its own too.
+
+    Raises:
+        ValueError: no batch at all, or statistics that are not finite; the model is then unchanged.
+    """
+    norms = batch_norms(model)
+    if not norms:
+        return
+    device = next(iter(norms.values())).running_mean.device  # type: ignore[union-attr]
+    sums = {name: torch.zeros(1 + 2 * m.num_features, dtype=torch.float64, device=device)
+            for name, m in norms.items()}  # fmt: skip
+    _accumulate(model, norms, sums, batches)
+    vector = torch.cat(list(sums.values()))
+    if average is not None:
+        vector = average(vector)
+    pooled = {}
+    for (name, m), part in zip(
+        norms.items(), vector.split([1 + 2 * m.num_features for m in norms.values()]), strict=True
+    ):
+        pooled[name] = _pooled(name, part, m.num_features)
+    with torch.no_grad():
+        for name, m in norms.items():
+            assert m.running_mean is not None
+            assert m.running_var is not None
+            m.running_mean.copy_(pooled[name][0])
+            m.running_var.copy_(pooled[name][1])
+
+
+def _accumulate(
+    model: nn.Module, norms: dict[str, _BatchNorm], sums: dict[str, Tensor], batches: Iterable[Tensor]
+) -> None:
+    """Add (values, values x mean, values x mean square) of every call of every norm to ``sums``."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = {name: m.momentum for name, m in norms.items()}
+    before = {name: [b.clone() for b in m.buffers(recurse=False)] for name, m in norms.items()}
+    hooks = []
+
+    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert isinstance(module, _BatchNorm)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            # With momentum 1 the running statistics are this call's: mean and unbiased variance.
+            n = inputs[0].numel() // module.num_features
+            mean = module.running_mean.double()
+            square = module.running_var.double() * ((n - 1) / n) + mean.square()
+            sums[name] += torch.cat([mean.new_ones(1), mean, square]) * n
+
+        return hook
+
+    try:
+        model.eval()
+        for name, m in norms.items():
+            m.train()
+            m.momentum = 1.0
+            hooks.append(m.register_forward_hook(add(name)))
+        with torch.no_grad():
+            for x_TB in batches:
+                model(x_TB)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for name, m in norms.items():
+                m.momentum = momenta[name]
+                for buffer, value in zip(m.buffers(recurse=False), before[name], strict=True):
+                    buffer.copy_(value)
+
+
+def _pooled(name: str, part: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance from averaged sums.
+
+    Averaging over workers divides the count as well, so the ratio is exact; the correction n / (n - 1)
+    then uses the mean count per worker, a relative difference below 1 / n.
+    """
+    n, total, square = part[0], part[1 : 1 + features], part[1 + features :]
+    if n == 0:
+        raise ValueError("batches: re-estimating batch norm needs at least one batch")
+    mean = total / n
+    var = (square / n - mean.square()).clamp(min=0) * (n / (n - 1).clamp(min=1))
+    if not (mean.isfinite().all() and var.isfinite().all()):
+        raise ValueError(f"{name}: batch norm statistics are not finite on these batches")
+    return mean, var
