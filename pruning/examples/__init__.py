@@ -1,0 +1,1 @@
+"""Which examples to train on: scores, inclusion probabilities, subsets and weights, policies, diagnostics."""
