@@ -1,0 +1,300 @@
+"""Inclusion probabilities to an epoch's subset and its Horvitz-Thompson weights.
+
+Everything here is a pure function of (probabilities, seed, epoch): randomness comes from a hash of
+(seed, epoch, id), never from a generator's state.
+
+Two designs. ``poisson``: every id decides alone, the size varies. ``systematic`` (fixed size): the ids in
+a pseudorandom order, their probabilities laid end to end on a line, and one example taken wherever a point
+``u, u + 1, u + 2, ...`` falls, for one uniform ``u``. Probabilities count in units of 2^-40, so that sums
+are integers and exact. The order is that of blocks of 65,536 ids, permuted, and of the ids within each block,
+permuted; shards that are unions of blocks draw together what one process would, bit for bit:
+
+1. each shard rounds its probabilities (`quantise`) and reports a `Tally`; `correction` of the summed tallies
+   tells how to make the sum exactly ``m`` (`Correction.apply`, with the shard's offset among the open
+   examples); repeat until there is nothing to correct (twice at most, but for contrived inputs);
+2. each shard reports the sums of its blocks (`block_sums`); `block_starts` places them on the line;
+3. each shard selects (`select_blocks`).
+
+Deville and Tille 1998 describe fixed-size designs; the sharded form is ours, docs/methods-sadp.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Design = Literal["systematic", "poisson"]
+Ints = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+
+BLOCK = 1 << 16
+"""Ids per block of the canonical order; block ``k`` holds the ids from ``k * BLOCK``."""
+UNIT = 1 << 40
+"""Inclusion probabilities count in multiples of ``1 / UNIT``."""
+
+# What a hash is for; different uses of one id in one epoch must not agree by construction.
+STREAM_POISSON, STREAM_ORDER, STREAM_BLOCKS, STREAM_START, STREAM_SHUFFLE, STREAM_RESCORE, STREAM_TIES = (
+    range(7)
+)
+
+_MASK = (1 << 64) - 1
+
+
+def hash64(seed: int, epoch: int, ids: NDArray[np.integer], stream: int = 0) -> NDArray[np.uint64]:
+    """64 pseudorandom bits per id: two rounds of splitmix64's finaliser, keyed by all arguments.
+
+    For fixed (seed, epoch, stream) a bijection of the id, so that no two ids tie.
+
+    Args:
+        seed: any integer (modulo 2^64).
+        epoch: any integer (modulo 2^64).
+        ids: ``[n]``.
+        stream: what the bits are used for.
+    """
+    key = _mix_int(_mix_int(_mix_int(seed & _MASK) ^ (epoch & _MASK)) ^ stream)
+    h = np.asarray(ids).astype(np.uint64)
+    h += np.uint64(key)
+    _mix(h)
+    h ^= np.uint64(_mix_int(key))
+    return _mix(h)
+
+
+def uniform(seed: int, epoch: int, ids: NDArray[np.integer], stream: int = 0) -> Doubles:
+    """A number in [0, 1) per id, a multiple of 2^-53, from `hash64`."""
+    return (hash64(seed, epoch, ids, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The examples drawn for an epoch."""
+
+    ids: Ints
+    """Ascending, ``[m]``."""
+    weights: NDArray[np.float32]
+    """Horvitz-Thompson: ``(m / N) / pi``, 1 on average over the subset, ``[m]``."""
+    probabilities: Doubles
+    """Inclusion probabilities ``pi`` of the design, ``[m]``."""
+
+
+def draw(
+    probabilities: Doubles,
+    *,
+    size: int,
+    seed: int,
+    epoch: int,
+    design: Design = "systematic",
+    first_id: int = 0,
+    population: int | None = None,
+) -> Subset:
+    """Draw the subset of an epoch.
+
+    Args:
+        probabilities: inclusion probabilities of the ids from ``first_id`` on, ``[N]``, summing to ``size``.
+        size: ``m``: the subset's size (``systematic``) or its expectation (``poisson``).
+        seed: of the run.
+        epoch: of the run.
+        design: ``systematic`` or ``poisson``.
+        first_id: id of the first probability.
+        population: ``N`` of the weights: examples that exist; by default those of positive probability.
+
+    Raises:
+        ValueError: an unknown design, probabilities outside [0, 1] or not summing to ``size``.
+    """
+    if first_id < 0:
+        raise ValueError(f"first_id: {first_id!r} must not be negative")
+    pi = np.asarray(probabilities, dtype=np.float64)
+    _check_probabilities(pi)
+    if design == "poisson":
+        chosen = [_poisson_part(pi, seed, epoch, first_id, at) for at in range(0, len(pi), BLOCK)]
+        at = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+        picked = pi[at]
+    elif design == "systematic":
+        units = quantise(pi)
+        settle(units, size)
+        starts = block_starts(block_sums(units, first_id), seed=seed, epoch=epoch)
+        at = select_blocks(units, starts, seed=seed, epoch=epoch, first_id=first_id)
+        assert len(at) == size, "systematic design: the size must be exact"
+        picked = units[at] / UNIT
+    else:
+        raise ValueError(f"design: {design!r} is unknown; choose systematic or poisson")
+    N = int(np.count_nonzero(pi)) if population is None else population
+    return Subset(at + first_id, (size / N / picked).astype(np.float32), picked)
+
+
+def quantise(probabilities: Doubles) -> Ints:
+    """Probabilities in units of 2^-40, rounded down, ``[n]``; what is below one unit is never drawn."""
+    return (probabilities * UNIT).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A shard's sums, which tell how far the rounded probabilities are from their total; they add up."""
+
+    total: int
+    """Sum of the units."""
+    raisable: int
+    """Examples with 0 < pi < 1."""
+    lowerable: int
+    """Examples with 2^-40 < pi < 1."""
+
+    @classmethod
+    def of(cls, units: Ints) -> "Tally":
+        """The tally of one shard's units ``[n]``."""
+        total = raisable = lowerable = 0
+        for at in range(0, len(units), BLOCK):  # 2^16 units of at most 2^40 each: below 2^63
+            part = units[at : at + BLOCK]
+            open_ = part < UNIT
+            total += int(part.sum())
+            raisable += int((open_ & (part > 0)).sum())
+            lowerable += int((open_ & (part > 1)).sum())
+        return cls(total, raisable, lowerable)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.total + other.total, self.raisable + other.raisable, self.lowerable + other.lowerable
+        )
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Units to add to every open example, and one more to the first ``extra`` of them in id order.
+
+    Open are the examples that can move in the correction's direction: ``0 < pi < 1`` to be raised,
+    ``2^-40 < pi < 1`` to be lowered.
+    """
+
+    each: int
+    extra: int
+    down: bool
+
+    def open(self, tally: Tally) -> int:
+        """Open examples of a shard; their sum over the shards before gives the ``offset`` of `apply`."""
+        return tally.lowerable if self.down else tally.raisable
+
+    def apply(self, units: Ints, offset: int = 0) -> None:
+        """Correct one shard's units in place; ``offset`` open examples lie in shards of lower ids."""
+        for at in range(0, len(units), BLOCK):
+            part = units[at : at + BLOCK]
+            open_ = np.flatnonzero((part < UNIT) & (part > (1 if self.down else 0)))
+            change = np.full(len(open_), self.each, np.int64)
+            change[: max(0, min(len(open_), self.extra - offset))] += 1
+            part[open_] = np.clip(part[open_] + (-change if self.down else change), 1, UNIT)
+            offset += len(open_)
+
+
+def correction(tally: Tally, size: int) -> Correction | None:
+    """How to bring all shards' units closer to the sum ``size``; ``None`` when it is exact.
+
+    Raises:
+        ValueError: the probabilities do not sum to ``size``.
+    """
+    missing = size * UNIT - tally.total
+    if missing == 0:
+        return None
+    open_ = tally.raisable if missing > 0 else tally.lowerable
+    # Rounding loses less than a unit each; what the probabilities themselves may lack is 2^-20 each.
+    if open_ == 0 or abs(missing) > open_ << 20:
+        raise ValueError(f"probabilities: sum to {tally.total / UNIT:.9g}, must be the size, {size}")
+    each, extra = divmod(abs(missing), open_)
+    return Correction(each, extra, down=missing < 0)
+
+
+def settle(units: Ints, size: int) -> None:
+    """Correct all units in place until they sum to ``size`` exactly (the unsharded step 1)."""
+    while (step := correction(Tally.of(units), size)) is not None:
+        step.apply(units)
+
+
+def block_sums(units: Ints, first_id: int = 0) -> dict[int, int]:
+    """Sum of the units in each block that the ids from ``first_id`` on touch, by block number."""
+    return {block: int(units[part].sum()) for block, part in _blocks(len(units), first_id)}
+
+
+def block_starts(sums: Mapping[int, int], *, seed: int, epoch: int) -> dict[int, int]:
+    """Where each block starts on the line, relative to the first point, modulo 2^40, by block number.
+
+    Args:
+        sums: `block_sums` of all shards together.
+        seed: of the run.
+        epoch: of the run.
+    """
+    numbers = np.array(sorted(sums), dtype=np.int64)
+    order = numbers[np.argsort(hash64(seed, epoch, numbers, STREAM_BLOCKS))]
+    u = int(hash64(seed, epoch, np.zeros(1, np.int64), STREAM_START)[0]) % UNIT
+    starts, at = {}, -u
+    for block in order.tolist():
+        starts[block] = at % UNIT
+        at += sums[block]
+    return starts
+
+
+def select_blocks(
+    units: Ints, starts: Mapping[int, int], *, seed: int, epoch: int, first_id: int = 0
+) -> Ints:
+    """Positions in ``units`` (of ids from ``first_id`` on, whole blocks) that are drawn, ascending."""
+    chosen = [np.zeros(0, np.int64)]
+    for block, part in _blocks(len(units), first_id):
+        ids = np.arange(part.start + first_id, part.stop + first_id)
+        order = np.argsort(hash64(seed, epoch, ids, STREAM_ORDER))
+        hit = points_hit(units[part][order], starts[block])
+        chosen.append(np.sort(order[hit]) + part.start)
+    return np.concatenate(chosen)
+
+
+def points_hit(units: Ints, start: int) -> NDArray[np.bool_]:
+    """Which of consecutive intervals of ``units`` lengths hold a multiple of 2^40, ``[n]``.
+
+    The first interval begins at ``start``; intervals are closed below and open above.
+    """
+    ends = np.cumsum(units)
+    ends += start - 1
+    floors = ends >> 40
+    return np.diff(floors, prepend=(start - 1) >> 40) > 0
+
+
+def shuffled(ids: Ints, *, seed: int, epoch: int) -> Ints:
+    """The ids in the epoch's training order: a function of (set of ids, seed, epoch) alone, ``[m]``."""
+    ids = np.asarray(ids, dtype=np.int64)
+    return ids[np.argsort(hash64(seed, epoch, ids, STREAM_SHUFFLE))]
+
+
+def _poisson_part(pi: Doubles, seed: int, epoch: int, first_id: int, at: int) -> Ints:
+    part = pi[at : at + BLOCK]
+    ids = np.arange(at + first_id, at + first_id + len(part))
+    return np.flatnonzero(uniform(seed, epoch, ids, STREAM_POISSON) < part) + at
+
+
+def _blocks(n: int, first_id: int) -> list[tuple[int, slice]]:
+    """Block numbers and the positions of their ids, for ``n`` ids from ``first_id`` on."""
+    first, last = first_id // BLOCK, -(-(first_id + n) // BLOCK)
+    return [
+        (block, slice(max(block * BLOCK - first_id, 0), min((block + 1) * BLOCK - first_id, n)))
+        for block in range(first, last)
+        if n
+    ]
+
+
+def _check_probabilities(pi: Doubles) -> None:
+    if pi.ndim != 1:
+        raise ValueError(f"probabilities: shape {pi.shape} must be [N]")
+    if len(pi) and not (pi.min() >= 0 and pi.max() <= 1):
+        raise ValueError(f"probabilities: must be in [0, 1], are from {pi.min()} to {pi.max()}")
+
+
+def _mix(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Splitmix64's finaliser (Steele et al. 2014), in place."""
+    h ^= h >> np.uint64(30)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(27)
+    h *= np.uint64(0x94D049BB133111EB)
+    h ^= h >> np.uint64(31)
+    return h
+
+
+def _mix_int(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
