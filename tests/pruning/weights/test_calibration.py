@@ -1,0 +1,356 @@
+import copy
+import json
+from math import exp, log
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pruning.weights.calibration import Calibration, CalibrationSums, calibrate, collect, relative_spread
+from snn.activity import measure
+from snn.coding import direct
+from snn.layers import Folded, SpikingLayer, Synapses
+from snn.models import SpikingNetwork, build
+from snn.neurons import LIF, NeuronParameters
+
+
+def randomise_norms(model: nn.Module) -> nn.Module:
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 2.0)
+            nn.init.uniform_(m.bias, 0.0, 0.8)
+            nn.init.uniform_(m.running_mean, -0.5, 0.5)
+            nn.init.uniform_(m.running_var, 0.2, 2)
+    return model
+
+
+def convnet(seed=0, **neuron) -> SpikingNetwork:
+    torch.manual_seed(seed)
+    p = NeuronParameters(**neuron)
+    model = build("convnet", input_shape=(2, 8, 8), num_classes=3, neuron=p, channels=(4, 6), hidden=(8,))
+    return randomise_norms(model.double()).eval()
+
+
+def numbers(layer) -> dict[str, torch.Tensor]:
+    return {
+        k: torch.tensor(v, dtype=torch.float64)
+        for k, v in vars(layer).items()
+        if k != "name" and v is not None
+    }
+
+
+def frames(B=6, T=4, seed=1, shape=(2, 8, 8)) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(T, B, *shape, generator=g, dtype=torch.float64).mul(3).floor()
+
+
+def patches(layer, x):
+    """``[positions, fan]`` of one example."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    return F.unfold(x[None], layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T
+
+
+def oracle(model: SpikingNetwork, x_TB: torch.Tensor) -> dict[str, dict]:
+    """The definitions, neuron by neuron and step by step, for a chain of spiking layers."""
+    T, B = x_TB.shape[:2]
+    found, signal = {}, x_TB
+    for block in [*model.features, *model.readout]:
+        if isinstance(block, Folded):
+            signal = torch.stack([block.module(x) for x in signal])
+            continue
+        layer, norm, neuron = (
+            (block.weight_layer, block.norm, block.neuron)
+            if isinstance(block, SpikingLayer)
+            else (block, None, None)
+        )
+        beta, theta, k = (0.0, 1.0, 1.0)
+        if neuron is not None:
+            p = neuron.constants
+            beta, theta, k = p.beta, p.theta, p.gain
+        P, R = torch.zeros(T), torch.zeros(T)
+        P, R = P.double(), R.double()
+        trace = torch.zeros_like(signal[0])
+        for t in range(T):
+            trace = signal[t] + beta * trace
+            for b in range(B):
+                P[t] += patches(layer, signal[t, b]).square().sum() / B
+                R[t] += patches(layer, trace[b]).square().sum() / B
+        current = torch.stack([norm(layer(x)) if norm else layer(x) for x in signal])
+        kappa, rate = torch.ones(T).double(), None
+        if neuron is not None:
+            v, rate, spikes = torch.zeros_like(current[0]), torch.zeros(T).double(), []
+            for t in range(T):
+                u = beta * v + k * current[t]
+                s = (u >= theta).double()
+                v = u * (1 - s) if p.reset == "hard" else u - theta * s
+                kappa[t] = ((u / theta > 0.8) & (u / theta < 1.2)).double().mean() / 0.4
+                rate[t] = s.mean()
+                spikes.append(s)
+            signal = torch.stack(spikes)
+        W = layer.weight.flatten(1)
+        G = torch.ones(W.shape[0]).double()
+        if norm:
+            G = norm.weight / (norm.running_var + norm.eps).sqrt()
+        What = k * G[:, None] * W / theta
+        n = current[0, 0].numel()
+        tau = sum(kappa[t] / kappa.mean() * R[t] / P.mean() for t in range(T)) / T
+        sigma = kappa.mean() * P.mean() * What.square().sum() / (W.shape[1] * n)
+        found[id(layer)] = {"tau": tau, "sigma": sigma, "P": P, "R": R, "kappa": kappa, "rate": rate, "n": n}
+    mean = exp(sum(log(f["sigma"]) for f in found.values()) / len(found))
+    return {
+        s.name: found[id(s.layer)] | {"sigma": found[id(s.layer)]["sigma"] / mean} for s in model.synapses()
+    }
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        {},
+        {"beta": 0.9, "reset": "soft", "theta": 0.7},
+        {"beta": 0.3, "decay_input": True, "theta": 0.5},
+        {"beta": 0.0},
+    ],
+)
+@torch.no_grad()
+def test_statistics_equal_the_definitions(neuron):
+    model, x = convnet(**neuron), frames()
+    calibration = calibrate(model, [x])
+    for name, expected in oracle(model, x).items():
+        layer = calibration[name]
+        assert not layer.dead
+        for a, b in [
+            (layer.tau, expected["tau"]),
+            (layer.sigma, expected["sigma"]),
+            (layer.n, expected["n"]),
+            (layer.P_t, expected["P"]),
+            (layer.R_t, expected["R"]),
+            (layer.kappa_t, expected["kappa"]),
+        ]:
+            torch.testing.assert_close(
+                torch.tensor(a, dtype=torch.float64), torch.as_tensor(b).double(), rtol=1e-9, atol=0
+            )
+        assert sum(layer.tau_t) == pytest.approx(layer.tau, rel=1e-12)
+        if expected["rate"] is not None:
+            torch.testing.assert_close(
+                torch.tensor(layer.rate_t, dtype=torch.float64), expected["rate"], rtol=1e-9, atol=0
+            )
+
+
+def test_prices_are_the_operations_that_activity_counts():
+    model, x = convnet(), frames()
+    calibration, activity = calibrate(model, [x]), measure(model, [x])
+    for layer in activity.layers:
+        assert calibration[layer.name].price == pytest.approx(layer.dense_synops_per_weight, rel=1e-12)
+    assert calibrate(model, [direct(x[0], 4)]).layers[0].price == pytest.approx(
+        measure(model, [direct(x[0], 4)]).layers[0].dense_synops_per_weight, rel=1e-12
+    )
+
+
+def test_static_input_equals_its_copies():
+    model, x = convnet(beta=0.7), frames()[0]
+    a = calibrate(model, [direct(x, 4)])
+    b = calibrate(model, [x.expand(4, *x.shape).contiguous()])
+    for one, other in zip(a.layers, b.layers, strict=True):
+        torch.testing.assert_close(numbers(one), numbers(other), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("x", [frames(T=1), direct(frames()[0], 1)], ids=["frames", "direct"])
+def test_one_timestep_gives_tau_exactly_one(x):
+    for seed in range(5):
+        calibration = calibrate(convnet(seed, beta=0.8), [x])
+        assert [layer.tau for layer in calibration.layers] == [1.0] * 4
+        assert all(layer.sigma**0 == 1.0 for layer in calibration.layers)
+
+
+def test_batch_size_order_and_workers_do_not_matter():
+    model, x = convnet(), frames(B=12)
+    one = collect(model, [x]).to_vector()
+    singles = list(x.split(1, dim=1))
+    many = collect(model, reversed(singles)).to_vector()
+    torch.testing.assert_close(one, many, rtol=1e-12, atol=0)
+    shares = [collect(model, s) for s in (singles[:1], singles[1:5], singles[5:])]
+    added = sum(s.to_vector() for s in [*shares, CalibrationSums.zeros(model, 4)])
+    merged = shares[0].merge(shares[1]).merge(shares[2])
+    torch.testing.assert_close(one, added, rtol=1e-12, atol=0)
+    torch.testing.assert_close(merged.to_vector(), added, rtol=1e-14, atol=0)
+    again = CalibrationSums.from_vector(model, added, 4)
+    assert torch.equal(again.to_vector(), added)
+    a, b = Calibration.from_sums(model, again), calibrate(model, [x])
+    for p, q in zip(a.layers, b.layers, strict=True):
+        assert p.tau == pytest.approx(q.tau, rel=1e-12)
+        assert p.sigma == pytest.approx(q.sigma, rel=1e-12)
+    assert a.examples == 12
+
+
+def test_rescaling_threshold_and_affine_norm_together_changes_nothing():
+    model, x = convnet(beta=0.6, theta=1.0), frames()
+    scaled = convnet(beta=0.6, theta=2.5)
+    scaled.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for s in scaled.synapses():
+            if s.norm is not None:
+                s.norm.weight.mul_(2.5)
+                s.norm.bias.mul_(2.5)
+    for a, b in zip(calibrate(model, [x]).layers, calibrate(scaled, [x]).layers, strict=True):
+        torch.testing.assert_close(numbers(a), numbers(b), rtol=1e-9, atol=1e-12)
+
+
+def test_rescaling_weights_with_running_statistics_changes_nothing():
+    model, x = convnet(), frames()
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for s in scaled.synapses():
+            if s.norm is not None:
+                s.layer.weight.mul_(3.0)
+                s.norm.running_mean.mul_(3.0)
+                s.norm.running_var.mul_(9.0).add_(8 * s.norm.eps)
+    for a, b in zip(calibrate(model, [x]).layers, calibrate(scaled, [x]).layers, strict=True):
+        torch.testing.assert_close(numbers(a), numbers(b), rtol=1e-9, atol=1e-12)
+
+
+def test_dead_layers_have_coefficient_one_and_stay_outside_the_mean():
+    model, x = convnet(), frames()
+    reference = calibrate(model, [x])
+    with torch.no_grad():
+        model.synapses()[-1].layer.weight.zero_()
+    calibration = calibrate(model, [x])
+    *rest, head = calibration.layers
+    assert head.dead
+    assert (head.tau, head.sigma) == (1.0, 1.0)
+    assert sum(head.tau_t) == 1
+    assert sum(log(layer.sigma) for layer in rest) == pytest.approx(0, abs=1e-12)
+    assert [layer.tau for layer in rest] == [layer.tau for layer in reference.layers[:-1]]
+
+
+def test_a_silent_last_layer_is_dead_with_its_head():
+    model, x = convnet(), frames()
+    with torch.no_grad():
+        last = model.synapses()[-2]
+        last.norm.weight.zero_()
+        last.norm.bias.fill_(-5)
+    calibration = calibrate(model, [x])
+    assert [layer.dead for layer in calibration.layers] == [False, False, True, True]
+    assert all(layer.tau == layer.sigma == 1 for layer in calibration.layers[2:])
+
+
+class Residual(nn.Module):
+    """Two layers whose currents add up before one neuron, and a grouped, padded convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular", groups=2)
+        self.skip = nn.Conv2d(2, 4, 1)
+        self.first, self.second = LIF(), LIF(NeuronParameters(beta=0.9))
+        self.head = nn.Linear(4, 3)
+        nn.init.constant_(self.a.bias, 0.5)
+
+    def forward(self, x_TB):
+        T, B = x_TB.shape[:2]
+        x = x_TB.flatten(0, 1)
+        s = self.first(self.a(x).unflatten(0, (T, B)))
+        y = self.b(s.flatten(0, 1)) + self.skip(x)
+        return self.head(self.second(y.unflatten(0, (T, B))).mean((-1, -2)))
+
+    def synapses(self):
+        return [
+            Synapses("a", self.a, None, self.first),
+            Synapses("b", self.b, None, self.second),
+            Synapses("skip", self.skip, None, self.second),
+        ]
+
+
+def test_layers_of_one_neuron_share_its_statistics():
+    model, x = Residual().double(), frames()
+    calibration = calibrate(model, [x])
+    assert calibration["b"].kappa_t == calibration["skip"].kappa_t != calibration["a"].kappa_t
+    assert calibration["b"].rate_t == calibration["skip"].rate_t
+    trace = torch.zeros_like(x[0])
+    for t in range(4):
+        trace = x[t] + 0.9 * trace  # the neuron of skip leaks with 0.9
+        assert calibration["skip"].R_t[t] == pytest.approx(float(trace.square().sum()) / 6, rel=1e-12)
+
+
+def test_energy_of_a_layer_is_what_its_neurons_receive_from_isotropic_weights():
+    """Monte Carlo meaning of P: mean over channels of the patches' squares, groups and padding included."""
+    model, x = Residual().double().eval(), frames()
+    spikes = model.first(model.a(x.flatten(0, 1)).unflatten(0, x.shape[:2]).detach())
+    P = sum(calibrate(model, [x])["b"].P_t)
+    g = torch.Generator().manual_seed(0)
+    total, draws = 0.0, 400
+    for _ in range(draws):
+        model.b.weight.data = torch.randn(model.b.weight.shape, generator=g, dtype=torch.float64)
+        y = model.b(spikes.flatten(0, 1)) - model.b.bias.view(1, -1, 1, 1)
+        total += float(y.detach().square().sum()) / (4 * 6 * draws)
+    assert total == pytest.approx(P, rel=0.1)
+
+
+def test_modes_and_weights_are_restored():
+    model = convnet().train()
+    model.features[1].eval()
+    modes = [m.training for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    calibrate(model, [frames()])
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="batches"):
+        calibrate(model, [frames(), frames(T=3)])
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_survives_json():
+    calibration = calibrate(convnet(), [frames()])
+    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+
+
+def test_spread_over_draws():
+    model = convnet()
+    draws = [calibrate(model, [frames(seed=s)]) for s in range(3)]
+    spread = relative_spread(draws)
+    name = draws[0].layers[1].name
+    c = [d[name].tau * d[name].sigma for d in draws]
+    assert spread[name] == pytest.approx(max(abs(v - sum(c) / 3) for v in c) / (sum(c) / 3))
+    assert relative_spread([draws[0], draws[0]])[name] == 0
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "at least one"),
+        ([torch.zeros(4, 0, 2, 8, 8).double()], "at least one example"),
+        ([torch.zeros(4)], r"\[T, B"),
+        ([frames(shape=(3, 8, 8))], "features.0.weight_layer.*2 channels"),
+        ([frames(shape=(2, 12, 12))], "weight_layer gets .* takes 24"),
+        ([frames() * float("nan")], "not finite"),
+        ([frames() * 0 - 100], "no neuron spiked"),
+    ],
+)
+def test_clear_errors(batches, message):
+    model = build("convnet", input_shape=(2, 8, 8), num_classes=3, channels=(4, 6), hidden=(8,)).double()
+    for s in model.synapses():
+        if message == "no neuron spiked":
+            s.layer.weight.data.abs_()
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, batches)
+
+
+def test_nan_weights_are_named():
+    model = convnet()
+    model.synapses()[-1].layer.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"readout\.0"):
+        calibrate(model, [frames()])
+
+
+def test_sums_of_another_network_are_refused():
+    model, other = convnet(), build("mlp", input_shape=(2, 8, 8), num_classes=3)
+    sums = collect(model, [frames()])
+    with pytest.raises(ValueError, match="other layers"):
+        Calibration.from_sums(other, sums)
+    with pytest.raises(ValueError, match="vector"):
+        CalibrationSums.from_vector(other, sums.to_vector(), 4)
+    with pytest.raises(ValueError, match="merged"):
+        sums.merge(collect(model, [frames(T=2)]))
