@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.weights.collection import HALF_WIDTH, CalibratedNetwork, CalibrationSums, collect
+from pruning.weights.collection import HALF_WIDTH, CalibratedNetwork, CalibrationSums
 from snn.layers import Synapses
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "CalibrationSums",
     "LayerCalibration",
     "calibrate",
-    "collect",
     "effective_weight",
     "relative_spread",
 ]
@@ -135,8 +134,8 @@ class Calibration:
 
 
 def calibrate(model: CalibratedNetwork, batches: Iterable[Tensor]) -> Calibration:
-    """``collect`` and ``Calibration.from_sums`` in one; 100 examples give coefficients within 3 percent."""
-    return Calibration.from_sums(model, collect(model, batches))
+    """``CalibrationSums.collect`` and ``Calibration.from_sums`` in one; 100 examples give coefficients within 3 percent."""
+    return Calibration.from_sums(model, CalibrationSums.collect(model, batches))
 
 
 def gain(s: Synapses) -> Tensor:

@@ -49,6 +49,41 @@ class CalibrationSums:
         self.layers = layers
 
     @classmethod
+    @torch.no_grad()
+    def collect(
+        cls, model: CalibratedNetwork, batches: Iterable[Tensor], *, T: int | None = None
+    ) -> "CalibrationSums":
+        """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
+
+        Neither weights nor statistics change; every module's training flag is restored. Elementwise work
+        is in the model's dtype, sums are float64. With ``T`` given, no batch at all gives sums of no
+        examples (a worker without a share).
+
+        Raises:
+            ValueError: no batch, batches of different ``T``, or inputs of a shape that a layer refuses.
+        """
+        sums = None if T is None else cls.zeros(model, T)
+        modes = [(module, module.training) for module in model.modules()]
+        taps = _Taps()
+        model.eval()
+        try:
+            for x_TB in batches:
+                if x_TB.ndim < 3 or x_TB.shape[0] < 1:
+                    raise ValueError(f"batches: shape {tuple(x_TB.shape)} must be [T, B, ...]")
+                if sums is None:
+                    sums = cls.zeros(model, x_TB.shape[0])
+                if x_TB.shape[0] != sums.T:
+                    raise ValueError(f"batches: T={x_TB.shape[0]} where T={sums.T}; all need the same T")
+                if x_TB.shape[1]:
+                    _collect_batch(model, x_TB, sums, taps)
+        finally:
+            for module, training in modes:
+                module.training = training
+        if sums is None:
+            raise ValueError("batches: calibration needs at least one")
+        return sums
+
+    @classmethod
     def zeros(cls, model: CalibratedNetwork, T: int) -> "CalibrationSums":
         """Sums of no examples (the share of a worker that has none)."""
         if T < 1:
@@ -107,38 +142,6 @@ class CalibrationSums:
                 for layer, sums in self.layers.items()
             },
         )
-
-
-@torch.no_grad()
-def collect(model: CalibratedNetwork, batches: Iterable[Tensor]) -> CalibrationSums:
-    """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
-
-    Neither weights nor statistics change; every module's training flag is restored. Elementwise work
-    is in the model's dtype, sums are float64.
-
-    Raises:
-        ValueError: no batch, batches of different ``T``, or inputs of a shape that a layer refuses.
-    """
-    sums: CalibrationSums | None = None
-    modes = [(module, module.training) for module in model.modules()]
-    taps = _Taps()
-    model.eval()
-    try:
-        for x_TB in batches:
-            if x_TB.ndim < 3 or x_TB.shape[0] < 1:
-                raise ValueError(f"batches: shape {tuple(x_TB.shape)} must be [T, B, ...]")
-            if sums is None:
-                sums = CalibrationSums.zeros(model, x_TB.shape[0])
-            if x_TB.shape[0] != sums.T:
-                raise ValueError(f"batches: T={x_TB.shape[0]} after T={sums.T}; all need the same T")
-            if x_TB.shape[1]:
-                _collect_batch(model, x_TB, sums, taps)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if sums is None:
-        raise ValueError("batches: calibration needs at least one")
-    return sums
 
 
 class _Taps:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning.weights.calibration import Calibration, CalibrationSums, calibrate, collect, relative_spread
+from pruning.weights.calibration import Calibration, CalibrationSums, calibrate, relative_spread
 from snn.activity import measure
 from snn.coding import direct
 from snn.layers import Folded, SpikingLayer, Synapses
@@ -166,12 +166,12 @@ def test_one_timestep_gives_tau_exactly_one(x):
 
 def test_batch_size_order_and_workers_do_not_matter():
     model, x = convnet(), frames(B=12)
-    one = collect(model, [x]).to_vector()
+    one = CalibrationSums.collect(model, [x]).to_vector()
     singles = list(x.split(1, dim=1))
-    many = collect(model, reversed(singles)).to_vector()
+    many = CalibrationSums.collect(model, reversed(singles)).to_vector()
     torch.testing.assert_close(one, many, rtol=1e-12, atol=0)
-    shares = [collect(model, s) for s in (singles[:1], singles[1:5], singles[5:])]
-    added = sum(s.to_vector() for s in [*shares, CalibrationSums.zeros(model, 4)])
+    shares = [CalibrationSums.collect(model, s) for s in (singles[:1], singles[1:5], singles[5:])]
+    added = sum(s.to_vector() for s in [*shares, CalibrationSums.collect(model, [], T=4)])
     merged = shares[0].merge(shares[1]).merge(shares[2])
     torch.testing.assert_close(one, added, rtol=1e-12, atol=0)
     torch.testing.assert_close(merged.to_vector(), added, rtol=1e-14, atol=0)
@@ -347,10 +347,10 @@ def test_nan_weights_are_named():
 
 def test_sums_of_another_network_are_refused():
     model, other = convnet(), build("mlp", input_shape=(2, 8, 8), num_classes=3)
-    sums = collect(model, [frames()])
+    sums = CalibrationSums.collect(model, [frames()])
     with pytest.raises(ValueError, match="other layers"):
         Calibration.from_sums(other, sums)
     with pytest.raises(ValueError, match="vector"):
         CalibrationSums.from_vector(other, sums.to_vector(), 4)
     with pytest.raises(ValueError, match="merged"):
-        sums.merge(collect(model, [frames(T=2)]))
+        sums.merge(CalibrationSums.collect(model, [frames(T=2)]))
