@@ -16,6 +16,7 @@ they add exactly: the probabilities are the same, bit for bit, however the examp
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import fsum
 
 import numpy as np
@@ -131,7 +132,7 @@ class ScoreHistogram:
 
     def masses(self) -> NDArray[np.float64]:
         """Sum of the scores in each bin, ``[65280]``."""
-        first, scale = _bin_floats(np.arange(_BINS))
+        first, scale = _all_bins()
         return (self.counts * first + self.low) * scale
 
 
@@ -176,7 +177,7 @@ def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
     """
     _check(histogram.total, size, alpha)
     h = histogram.completed()
-    edges, scale = _bin_floats(np.arange(_BINS))
+    edges, scale = _all_bins()
     expected = _expected_size(edges * scale, h.counts, h.masses(), h, alpha)
     return int(np.flatnonzero(expected >= size)[-1])
 
@@ -226,18 +227,18 @@ def water_level(
         return WaterLevel(0.0, (size - (N - h.zeros)) / h.zeros if h.zeros else 1.0, 0.0, h.top)
 
     masses = h.masses()
-    mean = fsum(masses) / N
+    mean = _sum(masses) / N
     first, scale = _bin_floats(np.array([which]))
     significands = first[0] + np.arange(_LOW)
     values = significands * scale[0]
     inside_masses = inside * significands * scale[0]
     above, below = int(h.counts[which + 1 :].sum()), masses[:which]
     expected = _expected_size(
-        values, inside, inside_masses, h, alpha, more_above=above, more_below=fsum(below)
+        values, inside, inside_masses, h, alpha, more_above=above, more_below=_sum(below)
     )
     last = int(np.flatnonzero(expected >= size)[-1]) if (expected >= size).any() else 0
     capped = above + int(inside[last + 1 :].sum())
-    open_mass = fsum([*below, *inside_masses[: last + 1]])
+    open_mass = _sum(np.concatenate([below, inside_masses[: last + 1]]))
     c = (size - capped) / ((1 - alpha) * open_mass / mean + alpha * (N - capped))
     return WaterLevel(
         slope=c * (1 - alpha) / mean,
@@ -290,7 +291,7 @@ def _expected_size(
     It falls as the level rises; the water level is where it passes ``m``.
     """
     N = h.total
-    mean = fsum(h.masses()) / N
+    mean = _sum(h.masses()) / N
     if mean == 0:
         return np.full(len(levels), float(N))
     above = more_above + np.cumsum(counts[::-1])[::-1]
@@ -301,12 +302,22 @@ def _expected_size(
         return np.where(mixed > 0, above + rest / mixed, float(N))
 
 
+@cache
+def _all_bins() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return _bin_floats(np.arange(_BINS))
+
+
 def _bin_floats(bins: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Integer significand of the first float32 of each bin, and what it is multiplied by."""
     exponent = bins >> (23 - _LOW_BITS)
     fraction = (bins & ((1 << (23 - _LOW_BITS)) - 1)) << _LOW_BITS
     first = np.where(exponent > 0, fraction + (1 << 23), fraction).astype(np.float64)
     return first, np.ldexp(1.0, np.maximum(exponent, 1) - 150)
+
+
+def _sum(masses: NDArray[np.float64]) -> float:
+    """Correctly rounded."""
+    return fsum(masses[masses > 0].tolist())
 
 
 def _finite_nonnegative(scores: Floats) -> NDArray[np.float32]:

@@ -1,0 +1,274 @@
+"""All policies side by side, behind one registry: ``make_policy("sadp", num_examples=..., ...)``."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.examples.inclusion import Bools
+from pruning.examples.policy import Cost, Plan, Policy, Settings, highest
+from pruning.examples.sampling import Design, Doubles, Ints
+
+__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "make_policy"]
+
+
+class Full(Policy):
+    """Every example in every epoch."""
+
+    name = "full"
+
+    def is_full(self, epoch: int) -> bool:
+        """Always."""
+        super().is_full(epoch)
+        return True
+
+
+class Random(Policy):
+    """A uniform subset, drawn anew for every epoch."""
+
+    name = "random"
+
+    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+        """``m / N`` for every present example."""
+        s = self.settings
+        present = np.ones(s.num_examples, bool) if s.present is None else s.present
+        return np.where(present, self.size / s.num_present, 0.0), self.size
+
+
+class Sadp(Policy):
+    """Drawn by the spike-aware importance score: a bound of the example's gradient norm."""
+
+    name = "sadp"
+    score = "sadp"
+
+
+class El2n(Policy):
+    """Drawn by the norm of the error vector (the score of Paul et al. 2021, arXiv 2107.07075)."""
+
+    name = "el2n"
+    score = "el2n"
+
+
+class Loss(Policy):
+    """Drawn by the loss."""
+
+    name = "loss"
+    score = "loss"
+
+
+class Static(Policy):
+    """One subset for all pruned epochs: the highest scores as the first of them starts, unweighted.
+
+    A biased design, the classic coreset; a rival, not a recommendation.
+
+    Args:
+        settings: shared settings.
+        score: a registered score, or ``None`` for a random subset.
+    """
+
+    name = "static"
+    rescore_every = 1
+
+    def __init__(self, settings: Settings, *, score: str | None = "el2n") -> None:
+        self.score = score
+        super().__init__(settings)
+
+    def select(self, epoch: int) -> Plan:
+        """The ``m`` highest scores."""
+        s = self.settings
+        scores = self.scores if self.score else np.zeros(s.num_examples)
+        return _unweighted(self, epoch, highest(scores, self.size, s.seed, s.present))
+
+    def rescore(self, epoch: int) -> Ints | None:
+        """Only before the first pruned epoch."""
+        return super().rescore(epoch) if epoch == self.settings.warmup_epochs else None
+
+    def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
+        """Scores made after the first pruned epoch has started are not looked at."""
+        if stamp <= 2 * self.settings.warmup_epochs:
+            super().accept(at, scores, stamp)
+
+    def cost(self, epoch: int) -> Cost:
+        """A pass before the first pruned epoch only."""
+        cost = super().cost(epoch)
+        return cost if epoch == self.settings.warmup_epochs else Cost(cost.examples, 0.0)
+
+
+class Infobatch(Policy):
+    """InfoBatch (Qin et al. 2024, arXiv 2303.04947): losses below the mean are thinned, the rest stays.
+
+    An example below the mean loss is left out with probability ``r``; weights are inversely proportional to
+    the inclusion probabilities, as InfoBatch's rescaling makes them, in this package's scale (1 on average
+    over the subset; InfoBatch's own are ``N / m`` times that, which acts as a higher learning rate). Its
+    annealing (the last eighth of the epochs) is the shared ``anneal_epochs``.
+
+    Args:
+        settings: shared settings.
+        matched: thin the low losses further, and then the rest, until ``m = (1 - r) N`` examples are left:
+            our adaptation, for comparisons at one budget.
+    """
+
+    name = "infobatch"
+    score = "loss"
+    rescore_every = 0
+
+    def __init__(self, settings: Settings, *, matched: bool = False) -> None:
+        self.matched = matched
+        super().__init__(settings)
+
+    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+        """Two probabilities: one below the mean loss, one above."""
+        s = self.settings
+        low = self._low()
+        present = np.ones(s.num_examples, bool) if s.present is None else s.present
+        low &= present
+        n_low = int(low.sum())
+        n_high = s.num_present - n_low
+        if self.matched:
+            floor = s.alpha * self.size / s.num_present
+            pi_low = max((self.size - n_high) / n_low, floor) if n_low else 0.0
+            pi_high = min(1.0, (self.size - pi_low * n_low) / n_high) if n_high else 0.0
+            size = self.size
+        else:
+            kept = max(1, round((1 - s.ratio) * n_low)) if n_low else 0
+            pi_low, pi_high, size = kept / n_low if n_low else 0.0, 1.0, n_high + kept
+        return np.where(present, np.where(low, pi_low, pi_high), 0.0), size
+
+    def examples(self, epoch: int) -> float:
+        """By the present share of low losses; by a half of all before any is known."""
+        if self.matched:
+            return super().examples(epoch)
+        low = self._low()
+        if self.settings.present is not None:
+            low &= self.settings.present
+        share = low.sum() / self.settings.num_present if np.isfinite(self.scores).any() else 0.5
+        return float(1 - self.settings.ratio * share)
+
+    def _low(self) -> NDArray[np.bool_]:
+        """Losses below the mean of the known ones; an unknown loss is not low."""
+        known = np.isfinite(self.scores)
+        if self.settings.present is not None:
+            known &= self.settings.present
+        if not known.any():
+            return np.zeros(self.settings.num_examples, bool)
+        return known & (self.scores < self.scores.mean(where=known, dtype=np.float64))
+
+
+class Ucb(Policy):
+    """Upper confidence bound: the highest smoothed losses plus a bonus for rarely seen examples, unweighted.
+
+    After Raju et al. 2021 (arXiv 2111.12621), in our formula: ``mean + c sd sqrt(2 log(E) / visits)`` with
+    the moving average of an example's losses, the standard deviation over examples, and ``E`` epochs so far.
+    A biased design; a rival, not a recommendation.
+
+    Args:
+        settings: shared settings.
+        exploration: ``c``, not negative.
+        smoothing: weight of the past in the moving average, in [0, 1).
+    """
+
+    name = "ucb"
+    score = "loss"
+    rescore_every = 0
+
+    def __init__(self, settings: Settings, *, exploration: float = 0.1, smoothing: float = 0.8) -> None:
+        if exploration < 0:
+            raise ValueError(f"exploration: {exploration!r} must not be negative")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing: {smoothing!r} must be in [0, 1)")
+        self.exploration = exploration
+        self.smoothing = smoothing
+        self.visits = np.zeros(settings.num_examples, np.int32)
+        super().__init__(settings)
+
+    def select(self, epoch: int) -> Plan:
+        """The ``m`` highest bounds; examples never seen come first."""
+        s = self.settings
+        known = np.isfinite(self.scores)
+        spread = float(self.scores.std(where=known, dtype=np.float64)) if known.any() else 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bonus = np.sqrt(2 * np.log(max(epoch, 1) + 1) / self.visits)
+            bounds = self.scores + self.exploration * spread * bonus
+        return _unweighted(self, epoch, highest(bounds, self.size, s.seed, s.present))
+
+    def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
+        """Move the average towards the new loss."""
+        past = np.where(np.isfinite(self.scores[at]), self.smoothing, 0).astype(np.float32)
+        old = np.nan_to_num(self.scores[at])
+        finite = np.isfinite(scores)
+        super().accept(at[finite], (past * old + (1 - past) * scores)[finite], stamp)
+        self.visits[at[finite]] += 1
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        return {**super()._arrays(), "visits": self.visits}
+
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy for policy in (Full, Random, Static, Infobatch, El2n, Ucb, Loss, Sadp)
+}
+"""Every policy by its name."""
+
+
+def make_policy(
+    name: str,
+    *,
+    num_examples: int,
+    first_id: int = 0,
+    present: Bools | None = None,
+    ratio: float,
+    seed: int,
+    epochs: int,
+    rescore_every: int | None = None,
+    design: Design = "systematic",
+    **options: Any,
+) -> Policy:
+    """A registered policy.
+
+    Args:
+        name: a key of ``POLICIES``.
+        num_examples: ``N``; ids run from ``first_id`` to ``first_id + N - 1``.
+        first_id: the first id.
+        present: mask ``[N]`` of ids that exist; all of them when not given.
+        ratio: pruning ratio ``r``, the share left out, in [0, 1).
+        seed: of the draws.
+        epochs: length of the run.
+        rescore_every: pruned epochs between scoring passes, 0 for none; the policy's own when not given.
+        design: ``systematic`` or ``poisson``.
+        options: further fields of `Settings`, and what the policy's class takes beyond these.
+
+    Raises:
+        ValueError: an unknown policy or option, or a value outside its range.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy: {name!r} is unknown; choose one of {', '.join(POLICIES)}")
+    cls = POLICIES[name]
+    shared = [f for f in Settings.__dataclass_fields__ if f in options]
+    own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
+    unknown = sorted(set(options) - set(shared) - own)
+    if unknown:
+        raise ValueError(f"policy {name}: unknown option {unknown[0]!r}; it takes {sorted(own) or 'none'}")
+    settings = Settings(
+        num_examples=num_examples,
+        first_id=first_id,
+        present=None if present is None else np.array(present, dtype=bool),
+        ratio=ratio,
+        seed=seed,
+        epochs=epochs,
+        rescore_every=cls.rescore_every if rescore_every is None else rescore_every,
+        design=design,
+        **{f: options.pop(f) for f in shared},
+    )
+    return cls(settings, **options)
+
+
+def _unweighted(policy: Policy, epoch: int, at: Ints) -> Plan:
+    return Plan(
+        epoch,
+        at + policy.settings.first_id,
+        np.ones(len(at), np.float32),
+        None,
+        False,
+        policy.mean_score_age(epoch),
+        policy.num_missing(),
+    )

@@ -1,0 +1,355 @@
+"""What all example-pruning policies share: schedule, score book, rescoring, mixture, cost.
+
+A policy decides which examples an epoch trains on and with which weights. Its decision is a pure function of
+its settings and its state (scores and when they were made), so a plan can be asked for twice, or again after
+a restart. Time runs in epochs: a scoring pass stamped ``e`` used the weights at the start of epoch ``e``;
+scores of the training step in epoch ``e`` come after it and are half an epoch younger on average.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.examples.inclusion import Bools, inclusion_probabilities, subset_size
+from pruning.examples.sampling import (
+    STREAM_RESCORE,
+    STREAM_TIES,
+    Design,
+    Doubles,
+    Ints,
+    draw,
+    hash64,
+    uniform,
+)
+
+Source = Literal["pass", "train"]
+Who = Literal["all", "unselected", "sample"]
+
+FORWARD_COST = 0.31
+"""A forward pass over all examples in units of a training epoch (measured on convolutional nets)."""
+
+_NEVER = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The examples of one epoch, in ascending order of id."""
+
+    epoch: int
+    """The epoch that it is for."""
+    ids: Ints
+    """``[m]``."""
+    weights: NDArray[np.float32]
+    """Weights of the examples' losses, ``[m]``; Horvitz-Thompson where the design is random."""
+    probabilities: Doubles | None
+    """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
+    full: bool
+    """Whether it holds every present example."""
+    mean_score_age: float | None
+    """Epochs between the weights that made the scores and this epoch, on average; ``None`` without scores."""
+    replaced_scores: int = 0
+    """Present examples whose score was missing or not finite."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch costs, in units of a full training epoch."""
+
+    examples: float
+    """Share of the examples that are trained on."""
+    scoring: float
+    """Scoring pass before the epoch."""
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.examples + self.scoring
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
+    """Settings that every policy has.
+
+    Raises:
+        ValueError: a value outside its range, named with its field.
+    """
+
+    num_examples: int
+    """``N``: ids run from ``first_id`` to ``first_id + N - 1``."""
+    first_id: int = 0
+    """The first id."""
+    present: Bools | None = None
+    """Mask ``[N]`` of ids that exist; ``None`` for all."""
+    ratio: float
+    """Pruning ratio ``r``, the share left out of a pruned epoch, in [0, 1)."""
+    seed: int
+    """Of the draws."""
+    epochs: int
+    """Length of the run."""
+    warmup_epochs: int = 1
+    """Full epochs at the start."""
+    anneal_epochs: int = 1
+    """Full epochs at the end."""
+    alpha: float = 0.1
+    """Share of the uniform mixture: no weight exceeds ``1 / alpha``."""
+    stale_alpha: float = 0.3
+    """The same where scores are older than one epoch on average."""
+    rescore_every: int = 2
+    """Pruned epochs from one scoring pass to the next; 0 for none."""
+    rescore_who: Who = "all"
+    """Whom a pass scores: all, the examples that the epoch before did not train on, or a random sample."""
+    rescore_share: float = 0.25
+    """Size of that sample, as a share of all."""
+    design: Design = "systematic"
+    """``systematic`` (fixed size) or ``poisson``."""
+    scoring_cost: float = FORWARD_COST
+    """A pass over all examples, in units of a full training epoch (half of it at half the timesteps)."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ValueError(f"num_examples: {self.num_examples!r} must be at least 1")
+        if self.present is not None and self.present.shape != (self.num_examples,):
+            raise ValueError(f"present: shape {self.present.shape} must be ({self.num_examples},)")
+        if self.present is not None and not self.present.any():
+            raise ValueError("present: holds no example")
+        for name in ("first_id", "warmup_epochs", "anneal_epochs", "rescore_every", "scoring_cost"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)!r} must not be negative")
+        if self.warmup_epochs + self.anneal_epochs > self.epochs:
+            raise ValueError(
+                f"epochs: {self.epochs!r} must be at least warmup_epochs + anneal_epochs, "
+                f"{self.warmup_epochs} + {self.anneal_epochs}"
+            )
+        for name in ("alpha", "stale_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)!r} must be in [0, 1]")
+        if not 0 < self.rescore_share <= 1:
+            raise ValueError(f"rescore_share: {self.rescore_share!r} must be in (0, 1]")
+        for name, allowed in (("rescore_who", Who), ("design", Design)):
+            if getattr(self, name) not in allowed.__args__:  # type: ignore[attr-defined]
+                choices = ", ".join(allowed.__args__)  # type: ignore[attr-defined]
+                raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; choose one of {choices}")
+        subset_size(self.num_present, self.ratio)
+
+    @property
+    def num_present(self) -> int:
+        """Examples that exist."""
+        return self.num_examples if self.present is None else int(self.present.sum())
+
+
+class Policy:
+    """A policy that draws by importance of its score; what differs is overridden.
+
+    A new policy sets ``name`` and ``score`` and overrides `inclusion` (a random design) or `select` (any
+    other), and enters ``pruning.examples.policies.POLICIES``.
+    """
+
+    name: ClassVar[str]
+    score: str | None = None
+    """The registered score that it wants (`pruning.examples.scores.SCORES`); ``None`` for none."""
+    rescore_every: ClassVar[int] = 2
+    """Default interval of the scoring passes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.size = subset_size(settings.num_present, settings.ratio)
+        n = settings.num_examples if self.score else 0
+        self.scores: NDArray[np.float32] = np.full(n, np.nan, np.float32)
+        # 2 e for a pass with the weights at the start of epoch e, 2 e + 1 for training in it.
+        self.stamps: NDArray[np.int32] = np.full(n, _NEVER, np.int32)
+
+    # What an epoch trains on.
+
+    def is_full(self, epoch: int) -> bool:
+        """Whether ``epoch`` trains on every present example."""
+        s = self.settings
+        if not 0 <= epoch < s.epochs:
+            raise ValueError(f"epoch: {epoch!r} must be from 0 to {s.epochs - 1}")
+        return epoch < s.warmup_epochs or epoch >= s.epochs - s.anneal_epochs or s.ratio == 0
+
+    def plan(self, epoch: int) -> Plan:
+        """The examples and weights of an epoch: a pure function of settings and state.
+
+        Raises:
+            ValueError: an epoch that the run does not have.
+        """
+        if not self.is_full(epoch):
+            return self.select(epoch)
+        s = self.settings
+        ids = np.arange(s.num_examples) if s.present is None else np.flatnonzero(s.present)
+        ids += s.first_id
+        return Plan(epoch, ids, np.ones(len(ids), np.float32), None, True, self.mean_score_age(epoch))
+
+    def select(self, epoch: int) -> Plan:
+        """The plan of a pruned epoch: a draw by `inclusion`."""
+        s = self.settings
+        pi, size = self.inclusion(epoch)
+        subset = draw(
+            pi,
+            size=size,
+            seed=s.seed,
+            epoch=epoch,
+            design=s.design,
+            first_id=s.first_id,
+            population=s.num_present,
+        )
+        return Plan(
+            epoch,
+            subset.ids,
+            subset.weights,
+            subset.probabilities,
+            False,
+            self.mean_score_age(epoch),
+            self.num_missing(),
+        )
+
+    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+        """Inclusion probabilities ``[N]`` of a pruned epoch, and their sum."""
+        s = self.settings
+        age = self.mean_score_age(epoch)
+        alpha = s.alpha if age is None or age <= 1 else max(s.alpha, s.stale_alpha)
+        return inclusion_probabilities(self.scores, self.size, alpha=alpha, present=s.present), self.size
+
+    # Scores.
+
+    def rescore(self, epoch: int) -> Ints | None:
+        """Ids that should be scored by the current weights before ``epoch`` is planned; ``None`` for none.
+
+        Examples already scored by them are left out, so an interrupted pass goes on where it stopped.
+        """
+        s = self.settings
+        if not self.score or not s.rescore_every or self.is_full(epoch):
+            return None
+        if (epoch - s.warmup_epochs) % s.rescore_every:
+            return None
+        wanted = self.stamps < 2 * epoch
+        if s.rescore_who == "unselected":
+            wanted &= self.stamps != 2 * epoch - 1
+        elif s.rescore_who == "sample":
+            ids = np.arange(s.first_id, s.first_id + s.num_examples)
+            wanted &= uniform(s.seed, epoch, ids, STREAM_RESCORE) < s.rescore_share
+        if s.present is not None:
+            wanted &= s.present
+        ids = np.flatnonzero(wanted) + s.first_id
+        return ids if len(ids) else None
+
+    def observe(self, ids: Ints, scores: NDArray[np.floating], epoch: int, source: Source) -> None:
+        """Take scores; delivered twice, or after fresher ones, they change nothing.
+
+        Args:
+            ids: ``[n]``, of present examples.
+            scores: ``[n]``; the policy's ``score``.
+            epoch: of the weights that made them (see the module's clock).
+            source: ``pass`` (a scoring pass) or ``train`` (the training step).
+
+        Raises:
+            ValueError: lengths that differ, an unknown or absent id, an unknown source.
+        """
+        ids, scores = np.asarray(ids), np.asarray(scores)
+        if ids.ndim != 1 or scores.shape != ids.shape:
+            raise ValueError(f"scores: shape {scores.shape} must be that of ids, {ids.shape}, and [n]")
+        if source not in ("pass", "train"):
+            raise ValueError(f"source: {source!r} is unknown; choose pass or train")
+        if epoch < 0:
+            raise ValueError(f"epoch: {epoch!r} must not be negative")
+        at = ids.astype(np.int64) - self.settings.first_id
+        self._check_positions(at)
+        if not self.score:
+            return
+        stamp = 2 * epoch + (source == "train")
+        at, first = np.unique(at, return_index=True)
+        fresher = self.stamps[at] < stamp
+        at, first = at[fresher], first[fresher]
+        with np.errstate(over="ignore"):
+            self.accept(at, scores[first].astype(np.float32), stamp)
+
+    def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
+        """Write fresh scores at positions ``at`` (unique)."""
+        self.scores[at] = scores
+        self.stamps[at] = stamp
+
+    def mean_score_age(self, epoch: int) -> float | None:
+        """Mean age in epochs of the present examples' scores, as ``epoch`` starts; ``None`` without any."""
+        scored = self.stamps != _NEVER
+        if self.settings.present is not None and self.score:
+            scored &= self.settings.present
+        count = int(scored.sum())
+        return epoch - int(self.stamps.sum(where=scored, dtype=np.int64)) / count / 2 if count else None
+
+    def num_missing(self) -> int:
+        """Present examples whose score is missing or not finite."""
+        missing = ~np.isfinite(self.scores)
+        if self.settings.present is not None and self.score:
+            missing &= self.settings.present
+        return int(missing.sum())
+
+    # What it costs.
+
+    def examples(self, epoch: int) -> float:
+        """Expected share of the examples that a pruned epoch trains on."""
+        return self.size / self.settings.num_present
+
+    def cost(self, epoch: int) -> Cost:
+        """Expected cost of an epoch."""
+        s = self.settings
+        if self.is_full(epoch):
+            return Cost(1.0, 0.0)
+        share = {"all": 1.0, "unselected": 1 - self.examples(epoch), "sample": s.rescore_share}[s.rescore_who]
+        due = self.score and s.rescore_every and (epoch - s.warmup_epochs) % s.rescore_every == 0
+        return Cost(self.examples(epoch), s.scoring_cost * share if due else 0.0)
+
+    def theoretical_speedup(self) -> float:
+        """Cost of as many full epochs over the cost of the run, scoring passes included."""
+        epochs = self.settings.epochs
+        return epochs / sum(self.cost(e).total for e in range(epochs))
+
+    def equal_compute_ratio(self) -> float:
+        """Pruning ratio at which unscored uniform sampling costs what this policy costs (0 at least)."""
+        pruned = [self.cost(e).total for e in range(self.settings.epochs) if not self.is_full(e)]
+        return max(0.0, 1 - sum(pruned) / len(pruned)) if pruned else 0.0
+
+    # State.
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Copies of the arrays that `load` takes; empty for policies without scores."""
+        return {name: array.copy() for name, array in self._arrays().items()}
+
+    def load(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Restore what `state` gave.
+
+        Raises:
+            ValueError: other names or shapes than this policy's.
+        """
+        arrays = self._arrays()
+        if set(state) != set(arrays):
+            raise ValueError(f"state: holds {sorted(state)}, policy {self.name} needs {sorted(arrays)}")
+        for name, array in arrays.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(f"state {name}: shape {np.shape(state[name])} must be {array.shape}")
+        for name, array in arrays.items():
+            array[...] = state[name]
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays of the state themselves."""
+        return {"scores": self.scores, "stamps": self.stamps} if self.score else {}
+
+    def _check_positions(self, at: Ints) -> None:
+        s = self.settings
+        bad = (at < 0) | (at >= s.num_examples)
+        if not bad.any() and s.present is not None:
+            bad = ~s.present[at]
+        if bad.any():
+            example = int(at[bad][0]) + s.first_id
+            raise ValueError(f"ids: {example} is not a present example of this data set")
+
+
+def highest(scores: NDArray[np.floating], size: int, seed: int, present: Bools | None = None) -> Ints:
+    """Positions of the ``size`` highest scores, ascending; a hash breaks ties, NaN counts as highest."""
+    at = np.arange(len(scores)) if present is None else np.flatnonzero(present)
+    values = np.nan_to_num(scores[at].astype(np.float64), nan=np.inf, posinf=np.inf)
+    threshold = np.partition(values, len(values) - size)[len(values) - size]
+    sure, tied = at[values > threshold], at[values == threshold]
+    order = np.argsort(hash64(seed, 0, tied, STREAM_TIES))
+    return np.sort(np.concatenate([sure, tied[order[: size - len(sure)]]]))
