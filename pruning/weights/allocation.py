@@ -1,0 +1,274 @@
+"""A budget to masks: which weights a network keeps, exactly.
+
+All criteria share one mechanism (`pruning.weights.criteria`): the weights of all layers stand in one
+order, ascending in score, and the longest prefix that the target allows is pruned. With distortion
+scores (LAMP, SLAMP) that prefix is the optimum: fewest kept weights (or SynOps, at the order's
+breakpoints; between them at most one weight off) under the distortion budget, and least distortion at
+the target sparsity (docs/methods-slamp.md, theorems 1 and 2). The predicted distortion is an estimate,
+no bound.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, isfinite
+from typing import Any
+
+import numpy as np
+import torch
+
+from pruning.weights.calibration import Calibration
+from pruning.weights.criteria import CRITERIA, Objective
+from pruning.weights.masks import HasSynapses, Masks
+from pruning.weights.ranking import LayerRanking
+from pruning.weights.selection import Prefix
+from pruning.weights.targets import BudgetOver, Target
+from pruning.weights.timesteps import Steps
+from snn.layers import Synapses
+
+CACHED_WEIGHTS = 1 << 24
+"""Up to this many weights the sorted layers stay in memory between passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAllocation:
+    """One row of the table: what a layer keeps and what that is predicted to cost."""
+
+    name: str
+    numel: int
+    kept: int
+    density: float
+    coefficient: float
+    """``c``: distortion per unit of -log kept energy share."""
+    tau: float | None
+    """Time part of the calibration; None without one."""
+    sigma: float | None
+    """Static part of the calibration; None without one."""
+    price: float | None
+    """Synaptic operations per weight and example; None without a calibration."""
+    distortion: float
+    """``c`` times -log kept energy share: an estimate in the criterion's own units."""
+    removed_energy: float
+    """Share of the surviving weights' energy that was removed, in [0, 1)."""
+    at_minimum: bool
+    """Nothing but protected weights is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Masks and how they came about."""
+
+    masks: Masks
+    layers: tuple[LayerAllocation, ...]
+    criterion: str
+    objective: Objective
+    budget_over: BudgetOver
+    budget: float
+    """Distortion spent, normalised: the mean -log kept energy share, weighted by ``c`` over the layers
+    that were not excluded. As a budget it reproduces these masks (``budget_over`` sum: exactly)."""
+    synops_fraction: float | None
+    """SynOps of the kept weights over those of all, at the calibrated activity; None without one."""
+    step_distortion: tuple[float, ...] | None
+    """Distortion by timestep; with ``max_t`` none exceeds its part of the budget."""
+    step_weights: tuple[float, ...] | None
+    """Lagrange weights of the timesteps, adding up to 1 (``max_t`` only)."""
+    duality_gap: float | None
+    """Relative distance to the best that any masks could reach (``max_t`` only), at least that small."""
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned weights over all weights."""
+        return self.masks.sparsity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the masks, as plain values for JSON, with their fingerprint."""
+        values = {k: v for k, v in vars(self).items() if k not in ("masks", "layers")}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {
+            **plain,
+            "sparsity": self.sparsity,
+            "fingerprint": self.masks.fingerprint(),
+            "layers": [dict(vars(layer)) for layer in self.layers],
+        }
+
+
+def allocate(
+    model: HasSynapses,
+    calibration: Calibration | None = None,
+    *,
+    criterion: str = "slamp",
+    objective: Objective = "weights",
+    budget: float | None = None,
+    sparsity: float | None = None,
+    synops_fraction: float | None = None,
+    min_keep: int = 1,
+    max_layer_sparsity: float = 1.0,
+    exclude: Sequence[str] = (),
+    previous: Masks | None = None,
+    budget_over: BudgetOver = "sum",
+) -> Allocation:
+    """Masks that meet one target at least predicted distortion, or spend a budget to the full.
+
+    Args:
+        model: network whose weight layers are pruned; it is not changed.
+        calibration: of this network; needed by time-aware criteria, by anything about SynOps and by
+            ``max_t``.
+        criterion: a key of `pruning.weights.criteria.CRITERIA`.
+        objective: what a unit of distortion buys: removed ``weights``, or removed ``synops`` (scores are
+            divided by each layer's SynOps per weight).
+        budget: mean -log kept energy share, weighted by the criterion's coefficients, positive.
+        sparsity: share of all weights to prune, excluded layers counted, in [0, 1); the number of pruned
+            weights is the nearest whole number.
+        synops_fraction: of the dense network's SynOps at the calibrated activity, to keep at most, (0, 1].
+        min_keep: surviving weights that every layer keeps at least.
+        max_layer_sparsity: share of a layer's weights that may be pruned at most, in [0, 1].
+        exclude: names of layers to leave alone.
+        previous: masks of an earlier round: pruned weights stay pruned, budgets count from the survivors'
+            energy, sparsity and fraction from the dense network.
+        budget_over: ``sum`` of the distortion over timesteps, or ``max_t``: every timestep within an equal
+            part of the budget (as a target: the least maximum over timesteps).
+
+    Returns:
+        masks, the per-layer table and the implied budget.
+
+    Raises:
+        ValueError: not exactly one target, a target that cannot be reached (with the nearest that can), an
+            unknown criterion or layer, weights that are not finite, a missing or foreign calibration.
+    """
+    _check(calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
+    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
+        raise ValueError(f"min_keep: {min_keep!r} must be a whole number of at least 1")
+    if not 0 <= max_layer_sparsity <= 1:
+        raise ValueError(f"max_layer_sparsity: {max_layer_sparsity!r} must be in [0, 1]")
+    synapses = model.synapses()
+    names = [s.name for s in synapses]
+    for name in exclude:
+        if name not in names:
+            raise ValueError(f"exclude: layer {name!r} is unknown; the model has {', '.join(names)}")
+    if calibration is not None and [layer.name for layer in calibration.layers] != names:
+        raise ValueError("calibration: of a network with other layers")
+    if previous is not None:
+        previous.check(model)
+
+    rules = CRITERIA[criterion](synapses, calibration, objective)
+    numel = np.array([s.layer.weight.numel() for s in synapses])
+    price = None if calibration is None else np.array([calibration[n].price for n in names])
+    layers: list[LayerRanking] = []
+    for s, rule in zip(synapses, rules, strict=True):
+        kept = s.layer.weight.numel() - floor(max_layer_sparsity * s.layer.weight.numel() + 1e-9)
+        alive = None if previous is None else previous[s.name].cpu().flatten().numpy()
+        layers.append(
+            LayerRanking(
+                s.name,
+                rule,
+                alive,
+                s.layer.weight.numel() if s.name in exclude else max(min_keep, kept),
+                price=float(price[len(layers)]) if objective == "synops" and price is not None else 1.0,
+                cached=int(numel.sum()) <= CACHED_WEIGHTS,
+            )
+        )
+    target = Target(layers, rules, numel, price, names, exclude, budget_over, calibration)
+    if budget is not None:
+        prefix, steps = target.budget(budget, objective)
+    elif sparsity is not None:
+        prefix, steps = target.sparsity(sparsity)
+    else:
+        assert synops_fraction is not None
+        prefix, steps = target.synops(synops_fraction)
+    masks = _masks(synapses, layers, prefix, previous)
+    return _result(
+        synapses, target, prefix, steps, masks, calibration, criterion=criterion, objective=objective
+    )
+
+
+def _check(
+    calibration: Calibration | None,
+    criterion: str,
+    objective: str,
+    budget: float | None,
+    sparsity: float | None,
+    synops_fraction: float | None,
+    budget_over: str,
+) -> None:
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion: {criterion!r} is unknown; choose one of {', '.join(CRITERIA)}")
+    if objective not in ("weights", "synops"):
+        raise ValueError(f"objective: {objective!r} is unknown; choose weights or synops")
+    if budget_over not in ("sum", "max_t"):
+        raise ValueError(f"budget_over: {budget_over!r} is unknown; choose sum or max_t")
+    if sum(value is not None for value in (budget, sparsity, synops_fraction)) != 1:
+        raise ValueError("target: give exactly one of budget, sparsity, synops_fraction")
+    if calibration is None and (
+        objective == "synops" or synops_fraction is not None or budget_over == "max_t"
+    ):
+        raise ValueError("calibration: needed for SynOps and for budget_over max_t")
+    if budget is not None and not (isfinite(budget) and budget > 0):
+        raise ValueError(f"budget: {budget!r} must be a positive number")
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity: {sparsity!r} must be in [0, 1)")
+    if synops_fraction is not None and not 0 < synops_fraction <= 1:
+        raise ValueError(f"synops_fraction: {synops_fraction!r} must be in (0, 1]")
+
+
+def _masks(
+    synapses: Sequence[Synapses],
+    layers: Sequence[LayerRanking],
+    prefix: Prefix,
+    previous: Masks | None,
+) -> Masks:
+    masks = {}
+    for s, layer, count in zip(synapses, layers, prefix.counts, strict=True):
+        weight = s.layer.weight
+        mask = (
+            torch.ones(weight.shape, dtype=torch.bool) if previous is None else previous[s.name].cpu().clone()
+        )
+        mask.view(-1)[torch.from_numpy(layer.pruned(int(count)))] = False
+        masks[s.name] = mask.to(weight.device)
+    return Masks(masks)
+
+
+def _result(
+    synapses: Sequence[Synapses],
+    target: Target,
+    prefix: Prefix,
+    steps: Steps | None,
+    masks: Masks,
+    calibration: Calibration | None,
+    *,
+    criterion: str,
+    objective: Objective,
+) -> Allocation:
+    kept = target.survivors - prefix.counts
+    rows = []
+    for i, s in enumerate(synapses):
+        known = None if calibration is None else calibration[s.name]
+        rows.append(
+            LayerAllocation(
+                name=s.name,
+                numel=int(target.numel[i]),
+                kept=int(kept[i]),
+                density=float(kept[i] / target.numel[i]),
+                coefficient=float(target.c[i]),
+                tau=None if known is None else known.tau,
+                sigma=None if known is None else known.sigma,
+                price=None if known is None else known.price,
+                distortion=float(target.c[i] * prefix.phi[i]),
+                removed_energy=float(-np.expm1(-prefix.phi[i])),
+                at_minimum=bool(target.candidates[i] > 0 and prefix.counts[i] == target.candidates[i]),
+            )
+        )
+    fraction = None
+    if target.price is not None and target.price @ target.numel > 0:
+        fraction = float(target.price @ kept / (target.price @ target.numel))
+    spent = float(target.c @ prefix.phi)
+    return Allocation(
+        masks=masks,
+        layers=tuple(rows),
+        criterion=criterion,
+        objective=objective,
+        budget_over=target.budget_over,
+        budget=spent / target.total if target.total else 0.0,
+        synops_fraction=fraction,
+        step_distortion=None if calibration is None else tuple((prefix.phi @ target.c_LT).tolist()),
+        step_weights=None if steps is None else steps.weights,
+        duality_gap=None if steps is None else steps.gap,
+    )
