@@ -8,12 +8,17 @@ Per timestep ``t``, for membrane potential ``u`` before and ``v`` after the rese
     v[t] = u[t] - theta s[t]             soft reset (by subtraction)
 
 ``beta`` is the share of potential kept per timestep (membrane time constant ``tau = 1 / (1 - beta)``
-timesteps), ``theta`` the threshold in the units of ``u``. ``beta = 1`` is the integrate-and-fire neuron.
+timesteps), ``theta`` the threshold in the units of ``u``. ``beta = 1`` is the integrate-and-fire
+neuron (IF); a ``beta`` learned per layer makes it the parametric one (PLIF: Fang et al. 2021, arXiv
+2007.05785, whose ``w`` is minus our ``beta_logit``, with ``decay_input``).
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import log
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from snn import kernels
@@ -40,16 +45,43 @@ class NeuronParameters:
     """Keep the reset out of the gradient."""
     decay_input: bool = False
     """Scale the input current by ``1 - beta``."""
+    learn_beta: bool = False
+    """Parametric LIF: each layer learns its own ``beta``, starting from the one given here."""
     surrogate: Surrogate = field(default_factory=Surrogate)
     """Spike function with its surrogate gradient."""
 
     def __post_init__(self) -> None:
+        for name in ("beta", "theta"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name}: {getattr(self, name)!r} must be a number")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta: {self.beta!r} must be in [0, 1]")
         if not 0 < self.theta < float("inf"):
             raise ValueError(f"theta: {self.theta!r} must be a positive number")
         if self.reset not in ("hard", "soft"):
             raise ValueError(f"reset: {self.reset!r} is unknown; choose hard or soft")
+        if self.decay_input and self.beta == 1:
+            raise ValueError("beta: 1 with decay_input takes no input at all; choose a beta below 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` gives the same constants."""
+        return {**asdict(self), "surrogate": self.surrogate.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NeuronParameters":
+        """Constants from plain values; fields left out take their defaults.
+
+        Raises:
+            ValueError: an unknown field, or a value that the class refuses.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"neuron: field {name!r} is unknown; known are {', '.join(known)}")
+        given = dict(values)
+        if "surrogate" in given:
+            given["surrogate"] = Surrogate.from_dict(given["surrogate"])
+        return cls(**given)
 
     @property
     def gain(self) -> float:
@@ -58,28 +90,46 @@ class NeuronParameters:
 
 
 def lif(
-    current_TB: Tensor, parameters: NeuronParameters, state: Tensor | None = None
+    current_TB: Tensor,
+    parameters: NeuronParameters,
+    state: Tensor | None = None,
+    *,
+    beta: Tensor | None = None,
+    engine: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Leaky integrate-and-fire neurons over all timesteps.
 
     Args:
-        current_TB: input current ``I``, ``[T, B, ...]``.
+        current_TB: input current ``I``, ``[T, B, ...]``, of any strides and floating dtype. Potentials
+            are held in float32 for the half precisions, else in its own dtype.
         parameters: the constants of the module's equations.
         state: potential ``v`` after the last step before, ``[B, ...]``; zeros when not given.
+        beta: scalar tensor that replaces ``parameters.beta``, with its gradient (PLIF).
+        engine: one of `snn.kernels.ENGINES`; when not given, the environment variable
+            ``SPIKEPRUNE_ENGINE``, else the fastest that runs here. All give the same spikes.
 
     Returns:
         spikes ``[T, B, ...]`` in {0, 1} and the state after the last step ``[B, ...]``.
 
     Raises:
-        ValueError: fewer than two axes, no timestep, or a state of another shape.
+        ValueError: fewer than two axes, no timestep, a dtype that is not floating, a state of another
+            shape, or an engine that is unknown or cannot run here.
     """
+    _check(current_TB, state)
+    spikes, v = kernels.lif(current_TB, state, parameters, beta=beta, engine=engine)
+    assert v is not None
+    return spikes, v
+
+
+def _check(current_TB: Tensor, state: Tensor | None) -> None:
     if current_TB.ndim < 2 or current_TB.shape[0] < 1:
         raise ValueError(
             f"current: shape {tuple(current_TB.shape)} must be [T, B, ...] with at least one timestep"
         )
+    if not current_TB.is_floating_point():
+        raise ValueError(f"current: dtype {current_TB.dtype} must be floating")
     if state is not None and state.shape != current_TB.shape[1:]:
         raise ValueError(f"state: shape {tuple(state.shape)} must be {tuple(current_TB.shape[1:])}")
-    return kernels.lif(current_TB, state, parameters)
 
 
 def membrane_potential(
@@ -89,19 +139,41 @@ def membrane_potential(
 
     The engines of `lif` never write them; whoever needs them (scores, calibration) has them here.
     """
+    _check(current_TB, state)
     return kernels.eager.potentials(current_TB, state, parameters)
 
 
 class LIF(nn.Module):
-    """A layer of leaky integrate-and-fire neurons that starts every forward from zero potential."""
+    """A layer of leaky integrate-and-fire neurons that starts every forward from zero potential.
+
+    With ``learn_beta`` it holds one parameter, ``beta_logit``, and ``beta = sigmoid(beta_logit)``.
+
+    Raises:
+        ValueError: ``learn_beta`` with a ``beta`` that no sigmoid reaches (0 or 1).
+    """
 
     def __init__(self, parameters: NeuronParameters | None = None) -> None:
         super().__init__()
-        self.constants = parameters or NeuronParameters()
+        self._constants = parameters or NeuronParameters()
+        self.beta_logit: nn.Parameter | None = None
+        if self._constants.learn_beta:
+            beta = self._constants.beta
+            if not 0 < beta < 1:
+                raise ValueError(f"beta: {beta!r} must be inside (0, 1) to be learned")
+            self.beta_logit = nn.Parameter(torch.tensor(log(beta / (1 - beta))))
+
+    @property
+    def constants(self) -> NeuronParameters:
+        """The constants as they are now: with ``learn_beta``, the ``beta`` learned so far."""
+        if self.beta_logit is None:
+            return self._constants
+        return replace(self._constants, beta=float(self.beta_logit.detach().sigmoid()))
 
     def forward(self, current_TB: Tensor) -> Tensor:
         """Current ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
-        return lif(current_TB, self.constants)[0]
+        _check(current_TB, None)
+        beta = None if self.beta_logit is None else self.beta_logit.sigmoid()
+        return kernels.lif(current_TB, None, self._constants, beta=beta, with_state=False)[0]
 
     def extra_repr(self) -> str:
         """The neuron's constants."""

@@ -6,9 +6,9 @@ the derivative of a smooth step (Neftci et al., 2019, arXiv 1901.09948). Every `
 the fast sigmoid's integrates to 1 over ``x``; ``x`` is in units of the membrane potential.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,6 +76,23 @@ class Surrogate:
         if not (isinstance(self.scale, int | float) and 0 < self.scale < float("inf")):
             raise ValueError(f"surrogate scale: {self.scale!r} must be a positive number")
 
+    def to_dict(self) -> dict[str, str | float]:
+        """Plain values; `from_dict` gives the same surrogate."""
+        assert self.scale is not None
+        return {"name": self.name, "scale": float(self.scale)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Surrogate":
+        """A surrogate from ``name`` and, where not the default, ``scale``.
+
+        Raises:
+            ValueError: an unknown field, or a value that the class refuses.
+        """
+        unknown = sorted(set(values) - {"name", "scale"})
+        if unknown:
+            raise ValueError(f"surrogate: field {unknown[0]!r} is unknown; known are name, scale")
+        return cls(**values)
+
     def derivative(self, x: Tensor) -> Tensor:
         """``phi(x)`` for ``x = u - theta`` of any shape."""
         return _DERIVATIVES[self.name][0](x, float(self.scale or 0))
@@ -86,11 +103,16 @@ class Surrogate:
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, surrogate: Surrogate) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
+    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
         return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]

@@ -1,0 +1,232 @@
+"""The CUDA engine: programs of `snn.kernels.triton_jit` over segments of the timesteps.
+
+A sequence longer than one program holds runs in segments: the forward hands the state on, and the
+backward first runs the forward once more for the states between segments.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn.kernels.eager import LIFConstants
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class _Engine:
+    devices = ("cuda", "cpu") if _INTERPRETED else ("cuda",)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def unavailable(self) -> str | None:
+        return _why_unavailable()
+
+    def forward(
+        self,
+        current_TN: Tensor,
+        state_N: Tensor | None,
+        beta: float | Tensor,
+        p: LIFConstants,
+        spikes_TN: Tensor,
+        end_N: Tensor | None,
+    ) -> None:
+        with _device(current_TN):
+            state = state_N
+            for first in _segments(current_TN):
+                last_segment = first + _max_steps() >= len(current_TN)
+                end = end_N if last_segment else _state_like(current_TN)
+                _run_forward(_steps(current_TN, first), state, beta, p, _steps(spikes_TN, first), end)
+                state = end
+
+    def backward(
+        self,
+        current_TN: Tensor,
+        state_N: Tensor | None,
+        beta: float | Tensor,
+        p: LIFConstants,
+        grad_spikes_TN: Tensor,
+        grad_end_N: Tensor | None,
+        grad_current_TN: Tensor,
+        grad_state_N: Tensor | None,
+        want_grad_beta: bool,
+    ) -> Tensor | None:
+        with _device(current_TN):
+            states = [state_N]
+            for first in _segments(current_TN)[:-1]:
+                end = _state_like(current_TN)
+                _run_forward(_steps(current_TN, first), states[-1], beta, p, None, end)
+                states.append(end)
+            # Halves would lose the sum over T of several segments: add it up in float32.
+            static = len(current_TN) > 1 and grad_current_TN.stride(0) == 0
+            summed = _state_like(current_TN) if static and len(states) > 1 else None
+            grad_v, grad_beta, added = grad_end_N, None, False
+            for first, state in reversed(list(zip(_segments(current_TN), states, strict=True))):
+                out = grad_state_N if first == 0 else _state_like(current_TN)
+                partial = _run_backward(
+                    _steps(current_TN, first),
+                    state,
+                    beta,
+                    p,
+                    _steps(grad_spikes_TN, first),
+                    grad_v,
+                    _steps(grad_current_TN, first) if summed is None else summed[None],
+                    static,
+                    added,
+                    out,
+                    want_grad_beta,
+                )
+                grad_v, added = out, summed is not None
+                if partial is not None:
+                    grad_beta = partial if grad_beta is None else grad_beta + partial
+            if summed is not None:
+                grad_current_TN[0].copy_(summed)
+            return grad_beta
+
+
+ENGINE = _Engine()
+
+
+@cache
+def _why_unavailable() -> str | None:
+    if not (_INTERPRETED or torch.cuda.is_available()):
+        return "no CUDA device"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    if _INTERPRETED:
+        return None
+    from snn.neurons import NeuronParameters
+
+    x = torch.zeros(1, 16, device="cuda")
+    try:
+        ENGINE.forward(x, None, 0.5, NeuronParameters(), torch.empty_like(x), None)
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever keeps Triton from compiling here, eager still works
+        return f"triton cannot compile here: {error}"
+    return None
+
+
+def _run_forward(
+    current_TN: Tensor,
+    state: Tensor | None,
+    beta: float | Tensor,
+    p: LIFConstants,
+    spikes_TN: Tensor | None,
+    end: Tensor | None,
+) -> None:
+    from snn.kernels import triton_jit
+
+    T, N = len(current_TN), current_TN[0].numel()
+    block, warps = _block(T)
+    triton_jit.forward[(-(-N // block),)](
+        current_TN,
+        current_TN.stride(0),
+        state,
+        spikes_TN,
+        0 if spikes_TN is None else spikes_TN.stride(0),
+        end,
+        *_numbers(beta, p, N),
+        T=T,
+        HAS_STATE=state is not None,
+        HAS_SPIKES=spikes_TN is not None,
+        HAS_END=end is not None,
+        LEARNED=isinstance(beta, Tensor),
+        DECAY=p.decay_input,
+        HARD=p.reset == "hard",
+        BLOCK=block,
+        num_warps=warps,
+        **_exact(),
+    )
+
+
+def _run_backward(
+    current_TN: Tensor,
+    state: Tensor | None,
+    beta: float | Tensor,
+    p: LIFConstants,
+    grad_spikes_TN: Tensor,
+    grad_end: Tensor | None,
+    grad_current_TN: Tensor,
+    sum_over_t: bool,
+    add: bool,
+    grad_state: Tensor | None,
+    want_grad_beta: bool,
+) -> Tensor | None:
+    from snn.kernels import triton_jit
+
+    T, N = len(current_TN), current_TN[0].numel()
+    block, warps = _block(T)
+    programs = -(-N // block)
+    partials = torch.empty(programs, device=current_TN.device) if want_grad_beta else None
+    triton_jit.backward[(programs,)](
+        current_TN,
+        current_TN.stride(0),
+        state,
+        grad_spikes_TN[-1],
+        grad_spikes_TN.stride(0),
+        grad_end,
+        grad_current_TN[-1],
+        grad_current_TN.stride(0),
+        grad_state,
+        partials,
+        *_numbers(beta, p, N),
+        float(p.surrogate.scale or 0),
+        T=T,
+        HAS_STATE=state is not None,
+        HAS_GRAD_END=grad_end is not None,
+        SUM_OVER_T=sum_over_t,
+        ADD=add,
+        HAS_GRAD_STATE=grad_state is not None,
+        HAS_GRAD_BETA=want_grad_beta,
+        LEARNED=isinstance(beta, Tensor),
+        DECAY=p.decay_input,
+        HARD=p.reset == "hard",
+        DETACH=p.detach_reset,
+        SURROGATE=p.surrogate.name,
+        BLOCK=block,
+        num_warps=warps,
+        **_exact(),
+    )
+    return None if partials is None else partials.sum()
+
+
+def _numbers(beta: float | Tensor, p: LIFConstants, N: int) -> tuple[Tensor | None, int, float, float, float]:
+    if isinstance(beta, Tensor):
+        return beta, N, 0.0, 0.0, p.theta
+    return None, N, float(beta), 1 - beta if p.decay_input else 1.0, float(p.theta)
+
+
+def _block(T: int) -> tuple[int, int]:
+    """Neurons and warps of one program: fewer neurons a thread where it holds more potentials."""
+    return (1024 if T <= 4 else 512, 4)
+
+
+def _exact() -> dict[str, Any]:
+    """No fused multiply-adds: spikes must equal the eager engine's."""
+    return {} if _INTERPRETED else {"enable_fp_fusion": False}
+
+
+def _max_steps() -> int:
+    from snn.kernels import triton_jit
+
+    return triton_jit.MAX_STEPS
+
+
+def _segments(x_TN: Tensor) -> range:
+    return range(0, len(x_TN), _max_steps())
+
+
+def _steps(x_TN: Tensor, first: int) -> Tensor:
+    return x_TN[first : first + _max_steps()]
+
+
+def _state_like(x_TN: Tensor) -> Tensor:
+    return torch.empty_strided(x_TN.shape[1:], x_TN.stride()[1:], dtype=torch.float32, device=x_TN.device)
+
+
+def _device(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
