@@ -1,0 +1,319 @@
+"""Importance scores of examples: one number per example from one forward pass.
+
+========  ==========================================================================================
+sadp      bound of the gradient norm of the readout and the last ``tail_depth`` hidden layers (ours)
+el2n      norm of ``softmax(mean logits) - one-hot`` (Paul et al. 2021, arXiv 2107.07075)
+loss      the training loss
+margin    ``1 + max_(k != y) p_k - p_y`` of the mean logits' probabilities, in [0, 2]
+entropy   entropy of the mean logits' probabilities, in nats
+========  ==========================================================================================
+
+Claims about ``sadp`` hold in eval mode with frozen batch norm, where an example's score does not depend on
+its batch. With batch norm in training mode, or scores from the training step, they are approximate.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pruning.examples import tail
+from snn.layers import Synapses
+from snn.losses import LOSSES
+
+LossName = Literal["rate_ce", "tet"]
+
+
+class Scorable(Protocol):
+    """What a network offers to be scored (see `snn.models.base.SpikingNetwork`)."""
+
+    readout: nn.Sequential
+
+    def synapses(self) -> list[Synapses]: ...  # noqa: D102
+
+
+@dataclass(eq=False)
+class Evidence:
+    """What a score may look at."""
+
+    logits: Tensor
+    """float32 (or float64), ``[T, B, K]``."""
+    labels: Tensor
+    """int64 ``[B]``."""
+    loss: LossName
+    """The training loss."""
+    label_smoothing: float
+    """Of the training loss."""
+    bound: Tensor | None
+    """The bound of the gradient norm, ``[B]``, where it is wanted."""
+
+    def probabilities(self) -> Tensor:
+        """Softmax of the mean logits, ``[B, K]``."""
+        return self.logits.mean(0).softmax(-1)
+
+
+def _sadp(evidence: Evidence) -> Tensor:
+    assert evidence.bound is not None
+    return evidence.bound
+
+
+def _el2n(evidence: Evidence) -> Tensor:
+    return tail.errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
+
+
+def _loss(evidence: Evidence) -> Tensor:
+    return LOSSES[evidence.loss](evidence.logits, evidence.labels, evidence.label_smoothing)
+
+
+def _margin(evidence: Evidence) -> Tensor:
+    p = evidence.probabilities()
+    label = evidence.labels.unsqueeze(1)
+    return 1 + p.scatter(1, label, -1.0).amax(1) - p.gather(1, label).squeeze(1)
+
+
+def _entropy(evidence: Evidence) -> Tensor:
+    return torch.special.entr(evidence.probabilities()).sum(-1)
+
+
+SCORES: dict[str, Callable[[Evidence], Tensor]] = {
+    "sadp": _sadp,
+    "el2n": _el2n,
+    "loss": _loss,
+    "margin": _margin,
+    "entropy": _entropy,
+}
+"""Every score by its name."""
+
+
+class ExampleScorer:
+    """Scores of a network's examples, in a pass of their own or beside a training step.
+
+    Args:
+        model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them; the inner
+            module of a wrapped one (``DistributedDataParallel``).
+        names: the scores wanted, of ``SCORES``.
+        loss: the training loss.
+        label_smoothing: of the training loss, in [0, 1).
+        tail_depth: hidden layers that ``sadp`` covers, counted from the readout: 0 (readout only, exact), 1
+            (closed form, forward only), more or ``"all"`` (by one backward pass to the layers' outputs).
+        timesteps: `score` looks at the first so many timesteps of its input only (cheaper); all by default.
+
+    Raises:
+        ValueError: an unknown score or loss, a value outside its range, more layers than there are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str] = ("sadp",),
+        *,
+        loss: LossName = "rate_ce",
+        label_smoothing: float = 0.0,
+        tail_depth: int | Literal["all"] = 1,
+        timesteps: int | None = None,
+    ) -> None:
+        for name in names:
+            if name not in SCORES:
+                raise ValueError(f"score: {name!r} is unknown; choose one of {', '.join(SCORES)}")
+        if loss not in LOSSES:
+            raise ValueError(f"loss: {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: {label_smoothing!r} must be in [0, 1)")
+        if timesteps is not None and timesteps < 1:
+            raise ValueError(f"timesteps: {timesteps!r} must be at least 1")
+        self.model = model
+        self.names = tuple(names)
+        self.loss: LossName = loss
+        self.label_smoothing = label_smoothing
+        self.timesteps = timesteps
+        self._captured: dict[str, Tensor] = {}
+        self._hidden: list[Synapses] = []
+        if "sadp" in self.names:
+            if not (hasattr(model, "synapses") and hasattr(model, "readout")):
+                raise ValueError(f"model: {type(model).__name__} must have readout and synapses() for sadp")
+            hidden = model.synapses()[:-1]  # type: ignore[operator]
+            depth = len(hidden) if tail_depth == "all" else tail_depth
+            if not (isinstance(depth, int) and 0 <= depth <= len(hidden)):
+                raise ValueError(f"tail_depth: {tail_depth!r} must be from 0 to {len(hidden)}, or 'all'")
+            self._hidden = hidden[len(hidden) - depth :]
+
+    def score(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """All scores of a batch from one forward pass in eval mode; the model's modes are restored.
+
+        Args:
+            x_TB: the model's input, ``[T, B, ...]``.
+            labels_B: int64.
+
+        Returns:
+            float32 ``[B]`` by name.
+        """
+        if self.timesteps is not None:
+            x_TB = x_TB[: self.timesteps]
+        with evaluating(self.model):
+            if len(self._hidden) > 1:
+                with torch.enable_grad():
+                    return self._deep(x_TB, labels_B)
+            with torch.no_grad():
+                with self.recording():
+                    logits_TBK = self.model(x_TB)
+                return self.from_recording(logits_TBK, labels_B)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within it one forward pass of the model is recorded, for `from_recording`.
+
+        Raises:
+            ValueError: a ``tail_depth`` above 1, which needs a backward pass of its own.
+        """
+        if len(self._hidden) > 1:
+            raise ValueError("tail_depth: scores beside a training step need a tail_depth of 0 or 1")
+        self._captured = {}
+        handles = []
+        if "sadp" in self.names:
+            readout = self._readout
+            modules = {"readout": readout, "head": readout[-1]}
+            for layer in self._hidden:
+                assert layer.neuron is not None
+                modules |= {"layer": layer.layer, "neuron": layer.neuron}
+            handles = [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def from_recording(self, logits_TBK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """Scores of the batch whose forward pass was recorded.
+
+        Args:
+            logits_TBK: the recorded pass's result.
+            labels_B: int64.
+
+        Returns:
+            float32 ``[B]`` by name.
+        """
+        with torch.no_grad():
+            logits_TBK = _wide(logits_TBK.detach())
+            try:
+                bound = self._bound(logits_TBK, labels_B) if "sadp" in self.names else None
+            finally:
+                self._captured = {}
+            return self._scores(logits_TBK, labels_B, bound)
+
+    @property
+    def _readout(self) -> nn.Sequential:
+        readout = self.model.readout
+        assert isinstance(readout, nn.Sequential)
+        return readout
+
+    def _capture(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if key in self._captured:
+                raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
+            self._captured[key] = inputs[0].detach()
+
+        return hook
+
+    def _scores(self, logits_TBK: Tensor, labels_B: Tensor, bound: Tensor | None) -> dict[str, Tensor]:
+        evidence = Evidence(logits_TBK, labels_B, self.loss, self.label_smoothing, bound)
+        return {name: SCORES[name](evidence).float() for name in self.names}
+
+    def _bound(self, logits_TBK: Tensor, labels_B: Tensor) -> Tensor:
+        """Tail depths 0 and 1."""
+        if "head" not in self._captured:
+            raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
+        e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
+        squared = self._head_squared(e_TBK, len(logits_TBK))
+        if self._hidden:
+            squared = squared + self._last_hidden(e_TBK, len(logits_TBK)).square()
+        return squared.sqrt()
+
+    def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
+        head = self._readout[-1]
+        r_TBN = _unfold(_wide(self._captured["head"]), T, e_TBK.shape[1])
+        return tail.head_squared(e_TBK, r_TBN, head.bias is not None)
+
+    def _last_hidden(self, e_TBK: Tensor, T: int) -> Tensor:
+        """``v``: the last hidden layer's part of the bound, ``[B]``."""
+        (synapses,) = self._hidden
+        assert synapses.neuron is not None
+        current_TB = _wide(self._captured["neuron"])
+        B = e_TBK.shape[1]
+        spikes_TB = _unfold(_wide(self._captured["readout"]), T, B)
+        g_TB = tail.readout_gradient(self._readout, spikes_TB, e_TBK)
+        if g_TB[0].numel() != current_TB[0].numel():
+            raise ValueError(
+                f"readout: takes {tuple(g_TB.shape[2:])} per example, but the last neurons give "
+                f"{tuple(current_TB.shape[2:])}; whatever pools or selects in between belongs in the readout"
+            )
+        g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
+        deltas = tail.current_gradient(current_TB, g_TB, synapses.neuron.constants)
+        x = _wide(self._captured["layer"])
+        squares = tail.field_squares(x, synapses.layer)
+        squares_TB = squares.expand(T, *squares.shape) if len(x) == B else _unfold(squares, T, B)
+        slope = tail.norm_slope(synapses.norm)
+        v = torch.zeros(B, dtype=current_TB.dtype, device=current_TB.device)
+        for delta, n in zip(deltas, squares_TB, strict=True):
+            v += tail.layer_bound(delta, n, slope, synapses.layer)
+        return v
+
+    def _deep(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """Any tail depth: errors at the layers' outputs by a backward pass of the summed losses."""
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            inputs.append(args[0].detach())
+            outputs.append(output)
+            return output
+
+        self._captured = {}
+        handles = [s.layer.register_forward_hook(keep) for s in self._hidden]
+        handles.append(self._readout[-1].register_forward_pre_hook(self._capture("head")))
+        try:
+            logits_TBK = self.model(x_TB)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(outputs) != len(self._hidden):
+            raise ValueError("model: its weight layers must run once each in a forward pass")
+        losses = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
+        deltas = torch.autograd.grad(losses.sum(), outputs)
+        with torch.no_grad():
+            logits_TBK = _wide(logits_TBK.detach())
+            e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
+            squared = self._head_squared(e_TBK, len(logits_TBK))
+            for synapses, x, delta in zip(self._hidden, inputs, deltas, strict=True):
+                squares = tail.field_squares(_wide(x), synapses.layer)
+                rows = tail.layer_bound(_wide(delta), squares, None, synapses.layer)
+                squared = squared + rows.view(-1, len(labels_B)).sum(0).square()
+            self._captured = {}
+            return self._scores(logits_TBK, labels_B, squared.sqrt())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precisions to float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _unfold(x: Tensor, T: int, B: int) -> Tensor:
+    """``[T B, ...]`` to ``[T, B, ...]``."""
+    if len(x) != T * B:
+        raise ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")
+    return x.unflatten(0, (T, B))
