@@ -59,7 +59,7 @@ class Target:
             if budget > largest * _SLACK and self.budget_over == "sum":
                 raise ValueError(
                     f"budget: {budget:g} is more than pruning everything that may be pruned costs;"
-                    f" the largest possible is {largest:.6g}"
+                    f" the largest possible is {largest * (1 - 6e-6):.6g}"
                 )
         if not prefix.counts.any():
             raise ValueError(
@@ -75,7 +75,7 @@ class Target:
             smallest = (one.phi @ self.c_LT).max() * self.c_LT.shape[1] / self.total
         else:
             smallest = self.c @ one.phi / self.total
-        return f"the nearest possible is {smallest * (1 + 1e-6):.6g}"
+        return f"the nearest possible is {smallest * (1 + 6e-6):.6g}"
 
     def sparsity(self, sparsity: float) -> tuple[Prefix, Steps | None]:
         """The prefix with exactly the wanted number of weights."""

@@ -1,0 +1,59 @@
+"""Small networks and made-up calibrations for the allocation tests."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pruning.weights.calibration import Calibration, LayerCalibration
+from snn.layers import Synapses
+
+
+class Weights(nn.Module):
+    """Nothing but weight layers, of one row each."""
+
+    def __init__(self, values: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for row in values:
+            layer = nn.Linear(len(row), 1, bias=False, dtype=torch.float64)
+            layer.weight.data = torch.tensor([row], dtype=torch.float64)
+            self.layers.append(layer)
+
+    def synapses(self) -> list[Synapses]:
+        return [Synapses(f"layers.{i}", layer, None, None) for i, layer in enumerate(self.layers)]
+
+
+def calibration_of(
+    model: Weights,
+    *,
+    tau: Sequence[float] | None = None,
+    sigma: Sequence[float] | None = None,
+    price: Sequence[float] | None = None,
+    tau_t: Sequence[Sequence[float]] | None = None,
+    T: int = 4,
+) -> Calibration:
+    layers = []
+    for i, s in enumerate(model.synapses()):
+        own = tau[i] if tau else 1.0
+        steps = tuple(tau_t[i]) if tau_t else (own / T,) * T
+        layers.append(
+            LayerCalibration(
+                name=s.name,
+                numel=s.layer.weight.numel(),
+                tau=sum(steps) if tau_t else own,
+                sigma=sigma[i] if sigma else 1.0,
+                tau_t=steps,
+                kappa_t=(1.0,) * T,
+                P_t=(1.0,) * T,
+                R_t=(1.0,) * T,
+                rate_t=None,
+                fan=s.layer.weight.numel(),
+                n=1.0,
+                energy=float(s.layer.weight.detach().square().sum()),
+                price=price[i] if price else 1.0,
+                channels=(1.0,) * s.layer.in_features,
+                dead=False,
+            )
+        )
+    return Calibration(tuple(layers), T, 1)
