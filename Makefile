@@ -11,7 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all lint types bench pins clean
 
 demo: $(READY)
-	$(BIN)/spikeprune demo
+	$(BIN)/spikeprune data ingest --source digits --output data/digits
+	rm -rf runs/digits
+	$(BIN)/spikeprune run examples/digits.yaml
 
 test: $(READY)
 	$(BIN)/pytest

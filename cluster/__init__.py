@@ -1,0 +1,1 @@
+"""Reaching Ray clusters. Knows nothing of networks or pruning."""

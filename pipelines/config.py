@@ -13,8 +13,20 @@ from pipelines.errors import UserError
 ModelName = Literal["mlp", "convnet"]
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
-PolicyName = Literal["full", "random", "sadp"]
-CriterionName = Literal["slamp", "lamp", "magnitude", "uniform"]
+PolicyName = Literal["full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"]
+CriterionName = Literal[
+    "uniform",
+    "magnitude",
+    "erk",
+    "lamp",
+    "lamp_folded",
+    "wanda",
+    "slamp",
+    "slamp_time",
+    "slamp_membrane",
+    "slamp_local",
+    "slamp_root",
+]
 
 
 def _check(ok: bool, where: str, value: Any, allowed: str) -> None:
@@ -114,7 +126,8 @@ class ExamplesConfig:
     """Which examples each epoch trains on."""
 
     policy: PolicyName = "sadp"
-    """full (all), random (uniform, drawn anew each epoch) or sadp (by spike-aware importance)."""
+    """full (all examples), random (uniform, drawn anew each epoch), sadp (by spike-aware
+    importance), or a rival."""
     ratio: float = 0.5
     """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""
     alpha: float = 0.1
@@ -144,7 +157,7 @@ class WeightsConfig:
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
     criterion: CriterionName = "slamp"
-    """slamp (time-aware), lamp, magnitude (global) or uniform."""
+    """slamp (time-aware layer scores), one of its variants, or a rival."""
     objective: Literal["weights", "synops"] = "weights"
     """What to save: surviving weights, or synaptic operations."""
     sparsity: float | None = None

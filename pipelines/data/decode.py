@@ -67,9 +67,7 @@ def _image(data: bytes | None, example: int) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data or b"")) as image:
-            if image.mode not in ("L", "RGB"):
-                image = image.convert("RGB")
-            pixels = np.asarray(image)
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError("image", f"id {example} cannot be decoded ({error})") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

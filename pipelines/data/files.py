@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file next to ``path``, then rename it, so that no reader sees half of it.
 
     Raises:
@@ -23,7 +24,8 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise UserError(str(path), f"cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,204 @@
+"""The ``spikeprune`` command. Imports neither torch nor Ray before a verb needs them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from pipelines.config import Config
+from pipelines.config_io import load_config, split_overrides
+from pipelines.errors import UserError
+
+C = TypeVar("C")
+
+USAGE = """usage: spikeprune VERB [options]
+
+Train spiking neural networks on less data, and keep fewer synapses.
+
+verbs:
+  data ingest    write a dataset as Parquet
+  train          train with data pruning
+  prune          prune a trained network's weights and retrain it
+  run            train, prune, retrain, report: the whole story of one config
+  report         tables and report.html of a run
+
+spikeprune VERB --help explains a verb and every field of its config.
+"""
+
+
+@dataclass(kw_only=True)
+class RunCommand:
+    """Options of the verbs that take a config; every config field can be set here by its path."""
+
+    config: Annotated[Path | None, tyro.conf.Positional] = None
+    """YAML file with any part of the config; the defaults fill the rest."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run of that name where it stopped."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config."""
+
+
+@dataclass(kw_only=True)
+class PruneCommand:
+    """Options of ``prune``."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the pruning run where it stopped."""
+    sparsity: float | None = None
+    """Share of weights to remove (short for --weights.sparsity)."""
+    budget: float | None = None
+    """Distortion budget (short for --weights.budget)."""
+    synops: float | None = None
+    """Share of synaptic operations to keep (short for --weights.synops)."""
+    criterion: str | None = None
+    """Pruning criterion (short for --weights.criterion)."""
+    no_retrain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Stop after pruning."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the source run's, and what is set here; the new run is named SOURCE-pruned."""
+
+
+@dataclass(kw_only=True)
+class ReportCommand:
+    """Options of ``report``."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder."""
+
+
+@dataclass(kw_only=True)
+class IngestCommand:
+    """Options of ``data ingest``."""
+
+    source: Literal["digits", "parquet"]
+    """digits (8x8 handwritten digits, ships with scikit-learn) or parquet (image and label columns)."""
+    output: Path
+    """Folder to write."""
+    input: Path | None = None
+    """Folder to read, where the source reads files."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues a run from its last epoch", file=sys.stderr)  # noqa: T201
+        return 130
+    except ValueError as error:
+        if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
+            print(f"spikeprune: {error}", file=sys.stderr)  # noqa: T201
+            return 2
+        raise
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")  # noqa: T201
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("spikeprune"))  # noqa: T201
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb == "data":
+        if rest[:1] in (["-h"], ["--help"]):
+            rest = ["ingest", *rest]
+        if rest[:1] != ["ingest"]:
+            raise UserError(
+                "data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use data ingest"
+            )
+        verb, rest = "data ingest", rest[1:]
+    if verb not in _VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, _VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; verbs are {', '.join(_VERBS)}"
+        raise UserError(verb, f"is not a verb{hint}")
+    return _VERBS[verb](rest)
+
+
+def _train(args: list[str]) -> int:
+    """Train with data pruning; the run's folder holds checkpoints, metrics and a report."""
+    return _run_phases("train", args)
+
+
+def _run(args: list[str]) -> int:
+    """Train with data pruning, prune weights, retrain, and report."""
+    return _run_phases("run", args)
+
+
+def _run_phases(verb: Literal["run", "train"], args: list[str]) -> int:
+    overrides, rest = split_overrides(args)
+    options = _parse(RunCommand, rest, verb)
+    config = load_config(options.config, overrides)
+    from pipelines.run import run
+
+    return _finish(run(config, verb, resume=options.resume))
+
+
+def _prune(args: list[str]) -> int:
+    """Prune the weights of a trained network under a budget and retrain what is left."""
+    overrides, rest = split_overrides(args)
+    options = _parse(PruneCommand, rest, "prune")
+    from pipelines.run import prune
+
+    for name in ("sparsity", "budget", "synops", "criterion"):
+        if getattr(options, name) is not None:
+            overrides[f"weights.{name}"] = str(getattr(options, name))
+    if options.no_retrain:
+        overrides["weights.retrain_epochs"] = "0"
+    return _finish(prune(options.source, overrides, resume=options.resume))
+
+
+def _report(args: list[str]) -> int:
+    """Tables in the terminal and report.html in the run's folder."""
+    return _finish(_parse(ReportCommand, args, "report").run)
+
+
+def _ingest(args: list[str]) -> int:
+    """Write a dataset as Parquet with dense ids and a manifest."""
+    options = _parse(IngestCommand, args, "data ingest")
+    from pipelines.data.ingest import ingest
+
+    manifest = ingest(options.source, options.output, options.input)
+    rows = ", ".join(f"{s['rows']:,} {name}" for name, s in manifest["splits"].items())
+    print(f"{options.output}: {rows} examples")  # noqa: T201
+    return 0
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "data ingest": _ingest,
+    "train": _train,
+    "prune": _prune,
+    "run": _run,
+    "report": _report,
+}
+
+
+def _finish(folder: Path) -> int:
+    from rich.console import Console
+
+    from pipelines.report.page import write_page
+    from pipelines.report.summary import summarise
+    from pipelines.report.tables import print_report
+
+    summary = summarise(folder)
+    write_page(summary)
+    print_report(summary, Console())
+    return 0
+
+
+def _parse(command: type[C], args: list[str], verb: str) -> C:
+    return tyro.cli(command, args=args, prog=f"spikeprune {verb}", description=_VERBS[verb].__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Everything that can be known to go wrong is refused here, before anything expensive starts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from pipelines.config import Config
+from pipelines.data.dataset import DatasetInfo, Split, describe, read_split
+from pipelines.errors import UserError
+from pipelines.networks import make_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedData:
+    """A run's dataset, read and found good."""
+
+    train: Split
+    test: Split
+    info: DatasetInfo
+
+
+def check_data(config: Config) -> CheckedData:
+    """The dataset of a config, checked, with a network that fits it.
+
+    Raises:
+        UserError: what is wrong with the data, or with the model for this data.
+    """
+    data = config.data
+    train, test = read_split(data.path, data.train_split), read_split(data.path, data.test_split)
+    info = describe(train, test, data.path)
+    network = make_network(config.model, info, config.seed)
+    if train.num_examples < 2 * config.cluster.workers:
+        raise UserError(
+            train.files[0],
+            f"{train.num_examples} rows are too few for {config.cluster.workers} workers; "
+            "lower cluster.workers",
+        )
+    names = [s.name for s in network.synapses()]
+    for name in config.weights.exclude:
+        if name not in names:
+            raise UserError("weights.exclude", f"{name!r} is not a layer; choose from {', '.join(names)}")
+    return CheckedData(train=train, test=test, info=info)
+
+
+def check_storage(folder: Path) -> None:
+    """That files can be written below ``folder``.
+
+    Raises:
+        UserError: they cannot.
+    """
+    probe = folder / f".probe-{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(os.urandom(1))
+        probe.unlink()
+    except OSError as error:
+        raise UserError("storage", f"{folder} cannot be written ({error.strerror or error})") from None
+
+
+def check_cluster(config: Config, cpus: float, gpus: float) -> None:
+    """That all workers and one scoring task fit the cluster at once; Ray would wait without a word.
+
+    Args:
+        config: of the run.
+        cpus: logical CPUs of the cluster.
+        gpus: its GPUs.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    c = config.cluster
+    needed = c.workers * c.cpus_per_worker + 1
+    if needed > cpus:
+        fitting = int((cpus - 1) // c.cpus_per_worker)
+        remedy = f"set it to {fitting} or less" if fitting >= 1 else "use a larger cluster"
+        raise UserError(
+            "cluster.workers",
+            f"{c.workers} workers of {c.cpus_per_worker:g} CPUs and one CPU for scoring need {needed:g} "
+            f"CPUs, the cluster has {cpus:g}; {remedy}, or lower cluster.cpus_per_worker",
+        )
+    if c.workers * c.gpus_per_worker > gpus:
+        raise UserError(
+            "cluster.gpus_per_worker",
+            f"{c.workers} workers of {c.gpus_per_worker:g} GPUs do not fit the cluster's {gpus:g}",
+        )

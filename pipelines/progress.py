@@ -1,0 +1,67 @@
+"""Live progress in the terminal: a bar per phase, or a line per epoch where there is no terminal."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pipelines.training.phases import Phase
+
+Event = dict[str, object]
+
+
+class TrainingProgress:
+    """Shows the events that training sends; a context manager."""
+
+    def __init__(self, phases: Sequence[Phase], console: Console) -> None:
+        self._console = console
+        self._phases = {p.name: p for p in phases}
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: Event = {}
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event; ones that were seen already change nothing."""
+        name = str(event["phase"])
+        if name not in self._phases:
+            return
+        if not self._console.is_terminal:
+            self._print(event)
+            return
+        phase = self._phases[name]
+        if name not in self._tasks:
+            for task in self._tasks.values():
+                total = self._bars.tasks[task].total or 1
+                self._bars.update(task, completed=total, status="done")
+                self._bars.stop_task(task)
+            self._tasks[name] = self._bars.add_task(name, total=max(phase.epochs, 1), status="")
+        steps = int(str(event.get("steps", 1)))
+        within = int(str(event.get("step", 0))) / max(steps, 1)
+        epoch = int(str(event["epoch"]))
+        doing = event.get("doing") or f"step {event.get('step', 0)}/{steps}"
+        status = f"epoch {epoch + 1}/{phase.epochs}, {doing}" if phase.epochs else str(doing)
+        self._bars.update(self._tasks[name], completed=epoch + within, status=status)
+
+    def _print(self, event: Event) -> None:
+        if (event["phase"], event["epoch"]) != (self._printed.get("phase"), self._printed.get("epoch")):
+            phase = self._phases[str(event["phase"])]
+            place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
+            self._console.print(f"{event['phase']}{place}", highlight=False)
+            self._printed = event

@@ -1,0 +1,1 @@
+"""What a run achieved: tables for the terminal, plots, and one self-contained HTML file."""

@@ -1,0 +1,107 @@
+"""The report's plots, as SVG text."""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.report.summary import RunSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers, on light and dark grounds.
+COLOURS = {"baseline": "#0072B2", "train": "#D55E00", "retrain": "#009E73", "prune": "#CC79A7"}
+
+
+def accuracy_plot(run: RunSummary) -> str:
+    """Test accuracy over examples processed, one line per phase that trains."""
+    figure, axes = _figure("examples processed", "test accuracy")
+    for p in run.phases:
+        records = [r for r in run.records if r["phase"] == p.phase]
+        examples = np.cumsum([r.get("examples", 0) for r in records])
+        if examples[-1] == 0:
+            continue
+        accuracy = [r["test_accuracy"] for r in records]
+        axes.plot(examples, accuracy, marker="o", markersize=3, label=p.title, color=COLOURS[p.phase])
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def inclusion_plot(run: RunSummary) -> str | None:
+    """Distribution of the inclusion probabilities of the last pruned epoch; ``None`` without scores."""
+    path = run.folder / "scores.parquet"
+    if not path.exists():
+        return None
+    probability = pq.read_table(path, columns=["probability"]).column("probability").to_numpy()
+    figure, axes = _figure("inclusion probability", "examples")
+    axes.hist(probability, bins=np.linspace(0, 1, 41).tolist(), color=COLOURS["train"])
+    axes.axvline(probability.mean(), color="gray", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"mean {probability.mean():.2f}",
+        (probability.mean(), 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -12),
+        textcoords="offset points",
+        color="gray",
+    )
+    return _svg(figure)
+
+
+def layers_plot(run: RunSummary) -> str | None:
+    """Density and SynOps per layer, before and after weight pruning; ``None`` without pruning."""
+    before = next((r for r in run.records if r["phase"] == "train" and "activity" in r), None)
+    after = next(
+        (r for r in reversed(run.records) if r["phase"] in ("retrain", "prune") and "activity" in r), None
+    )
+    if after is None:
+        return None
+    layers = after["activity"]["layers"]
+    y = np.arange(len(layers))[::-1]
+    figure, (left, right) = _figures(2, max(1.6, 0.5 * len(layers) + 0.9))
+    left.barh(y, [layer["density"] for layer in layers], color=COLOURS["retrain"])
+    left.set_yticks(y, [layer["name"] for layer in layers])
+    left.set_xlim(0, 1)
+    left.set_xlabel("density")
+    dense = [layer["synops"] for layer in before["activity"]["layers"]] if before else None
+    if dense is not None:
+        right.barh(y + 0.2, dense, 0.4, color=COLOURS["train"], label="before")
+    right.barh(
+        y - 0.2 * (dense is not None),
+        [layer["synops"] for layer in layers],
+        0.4,
+        color=COLOURS["retrain"],
+        label="after",
+    )
+    right.set_yticks(y, [""] * len(layers))
+    right.set_xlabel("SynOps per inference")
+    right.legend(frameon=False)
+    return _svg(figure)
+
+
+def _figure(x: str, y: str):  # type: ignore[no-untyped-def]
+    figure, axes = _figures(1, 3.2)
+    axes[0].set_xlabel(x)
+    axes[0].set_ylabel(y)
+    return figure, axes[0]
+
+
+def _figures(n: int, height: float):  # type: ignore[no-untyped-def]
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched and takes the page's colour
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.subplots(1, n, squeeze=False)[0]
+    for a in axes:
+        a.spines[["top", "right"]].set_visible(False)
+        a.grid(alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure: "Figure") -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

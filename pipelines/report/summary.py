@@ -1,0 +1,108 @@
+"""A run's records condensed to the rows of its table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.errors import UserError
+from pipelines.run_folder import read_config, read_metrics
+
+TITLES = {
+    "baseline": "full data",
+    "train": "data pruned",
+    "prune": "weights pruned",
+    "retrain": "retrained",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSummary:
+    """One phase of a run at its end."""
+
+    phase: str
+    title: str
+    accuracy: float
+    """Test accuracy in [0, 1]."""
+    examples: int
+    """Examples processed in training, summed over epochs."""
+    scored: int
+    """Examples scored in passes of their own, summed over epochs."""
+    seconds: float
+    """Training seconds: scoring, selecting and optimiser steps, without evaluation."""
+    density: float | None
+    """Surviving weights / all weights."""
+    synops: float | None
+    """Synaptic operations per inference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A run for tables and plots."""
+
+    folder: Path
+    config: Config
+    records: list[dict[str, Any]]
+    phases: list[PhaseSummary]
+
+    def of(self, phase: str) -> PhaseSummary | None:
+        """The summary of a phase, if the run has finished any of it."""
+        return next((p for p in self.phases if p.phase == phase), None)
+
+
+def summarise(folder: Path) -> RunSummary:
+    """Read a run's folder.
+
+    Raises:
+        UserError: not a run, or one that has not finished an epoch yet.
+    """
+    config = read_config(folder)
+    records = read_metrics(folder)
+    if not records:
+        raise UserError(str(folder), "has no finished epoch yet; nothing to report")
+    names = list(dict.fromkeys(r["phase"] for r in records))
+    return RunSummary(
+        folder=folder,
+        config=config,
+        records=records,
+        phases=[_phase(name, [r for r in records if r["phase"] == name], config) for name in names],
+    )
+
+
+def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSummary:
+    last = records[-1]
+    activity = last.get("activity") or {}
+    return PhaseSummary(
+        phase=name,
+        title=_title(name, config),
+        accuracy=last["test_accuracy"],
+        examples=sum(r.get("examples", 0) for r in records),
+        scored=sum(r.get("rescored", 0) for r in records),
+        seconds=sum(_training_seconds(r.get("seconds", {})) for r in records),
+        density=activity.get("density"),
+        synops=activity.get("synops"),
+    )
+
+
+def _training_seconds(seconds: dict[str, float]) -> float:
+    return sum(seconds.get(part, 0.0) for part in ("score", "select", "train", "norm"))
+
+
+def _title(name: str, config: Config) -> str:
+    examples, weights = config.examples, config.weights
+    if name == "train" and examples.policy == "full":
+        return TITLES["baseline"]
+    if name == "train":
+        return f"{examples.policy} at ratio {examples.ratio:g}"
+    if name == "prune":
+        return f"{weights.criterion}, {_target(config)}"
+    return TITLES[name]
+
+
+def _target(config: Config) -> str:
+    weights = config.weights
+    if weights.budget is not None:
+        return f"budget {weights.budget:g}"
+    if weights.synops is not None:
+        return f"{weights.synops:.0%} of the SynOps"
+    return f"{weights.sparsity:.0%} of the weights"

@@ -1,0 +1,37 @@
+"""The run's tables in the terminal."""
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from pipelines.report.summary import PhaseSummary, RunSummary
+
+
+def phase_cells(p: PhaseSummary) -> tuple[str, ...]:
+    """A phase as text: title, accuracy, examples, seconds, density, SynOps."""
+    return (
+        p.title,
+        f"{p.accuracy:.2%}",
+        f"{p.examples:,}" if p.examples else "-",
+        f"{p.seconds:.1f}" if p.examples else "-",
+        f"{p.density:.1%}" if p.density is not None else "-",
+        f"{p.synops:,.0f}" if p.synops is not None else "-",
+    )
+
+
+HEADINGS = ("", "test accuracy", "examples processed", "training seconds", "density", "SynOps per inference")
+
+
+def phase_table(run: RunSummary) -> RenderableType:
+    """One row per phase."""
+    table = Table(title=f"run {run.config.name}", title_justify="left")
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for p in run.phases:
+        table.add_row(*phase_cells(p))
+    return table
+
+
+def print_report(run: RunSummary, console: Console) -> None:
+    """The table and where everything lies."""
+    console.print(phase_table(run))
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)

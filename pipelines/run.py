@@ -1,0 +1,122 @@
+"""Run a config: check everything, launch the phases, leave a folder that tells all."""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.connect import connect, local_cpus
+from pipelines.config import Config
+from pipelines.config_io import load_config
+from pipelines.errors import UserError
+from pipelines.preflight import check_cluster, check_data, check_storage
+from pipelines.progress import TrainingProgress
+from pipelines.run_folder import CONFIG, check_run, create_run, read_config, run_path
+from pipelines.training.checkpoint import latest_checkpoint, load_progress
+from pipelines.training.phases import Command, phases_of
+
+
+def run(
+    config: Config,
+    command: Command = "run",
+    *,
+    resume: bool = False,
+    initial: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run the phases of a command (see `phases_of`), or what is left of them.
+
+    Args:
+        config: of the run.
+        command: which phases.
+        resume: continue the run of that name.
+        initial: checkpoint file of the network to prune, for ``prune``.
+        console: where progress is shown.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: whatever is wrong with config, data, storage or cluster, before training starts.
+    """
+    console = console or Console(stderr=True)
+    folder = run_path(config)
+    if config.cluster.engine == "ray" and config.cluster.address is None:
+        check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
+    check_run(config, resume=resume)
+    checked = check_data(config)
+    check_storage(folder.parent)
+    phases = phases_of(config, command)
+    if is_finished(folder, len(phases)):
+        return folder
+    with ExitStack() as stack:
+        if config.cluster.engine == "ray":
+            with console.status("starting Ray" if config.cluster.address is None else "connecting"):
+                cluster = stack.enter_context(connect(config.cluster.address))
+            check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
+            from pipelines.training.distributed import train_on_ray as launch
+        else:
+            from pipelines.training.local import train_locally as launch
+        from pipelines.training.worker import RunSpec
+
+        create_run(config, sys.argv)
+        spec = RunSpec(
+            config=config,
+            info=checked.info,
+            phases=phases,
+            folder=str(folder),
+            ids=checked.train.ids,
+            initial=None if initial is None else str(initial.absolute()),
+        )
+        watch = stack.enter_context(TrainingProgress(phases, console))
+        launch(
+            spec,
+            train_files=checked.train.files,
+            test_files=checked.test.files,
+            present=checked.train.present(),
+            watch=watch,
+        )
+    return folder
+
+
+def is_finished(folder: Path, phases: int) -> bool:
+    """Whether a run's newest checkpoint has all of its phases behind it."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    return newest is not None and load_progress(newest).phase >= phases
+
+
+def prune(source: Path, overrides: dict[str, str], *, resume: bool = False) -> Path:
+    """Prune (and retrain) the network of a run, as a new run beside it.
+
+    Args:
+        source: a run's folder, or a checkpoint file below one.
+        overrides: config fields that differ from the source run's.
+        resume: continue such a run.
+
+    Returns:
+        the new run's folder.
+
+    Raises:
+        UserError: not a run or checkpoint, and as `run`.
+    """
+    checkpoint, folder = _checkpoint_of(source)
+    stored = read_config(folder)
+    changed = {"name": f"{stored.name}-pruned", "storage": str(folder.parent), **overrides}
+    config = load_config(folder / CONFIG, changed)
+    return run(config, "prune", resume=resume, initial=checkpoint)
+
+
+def _checkpoint_of(source: Path) -> tuple[Path, Path]:
+    if source.is_dir():
+        checkpoint = source / "checkpoints" / "train.safetensors"
+        if not checkpoint.exists():
+            read_config(source)
+            raise UserError(str(source), "has no trained network yet; finish its training first")
+        return checkpoint, source.absolute()
+    if not source.exists():
+        raise UserError(str(source), "does not exist; name a run's folder or a checkpoint file in one")
+    folder = next((p for p in source.absolute().parents if (p / CONFIG).exists()), None)
+    if folder is None:
+        raise UserError(str(source), f"is in no run's folder; its config is found through {CONFIG} above it")
+    return source, folder

@@ -1,0 +1,135 @@
+"""A run's folder: its config, where it came from, and all that reports and resumes need."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.config_io import dump_config, load_config
+from pipelines.data.files import read_json, write_beside, write_json
+from pipelines.errors import UserError
+
+CONFIG = "config.yaml"
+PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
+FREE_TO_CHANGE = ("cluster.address", "storage")  # on resuming: they change where a run is, not what it is
+
+
+def check_run(config: Config, *, resume: bool) -> None:
+    """That a run of this name may start, or go on; writes nothing.
+
+    Raises:
+        UserError: it exists and ``resume`` is not set, or its config differs from this one.
+    """
+    folder = run_path(config)
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise UserError(
+                "name",
+                f"run {config.name!r} exists in {config.storage}; --resume continues it, "
+                "--name starts another",
+            )
+        _check_same(load_config(folder / CONFIG), config, folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError("name", f"{folder} exists and is not a run; choose another --name")
+
+
+def create_run(config: Config, command: list[str]) -> None:
+    """The folder of a new run, with its config and provenance; an existing run is left as it is."""
+    folder = run_path(config)
+    if not (folder / CONFIG).exists():
+        write_json(folder / "provenance.json", _provenance(config, command))
+        write_beside(folder / CONFIG, lambda p: p.write_text(dump_config(config)))
+
+
+def run_path(config: Config) -> Path:
+    """Where a config's run lies, absolute."""
+    return (Path(config.storage) / config.name).absolute()
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run.
+
+    Raises:
+        UserError: the folder is not a run's.
+    """
+    if not (folder / CONFIG).exists():
+        raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
+    return load_config(folder / CONFIG)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; empty before the first epoch."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(str(path), f"is not readable ({error})") from None
+
+
+def _check_same(stored: Config, given: Config, folder: Path) -> None:
+    a, b = _flat(asdict(stored)), _flat(asdict(given))
+    for path in a:
+        if a[path] != b[path] and path not in FREE_TO_CHANGE:
+            raise UserError(
+                path,
+                f"is {b[path]!r} here and {a[path]!r} in the run that {folder} holds; "
+                "resume with the same config or choose another --name",
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _provenance(config: Config, command: list[str]) -> dict[str, Any]:
+    manifest = Path(config.data.path) / "manifest.json"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seed": config.seed,
+        "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
+        "platform": platform.platform(),
+        "git_commit": _git_commit(),
+        "data_manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()
+        if manifest.exists()
+        else None,
+        "data_source": read_json(manifest).get("source") if manifest.exists() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, where it runs from a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

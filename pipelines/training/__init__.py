@@ -1,0 +1,1 @@
+"""One training function under every launcher: the loop, its data, its score book, its checkpoints."""

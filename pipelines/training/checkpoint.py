@@ -1,0 +1,98 @@
+"""A run's state at the end of an epoch, as files that need no unpickling of objects."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.data.files import read_json, write_json
+from pipelines.errors import UserError
+from pruning.weights.masks import Masks
+from snn.interchange import load_weights, save_checkpoint
+from snn.models import SpikingNetwork
+
+PROGRESS = "progress.json"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    phase: int = 0
+    """Index of the phase that comes next or goes on."""
+    epoch: int = 0
+    """Epoch of that phase that comes next."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record per finished epoch or pruning phase: what metrics.jsonl holds."""
+
+
+def checkpoint_name(phase: int, phase_name: str, epoch: int) -> str:
+    """Folder name of a checkpoint; names sort in the order of a run."""
+    return f"{phase:02d}-{phase_name}-{epoch:04d}"
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint below ``folder``, if any."""
+    found = sorted(p.parent for p in folder.glob(f"*/{PROGRESS}"))
+    return found[-1] if found else None
+
+
+def save(
+    folder: Path,
+    *,
+    progress: Progress,
+    model: SpikingNetwork,
+    architecture: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None,
+    book: dict[str, np.ndarray],
+    masks: Masks | None,
+) -> None:
+    """Write all of a run's state below ``folder``; the progress file last, so that it marks a whole one."""
+    save_checkpoint(folder / "model.safetensors", model, architecture)
+    if optimizer is not None:
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    if book:
+        np.savez(folder / "book.npz", allow_pickle=False, **book)
+    if masks is not None:
+        masks.save(folder / "masks.safetensors")
+    write_json(
+        folder / PROGRESS,
+        {"phase": progress.phase, "epoch": progress.epoch, "history": progress.history},
+    )
+
+
+def load_progress(folder: Path) -> Progress:
+    """How far the checkpoint's run was."""
+    stored = read_json(folder / PROGRESS)
+    return Progress(phase=stored["phase"], epoch=stored["epoch"], history=stored["history"])
+
+
+def load_model(folder: Path, model: SpikingNetwork) -> Masks | None:
+    """Fill ``model`` with the checkpoint's weights; its masks, if it has any."""
+    load_weights(folder / "model.safetensors", model)
+    masks = folder / "masks.safetensors"
+    return Masks.load(masks) if masks.exists() else None
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Fill ``optimizer`` with the checkpoint's state.
+
+    Raises:
+        UserError: the file holds more than tensors and numbers.
+    """
+    path = folder / "optimizer.pt"
+    try:
+        optimizer.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:
+        raise UserError(str(path), f"is not an optimiser state ({str(error).splitlines()[0]})") from error
+
+
+def load_book(folder: Path) -> dict[str, np.ndarray]:
+    """The score book's state in the checkpoint; empty when there is none."""
+    path = folder / "book.npz"
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

@@ -1,0 +1,72 @@
+"""Accuracy, loss and activity on the test split, summed over the workers."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.config import TrainConfig
+from pipelines.training.engine import Engine
+from pipelines.training.rows import Inputs, Rows
+from snn import activity
+from snn.batchnorm import reestimate
+from snn.losses import LOSSES
+from snn.models import SpikingNetwork
+
+BATCH = 256
+ACTIVITY_EXAMPLES = 1024
+
+
+def evaluate(model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: Engine) -> dict[str, float]:
+    """``test_accuracy`` in [0, 1] and ``test_loss`` per example, without label smoothing."""
+    loss = LOSSES[train.loss]
+    sums = torch.zeros(3, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for _, x, y in engine.test_rows().batches(BATCH):
+            labels = torch.from_numpy(y).to(engine.device)
+            logits_TBK = model(inputs(x, engine.device))
+            correct = (logits_TBK.mean(0).argmax(1) == labels).sum()
+            sums += torch.stack(
+                [correct, loss(logits_TBK, labels).double().sum(), labels.new_tensor(len(y))]
+            ).cpu()
+    model.train()
+    correct, total_loss, count = engine.sum(sums).tolist()
+    return {"test_accuracy": correct / count, "test_loss": total_loss / count}
+
+
+def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine) -> dict[str, Any]:
+    """SynOps, density, energy and firing rates on up to 1,024 test examples, for JSON."""
+    rows = engine.test_rows()
+    share = -(-ACTIVITY_EXAMPLES // engine.world_size)
+    sums = activity.collect(model, _inputs(rows, rows.ids[:share], inputs, engine))
+    merged = activity.ActivitySums(engine.sum(sums.vector)).activity(model)
+    return {
+        "synops": merged.synops,
+        "dense_synops": merged.dense_synops,
+        "acs": merged.acs,
+        "macs": merged.macs,
+        "density": merged.density,
+        "energy_pj": merged.energy_pj,
+        "examples": merged.examples,
+        "layers": [{**asdict(layer), "density": layer.density} for layer in merged.layers],
+    }
+
+
+def reestimate_norm(
+    model: SpikingNetwork, rows: Rows, ids: np.ndarray, inputs: Inputs, engine: Engine
+) -> None:
+    """Batch norm statistics from this worker's share of a uniform sample, averaged over the workers."""
+    reestimate(
+        model,
+        _inputs(rows, ids, inputs, engine),
+        average=lambda sums: engine.sum(sums) / engine.world_size,
+    )
+
+
+def _inputs(rows: Rows, ids: np.ndarray, inputs: Inputs, engine: Engine) -> Iterator[Tensor]:
+    for start in range(0, len(ids), BATCH):
+        yield inputs(rows.get(ids[start : start + BATCH])[0], engine.device)

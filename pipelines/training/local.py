@@ -1,0 +1,109 @@
+"""The launcher without Ray: one plain process. The baseline that Ray's cost is held against."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pipelines.data.dataset import iter_rows
+from pipelines.scoring import Scoring, score_rows, select
+from pipelines.training import checkpoint
+from pipelines.training.engine import Shared
+from pipelines.training.loop import run_phases
+from pipelines.training.rows import Rows
+from pipelines.training.score_book import ScoreBook
+from pipelines.training.worker import RunSpec, start
+from snn.models import SpikingNetwork
+
+READ_ROWS = 8192
+
+
+class LocalEngine:
+    """The only worker there is, with all rows in memory."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        *,
+        train_files: tuple[str, ...],
+        test_files: tuple[str, ...],
+        present: np.ndarray,
+        checkpoints: Path,
+        watch: Callable[[dict[str, object]], None],
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.book = ScoreBook(present)
+        self._train = pa.concat_tables(iter_rows(train_files, READ_ROWS)).combine_chunks()
+        self._test = Rows(pa.concat_tables(iter_rows(test_files, READ_ROWS)))
+        self._checkpoints = checkpoints
+        self._watch = watch
+
+    def warm_up(self) -> None:
+        """See `pipelines.training.engine.Engine`, as all that follow: nothing to start."""
+
+    def fetch(self, ids: np.ndarray) -> Rows:
+        """By mask, from memory."""
+        return Rows(select(self._train, ids))
+
+    def test_rows(self) -> Rows:
+        """All test rows."""
+        return self._test
+
+    def score(self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring) -> np.ndarray:
+        """In this process."""
+        return score_rows(self.fetch(ids), model, scoring, self.device)
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def progress(self, event: dict[str, object]) -> None:
+        """Straight to the watcher."""
+        self._watch(event)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def share(self, value: Shared) -> Shared:
+        """The value itself."""
+        return value
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def report(self, metrics: dict[str, object], name: str, write: Callable[[Path], None]) -> None:
+        """A folder of that name; the one before is removed once it is whole."""
+        folder = self._checkpoints / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write(folder)
+        for old in sorted(self._checkpoints.glob(f"*/{checkpoint.PROGRESS}"))[:-2]:
+            shutil.rmtree(old.parent)
+
+
+def train_locally(
+    spec: RunSpec,
+    *,
+    train_files: tuple[str, ...],
+    test_files: tuple[str, ...],
+    present: np.ndarray,
+    watch: Callable[[dict[str, object]], None],
+) -> None:
+    """Run a spec's phases in this process, from its newest checkpoint if there is one."""
+    checkpoints = Path(spec.folder) / "checkpoints"
+    engine = LocalEngine(
+        train_files=train_files,
+        test_files=test_files,
+        present=present,
+        checkpoints=checkpoints,
+        watch=watch,
+    )
+    resume = checkpoint.latest_checkpoint(checkpoints)
+    run_phases(start(spec, engine, resume), resume)

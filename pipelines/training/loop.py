@@ -1,0 +1,254 @@
+"""The one training function: dense, data-pruned and masked training are the same loop.
+
+It runs on every worker of whatever launched it, knows of the others only through an `Engine`, and
+leaves a checkpoint after each epoch from which it goes on as if nothing had happened.
+"""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pruning.examples.scores import ExampleScorer
+from torch import nn
+
+from pipelines.compress import prune
+from pipelines.networks import make_network
+from pipelines.scoring import Scoring
+from pipelines.training import checkpoint
+from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
+from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
+from pipelines.training.order import EpochOrder, epoch_order, uniform_sample
+from pipelines.training.phases import Phase
+from pipelines.training.rows import Rows
+from pipelines.training.score_book import PolicySettings
+from pipelines.training.worker import Worker
+from snn.losses import LOSSES
+
+NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
+
+
+def run_phases(worker: Worker, resume: Path | None) -> None:
+    """Run the phases that are left to do.
+
+    Args:
+        worker: at the beginning of the run, or where ``resume`` left it.
+        resume: the checkpoint that the worker was restored from, if any.
+    """
+    for phase in worker.spec.phases[worker.progress.phase :]:
+        if phase.train is None:
+            prune(worker)
+        else:
+            _train(worker, phase, resume if worker.progress.epoch > 0 else None)
+
+
+def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
+    spec, engine = worker.spec, worker.engine
+    assert phase.train is not None
+    assert phase.examples is not None
+    # A new module for every phase: distributing the same one twice would average its gradients twice.
+    model = make_network(spec.config.model, spec.info, spec.config.seed).to(engine.device)
+    if phase.fresh and resume is None:
+        worker.masks = None
+    else:
+        model.load_state_dict(worker.model.state_dict())
+    worker.model = model
+    optimizer = make_optimizer(model.parameters(), phase.train)
+    if resume is not None:
+        checkpoint.load_optimizer(resume, optimizer)
+    scoring = _begin(worker, phase, checkpoint.load_book(resume) if resume is not None else None)
+    masked = worker.masks.keep(model, optimizer) if worker.masks is not None else nullcontext()
+    with masked:
+        trainer = _Trainer(worker, phase, engine.distribute(model), optimizer, scoring)
+        for epoch in range(worker.progress.epoch, phase.epochs):
+            record = trainer.epoch(epoch)
+            last = epoch + 1 == phase.epochs
+            if last:
+                record["activity"] = measure_activity(model, worker.inputs, engine)
+                worker.keep_final(phase.name)
+            if epoch == _last_pruned(phase) and phase.name == "train":
+                worker.keep_scores(epoch)
+            worker.report(
+                record,
+                next_phase=worker.progress.phase + last,
+                next_epoch=0 if last else epoch + 1,
+                optimizer=optimizer,
+                book=engine.book.state() if engine.rank == 0 else None,
+            )
+
+
+def _last_pruned(phase: Phase) -> int:
+    assert phase.examples is not None
+    return max(phase.epochs - phase.examples.anneal_epochs - 1, 0)
+
+
+def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) -> Scoring | None:
+    """Open the score book for a phase; how its policy wants examples scored, if it does."""
+    spec, engine = worker.spec, worker.engine
+    assert phase.train is not None
+    assert phase.examples is not None
+    settings = PolicySettings(
+        name=phase.examples.policy,
+        num_examples=int(spec.ids[-1] - spec.ids[0]) + 1,
+        first_id=int(spec.ids[0]),
+        ratio=phase.examples.ratio,
+        seed=spec.config.seed,
+        epochs=phase.train.epochs,
+        warmup_epochs=phase.examples.warmup_epochs,
+        anneal_epochs=phase.examples.anneal_epochs,
+        alpha=phase.examples.alpha,
+        rescore_every=phase.examples.rescore_every,
+        design=phase.examples.design,
+    )
+    score = engine.share(engine.book.begin(settings, state) if engine.rank == 0 else None)
+    if score is None:
+        return None
+    return Scoring(
+        score=score,
+        loss=phase.train.loss,
+        label_smoothing=phase.train.label_smoothing,
+        tail_depth=phase.examples.tail_depth,
+        inputs=worker.inputs,
+    )
+
+
+class _Trainer:
+    """One phase's training on one worker, epoch by epoch."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        phase: Phase,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scoring: Scoring | None,
+    ) -> None:
+        assert phase.train is not None
+        assert phase.examples is not None
+        self.worker, self.phase, self.module, self.optimizer = worker, phase, module, optimizer
+        self.engine, self.train = worker.engine, phase.train
+        self.scoring = scoring
+        self.loss = LOSSES[phase.train.loss]
+        # Scores met while training are worth their cost only where passes do not replace them.
+        in_train = scoring is not None and phase.examples.rescore_every != 1
+        self.scorer = scoring.scorer(worker.model) if scoring is not None and in_train else None
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Score, draw, train, evaluate: the epoch's record."""
+        engine, seconds = self.engine, _Clock()
+        rescored = self._rescore(epoch)
+        seconds.lap("score")
+        plan = engine.book.draw(epoch)
+        seed = self.worker.spec.config.seed
+        place = {"rank": engine.rank, "world_size": engine.world_size}
+        order = epoch_order(
+            plan.ids,
+            plan.weights,
+            seed=seed,
+            epoch=epoch,
+            global_batch=self.train.batch_size,
+            **place,
+        )
+        sample = uniform_sample(
+            self.worker.spec.ids,
+            self.train.norm_examples,
+            seed=seed,
+            epoch=epoch,
+            stream=NORM_STREAM,
+            **place,
+        )
+        rows = engine.fetch(np.union1d(order.ids, sample))
+        seconds.lap("select")
+        loss = self._steps(epoch, order, rows) / len(plan.ids)
+        seconds.lap("train")
+        reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
+        seconds.lap("norm")
+        tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine)
+        engine.barrier()  # all scores of this epoch have reached the book
+        seconds.lap("evaluate")
+        return {
+            "phase": self.phase.name,
+            "epoch": epoch,
+            "examples": len(plan.ids),
+            "rescored": rescored,
+            "mean_score_age": plan.mean_score_age,
+            "max_weight": float(plan.weights.max()),
+            "train_loss": loss,
+            **tested,
+            "seconds": seconds.result(),
+        }
+
+    def _rescore(self, epoch: int) -> int:
+        """Fresh scores of the examples that the policy asks for; how many those were."""
+        rescored = 0
+        if self.scoring is not None and self.engine.rank == 0:
+            ids = self.engine.book.rescore(epoch)
+            if ids is not None and len(ids):
+                self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
+                scores = self.engine.score(self.worker.model, ids, self.scoring)
+                self.engine.book.observe(ids, scores, epoch, "pass")
+                rescored = len(ids)
+        return int(self.engine.share(rescored)) if self.scoring is not None else 0
+
+    def _steps(self, epoch: int, order: EpochOrder, rows: Rows) -> float:
+        """All optimiser steps of an epoch; the weighted sum of the losses over all workers."""
+        device = self.engine.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        self.module.train()
+        for step in range(order.steps):
+            ids, weights = order.batch(step)
+            x, y = rows.get(ids)
+            labels = torch.from_numpy(y).to(device)
+            recording = self.scorer.recording() if self.scorer is not None else nullcontext()
+            with recording:
+                logits_TBK = self.module(self.worker.inputs(x, device))
+            losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
+            weighted = (torch.from_numpy(weights).to(device) * losses).sum()
+            fraction = (epoch + step / order.steps) / self.train.epochs
+            set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
+            self.optimizer.zero_grad()
+            # Averaged over the workers this is the sum over the global batch by its nominal size.
+            (weighted / order.batch_size).backward()
+            self.optimizer.step()
+            total += weighted.detach()
+            if self.scorer is not None:
+                seen.append((ids[weights > 0], self._scores(self.scorer, logits_TBK, labels, weights)))
+            self.engine.progress(
+                {"phase": self.phase.name, "epoch": epoch, "step": step + 1, "steps": order.steps}
+            )
+        if seen:
+            ids, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            self.engine.book.observe(ids, scores, epoch, "train")
+        return float(self.engine.sum(total))
+
+    def _scores(
+        self, scorer: ExampleScorer, logits_TBK: torch.Tensor, labels: torch.Tensor, weights: np.ndarray
+    ) -> np.ndarray:
+        assert self.scoring is not None
+        scores = scorer.from_recording(logits_TBK.detach(), labels)[self.scoring.score]
+        return scores.float().cpu().numpy()[weights > 0]
+
+
+@dataclass
+class _Clock:
+    """Seconds between laps."""
+
+    laps: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.last = self.started
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.laps[name] = now - self.last
+        self.last = now
+
+    def result(self) -> dict[str, float]:
+        """All laps and their total, rounded to milliseconds."""
+        return {k: round(v, 3) for k, v in {**self.laps, "total": self.last - self.started}.items()}

@@ -1,0 +1,128 @@
+"""What a worker carries through a run: the run's spec, the network so far, and how far it is."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.config import Config
+from pipelines.data.dataset import DatasetInfo
+from pipelines.data.files import write_beside
+from pipelines.networks import architecture, make_network
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Progress
+from pipelines.training.engine import Engine
+from pipelines.training.phases import Phase
+from pipelines.training.rows import Inputs
+from pruning.weights.masks import Masks
+from snn.interchange import load_weights, save_checkpoint
+from snn.models import SpikingNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """All that a worker needs to know of a run."""
+
+    config: Config
+    info: DatasetInfo
+    phases: tuple[Phase, ...]
+    folder: str
+    """The run's folder, on storage that all workers share."""
+    ids: np.ndarray
+    """Training ids, int64 ``[N]``, ascending."""
+    initial: str | None = None
+    """Checkpoint file of the network that a first phase without new weights starts from."""
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """One worker's state: the network so far, its masks, and how far the run is."""
+
+    spec: RunSpec
+    engine: Engine
+    model: SpikingNetwork
+    inputs: Inputs
+    progress: Progress = field(default_factory=Progress)
+    masks: Masks | None = None
+    start_seconds: float = 0.0
+    """What `Engine.warm_up` took; told with the first record."""
+
+    def report(
+        self,
+        record: dict[str, Any],
+        *,
+        next_phase: int,
+        next_epoch: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        book: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Add a record to the history, write metrics.jsonl, and register a checkpoint."""
+        index = self.progress.phase
+        if self.start_seconds:
+            record["start_seconds"], self.start_seconds = round(self.start_seconds, 3), 0.0
+        self.progress = Progress(phase=next_phase, epoch=next_epoch, history=[*self.progress.history, record])
+        if self.engine.rank == 0:
+            write_metrics(Path(self.spec.folder), self.progress.history)
+        self.engine.report(
+            record,
+            checkpoint.checkpoint_name(index, record["phase"], record["epoch"]),
+            lambda folder: checkpoint.save(
+                folder,
+                progress=self.progress,
+                model=self.model,
+                architecture=architecture(self.spec.config.model, self.spec.info),
+                optimizer=optimizer,
+                book=book or {},
+                masks=self.masks,
+            ),
+        )
+
+    def keep_final(self, phase: str) -> None:
+        """Keep the network under its phase's name, beyond the checkpoints that later ones replace."""
+        if self.engine.rank == 0:
+            folder = Path(self.spec.folder) / "checkpoints"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(
+                folder / f"{phase}.safetensors",
+                self.model,
+                architecture(self.spec.config.model, self.spec.info),
+            )
+
+    def keep_scores(self, epoch: int) -> None:
+        """Write scores.parquet: what the score book knows, and the inclusion probabilities of ``epoch``."""
+        if self.engine.rank == 0 and (table := self.engine.book.table(epoch)):
+            write_beside(
+                Path(self.spec.folder) / "scores.parquet",
+                lambda p: pq.write_table(pa.table(table), p, compression="zstd"),
+            )
+
+
+def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
+    """A worker at the beginning of a run, or where a checkpoint left off."""
+    worker = Worker(
+        spec=spec,
+        engine=engine,
+        model=make_network(spec.config.model, spec.info, spec.config.seed).to(engine.device),
+        inputs=Inputs.of(spec.info, spec.config.model.T),
+    )
+    if resume is not None:
+        worker.progress = checkpoint.load_progress(resume)
+        worker.masks = checkpoint.load_model(resume, worker.model)
+    elif spec.initial is not None:
+        load_weights(spec.initial, worker.model, architecture(spec.config.model, spec.info))
+    started = time.perf_counter()
+    engine.warm_up()
+    worker.start_seconds = time.perf_counter() - started
+    return worker
+
+
+def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
+    """All records as metrics.jsonl, one line each."""
+    lines = "".join(json.dumps(record) + "\n" for record in history)
+    write_beside(folder / "metrics.jsonl", lambda p: p.write_text(lines))

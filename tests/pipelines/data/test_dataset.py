@@ -1,0 +1,133 @@
+"""Datasets in Parquet: what is read, and what is refused with its file and column."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.dataset import describe, read_split
+from pipelines.data.decode import decode
+from pipelines.errors import UserError
+
+
+def write(folder: Path, split: str, n: int = 6, **columns: Any) -> Path:
+    rng = np.random.default_rng(0)
+    table = {
+        "id": np.arange(n),
+        "image": pa.array(rng.random((n, 4)).tolist(), pa.list_(pa.float32())),
+        "label": np.arange(n) % 2,
+        **columns,
+    }
+    path = folder / f"{split}-00000.parquet"
+    pq.write_table(pa.table({k: v for k, v in table.items() if v is not None}), path)
+    return path
+
+
+def test_features_and_their_statistics(tmp_path: Path) -> None:
+    write(tmp_path, "train")
+    write(tmp_path, "test")
+    train, test = read_split(tmp_path, "train"), read_split(tmp_path, "test")
+    info = describe(train, test, tmp_path)
+    rows = pq.read_table(train.files[0]).column("image").to_pylist()
+    assert info.input_shape == (4,)
+    assert info.num_classes == 2
+    assert info.mean == pytest.approx((np.mean(rows),))
+    assert info.std == pytest.approx((np.std(rows),))
+
+
+def test_real_cifar10_layout_with_sparse_ids(shared_data: Path) -> None:
+    folder = shared_data / "cifar10" / "small"
+    train, test = read_split(folder, "train"), read_split(folder, "test")
+    info = describe(train, test, folder)
+    assert (train.num_examples, test.num_examples) == (2000, 1000)
+    assert train.id_span > train.num_examples
+    assert train.present().sum() == 2000
+    assert info.input_shape == (3, 32, 32)
+    assert info.class_names[0] == "airplane"
+
+
+def test_decoding_equals_pillow(shared_data: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    table = pq.read_table(next((shared_data / "cifar10" / "small").glob("train*.parquet"))).slice(0, 5)
+    x = decode(table.column("image"), table.column("id").to_numpy())
+    for row, image in zip(x, table.column("image").to_pylist(), strict=True):
+        expected = np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+        assert np.array_equal(row, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ({"label": None}, "column 'label' is missing"),
+        ({"id": None}, "column 'id' is missing"),
+        ({"image": None}, "column 'image' is missing"),
+        ({"label": np.array([0.0] * 6)}, "column 'label' is double; it must be an integer"),
+        ({"label": np.array([0, 1, 0, 1, 0, -1])}, "label -1 is out of range"),
+        ({"id": np.array([0, 1, 2, 3, 4, 4])}, "id 4 occurs twice"),
+        ({"id": np.array([-1, 1, 2, 3, 4, 5])}, "id -1 is negative"),
+        ({"id": np.array([0, 1, 2, 3, 4, 10**9])}, "ids spread over"),
+        ({"id": np.arange(6).astype(np.int32)}, "column 'id' is int32; it must be int64"),
+        ({"label": pa.array([0, 1, None, 1, 0, 1])}, "column 'label' has 1 empty values"),
+        ({"image": pa.array(["x"] * 6)}, "column 'image' is string"),
+    ],
+)
+def test_bad_columns_are_refused(tmp_path: Path, columns: dict[str, Any], line: str) -> None:
+    path = write(tmp_path, "train", **columns)
+    with pytest.raises(UserError) as caught:
+        read_split(tmp_path, "train")
+    assert line in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_nan_is_found_with_its_id(tmp_path: Path) -> None:
+    x = np.ones((6, 4), np.float32)
+    x[3, 2] = np.nan
+    write(tmp_path, "train", image=pa.array(x.tolist(), pa.list_(pa.float32())))
+    write(tmp_path, "test")
+    with pytest.raises(UserError, match="NaN or infinite at id 3"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def test_a_test_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train")
+    write(tmp_path, "test", label=np.array([0, 1, 0, 1, 0, 7]))
+    with pytest.raises(UserError, match="label 7 is out of range"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def test_an_undecodable_image_is_named(tmp_path: Path) -> None:
+    broken = pa.array([{"bytes": b"GIF8", "path": ""}] * 6)
+    write(tmp_path, "train", image=broken)
+    write(tmp_path, "test", image=broken)
+    with pytest.raises(UserError, match="id 0 cannot be decoded"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_split(tmp_path / "none", "train")
+    with pytest.raises(UserError, match=r"no file train\*\.parquet"):
+        read_split(tmp_path, "train")
+    (tmp_path / "train.parquet").write_text("id,label\n0,1\n")
+    with pytest.raises(UserError, match="is not a readable Parquet file"):
+        read_split(tmp_path, "train")
+    (tmp_path / "train.parquet").unlink()
+    write(tmp_path, "train", n=0, image=pa.array([], pa.list_(pa.float32())))
+    with pytest.raises(UserError, match="has no rows"):
+        read_split(tmp_path, "train")
+
+
+def test_class_names_bound_the_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, "train")
+    table = pq.read_table(path).replace_schema_metadata({b"class_names": json.dumps(["only"]).encode()})
+    pq.write_table(table, path)
+    write(tmp_path, "test")
+    with pytest.raises(UserError, match="the schema names 1 classes"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)

@@ -1,0 +1,85 @@
+"""Ingestion: what is written is what the source holds, once, and verifiable."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.data.dataset import describe, read_split
+from pipelines.data.ingest import ingest
+from pipelines.errors import UserError
+
+
+def test_digits_are_the_real_ones(digits: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    real = load_digits()
+    train, test = pq.read_table(digits / "train-00000.parquet"), pq.read_table(digits / "test-00000.parquet")
+    assert (train.num_rows, test.num_rows) == (1437, 360)
+    seen = []
+    for table in (train, test):
+        assert np.array_equal(table.column("id").to_numpy(), np.arange(table.num_rows))
+        for image, label in zip(
+            table.column("image").to_pylist(), table.column("label").to_pylist(), strict=True
+        ):
+            source = int(image["path"].removesuffix(".png"))
+            pixels = np.asarray(Image.open(io.BytesIO(image["bytes"]))).astype(float)
+            assert np.array_equal(np.rint(pixels * 16 / 255), real.images[source])
+            assert label == real.target[source]
+            seen.append(source)
+    assert sorted(seen) == list(range(1797))
+    # Stratified: every class keeps its share.
+    counts = np.bincount(test.column("label").to_numpy()) / np.bincount(real.target)
+    assert np.abs(counts - 360 / 1797).max() < 0.01
+
+
+def test_manifest_statistics_are_the_pixels(digits: Path) -> None:
+    train, test = read_split(digits, "train"), read_split(digits, "test")
+    info = describe(train, test, digits)
+    table = pq.read_table(train.files[0])
+    pixels = np.stack(
+        [np.asarray(Image.open(io.BytesIO(i["bytes"]))) for i in table.column("image").to_pylist()]
+    )
+    assert info.mean == pytest.approx((pixels.mean(),))
+    assert info.std == pytest.approx((pixels.std(),))
+
+
+def test_ingesting_again_verifies_and_changes_nothing(tmp_path: Path) -> None:
+    manifest = ingest("digits", tmp_path)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert ingest("digits", tmp_path) == manifest
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    (tmp_path / "test-00000.parquet").write_bytes(b"other")
+    with pytest.raises(UserError, match="differs from its manifest"):
+        ingest("digits", tmp_path)
+
+
+def test_parquet_gets_dense_ids(tmp_path: Path, shared_data: Path) -> None:
+    source = shared_data / "cifar10" / "small"
+    ingest("parquet", tmp_path, source)
+    train = read_split(tmp_path, "train")
+    assert (train.num_examples, train.first_id, train.id_span) == (2000, 0, 2000)
+    original = pa.concat_tables(pq.read_table(f) for f in sorted(source.glob("train*.parquet")))
+    written = pa.concat_tables(pq.read_table(f) for f in train.files)
+    assert written.column("image").to_pylist() == original.column("image").to_pylist()
+    assert written.column("label").to_pylist() == original.column("label").to_pylist()
+
+
+def test_unknown_sources_and_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'digit' is unknown"):
+        ingest("digit", tmp_path)
+    with pytest.raises(UserError, match="is needed"):
+        ingest("parquet", tmp_path)
+    ingest("digits", tmp_path)
+    with pytest.raises(UserError, match="holds 'digits' already"):
+        ingest("parquet", tmp_path, tmp_path)
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        ingest("digits", tmp_path / "file")

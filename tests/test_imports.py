@@ -1,0 +1,89 @@
+"""The floors of the house, and what may be imported where."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {  # which of our floors and which third-party packages a floor may import at module level
+    "snn": {"snn", "torch", "numpy"},
+    "pruning": {"snn", "pruning", "torch", "numpy"},
+}
+LAZY = {"snn": {"safetensors", "nir", "nirtorch", "triton"}, "pruning": {"safetensors"}}
+
+
+def _imports(file: Path) -> list[tuple[str, bool]]:
+    """Roots of absolute imports, and whether they run on import of the file."""
+    tree = ast.parse(file.read_text())
+    nested = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(outer)
+    }
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [node.module or ""]
+        found += [(name.split(".")[0], id(node) not in nested) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("floor", ["snn", "pruning"])
+def test_lower_floors_import_torch_and_numpy_only(floor: str) -> None:
+    files = list((ROOT / floor).rglob("*.py"))
+    assert files
+    for file in files:
+        for root, at_import in _imports(file):
+            if root in sys.stdlib_module_names or root in ALLOWED[floor]:
+                continue
+            lazily = root in LAZY[floor] and (not at_import or "triton" in file.name)
+            assert lazily, f"{file.relative_to(ROOT)} imports {root}"
+
+
+def test_cluster_imports_no_other_floor() -> None:
+    for file in (ROOT / "cluster").rglob("*.py"):
+        roots = {root for root, _ in _imports(file)}
+        assert not roots & {"snn", "pruning", "pipelines"}, file
+
+
+def _modules_after(code: str) -> set[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=env,
+    )
+    return set(done.stdout.split())
+
+
+def test_library_floors_load_nothing_heavy() -> None:
+    loaded = _modules_after(
+        "import snn.models, snn.losses, snn.coding, snn.activity, snn.interchange\n"
+        "import pruning.examples.policies, pruning.examples.scores\n"
+        "import pruning.weights.allocation, pruning.weights.calibration, pruning.weights.masks"
+    )
+    heavy = {"ray", "torchvision", "pandas", "matplotlib", "pyarrow", "rich", "tyro", "yaml", "PIL", "scipy"}
+    assert not loaded & heavy
+
+
+def test_workers_do_not_load_torchvision() -> None:
+    assert "torchvision" not in _modules_after("import pipelines.training.distributed")
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["train", "--train.lrr", "1"], ["run", "--examples.ratio", "1"]]
+)
+def test_help_and_config_errors_load_neither_torch_nor_ray(argv: list[str]) -> None:
+    loaded = _modules_after(f"from pipelines.cli import main\nmain({argv!r})")
+    assert not loaded & {"torch", "ray", "numpy", "pyarrow"}
