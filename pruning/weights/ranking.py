@@ -56,9 +56,11 @@ class LayerRanking:
         base = self._base or self._rank()
         if self._cached:
             self._base = base
+        score = base.score
         if self.rule.score == "share":
             return base
-        score = base.score * coefficient if self.rule.score == "distortion" else base.score
+        if self.rule.score == "distortion" and coefficient != 1:
+            score = np.multiply(score, coefficient, out=None if self._cached else score)
         if self.price == 0:
             score = np.where(score > 0, np.inf, 0.0)
         elif self.price != 1:
@@ -97,6 +99,7 @@ class LayerRanking:
         else:
             # Rounding may leave neighbours out of order by a unit in the last place.
             score = np.maximum.accumulate(phi if self.rule.score == "distortion" else energy[:m])
+            del energy
         return Ranked(score, np.cumsum(phi, out=phi))
 
 
@@ -106,8 +109,8 @@ def suffix_costs(energy: Array) -> Array:
     Suffix sums start at the last (largest) entry, so that its own share is exactly 1 and its cost
     infinite; an all-zero layer costs nothing.
     """
-    surviving = np.cumsum(energy[::-1])[::-1]
-    share = np.divide(energy, surviving, out=np.zeros_like(energy), where=surviving > 0)
+    share = np.cumsum(energy[::-1])[::-1]
+    np.divide(energy, share, out=share, where=share > 0)
     np.negative(share, out=share)
     with np.errstate(divide="ignore"):
         np.log1p(share, out=share)

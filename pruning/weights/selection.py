@@ -78,6 +78,7 @@ def _at(layers: Sequence[LayerRanking], coefficients: Sequence[float], edges: Ar
             ranked = layer.ranked(coefficient)
             counts[:, i] = np.searchsorted(ranked.score.view(np.int64), edges, side="right")
             phi[:, i] = np.where(counts[:, i] > 0, ranked.phi[counts[:, i] - 1], 0.0)
+            del ranked  # before the next layer's arrays are made
     return counts, phi
 
 
@@ -100,10 +101,11 @@ def _one_by_one(
     for i, (layer, coefficient) in enumerate(zip(layers, coefficients, strict=True)):
         if upper[i] > counts[i]:
             ranked = layer.ranked(coefficient)
-            scores.append(ranked.score[counts[i] : upper[i]])
+            scores.append(ranked.score[counts[i] : upper[i]].copy())
             reached[i] = np.append(phi[i], ranked.phi[counts[i] : upper[i]])
             costs.append(np.diff(reached[i]))
             owners.append(np.full(upper[i] - counts[i], i, dtype=np.int64))
+            del ranked
     order = np.argsort(np.concatenate(scores), kind="stable")
     cost, owner = np.concatenate(costs)[order], np.concatenate(owners)[order]
     inside = np.ones(len(order), dtype=bool)
