@@ -1,0 +1,206 @@
+"""How far a design is from the best one: exact gradient norms on a probe, variances, rank correlation.
+
+The mean gradient estimated from a subset drawn with inclusion probabilities ``pi`` (independently, to which
+systematic sampling in random order comes close) has the variance ``sum (1 - pi_i) / pi_i ||g_i||^2 / N^2``.
+The oracle draws by the exact norms themselves; uniform sampling is the rival at equal size.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pruning.examples.inclusion import inclusion_probabilities, subset_size
+from pruning.examples.policy import Plan
+from pruning.examples.scores import LossName, evaluating
+from snn.losses import LOSSES
+
+Doubles = NDArray[np.float64]
+
+
+def example_gradients(
+    model: nn.Module,
+    x_TB: Tensor,
+    labels_B: Tensor,
+    *,
+    loss: LossName = "rate_ce",
+    label_smoothing: float = 0.0,
+) -> tuple[Doubles, float]:
+    """Norm of every example's gradient (all parameters, eval mode), and the norm of their mean (GraNd).
+
+    Exact, by one backward pass per example: for probes of a few hundred examples.
+
+    Args:
+        model: gives ``logits_TBK``.
+        x_TB: its input, ``[T, B, ...]``.
+        labels_B: int64.
+        loss: the training loss.
+        label_smoothing: of the training loss.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    mean = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    norms = []
+    with evaluating(model), torch.enable_grad():
+        for i in range(len(labels_B)):
+            logits_TBK = model(x_TB[:, i : i + 1])
+            value = LOSSES[loss](logits_TBK, labels_B[i : i + 1], label_smoothing).sum()
+            grads = torch.autograd.grad(value, parameters, allow_unused=True)
+            square = torch.zeros((), dtype=torch.float64, device=value.device)
+            for total, grad in zip(mean, grads, strict=True):
+                if grad is not None:
+                    square += grad.double().square().sum()
+                    total += grad
+            norms.append(square.sqrt())
+    norm_of_mean = torch.stack([m.square().sum() for m in mean]).sum().sqrt() / max(1, len(norms))
+    return torch.stack(norms).cpu().numpy(), float(norm_of_mean)
+
+
+def variance(norms: Doubles, probabilities: Doubles) -> float:
+    """Variance of the estimated mean gradient under a design: ``sum (1 - pi) / pi ||g||^2 / N^2``.
+
+    Args:
+        norms: exact gradient norms, ``[N]``.
+        probabilities: inclusion probabilities, ``[N]``; 0 only where the norm is 0 (else infinite).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(norms > 0, (1 - probabilities) / probabilities * norms**2, 0.0)
+    return float(terms.sum() / len(norms) ** 2)
+
+
+def single_draw_variance(norms: Doubles, norm_of_mean: float, scores: Doubles) -> float:
+    """Variance of one draw with probability proportional to the score, ``E ||g / (N p) - mean g||^2``."""
+    p = scores / scores.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(norms > 0, norms**2 / p, 0.0)
+    return float(terms.sum() / len(norms) ** 2 - norm_of_mean**2)
+
+
+def rank_correlation(a: Doubles, b: Doubles) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN where one side is constant."""
+    x, y = (_ranks(np.asarray(v, dtype=np.float64)) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 0 else float("nan")
+
+
+def effective_sample_size(weights: NDArray[np.floating]) -> float:
+    """``(sum w)^2 / sum w^2``: how many equally weighted examples the subset is worth."""
+    w = np.asarray(weights, dtype=np.float64)
+    return float(w.sum() ** 2 / (w @ w)) if len(w) else 0.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A design judged on a probe of examples with exact gradient norms."""
+
+    variance_to_uniform: float
+    """Variance over that of uniform sampling of the same size; below 1 is a gain."""
+    variance_to_oracle: float
+    """Variance over that of the best design of the same size; 1 is optimal. NaN where the oracle's is 0."""
+    single_draw_to_uniform: float
+    """The same for one draw by the scores alone, without mixture and cap."""
+    single_draw_to_oracle: float
+    """The same, over the oracle's."""
+    rank_correlation: float
+    """Spearman's, of scores and exact norms."""
+    score_variation: float
+    """Standard deviation of the scores over their mean: at 0, the draw is uniform."""
+    norm_variation: float
+    """The same of the exact norms."""
+    probe_size: int
+    """Examples of the probe."""
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers, for a line of metrics."""
+        return asdict(self)
+
+
+def diagnose(
+    scores: NDArray[np.floating], norms: Doubles, norm_of_mean: float, *, ratio: float, alpha: float
+) -> Diagnosis:
+    """Judge scores by exact gradient norms of the same examples.
+
+    Args:
+        scores: of the probe, ``[n]``.
+        norms: exact gradient norms, ``[n]``, and the norm of their mean from `example_gradients`.
+        norm_of_mean: see ``norms``.
+        ratio: pruning ratio ``r``.
+        alpha: share of the uniform mixture in the design that is judged (the oracle has none).
+
+    Raises:
+        ValueError: lengths that differ, or an empty probe.
+    """
+    if len(scores) != len(norms) or not len(norms):
+        raise ValueError(f"scores: {len(scores)} of them must be as many as norms, {len(norms)}, at least 1")
+    n = len(norms)
+    m = subset_size(n, ratio)
+    s = np.asarray(scores, dtype=np.float64)
+    flat = np.full(n, m / n)
+    best = inclusion_probabilities(norms, m, alpha=0.0)
+    design = variance(norms, inclusion_probabilities(s, m, alpha=alpha))
+    draw: Callable[[Doubles], float] = lambda p: single_draw_variance(norms, norm_of_mean, p)  # noqa: E731
+    return Diagnosis(
+        variance_to_uniform=_ratio(design, variance(norms, flat)),
+        variance_to_oracle=_ratio(design, variance(norms, best)),
+        single_draw_to_uniform=_ratio(draw(s), draw(flat)),
+        single_draw_to_oracle=_ratio(draw(s), draw(norms)),
+        rank_correlation=rank_correlation(s, norms),
+        score_variation=_ratio(float(s.std()), float(s.mean())),
+        norm_variation=_ratio(float(norms.std()), float(norms.mean())),
+        probe_size=n,
+    )
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a plan's weights and probabilities say of it."""
+
+    examples: int
+    """Size of the subset."""
+    effective_share: float
+    """Effective sample size over the size, in (0, 1]."""
+    max_weight: float
+    """The largest weight."""
+    min_weight: float
+    """The smallest weight."""
+    mean_weight: float
+    """1 in expectation."""
+    capped_share: float
+    """Share of the subset that was certain to be drawn."""
+    mean_score_age: float | None
+    """In epochs; ``None`` without scores."""
+    replaced_scores: int
+    """Present examples whose score was missing or not finite."""
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain numbers, for a line of metrics."""
+        return asdict(self)
+
+
+def summarise(plan: Plan) -> PlanSummary:
+    """Effective sample size, weight extremes, capped share and score age of a plan."""
+    w = plan.weights.astype(np.float64)
+    pi = np.ones(len(w)) if plan.probabilities is None else plan.probabilities
+    return PlanSummary(
+        examples=len(w),
+        effective_share=effective_sample_size(w) / len(w) if len(w) else 0.0,
+        max_weight=float(w.max(initial=0)),
+        min_weight=float(w.min()) if len(w) else 0.0,
+        mean_weight=float(w.mean()) if len(w) else 0.0,
+        capped_share=float((pi == 1).mean()) if len(w) else 0.0,
+        mean_score_age=plan.mean_score_age,
+        replaced_scores=plan.replaced_scores,
+    )
+
+
+def _ranks(values: Doubles) -> Doubles:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[where]
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else float("nan")
