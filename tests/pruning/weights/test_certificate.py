@@ -1,0 +1,89 @@
+"""The certificate against what pruning really does: never below, and tight where it can be."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_compaction import KINDS, network
+from torch import nn
+
+from pruning.weights.allocation import allocate
+from pruning.weights.certificate import certify
+from pruning.weights.masks import Masks
+
+
+@torch.no_grad()
+def change(model, masks, x):
+    pruned = copy.deepcopy(model)
+    masks.apply_(pruned)
+    return (pruned.eval()(x).mean(0) - model.eval()(x).mean(0)).abs()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10**6),
+    st.floats(0.01, 0.9),
+    st.sampled_from([{}, {"beta": 0.9, "reset": "soft"}, {"beta": 1.0}, {"decay_input": True, "theta": 0.6}]),
+    st.integers(-1, 4),
+)
+def test_never_violated(kind, seed, sparsity, neuron, only):
+    model, x = network(kind, seed, **neuron)
+    masks = allocate(model, criterion="magnitude", sparsity=sparsity).masks
+    if 0 <= only < len(masks):  # one layer alone, where the bound is not vacuous
+        keep = Masks.of(model)
+        masks = Masks({n: masks[n] if i == only else keep[n] for i, n in enumerate(masks)})
+    certificate = certify(model, masks, x)
+    assert (change(model, masks, x) <= certificate.bound).all()
+    assert all(0 <= share <= 1 for share in certificate.flagged.values())
+
+
+def test_the_head_alone_is_exact():
+    model, x = network("convnet")
+    head = model.synapses()[-1]
+    keep = dict(Masks.of(model))
+    keep[head.name] = torch.rand(head.layer.weight.shape) < 0.5
+    masks = Masks(keep)
+    certificate = certify(model, masks, x)
+    torch.testing.assert_close(certificate.bound, change(model, masks, x), rtol=1e-6, atol=1e-8)
+    assert set(certificate.flagged.values()) == {0.0}
+
+
+def test_nothing_pruned_changes_nothing():
+    model, x = network("mlp")
+    certificate = certify(model, Masks.of(model), x)
+    assert certificate.bound.max() < 1e-8
+    assert max(certificate.flagged.values()) == 0
+
+
+def test_small_changes_below_every_margin_are_certified_away():
+    model, x = network("mlp")
+    first = model.synapses()[0]
+    with torch.no_grad():
+        first.layer.weight[:, 0] = 1e-7
+    keep = dict(Masks.of(model))
+    keep[first.name] = torch.ones_like(keep[first.name])
+    keep[first.name][:, 0] = False
+    certificate = certify(model, Masks(keep), x)
+    assert certificate.bound.max() < 1e-8
+
+
+def test_layers_before_the_pruned_one_are_untouched():
+    model, x = network("convnet")
+    third = model.synapses()[2].name
+    keep = dict(Masks.of(model))
+    keep[third] = allocate(model, criterion="uniform", sparsity=0.5).masks[third]
+    flagged = list(certify(model, Masks(keep), x).flagged.values())
+    assert flagged[:2] == [0, 0]
+    assert min(flagged[2:]) > 0
+
+
+def test_refusals():
+    model, x = network("mlp")
+    with pytest.raises(ValueError, match="layer"):
+        certify(model, Masks({}), x)
+    model.features.append(nn.Tanh())
+    with pytest.raises(ValueError, match="Tanh"):
+        certify(model, Masks.of(model), x)
