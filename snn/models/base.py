@@ -19,6 +19,8 @@ class SpikingNetwork(nn.Module):
     - ``synapses()``: all weight layers in the order of the forward pass, the head last.
     """
 
+    input_shape: tuple[int, ...] | None = None
+    """Of one example, without time and batch; where known (`snn.models.build`), the input is checked."""
     features: nn.Sequential
     readout: nn.Sequential
 
@@ -30,7 +32,16 @@ class SpikingNetwork(nn.Module):
         self.readout = readout
 
     def forward(self, x_TB: Tensor) -> Tensor:
-        """``[T, B, ...]`` to ``logits_TBK``."""
+        """``[T, B, ...]`` to ``logits_TBK``.
+
+        Raises:
+            ValueError: no timestep, or examples of another shape than ``input_shape``.
+        """
+        if self.input_shape is not None and tuple(x_TB.shape[2:]) != self.input_shape:
+            wanted = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"input: shape {tuple(x_TB.shape)} must be (T, B, {wanted})")
+        if x_TB.shape[0] < 1:
+            raise ValueError(f"input: shape {tuple(x_TB.shape)} must have at least one timestep")
         return folded(self.readout, self.features(x_TB))
 
     def synapses(self) -> list[Synapses]:

@@ -1,0 +1,134 @@
+"""Spiking VGGs: 3x3 convolutions with batch norm and LIF, pooling between the stages.
+
+========  ==================================================  ==================  ==========================
+name      convolutions (P: pooling by 2)                      after them          parameters, 3x32x32, K=10
+========  ==================================================  ==================  ==========================
+vgg6      64 64 P 128 128 P 256 256                           8x8 grid            1,310,154
+vgg9      64 64 P 128 128 P 256 256 256 P                     4x4 grid, 1024      5,943,242
+vgg11     64 P 128 P 256 256 P 512 512 P 512 512 P            mean                9,228,362
+vgg16     64 64 P 128 128 P 256x3 P 512x3 P 512x3 P           mean                14,724,042
+========  ==================================================  ==================  ==========================
+
+vgg11 and vgg16 are the networks of Simonyan and Zisserman 2015 (arXiv 1409.1556) in the form used on
+CIFAR: one linear head. ``hidden=(4096, 4096), grid=7`` gives the ImageNet form. Inputs larger than
+the grid allows are averaged down to it before the first linear layer.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from snn.layers import Folded, SpikingLayer
+from snn.models.base import SpikingNetwork
+from snn.models.shapes import conv_layer, image_shape
+from snn.neurons import LIF, NeuronParameters
+
+_Plan = tuple[tuple[int, ...], ...]
+_STAGES: dict[str, _Plan] = {
+    "vgg6": ((64, 64), (128, 128), (256, 256)),
+    "vgg9": ((64, 64), (128, 128), (256, 256, 256), ()),
+    "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512), ()),
+    "vgg16": ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3, ()),
+}
+
+
+def vgg6(
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    hidden: Sequence[int] = (),
+    grid: int = 8,
+    pooling: str = "avg",
+) -> SpikingNetwork:
+    """Six convolutions and a linear head (the table above); average pooling.
+
+    Args:
+        input_shape: ``(C, H, W)`` of one example; 32x32, 64x64, 224x224 and 2-channel events alike.
+        num_classes: ``K``.
+        neuron: constants of all neurons.
+        hidden: widths of spiking linear layers between the convolutions and the head.
+        grid: largest height and width that the first linear layer sees.
+        pooling: ``avg``, or ``max``, which keeps spikes spikes.
+
+    Raises:
+        ValueError: an input that is not ``(C, H, W)`` or too small for the pooling, or an unknown pooling.
+    """
+    return _vgg("vgg6", input_shape, num_classes, neuron, hidden, grid, pooling)
+
+
+def vgg9(
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    hidden: Sequence[int] = (1024,),
+    grid: int = 4,
+    pooling: str = "max",
+) -> SpikingNetwork:
+    """Seven convolutions, one hidden linear layer and a head; arguments as for `vgg6`."""
+    return _vgg("vgg9", input_shape, num_classes, neuron, hidden, grid, pooling)
+
+
+def vgg11(
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    hidden: Sequence[int] = (),
+    grid: int = 1,
+    pooling: str = "max",
+) -> SpikingNetwork:
+    """Eight convolutions and a head (configuration A); arguments as for `vgg6`."""
+    return _vgg("vgg11", input_shape, num_classes, neuron, hidden, grid, pooling)
+
+
+def vgg16(
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    hidden: Sequence[int] = (),
+    grid: int = 1,
+    pooling: str = "max",
+) -> SpikingNetwork:
+    """Thirteen convolutions and a head (configuration D); arguments as for `vgg6`."""
+    return _vgg("vgg16", input_shape, num_classes, neuron, hidden, grid, pooling)
+
+
+def _vgg(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    hidden: Sequence[int],
+    grid: int,
+    pooling: str,
+) -> SpikingNetwork:
+    stages = _STAGES[name]
+    c, height, width = image_shape(input_shape, least=2 ** (len(stages) - 1))
+    if pooling not in ("avg", "max"):
+        raise ValueError(f"pooling: {pooling!r} is unknown; choose avg or max")
+    if grid < 1:
+        raise ValueError(f"grid: {grid!r} must be at least 1")
+    layers: list[nn.Module] = []
+    for i, stage in enumerate(stages):
+        if i:
+            layers.append(Folded(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2)))
+            height, width = height // 2, width // 2
+        for c_out in stage:
+            layers.append(conv_layer(c, c_out, 3, neuron))
+            c = c_out
+    between: list[nn.Module] = []
+    if height > grid or width > grid:
+        height, width = min(height, grid), min(width, grid)
+        between.append(nn.AdaptiveAvgPool2d((height, width)))
+    between.append(nn.Flatten())
+    features = c * height * width
+    if hidden:
+        layers += [Folded(module) for module in between]
+        between = []
+        for n in hidden:
+            layers.append(SpikingLayer(nn.Linear(features, n, bias=False), nn.BatchNorm1d(n), LIF(neuron)))
+            features = n
+    return SpikingNetwork(nn.Sequential(*layers), nn.Sequential(*between, nn.Linear(features, num_classes)))
