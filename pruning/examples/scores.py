@@ -262,13 +262,14 @@ class ExampleScorer:
 
     def _deep(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """Any tail depth: errors at the layers' outputs by a backward pass of the summed losses."""
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
+        inputs: dict[nn.Module, Tensor] = {}
+        outputs: dict[nn.Module, Tensor] = {}
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
-            inputs.append(args[0].detach())
-            outputs.append(output)
+            if module in outputs:
+                raise ValueError(f"model: {module} ran twice in one forward pass")
+            inputs[module], outputs[module] = args[0].detach(), output
             return output
 
         self._captured = {}
@@ -279,16 +280,14 @@ class ExampleScorer:
         finally:
             for handle in handles:
                 handle.remove()
-        if len(outputs) != len(self._hidden):
-            raise ValueError("model: its weight layers must run once each in a forward pass")
         losses = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
-        deltas = torch.autograd.grad(losses.sum(), outputs)
+        deltas = torch.autograd.grad(losses.sum(), [outputs[s.layer] for s in self._hidden])
         with torch.no_grad():
             logits_TBK = _wide(logits_TBK.detach())
             e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
             squared = self._head_squared(e_TBK, len(logits_TBK))
-            for synapses, x, delta in zip(self._hidden, inputs, deltas, strict=True):
-                squares = tail.field_squares(_wide(x), synapses.layer)
+            for synapses, delta in zip(self._hidden, deltas, strict=True):
+                squares = tail.field_squares(_wide(inputs[synapses.layer]), synapses.layer)
                 rows = tail.layer_bound(_wide(delta), squares, None, synapses.layer)
                 squared = squared + rows.view(-1, len(labels_B)).sum(0).square()
             self._captured = {}

@@ -7,6 +7,7 @@ from oracles import (
     batch,
     conv_tail,
     convnet,
+    disturbed,
     last_layer_bound,
     losses,
     mlp,
@@ -19,7 +20,9 @@ from pruning.examples import tail
 from pruning.examples.scores import SCORES, ExampleScorer
 from snn.coding import direct
 from snn.layers import Folded
-from snn.models import SpikingNetwork
+from snn.models import MODELS, SpikingNetwork, build
+from snn.neurons import NeuronParameters
+from snn.surrogate import Surrogate
 
 NETS = {
     "mlp": mlp,
@@ -269,6 +272,31 @@ def test_half_precision_networks_score_in_float32():
     half = sadp(net.to(torch.bfloat16), x.to(torch.bfloat16), y)
     assert torch.isfinite(half).all()
     assert torch.corrcoef(torch.stack([exact, half]))[0, 1] > 0.8
+
+
+DEEP = {"vgg9", "vgg11", "vgg16", "sew_resnet34", "sew_resnet50", "ms_resnet34"}
+SIDE = {"vgg11": 16, "vgg16": 32}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in DEEP else []) for n in sorted(MODELS)]
+)
+def test_every_registered_model(name):
+    torch.manual_seed(0)
+    side = SIDE.get(name, 8)
+    small = {"spikformer": {"dim": 16, "depth": 1, "heads": 2}}.get(name, {})
+    constants = NeuronParameters(surrogate=Surrogate("atan", 1.0))
+    net = disturbed(build(name, input_shape=(2, side, side), num_classes=4, neuron=constants, **small))
+    x = direct(torch.randn(3, 2, side, side, dtype=torch.float64), 2)
+    y = torch.tensor([0, 3, 1])
+    v = last_layer_bound(net, x, y)
+    h = norms_by_loop(net, x, y, head(net))
+    assert (v > 0.01 * h).all()
+    torch.testing.assert_close(sadp(net, x, y), (h**2 + v**2).sqrt(), rtol=1e-5, atol=0)
+    squares = [squares_by_loop(net, x, y, list(s.layer.parameters())).sum(1) for s in net.synapses()]
+    for depth in (1, 2, len(squares) - 1):
+        norms = torch.stack(squares[len(squares) - 1 - depth :]).sum(0).sqrt()
+        assert (sadp(net, x, y, tail_depth=depth) >= norms * (1 - 1e-6)).all()
 
 
 class Own(nn.Module):
