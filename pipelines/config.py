@@ -176,7 +176,7 @@ class WeightsConfig:
     """Layers that are not pruned, by name."""
     retrain_epochs: int = 8
     """Epochs of masked retraining, with the same data pruning."""
-    retrain_lr: float = 0.03
+    retrain_lr: float = 0.05
     """Peak learning rate of the retraining."""
 
     def __post_init__(self) -> None:

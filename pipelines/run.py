@@ -86,13 +86,16 @@ def is_finished(folder: Path, phases: int) -> bool:
     return newest is not None and load_progress(newest).phase >= phases
 
 
-def prune(source: Path, overrides: dict[str, str], *, resume: bool = False) -> Path:
+def prune(
+    source: Path, overrides: dict[str, str], *, resume: bool = False, console: Console | None = None
+) -> Path:
     """Prune (and retrain) the network of a run, as a new run beside it.
 
     Args:
         source: a run's folder, or a checkpoint file below one.
         overrides: config fields that differ from the source run's.
         resume: continue such a run.
+        console: where progress is shown.
 
     Returns:
         the new run's folder.
@@ -104,7 +107,7 @@ def prune(source: Path, overrides: dict[str, str], *, resume: bool = False) -> P
     stored = read_config(folder)
     changed = {"name": f"{stored.name}-pruned", "storage": str(folder.parent), **overrides}
     config = load_config(folder / CONFIG, changed)
-    return run(config, "prune", resume=resume, initial=checkpoint)
+    return run(config, "prune", resume=resume, initial=checkpoint, console=console)
 
 
 def _checkpoint_of(source: Path) -> tuple[Path, Path]:

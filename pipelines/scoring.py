@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pruning.examples.scores import ExampleScorer
 
+from pipelines.config import LossName
 from pipelines.training.rows import Inputs, Rows
+from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described
 from snn.models import SpikingNetwork
 
@@ -21,7 +22,7 @@ class Scoring:
     """Which score, of which loss, on which inputs."""
 
     score: str
-    loss: str
+    loss: LossName
     label_smoothing: float
     tail_depth: int
     inputs: Inputs

@@ -1,0 +1,1 @@
+"""Measurements: each module runs ours beside the alternative and prints ratios."""

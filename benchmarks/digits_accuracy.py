@@ -1,0 +1,96 @@
+"""Accuracy of the demo's job over seeds: full data, random and SADP at ratio 0.5, then SLAMP at 90 %.
+
+    python -m benchmarks.digits_accuracy [--seeds 3] [--output FILE.json]
+
+One plain process (the launcher without Ray, whose results equal Ray's with one worker).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from pipelines.config_io import load_config
+from pipelines.data.ingest import ingest
+from pipelines.report.summary import summarise
+from pipelines.run import run
+
+CONFIG = Path(__file__).resolve().parents[1] / "examples" / "digits.yaml"
+
+
+def measure(seeds: int) -> list[dict[str, Any]]:
+    """One row per seed and policy."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "digits"
+        ingest("digits", data)
+        for seed in range(seeds):
+            for policy in ("random", "sadp"):
+                config = load_config(
+                    CONFIG,
+                    {
+                        "name": f"{policy}-{seed}",
+                        "storage": folder,
+                        "seed": str(seed),
+                        "data.path": str(data),
+                        "examples.policy": policy,
+                        "baseline": "full" if policy == "sadp" else "none",
+                        "cluster.engine": "local",
+                        "cluster.workers": "1",
+                    },
+                )
+                summary = summarise(run(config, console=Console(quiet=True)))
+                rows += [
+                    {
+                        "seed": seed,
+                        "method": "full" if p.phase == "baseline" else f"{policy} {p.phase}",
+                        "accuracy": p.accuracy,
+                        "examples": p.examples,
+                        "density": p.density,
+                        "synops": p.synops,
+                    }
+                    for p in summary.phases
+                ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    rows = measure(options.seeds)
+    full = statistics.mean(r["accuracy"] for r in rows if r["method"] == "full")
+    print(
+        f"{'method':<16} {'accuracy':>9} {'sd':>6} {'- full':>7} {'examples':>9} {'density':>8} {'SynOps':>8}"
+    )
+    for method in sorted({r["method"] for r in rows}):
+        of = [r for r in rows if r["method"] == method]
+        accuracy = [r["accuracy"] for r in of]
+        sd = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+        mean = statistics.mean(accuracy)
+        print(
+            f"{method:<16} {mean:>9.2%} {sd:>6.2%} {100 * (mean - full):>+7.2f} {of[0]['examples']:>9,} "
+            f"{of[0]['density']:>8.1%} {statistics.mean(r['synops'] for r in of):>8,.0f}"
+        )
+    if options.output:
+        about = {
+            "command": f"python -m benchmarks.digits_accuracy --seeds {options.seeds}",
+            "date": time.strftime("%Y-%m-%d"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "ray": version("ray"),
+        }
+        options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The command as a user meets it: its surface, its help, and one line for every mistake."""
+
+import inspect
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.connect import local_cpus
+from pipelines import cli
+from pipelines.config import Config, field_paths
+
+SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
+
+
+def surface() -> str:
+    """Every verb with its own options, then every config field with its type."""
+    lines = []
+    for verb, function in cli._VERBS.items():
+        source = inspect.getsource(function)
+        command = next(
+            (c for c in (cli.PruneCommand, cli.ReportCommand, cli.IngestCommand) if c.__name__ in source),
+            cli.RunCommand,
+        )
+        lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")
+    for path in field_paths():
+        cls: type = Config
+        *branches, leaf = path.split(".")
+        for branch in branches:
+            cls = get_type_hints(cls)[branch]
+        lines.append(f"{path}: {next(f.type for f in fields(cls) if f.name == leaf)}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_surface_is_pinned() -> None:
+    """A change of the command's options is a decision: update the file and the changelog together."""
+    assert surface() == SURFACE.read_text()
+
+
+def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command exits with 2 and says one line that holds ``line``."""
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("spikeprune: ")
+    assert error.count("\n") == 1, error
+    assert line in error
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["trian"], "trian: is not a verb; did you mean train?"),
+        (["data", "digest"], "'digest' is not one of its verbs"),
+        (["train", "none.yaml"], "none.yaml: no such config file"),
+        (["train", "--examples.ratio", "1.5"], "examples.ratio: 1.5 is not possible; it must be in [0, 1)"),
+        (["run", "--model.name", "mpl"], "model.name: 'mpl' is unknown; choose one of"),
+        (["train", "--data.path", "none"], "data.path: none does not exist"),
+        (["prune", "none"], "none: does not exist"),
+        (["report", "none"], "none: is not a run"),
+    ],
+)
+def test_mistakes_are_one_line(
+    args: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails_with(line, args, capsys)
+
+
+def test_workers_that_do_not_fit_are_refused_before_ray(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = local_cpus()
+    args = ["train", "--data.path", str(digits), "--storage", str(tmp_path / "runs")]
+    args += ["--cluster.workers", str(workers), "--cluster.cpus-per-worker", "1"]
+    args += ["--train.batch-size", str(8 * workers)]
+    fails_with(f"set it to {workers - 1} or less", args, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unwritable_storage_is_named(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    args = ["train", "--data.path", str(digits), "--storage", str(tmp_path / "file")]
+    fails_with("storage: ", args, capsys)
+
+
+def test_an_existing_run_needs_resume_and_the_same_config(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        "train", "--data.path", str(digits), "--storage", str(tmp_path), "--cluster.engine", "local",
+        "--cluster.workers", "1", "--train.epochs", "2", "--model.hidden", "16",
+    ]  # fmt: skip
+    assert cli.main(args) == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    capsys.readouterr()
+    fails_with("--resume continues it, --name starts another", args, capsys)
+    fails_with("train.lr: is 0.7 here and 0.1 in the run", [*args, "--resume", "--train.lr", "0.7"], capsys)
+    assert cli.main([*args, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        ("missing", "has no file test*.parquet"),
+        ("text", "is not a readable Parquet file"),
+        ("column", "column 'label' is missing"),
+        ("label", "label 11 is out of range; the schema names 10 classes"),
+        ("empty", "split 'test' has no rows"),
+        ("nan", "is NaN or infinite at id 1"),
+    ],
+)
+def test_bad_data_is_refused_before_training(
+    damage: str, line: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(digits, folder)
+    train, test = folder / "train-00000.parquet", folder / "test-00000.parquet"
+    table = pq.read_table(train)
+    if damage == "missing":
+        test.unlink()
+    elif damage == "text":
+        test.write_text("id,image,label")
+    elif damage == "column":
+        pq.write_table(table.drop_columns(["label"]), train)
+    elif damage == "label":
+        labels = table.column("label").to_numpy().copy()
+        labels[5] = 11
+        pq.write_table(table.set_column(2, "label", pa.array(labels)), train)
+    elif damage == "empty":
+        pq.write_table(pq.read_table(test).slice(0, 0), test)
+    else:
+        for path in (train, test):
+            n = pq.read_table(path).num_rows
+            x = np.zeros((n, 4))
+            x[1, 0] = np.nan
+            features = pa.array(x.tolist(), pa.list_(pa.float64()))
+            pq.write_table(pq.read_table(path).set_column(1, "image", features), path)
+    args = ["train", "--data.path", str(folder), "--storage", str(tmp_path / "runs")]
+    fails_with(line, args, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_teaches_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for path in field_paths():
+        assert f"--{path.replace('_', '-')}" in text or f"--{path}" in text, path
+
+
+def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in cli._VERBS:
+        assert f"  {verb} " in text
+    assert cli.main([]) == 2
