@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.examples import tail
-from snn.layers import Synapses
+from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 
 LossName = Literal["rate_ce", "tet"]
@@ -173,8 +173,8 @@ class ExampleScorer:
         self._captured = {}
         handles = []
         if "sadp" in self.names:
-            readout = self._readout
-            modules = {"readout": readout, "head": readout[-1]}
+            path = self._path()
+            modules = {"spikes": path[0], "head": path[-1]}
             for layer in self._hidden:
                 assert layer.neuron is not None
                 modules |= {"layer": layer.layer, "neuron": layer.neuron}
@@ -203,11 +203,14 @@ class ExampleScorer:
                 self._captured = {}
             return self._scores(logits_TBK, labels_B, bound)
 
-    @property
-    def _readout(self) -> nn.Sequential:
-        readout = self.model.readout
-        assert isinstance(readout, nn.Sequential)
-        return readout
+    def _path(self) -> nn.Sequential:
+        """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
+        modules = list(self.model.readout)  # type: ignore[arg-type]
+        for layer in reversed(list(getattr(self.model, "features", []))):
+            if not isinstance(layer, Folded):
+                break
+            modules.insert(0, layer.module)
+        return nn.Sequential(*modules)
 
     def _capture(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -232,7 +235,7 @@ class ExampleScorer:
         return squared.sqrt()
 
     def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
-        head = self._readout[-1]
+        head = self._path()[-1]
         r_TBN = _unfold(_wide(self._captured["head"]), T, e_TBK.shape[1])
         return tail.head_squared(e_TBK, r_TBN, head.bias is not None)
 
@@ -242,8 +245,8 @@ class ExampleScorer:
         assert synapses.neuron is not None
         current_TB = _wide(self._captured["neuron"])
         B = e_TBK.shape[1]
-        spikes_TB = _unfold(_wide(self._captured["readout"]), T, B)
-        g_TB = tail.readout_gradient(self._readout, spikes_TB, e_TBK)
+        spikes_TB = _unfold(_wide(self._captured["spikes"]), T, B)
+        g_TB = tail.readout_gradient(self._path(), spikes_TB, e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
             raise ValueError(
                 f"readout: takes {tuple(g_TB.shape[2:])} per example, but the last neurons give "
@@ -274,7 +277,7 @@ class ExampleScorer:
 
         self._captured = {}
         handles = [s.layer.register_forward_hook(keep) for s in self._hidden]
-        handles.append(self._readout[-1].register_forward_pre_hook(self._capture("head")))
+        handles.append(self._path()[-1].register_forward_pre_hook(self._capture("head")))
         try:
             logits_TBK = self.model(x_TB)
         finally:

@@ -275,7 +275,7 @@ def test_half_precision_networks_score_in_float32():
 
 
 DEEP = {"vgg9", "vgg11", "vgg16", "sew_resnet34", "sew_resnet50", "ms_resnet34"}
-SIDE = {"vgg11": 16, "vgg16": 32}
+SIDE = {"vgg11": 32, "vgg16": 32}
 
 
 @pytest.mark.parametrize(
@@ -324,13 +324,33 @@ def test_a_users_own_module():
     assert got["loss"].shape == (3,)
 
 
-def test_refuses_pooling_between_the_last_neurons_and_the_readout():
+class Pool(nn.Module):
+    def forward(self, x_TB):
+        return x_TB[..., ::2, ::2]
+
+
+def pooled_after_the_neurons(pool):
     net = conv_tail(pool=nn.Identity())
-    features = nn.Sequential(*net.features, Folded(nn.AvgPool2d(2)))
-    pooled = SpikingNetwork(features, nn.Sequential(nn.Flatten(), nn.Linear(6, 4).double()))
+    return SpikingNetwork(
+        nn.Sequential(*net.features, pool), nn.Sequential(nn.Flatten(), nn.Linear(6, 4).double())
+    )
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)])
+@pytest.mark.parametrize("loss", ["rate_ce", "tet"])
+def test_pooling_that_ends_the_features_counts_as_readout(pool, loss):
+    net = pooled_after_the_neurons(Folded(pool))
+    x, y = batch(net)
+    v, h = last_layer_bound(net, x, y, loss), norms_by_loop(net, x, y, head(net), loss)
+    assert (v > 0.01 * h).any()
+    torch.testing.assert_close(sadp(net, x, y, loss=loss), (h**2 + v**2).sqrt(), rtol=1e-5, atol=0)
+
+
+def test_refuses_what_it_cannot_see_through():
+    net = pooled_after_the_neurons(Pool())
     x, y = batch(net)
     with pytest.raises(ValueError, match="belongs in the readout"):
-        sadp(pooled, x, y)
+        sadp(net, x, y)
 
 
 @pytest.mark.parametrize(
