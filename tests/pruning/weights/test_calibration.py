@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pruning.weights.allocation import allocate
 from pruning.weights.calibration import Calibration, CalibrationSums, calibrate, relative_spread
 from snn.activity import measure
+from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.layers import Folded, SpikingLayer, Synapses
 from snn.models import SpikingNetwork, build
@@ -331,6 +333,7 @@ def test_spread_over_draws():
 )
 def test_clear_errors(batches, message):
     model = build("convnet", input_shape=(2, 8, 8), num_classes=3, channels=(4, 6), hidden=(8,)).double()
+    model.input_shape = None  # as a network of one's own, that does not check
     for s in model.synapses():
         if message == "no neuron spiked":
             s.layer.weight.data.abs_()
@@ -354,3 +357,22 @@ def test_sums_of_another_network_are_refused():
         CalibrationSums.from_vector(other, sums.to_vector(), 4)
     with pytest.raises(ValueError, match="merged"):
         sums.merge(CalibrationSums.collect(model, [frames(T=2)]))
+
+
+@pytest.mark.parametrize("name", ["vgg9", "sew_resnet18", "ms_resnet18", "spikformer"])
+def test_every_family_is_calibrated_and_pruned(name):
+    """One timestep gives LAMP in residual networks and transformers too; operations as counted."""
+    torch.manual_seed(0)
+    model = build(name, input_shape=(2, 16, 16), num_classes=3)
+    x = (torch.rand(2, 3, 2, 16, 16) * 3).floor()
+    reestimate(model, [x])
+    calibration, activity = calibrate(model, [x]), measure(model, [x])
+    for layer in activity.layers:
+        assert calibration[layer.name].price == pytest.approx(layer.dense_synops_per_weight, rel=1e-9)
+    assert sum(not layer.dead for layer in calibration.layers) > len(calibration.layers) / 2
+    masks = allocate(model, calibration, objective="synops", synops_fraction=0.2).masks
+    assert 0 < masks.density < 1
+    masks.apply_(model)
+    assert model(x).isfinite().all()
+    at_one = calibrate(model, [x[:1]])
+    assert {layer.tau for layer in at_one.layers} == {1.0}
