@@ -21,8 +21,7 @@ def _atan(x: Tensor, scale: float) -> Tensor:
 
 
 def _sigmoid(x: Tensor, scale: float) -> Tensor:
-    y = torch.sigmoid(scale * x)
-    return scale * y * (1 - y)
+    return scale * torch.sigmoid(scale * x) * torch.sigmoid(-scale * x)  # 1 - sig would cancel
 
 
 def _triangle(x: Tensor, scale: float) -> Tensor:

@@ -129,11 +129,13 @@ def test_engine_equals_the_unfused_loop(engine, dtype, case):
     assert torch.equal(own_end, end)
     assert own_spikes.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2e-2)
+    incoming = (grad.double().square().sum() + grad_end.double().square().sum()).sqrt()
     for name, gradient in wanted.items():
         # The gradient of beta is one sum over everything, and so carries every term's rounding.
         allowed = tolerance if name != "beta" or dtype == torch.float64 else max(tolerance, 1e-3)
         error = (found[name] - gradient).double().norm()
-        assert error <= allowed * max(gradient.double().norm(), 1e-3 * T), (name, error)
+        # Terms may cancel (attached reset): what is left has the rounding of the terms.
+        assert error <= allowed * max(gradient.double().norm(), 0.1 * incoming), (name, error)
 
 
 @pytest.mark.parametrize(("engine", "dtype"), ENGINES)
