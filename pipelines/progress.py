@@ -26,7 +26,7 @@ class TrainingProgress:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._printed: Event = {}
+        self._printed: dict[str, Event] = {}
 
     def __enter__(self) -> "TrainingProgress":
         self._bars.start()
@@ -47,11 +47,12 @@ class TrainingProgress:
             return
         phase = self._phases[name]
         if name not in self._tasks:
-            for task in self._tasks.values():
-                total = self._bars.tasks[task].total or 1
-                self._bars.update(task, completed=total, status="done")
-                self._bars.stop_task(task)
             self._tasks[name] = self._bars.add_task(name, total=max(phase.epochs, 1), status="")
+        if event.get("finished"):
+            total = max(phase.epochs, 1)
+            self._bars.update(self._tasks[name], completed=total, status=str(event["doing"]))
+            self._bars.stop_task(self._tasks[name])
+            return
         steps = int(str(event.get("steps", 1)))
         within = int(str(event.get("step", 0))) / max(steps, 1)
         epoch = int(str(event["epoch"]))
@@ -60,8 +61,9 @@ class TrainingProgress:
         self._bars.update(self._tasks[name], completed=epoch + within, status=status)
 
     def _print(self, event: Event) -> None:
-        if (event["phase"], event["epoch"]) != (self._printed.get("phase"), self._printed.get("epoch")):
-            phase = self._phases[str(event["phase"])]
-            place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
-            self._console.print(f"{event['phase']}{place}", highlight=False)
-            self._printed = event
+        if "accuracy" not in str(event.get("doing")) or self._printed.get(str(event["phase"])) == event:
+            return
+        phase = self._phases[str(event["phase"])]
+        place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
+        self._console.print(f"{event['phase']}{place}: {event['doing']}", highlight=False)
+        self._printed[str(event["phase"])] = event

@@ -93,10 +93,14 @@ def _title(name: str, config: Config) -> str:
     if name == "train" and examples.policy == "full":
         return TITLES["baseline"]
     if name == "train":
-        return f"{examples.policy} at ratio {examples.ratio:g}"
+        return f"{_method(examples.policy)} at ratio {examples.ratio:g}"
     if name == "prune":
-        return f"{weights.criterion}, {_target(config)}"
+        return f"{_method(weights.criterion)} at {_target(config)}"
     return TITLES[name]
+
+
+def _method(name: str) -> str:
+    return {"sadp": "SADP", "slamp": "SLAMP", "lamp": "LAMP"}.get(name, name)
 
 
 def _target(config: Config) -> str:
@@ -105,4 +109,4 @@ def _target(config: Config) -> str:
         return f"budget {weights.budget:g}"
     if weights.synops is not None:
         return f"{weights.synops:.0%} of the SynOps"
-    return f"{weights.sparsity:.0%} of the weights"
+    return f"{weights.sparsity:.0%} sparsity"

@@ -43,11 +43,11 @@ PROGRESS_SECONDS = 0.2
 
 
 class BookActor(ScoreBook):
-    """The score book as an actor, which also keeps the run's latest progress event."""
+    """The score book as an actor, which also keeps each phase's latest progress event."""
 
     def __init__(self, present: np.ndarray) -> None:
         super().__init__(present)
-        self._event: dict[str, object] = {}
+        self._events: dict[object, dict[str, object]] = {}
         self._mistake: tuple[str, str] | None = None
 
     def refuse(self, where: str, what: str) -> None:
@@ -59,12 +59,12 @@ class BookActor(ScoreBook):
         return self._mistake
 
     def note(self, event: dict[str, object]) -> None:
-        """Remember where training is."""
-        self._event = event
+        """Remember where a phase is."""
+        self._events[event["phase"]] = event
 
-    def event(self) -> dict[str, object]:
-        """Where training was last seen."""
-        return self._event
+    def events(self) -> list[dict[str, object]]:
+        """Where each phase was last seen."""
+        return list(self._events.values())
 
 
 class RemoteBook:
@@ -197,6 +197,7 @@ def train_on_ray(
     Raises:
         UserError: a mistake that only the workers could see.
     """
+    _quiet()
     cluster = spec.config.cluster
     book: Any = (
         ray.remote(BookActor)
@@ -241,8 +242,7 @@ def train_on_ray(
 def _train_worker(config: dict[str, Any]) -> None:
     from snn.kernels.allocator import tune_allocator
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    _quiet()
     tune_allocator()
     torch.set_num_threads(1)
     job: Job = config["job"]
@@ -258,10 +258,15 @@ def _train_worker(config: dict[str, Any]) -> None:
         raise
 
 
+def _quiet() -> None:
+    """No log lines and bars of Ray Data's own beside ours."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def _load(files: tuple[str, ...]) -> Any:
     """Encoded rows in the object store, in about one block per CPU and in the files' order."""
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     # Blocks must hold the same rows in every run: scores depend on them in their last bits.
     context.execution_options.preserve_order = True
     blocks = max(2, int(ray.cluster_resources().get("CPU", 2)))
@@ -285,11 +290,13 @@ def _select_block(block: pa.Table, wanted: list[Any]) -> pa.Table:
 
 
 def _follow(book: Any, watch: Callable[[dict[str, object]], None], stop: threading.Event) -> None:
-    """Show progress until told to stop; what cannot be seen is not shown."""
-    while not stop.wait(PROGRESS_SECONDS):
+    """Show progress until told to stop, the end included; what cannot be seen is not shown."""
+    stopping = False
+    while not stopping:
+        stopping = stop.wait(PROGRESS_SECONDS)
         try:
-            event = ray.get(book.event.remote(), timeout=5)
+            events = ray.get(book.events.remote(), timeout=5)
         except ray.exceptions.RayError:
             continue
-        if event:
+        for event in events:
             watch(event)

@@ -82,6 +82,14 @@ class Worker:
                 masks=self.masks,
             ),
         )
+        self.engine.progress(
+            {
+                "phase": record["phase"],
+                "epoch": record["epoch"],
+                "doing": f"accuracy {record['test_accuracy']:.2%}",
+                "finished": next_phase != index,
+            }
+        )
 
     def keep_final(self, phase: str) -> None:
         """Keep the network under its phase's name, beyond the checkpoints that later ones replace."""
