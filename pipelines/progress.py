@@ -26,7 +26,7 @@ class TrainingProgress:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._printed: dict[str, Event] = {}
+        self._seen: dict[tuple[str, object], Event] = {}
 
     def __enter__(self) -> "TrainingProgress":
         self._bars.start()
@@ -40,8 +40,10 @@ class TrainingProgress:
     def __call__(self, event: Event) -> None:
         """Show an event; ones that were seen already change nothing."""
         name = str(event["phase"])
-        if name not in self._phases:
+        key = (name, event["epoch"])
+        if name not in self._phases or self._seen.get(key) == event:
             return
+        self._seen[key] = event
         if not self._console.is_terminal:
             self._print(event)
             return
@@ -61,9 +63,8 @@ class TrainingProgress:
         self._bars.update(self._tasks[name], completed=epoch + within, status=status)
 
     def _print(self, event: Event) -> None:
-        if "accuracy" not in str(event.get("doing")) or self._printed.get(str(event["phase"])) == event:
+        if "accuracy" not in str(event.get("doing")):
             return
         phase = self._phases[str(event["phase"])]
         place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
         self._console.print(f"{event['phase']}{place}: {event['doing']}", highlight=False)
-        self._printed[str(event["phase"])] = event

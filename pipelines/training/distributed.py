@@ -43,11 +43,11 @@ PROGRESS_SECONDS = 0.2
 
 
 class BookActor(ScoreBook):
-    """The score book as an actor, which also keeps each phase's latest progress event."""
+    """The score book as an actor, which also keeps each epoch's latest progress event."""
 
     def __init__(self, present: np.ndarray) -> None:
         super().__init__(present)
-        self._events: dict[object, dict[str, object]] = {}
+        self._events: dict[tuple[object, object], dict[str, object]] = {}
         self._mistake: tuple[str, str] | None = None
 
     def refuse(self, where: str, what: str) -> None:
@@ -59,11 +59,11 @@ class BookActor(ScoreBook):
         return self._mistake
 
     def note(self, event: dict[str, object]) -> None:
-        """Remember where a phase is."""
-        self._events[event["phase"]] = event
+        """Remember where an epoch is."""
+        self._events[event["phase"], event["epoch"]] = event
 
     def events(self) -> list[dict[str, object]]:
-        """Where each phase was last seen."""
+        """Where each epoch was last seen, in order."""
         return list(self._events.values())
 
 
