@@ -100,6 +100,7 @@ class ExampleScorer:
         tail_depth: hidden layers that ``sadp`` covers, counted from the readout: 0 (readout only, exact), 1
             (closed form, forward only), more or ``"all"`` (by one backward pass to the layers' outputs).
         timesteps: `score` looks at the first so many timesteps of its input only (cheaper); all by default.
+            For direct coding; scores of event frames need all of them (docs/methods-sadp.md).
 
     Raises:
         ValueError: an unknown score or loss, a value outside its range, more layers than there are.

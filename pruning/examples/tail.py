@@ -98,18 +98,18 @@ def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters)
         phi = neuron.surrogate.derivative(x)
         now = phi * g
         if d is not None:
-            now = now.addcmul_(_kept(u, x, phi, neuron), d, value=neuron.beta)
+            now = now.add_(_through_reset(d, u, x, phi, neuron), alpha=neuron.beta)
         d = now
         out.append(d if neuron.gain == 1 else neuron.gain * d)
     return out[::-1]
 
 
-def _kept(u: Tensor, x: Tensor, phi: Tensor, neuron: NeuronParameters) -> Tensor:
-    """``dv/du``: what of a change of the potential passes the reset."""
+def _through_reset(d: Tensor, u: Tensor, x: Tensor, phi: Tensor, neuron: NeuronParameters) -> Tensor:
+    """``dv/du d``: what of the later gradient passes the reset."""
     if neuron.reset == "hard":
-        silent = (x < 0).to(u.dtype)
-        return silent if neuron.detach_reset else silent - u * phi
-    return torch.ones_like(u) if neuron.detach_reset else 1 - neuron.theta * phi
+        kept = d.masked_fill(x >= 0, 0.0)
+        return kept if neuron.detach_reset else kept - u * phi * d
+    return d if neuron.detach_reset else d * (1 - neuron.theta * phi)
 
 
 def norm_slope(norm: Norm | None) -> Tensor | None:

@@ -263,6 +263,9 @@ def test_fewer_timesteps():
     net = mlp()
     x, y = batch(net)
     torch.testing.assert_close(sadp(net, x, y, timesteps=2), sadp(net, x[:2], y))
+    torch.testing.assert_close(sadp(net, x, y, timesteps=9), sadp(net, x, y))
+    static = direct(x[0], 4)
+    torch.testing.assert_close(sadp(net, static, y, timesteps=3), sadp(net, direct(x[0], 3), y))
 
 
 def test_half_precision_networks_score_in_float32():
