@@ -1,0 +1,145 @@
+"""What SADP costs: beside a training step, as a scoring pass, and as a draw from many examples.
+
+    python -m benchmarks.sadp_cost [--models c16 vgg6 c32-wide] [--draw 10000000]
+
+Step and pass: CPU time (one thread) of interleaved repetitions, the minimum, in units of a plain training
+step (forward, loss, backward) on the same batch. Draw: CPU time and peak memory of probabilities and
+systematic draw from N lognormal scores.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.examples.inclusion import inclusion_probabilities
+from pruning.examples.sampling import draw, shuffled
+from pruning.examples.scores import ExampleScorer
+from snn.coding import direct
+from snn.layers import SpikingLayer
+from snn.losses import rate_cross_entropy
+from snn.models import SpikingNetwork, build
+
+MODELS = {
+    "c16": ("convnet", 16, 50, {}),
+    "vgg6": ("vgg6", 32, 16, {}),
+    "c32-wide": ("convnet", 32, 25, {"channels": (96, 192), "hidden": (256,)}),
+}
+
+
+def folded_batch_norm(net: SpikingNetwork) -> SpikingNetwork:
+    """A copy for scoring whose convolutions have taken in their batch norms' eval-mode maps."""
+    net = deepcopy(net).eval()
+    for module in list(net.modules()):
+        if isinstance(module, SpikingLayer) and isinstance(module.norm, nn.BatchNorm2d):
+            module.weight_layer = nn.utils.fusion.fuse_conv_bn_eval(module.weight_layer, module.norm)
+            module.norm = None
+    return net
+
+
+def cheapest(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Minimum CPU seconds of each, interleaved, after one call to warm up."""
+    for f in variants.values():
+        f()
+    best = dict.fromkeys(variants, float("inf"))
+    for _ in range(repeats):
+        for name, f in variants.items():
+            start = time.process_time()
+            f()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
+def steps(name: str, repeats: int) -> dict[str, float]:
+    architecture, side, B, options = MODELS[name]
+    torch.manual_seed(0)
+    net = build(architecture, input_shape=(3, side, side), num_classes=10, **options)
+    x, y = direct(torch.randn(B, 3, side, side), 4), torch.randint(0, 10, (B,))
+    folded = folded_batch_norm(net)
+
+    def step(scorer: ExampleScorer | None) -> None:
+        net.train()
+        if scorer is None:
+            logits = net(x)
+        else:
+            with scorer.recording():
+                logits = net(x)
+            scorer.from_recording(logits.detach(), y)
+        net.zero_grad()
+        rate_cross_entropy(logits, y).mean().backward()
+
+    found = cheapest(
+        {
+            "step": lambda: step(None),
+            "step + el2n": lambda: step(ExampleScorer(net, ["el2n"])),
+            "step + sadp": lambda: step(ExampleScorer(net)),
+            "pass": lambda: ExampleScorer(net).score(x, y),
+            "pass, norms folded": lambda: ExampleScorer(folded).score(x, y),
+            "pass, half the timesteps": lambda: ExampleScorer(net, timesteps=2).score(x, y),
+            "pass, tail all": lambda: ExampleScorer(net, tail_depth="all").score(x, y),
+        },
+        repeats,
+    )
+    print(f"\n### {name}: batch {B}, T = 4, step {found['step'] * 1e3:.1f} ms\n")
+    print("| what | training steps |\n|---|---|")
+    for key, seconds in found.items():
+        print(f"| {key} | {seconds / found['step']:.3f} |", flush=True)
+    return found
+
+
+def draws(n: int) -> dict[str, float]:
+    scores = np.concatenate(
+        [
+            np.random.default_rng(i).lognormal(size=min(1 << 20, n - i)).astype(np.float32)
+            for i in range(0, n, 1 << 20)
+        ]
+    )
+    m = n // 2
+    clock = [time.process_time()]
+    pi = inclusion_probabilities(scores, m, alpha=0.1)
+    clock.append(time.process_time())
+    subset = draw(pi, size=m, seed=0, epoch=0)
+    clock.append(time.process_time())
+    del pi, scores
+    shuffled(subset.ids, seed=0, epoch=0)
+    clock.append(time.process_time())
+    seconds = np.diff(clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"\n### draw: N = {n:,}, m = {len(subset.ids):,}\n")
+    print(
+        "| probabilities, CPU s | draw, CPU s | training order, CPU s | peak memory, GB |\n|---|---|---|---|"
+    )
+    print(f"| {seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[2]:.2f} | {peak:.2f} |")
+    return {
+        "n": n,
+        "probabilities_s": seconds[0],
+        "draw_s": seconds[1],
+        "order_s": seconds[2],
+        "peak_gb": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--draw", type=int, default=100_000_000, help="examples to draw from; 0 for none")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    # The draw first: the peak memory is the process's.
+    drawn = draws(args.draw) if args.draw else None
+    found = {name: steps(name, args.repeats) for name in args.models}
+    if args.out:
+        args.out.write_text(json.dumps({"steps": found, "draw": drawn}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
