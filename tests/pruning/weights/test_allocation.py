@@ -16,6 +16,7 @@ from pruning.weights.calibration import calibrate
 from pruning.weights.criteria import CRITERIA
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
+from snn.coding import direct
 from snn.models import build
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -516,3 +517,33 @@ def test_allocation_survives_json_and_leaves_the_model_alone():
         assert values["layers"][0]["name"] == model.synapses()[0].name
         assert values["sparsity"] == allocation.sparsity == pytest.approx(0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_trained_network_at_one_timestep_gives_lamp():
+    """Trained on four timesteps of real digits, then run on one."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    found = datasets.load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    torch.manual_seed(0)
+    model = build("convnet", input_shape=(1, 8, 8), num_classes=10, channels=(8, 16), hidden=(32,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        ids = torch.randint(0, 1500, (64,))
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            model(direct(x[ids], 4)).mean(0), torch.tensor(found.target)[ids]
+        )
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.7
+    at_four, at_one = (calibrate(model, [direct(x[:200], T)]) for T in (4, 1))
+    assert all(layer.tau != 1 for layer in at_four.layers[:-1])
+    N = sum(s.layer.weight.numel() for s in model.synapses())
+    for sparsity in (0.5, 0.9, 0.98):
+        reference = lamp_reference(model, round(sparsity * N))
+        masks = allocate(model, at_one, sparsity=sparsity).masks
+        assert all(
+            np.array_equal(masks[s.name].numpy().ravel(), mask)
+            for s, mask in zip(model.synapses(), reference, strict=True)
+        )
+        assert allocate(model, at_four, sparsity=sparsity).masks != masks
