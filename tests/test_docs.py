@@ -1,0 +1,44 @@
+"""Code and commands in the README and the docs run as written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from pipelines.config import field_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_blocks_run(page: Path) -> None:
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
+    known = {f"--{p}" for p in field_paths()} | {f"--{p.replace('_', '-')}" for p in field_paths()}
+    known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
+    known |= {"--source", "--input", "--output", "--address"}
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = line.split()
+        if words[:1] != ["spikeprune"]:
+            continue
+        verb = " ".join(words[1:3]) if words[1] == "data" else words[1]
+        assert verb in cli._VERBS, line
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0] in known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
