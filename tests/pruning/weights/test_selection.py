@@ -1,5 +1,7 @@
 """The many-way bisection against one global sort, and suffix sums at size."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,19 @@ def test_suffix_form_is_finite_and_monotone_at_a_million():
 
 def test_every_criterion_is_named_by_its_function():
     assert {name: function.__name__ for name, function in CRITERIA.items()} == {n: n for n in CRITERIA}
+
+
+def test_memory_is_that_of_a_few_layers(monkeypatch):
+    """Uncached, numpy holds some multiples of the largest layer, not of the network."""
+    monkeypatch.setattr(allocation, "CACHED_WEIGHTS", 0)
+    g = torch.Generator().manual_seed(0)
+    model = Weights([[1.0]])
+    model.layers.extend(torch.nn.Linear(100_000, 1, bias=False) for _ in range(30))
+    for layer in model.layers[1:]:
+        layer.weight.data = torch.randn(1, 100_000, generator=g)
+    tracemalloc.start()
+    result = allocate(model, criterion="lamp", sparsity=0.9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.sparsity == pytest.approx(0.9, abs=1e-6)
+    assert peak < 3 * 4 * 3_000_000
