@@ -117,15 +117,22 @@ def draw(
         at = select_blocks(units, starts, seed=seed, epoch=epoch, first_id=first_id)
         assert len(at) == size, "systematic design: the size must be exact"
         picked = units[at] / UNIT
+        del units
     else:
         raise ValueError(f"design: {design!r} is unknown; choose systematic or poisson")
     N = int(np.count_nonzero(pi)) if population is None else population
-    return Subset(at + first_id, (size / N / picked).astype(np.float32), picked)
+    weights = np.empty(len(at), np.float32)
+    np.divide(size / N, picked, out=weights, casting="same_kind")
+    at += first_id
+    return Subset(at, weights, picked)
 
 
 def quantise(probabilities: Doubles) -> Ints:
     """Probabilities in units of 2^-40, rounded down, ``[n]``; what is below one unit is never drawn."""
-    return (probabilities * UNIT).astype(np.int64)
+    units = np.empty(len(probabilities), np.int64)
+    for at in range(0, len(units), BLOCK):  # in parts that stay in the cache, without a second array
+        np.multiply(probabilities[at : at + BLOCK], UNIT, out=units[at : at + BLOCK], casting="unsafe")
+    return units
 
 
 @dataclass(frozen=True)
