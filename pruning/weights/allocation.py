@@ -64,7 +64,7 @@ class Allocation:
     budget_over: BudgetOver
     budget: float
     """Distortion spent, normalised: the mean -log kept energy share, weighted by ``c`` over the layers
-    that were not excluded. As a budget it reproduces these masks (``budget_over`` sum: exactly)."""
+    that were not excluded; with ``max_t``, ``T`` times the worst timestep's part of it."""
     synops_fraction: float | None
     """SynOps of the kept weights over those of all, at the calibrated activity; None without one."""
     step_distortion: tuple[float, ...] | None
@@ -259,14 +259,13 @@ def _result(
     fraction = None
     if target.price is not None and target.price @ target.numel > 0:
         fraction = float(target.price @ kept / (target.price @ target.numel))
-    spent = float(target.c @ prefix.phi)
     return Allocation(
         masks=masks,
         layers=tuple(rows),
         criterion=criterion,
         objective=objective,
         budget_over=target.budget_over,
-        budget=spent / target.total if target.total else 0.0,
+        budget=target.spent(prefix),
         synops_fraction=fraction,
         step_distortion=None if calibration is None else tuple((prefix.phi @ target.c_LT).tolist()),
         step_weights=None if steps is None else steps.weights,

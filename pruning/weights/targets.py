@@ -54,9 +54,9 @@ class Target:
             prefix, steps = within_steps(
                 self.layers, self.c_LT, worth=worth, each=epsilon / self.c_LT.shape[1], adaptive=self.adaptive
             )
-        if prefix.next_layer is None and self.candidates.sum():
-            largest = self.c @ prefix.phi / self.total
-            if budget > largest * _SLACK and self.budget_over == "sum":
+        if prefix.counts.any() and (prefix.counts == self.candidates).all():
+            largest = self.spent(prefix)
+            if budget > largest * _SLACK:
                 raise ValueError(
                     f"budget: {budget:g} is more than pruning everything that may be pruned costs;"
                     f" the largest possible is {largest * (1 - 6e-6):.6g}"
@@ -67,15 +67,19 @@ class Target:
             )
         return prefix, steps
 
+    def spent(self, prefix: Prefix) -> float:
+        """Distortion over the sum of coefficients: all of it, or ``T`` times the worst timestep's."""
+        if not self.total:
+            return 0.0
+        if self.budget_over == "sum":
+            return float(self.c @ prefix.phi / self.total)
+        return float((prefix.phi @ self.c_LT).max() * self.c_LT.shape[1] / self.total)
+
     def _smallest_budget(self) -> str:
         one = select(self.layers, list(self.c), [Limit("count", np.ones((len(self.c), 1)), np.array([1.0]))])
         if not one.counts.any():
             return "the protected layers leave nothing to prune"
-        if self.budget_over == "max_t":
-            smallest = (one.phi @ self.c_LT).max() * self.c_LT.shape[1] / self.total
-        else:
-            smallest = self.c @ one.phi / self.total
-        return f"the nearest possible is {smallest * (1 + 6e-6):.6g}"
+        return f"the nearest possible is {self.spent(one) * (1 + 6e-6):.6g}"
 
     def sparsity(self, sparsity: float) -> tuple[Prefix, Steps | None]:
         """The prefix with exactly the wanted number of weights."""

@@ -447,6 +447,7 @@ def network():
         ({"budget": 1e-6, "budget_over": "max_t"}, r"nearest possible is 0.0370"),
         ({"budget": 1e-6, "exclude": ["layers.0", "layers.1"]}, "nothing to prune"),
         ({"budget": 50.0}, r"largest possible is 0\.\d+"),
+        ({"budget": 50.0, "budget_over": "max_t"}, r"largest possible is 0\.\d+"),
         ({"synops_fraction": 0.0}, "synops_fraction: 0.0"),
         ({"synops_fraction": 0.1}, "smallest possible is 0.33333"),
         ({"sparsity": 0.5, "criterion": "lmap"}, "criterion: 'lmap' is unknown; choose one of uniform"),
@@ -466,7 +467,8 @@ def test_refusals_name_the_field_and_the_remedy(arguments, message):
 
 def test_the_nearest_budgets_that_errors_name_are_possible():
     model, calibration = network()
-    for arguments in ({"budget": 1e-6}, {"budget": 50.0}, {"budget": 1e-6, "budget_over": "max_t"}):
+    for budget, over in itertools.product((1e-6, 50.0), ("sum", "max_t")):
+        arguments = {"budget": budget, "budget_over": over}
         with pytest.raises(ValueError, match="possible is") as caught:
             allocate(model, calibration, **arguments)
         nearest = float(str(caught.value).rsplit(" ", 1)[1])

@@ -31,7 +31,7 @@ TARGETS = [
     {"sparsity": 0.9},
     {"sparsity": 1037 / 1041},
     {"budget": 0.05},
-    {"budget": 0.8, "budget_over": "max_t"},
+    {"budget": 0.3, "budget_over": "max_t"},
     {"synops_fraction": 0.2},
     {"synops_fraction": 0.2, "objective": "synops"},
 ]

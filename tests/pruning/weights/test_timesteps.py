@@ -80,6 +80,11 @@ def test_least_maximum_at_a_sparsity_and_its_gap(seed, pruned):
     assert best <= worst * (1 + 1e-9)
     by_sum = allocate(model, calibration, criterion="slamp_time", sparsity=pruned / 11)
     assert worst <= max(by_sum.step_distortion) * (1 + 1e-9)
+    assert allocation.budget == pytest.approx(worst * 3 / c_LT.sum(), rel=1e-9)
+    within = allocate(
+        model, calibration, criterion="slamp_time", budget=allocation.budget, budget_over="max_t"
+    )
+    assert 11 - sum(layer.kept for layer in within.layers) >= pruned * (1 - within.duality_gap) - 1
 
 
 def test_the_gap_is_small_with_many_weights():
