@@ -2,13 +2,14 @@
  *
  * Same operations in the same order as the eager engine, so spikes are bit-equal as long as nothing
  * is contracted to fused multiply-adds (-ffp-contract=off). Neurons go through in blocks whose
- * potentials stay in the first-level cache. Row strides are in elements; 0 repeats one row, and in
+ * potentials stay in the processor's cache. Row strides are in elements; 0 repeats one row, and in
  * grad_current it means: the sum over all timesteps.
  */
 #ifndef REAL
 
 #include <math.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
@@ -18,8 +19,27 @@ enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
 #define NAME(x) JOIN(x, REAL)
 #define INLINE static inline __attribute__((always_inline))
 
+/* e^x for x <= 0 within a few ulp, in operations that vectorise (libm's expf does not):
+ * x = n ln 2 + r, a polynomial (minimax, Cephes) in r, and n into the exponent. */
+INLINE float exp_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = x * 1.44269504f + 12582912.0f; /* 1.5 2^23: rounds to the nearest integer */
+    union { float f; int32_t i; } bits = {n};
+    n -= 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    bits.i = (bits.i << 23) + 0x3f800000;
+    return p * bits.f;
+}
+
 #define REAL float
-#define EXP expf
+#define EXP exp_negative
 #define FABS fabsf
 #include "lif.c"
 #undef REAL
@@ -116,7 +136,10 @@ INLINE void NAME(backward_rows)(const NAME(Backward) *a, int hard, int detach, i
     REAL *restrict u = a->scratch;
     REAL *restrict v = u + T * block;
     REAL *restrict grad_v = v + block;
-    REAL *restrict grad_u = grad_v + block;
+    REAL *restrict row = grad_v + block;
+    const int summed = a->grad_current_step == 0;
+    const int apart = summed || a->grad_beta; /* gradients of u go through a row of scratch */
+    const REAL factor = apart ? 1 : gain;
     for (ptrdiff_t start = 0; start < a->n; start += block) {
         ptrdiff_t size = a->n - start < block ? a->n - start : block;
         const REAL *v0 = a->state ? a->state + start : NULL;
@@ -130,27 +153,28 @@ INLINE void NAME(backward_rows)(const NAME(Backward) *a, int hard, int detach, i
             }
         }
         for (ptrdiff_t i = 0; i < size; i++) grad_v[i] = a->grad_end ? a->grad_end[start + i] : 0;
-        if (a->grad_current_step == 0)
+        if (summed)
             for (ptrdiff_t i = 0; i < size; i++) a->grad_current[start + i] = 0;
         for (ptrdiff_t t = T - 1; t >= 0; t--) {
             const REAL *restrict gs = a->grad_spikes + t * a->grad_spikes_step + start;
             REAL *restrict gx = a->grad_current + t * a->grad_current_step + start;
             const REAL *restrict ut = u + t * block;
+            REAL *restrict out = apart ? row : gx;
             for (ptrdiff_t i = 0; i < size; i++) {
                 REAL x = ut[i] - theta;
                 REAL p = NAME(phi)(x, scale, surrogate);
                 REAL dv_du = hard && x >= 0 ? 0 : 1;
                 if (!detach) dv_du -= (hard ? ut[i] : theta) * p;
                 REAL g = gs[i] * p + grad_v[i] * dv_du;
-                grad_u[i] = g;
+                out[i] = factor * g;
                 grad_v[i] = beta * g;
             }
-            if (a->grad_current_step == 0)
-                for (ptrdiff_t i = 0; i < size; i++) gx[i] += gain * grad_u[i];
-            else
-                for (ptrdiff_t i = 0; i < size; i++) gx[i] = gain * grad_u[i];
+            if (summed)
+                for (ptrdiff_t i = 0; i < size; i++) gx[i] += gain * row[i];
+            else if (apart)
+                for (ptrdiff_t i = 0; i < size; i++) gx[i] = gain * row[i];
             if (a->grad_beta)
-                *a->grad_beta += NAME(beta_row)(a, grad_u, t ? ut - block : NULL, v0,
+                *a->grad_beta += NAME(beta_row)(a, row, t ? ut - block : NULL, v0,
                                                 a->current + t * a->current_step + start, size, hard);
         }
         if (a->grad_state)
@@ -172,7 +196,7 @@ int NAME(lif_backward)(const REAL *current, ptrdiff_t current_step, const REAL *
                        REAL *grad_current, ptrdiff_t grad_current_step, REAL *grad_state,
                        double *grad_beta, ptrdiff_t T, ptrdiff_t n, double beta, double gain, double theta,
                        double scale, int hard, int detach, int decay_input, int surrogate) {
-    ptrdiff_t block = 4096 / (T + 3) / 64 * 64;
+    ptrdiff_t block = 16384 / (T + 3) / 64 * 64;
     if (block < 64) block = 64;
     REAL *scratch = malloc(sizeof(REAL) * (T + 3) * block);
     if (!scratch) return 1;
