@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pruning.weights.allocation import Allocation, allocate
 from torch import Tensor
 
 from pipelines.data.files import write_json
 from pipelines.errors import UserError
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
 from pipelines.training.order import uniform_sample
+from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, CalibrationSums
 from pruning.weights.masks import Masks
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pruning.examples.scores import ExampleScorer
 from torch import nn
 
 from pipelines.compress import prune
@@ -26,6 +25,7 @@ from pipelines.training.phases import Phase
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.worker import Worker
+from pruning.examples.scores import ExampleScorer
 from snn.losses import LOSSES
 
 NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
@@ -206,6 +206,8 @@ class _Trainer:
             recording = self.scorer.recording() if self.scorer is not None else nullcontext()
             with recording:
                 logits_TBK = self.module(self.worker.inputs(x, device))
+            if self.scorer is not None:  # before the step changes the weights that made the spikes
+                seen.append((ids[weights > 0], self._scores(self.scorer, logits_TBK, labels, weights)))
             losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
             weighted = (torch.from_numpy(weights).to(device) * losses).sum()
             fraction = (epoch + step / order.steps) / self.train.epochs
@@ -215,8 +217,6 @@ class _Trainer:
             (weighted / order.batch_size).backward()
             self.optimizer.step()
             total += weighted.detach()
-            if self.scorer is not None:
-                seen.append((ids[weights > 0], self._scores(self.scorer, logits_TBK, labels, weights)))
             self.engine.progress(
                 {"phase": self.phase.name, "epoch": epoch, "step": step + 1, "steps": order.steps}
             )
