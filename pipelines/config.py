@@ -10,7 +10,20 @@ from typing import Any, Literal
 
 from pipelines.errors import UserError
 
-ModelName = Literal["mlp", "convnet"]
+ModelName = Literal[
+    "mlp",
+    "convnet",
+    "vgg6",
+    "vgg9",
+    "vgg11",
+    "vgg16",
+    "sew_resnet18",
+    "sew_resnet34",
+    "sew_resnet50",
+    "ms_resnet18",
+    "ms_resnet34",
+    "spikformer",
+]
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
 PolicyName = Literal["full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"]
@@ -51,15 +64,17 @@ class ModelConfig:
     """The spiking network."""
 
     name: ModelName = "mlp"
-    """Architecture: mlp (fully connected) or convnet (small strided convolutions)."""
-    hidden: tuple[int, ...] = (128, 128)
-    """Widths of the fully connected spiking layers."""
-    channels: tuple[int, ...] = (24, 48)
-    """Channels of the convolutions (convnet only)."""
+    """Architecture, from mlp (fully connected) and convnet (small strided convolutions) to deep ones."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the fully connected spiking layers; the architecture's own when not given."""
+    channels: tuple[int, ...] | None = None
+    """Channels of the convolutions (convnet); 24 48 when not given."""
     T: int = 4
     """Timesteps per example."""
     beta: float = 0.5
     """Share of the membrane potential kept per timestep, in [0, 1]."""
+    learn_beta: bool = False
+    """Let each layer learn its own beta (parametric LIF)."""
     theta: float = 1.0
     """Firing threshold, in units of the membrane potential."""
     reset: Literal["hard", "soft"] = "hard"
@@ -77,8 +92,8 @@ class ModelConfig:
         _check(1 <= self.T <= 1024, "model.T", self.T, "between 1 and 1024")
         _check(0 <= self.beta <= 1, "model.beta", self.beta, "in [0, 1]")
         _check(0 < self.theta < float("inf"), "model.theta", self.theta, "a positive number")
-        _check(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive widths")
-        _check(all(n > 0 for n in self.channels), "model.channels", self.channels, "positive widths")
+        _check(all(n > 0 for n in self.hidden or ()), "model.hidden", self.hidden, "positive widths")
+        _check(all(n > 0 for n in self.channels or ()), "model.channels", self.channels, "positive widths")
         if self.surrogate_scale is not None:
             _check(self.surrogate_scale > 0, "model.surrogate_scale", self.surrogate_scale, "positive")
 

@@ -178,7 +178,8 @@ def _leaf_hint(dotted: str) -> Any:
 
 
 def _is_sequence(dotted: str) -> bool:
-    return get_origin(_leaf_hint(dotted)) is tuple
+    hint = _leaf_hint(dotted)
+    return any(get_origin(h) is tuple for h in (hint, *get_args(hint)))
 
 
 def _is_bool(dotted: str) -> bool:

@@ -15,15 +15,26 @@ from snn.surrogate import Surrogate
 
 
 def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
-    """The arguments of `snn.models.build` as plain values, as checkpoints store them."""
+    """The arguments of `snn.models.build` as plain values, as checkpoints store them.
+
+    Raises:
+        UserError: a size that the architecture does not have.
+    """
     accepted = inspect.signature(MODELS[model.name]).parameters
-    options = {name: getattr(model, name) for name in ("hidden", "channels") if name in accepted}
+    options = {}
+    for name in ("hidden", "channels"):
+        if (value := getattr(model, name)) is None:
+            continue
+        if name not in accepted:
+            raise UserError(f"model.{name}", f"{value} does not apply: {model.name} has no such layers")
+        options[name] = value
     neuron = NeuronParameters(
         beta=model.beta,
         theta=model.theta,
         reset=model.reset,
         detach_reset=model.detach_reset,
         decay_input=model.decay_input,
+        learn_beta=model.learn_beta,
         surrogate=Surrogate(model.surrogate, model.surrogate_scale),
     )
     return describe(

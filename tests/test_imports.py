@@ -45,7 +45,8 @@ def test_lower_floors_import_torch_and_numpy_only(floor: str) -> None:
         for root, at_import in _imports(file):
             if root in sys.stdlib_module_names or root in ALLOWED[floor]:
                 continue
-            lazily = root in LAZY[floor] and (not at_import or "triton" in file.name)
+            # A file named after a package is itself imported lazily; the test below holds it to that.
+            lazily = root in LAZY[floor] and (not at_import or root in file.name)
             assert lazily, f"{file.relative_to(ROOT)} imports {root}"
 
 

@@ -62,16 +62,20 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         (["train", "--data.path", "none"], "data.path: none does not exist"),
         (["prune", "none"], "none: does not exist"),
         (["report", "none"], "none: is not a run"),
+        (["train", "--model.channels", "3"], "model.channels: (3,) does not apply: mlp has no such layers"),
     ],
 )
 def test_mistakes_are_one_line(
     args: list[str],
     line: str,
+    digits: Path,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits)
     fails_with(line, args, capsys)
 
 
