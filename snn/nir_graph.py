@@ -17,7 +17,7 @@ we at ``>=``; the difference is a tie. Residual sums, attention and max pooling 
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ from snn.models.base import SpikingNetwork
 from snn.neurons import LIF, NeuronParameters
 from snn.surrogate import Surrogate
 
-if TYPE_CHECKING:
-    import nir
+NIRGraph = Any
+"""A ``nir.NIRGraph``; the package is imported only when a graph is made or read."""
 
 
 @torch.no_grad()
-def to_nir(model: SpikingNetwork, dt: float = 1e-4) -> "nir.NIRGraph":
+def to_nir(model: SpikingNetwork, dt: float = 1e-4) -> NIRGraph:
     """The network in eval mode as a NIR graph, ``nir.write``-ready; its weights are copied as float32.
 
     Args:
@@ -133,7 +133,7 @@ def _neuron_node(neuron: LIF, current: Tensor, dt: float) -> Any:
 
 
 def from_nir(
-    graph: "nir.NIRGraph", dt: float = 1e-4, *, surrogate: Surrogate | None = None, detach_reset: bool = True
+    graph: NIRGraph, dt: float = 1e-4, *, surrogate: Surrogate | None = None, detach_reset: bool = True
 ) -> SpikingNetwork:
     """A network from a NIR graph that is one chain and ends in a linear layer without neurons.
 
@@ -172,7 +172,7 @@ def from_nir(
     return model
 
 
-def _chain(graph: "nir.NIRGraph") -> list[tuple[str, Any]]:
+def _chain(graph: NIRGraph) -> list[tuple[str, Any]]:
     following: dict[str, str] = {}
     for a, b in graph.edges:
         if a in following or b in following.values():
