@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from weight_problems import Weights, calibration_of
 
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
@@ -18,6 +17,7 @@ from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.models import build
+from tests.pruning.weights.weight_problems import Weights, calibration_of
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 

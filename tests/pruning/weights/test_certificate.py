@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compaction import KINDS, network
 from torch import nn
 
 from pruning.weights.allocation import allocate
 from pruning.weights.certificate import certify
 from pruning.weights.masks import Masks
+from tests.pruning.weights.test_compaction import KINDS, network
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -135,6 +135,7 @@ def test_counts_density_and_apply():
     assert Masks.of(model) & masks == masks
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 86))
 def test_fingerprint_tells_any_single_bit(seed, position):
     model = net(hidden=(6, 4))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weight_problems import Weights, calibration_of
 
 from pruning.weights import allocation, selection
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import CRITERIA
 from pruning.weights.ranking import suffix_costs
+from tests.pruning.weights.weight_problems import Weights, calibration_of
 
 relaxed = settings(deadline=None)
 

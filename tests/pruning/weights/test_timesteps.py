@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weight_problems import Weights, calibration_of
 
 from pruning.weights.allocation import allocate
+from tests.pruning.weights.weight_problems import Weights, calibration_of
 
 relaxed = settings(deadline=None)
 
