@@ -1,48 +1,19 @@
 """The whole job on real Ray with real data: repeatable, resumable after a kill, the same as without Ray."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
-from pipelines.config import Config
 from pipelines.config_io import dump_config, load_config
 from pipelines.run import run
 from pruning.weights.masks import Masks
-
-QUIET = Console(quiet=True)
-SMALL = {
-    "model.hidden": "[48]",
-    "train.epochs": "4",
-    "train.norm_examples": "256",
-    "weights.retrain_epochs": "2",
-    "weights.calibration_examples": "100",
-    "examples.rescore_every": "2",
-}
-
-
-def small(folder: Path, digits: Path, **overrides: str) -> Config:
-    settings = {**SMALL, "data.path": str(digits), "storage": str(folder), **overrides}
-    return load_config(None, settings)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """All records without what differs from run to run: times."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if "seconds" not in k} for r in records]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path, ray_session: None) -> Path:
-    return run(small(tmp_path_factory.mktemp("runs"), digits, name="undisturbed"), console=QUIET)
+from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
 
 
 def test_the_run_folder_holds_everything(undisturbed: Path) -> None:
@@ -109,7 +80,11 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
     )
     try:
-        wait_for_records(folder, records_before_kill, driver)
+        wait_for(
+            lambda: len(metrics(folder)) >= records_before_kill or driver.poll() is not None,
+            f"{records_before_kill} records",
+        )
+        assert driver.poll() is None, "the run ended before it was killed"
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -119,16 +94,34 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     assert metrics(resumed) == metrics(undisturbed)
 
 
-def wait_for_records(folder: Path, n: int, driver: "subprocess.Popen[bytes]") -> None:
-    """Until metrics.jsonl has ``n`` lines."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        path = folder / "metrics.jsonl"
-        if path.exists() and len(path.read_text().splitlines()) >= n:
-            return
-        assert driver.poll() is None, "the run ended before it was killed"
-        time.sleep(0.02)
-    raise AssertionError(f"no {n} records within three minutes")
+@pytest.mark.parametrize(
+    "victim", ["ray::RayTrainWorker", pytest.param("ray::BookActor", marks=pytest.mark.slow)]
+)
+def test_a_killed_process_is_replaced_and_changes_nothing(
+    victim: str, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
+) -> None:
+    config = small(tmp_path, digits, name="hurt")
+    killer = kill_after(tmp_path / "hurt", 2, victim)
+    folder = run(config, console=QUIET)
+    killer.join()
+    assert metrics(folder) == metrics(undisturbed)
+
+
+@pytest.mark.slow
+def test_one_worker_on_ray_equals_the_plain_process(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray's workers
+    try:
+        here = run(
+            small(tmp_path, digits, name="here", **{"cluster.engine": "local", "cluster.workers": "1"}),
+            console=QUIET,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    there = run(small(tmp_path, digits, name="there", **{"cluster.workers": "1"}), console=QUIET)
+    assert metrics(here) == metrics(there)
 
 
 def wait_until_still(folder: Path) -> None:

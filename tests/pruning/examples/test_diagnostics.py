@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import batch, conv_tail, convnet, losses, mlp, norms_by_loop
 
 from pruning.examples.diagnostics import (
     diagnose,
@@ -21,6 +20,7 @@ from pruning.examples.sampling import draw
 from pruning.examples.scores import SCORES, ExampleScorer
 from snn.coding import direct
 from snn.models import build
+from tests.pruning.examples.oracles import batch, conv_tail, convnet, losses, mlp, norms_by_loop
 
 
 @pytest.mark.parametrize("make", [mlp, convnet, conv_tail, lambda: mlp(learn_beta=True)])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from oracles import losses, norms_by_loop
 
 from benchmarks import real_data
 from pruning.examples.diagnostics import example_gradients, rank_correlation
@@ -11,6 +10,7 @@ from pruning.examples.scores import ExampleScorer
 from snn.models import build
 from snn.neurons import NeuronParameters
 from snn.surrogate import Surrogate
+from tests.pruning.examples.oracles import losses, norms_by_loop
 
 
 @pytest.fixture(scope="module", params=["nmnist", "cifar10"])

@@ -3,7 +3,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from oracles import (
+from torch import nn
+
+from pruning.examples import tail
+from pruning.examples.scores import SCORES, ExampleScorer
+from snn.coding import direct
+from snn.layers import Folded
+from snn.models import MODELS, SpikingNetwork, build
+from snn.neurons import NeuronParameters
+from snn.surrogate import Surrogate
+from tests.pruning.examples.oracles import (
     batch,
     conv_tail,
     convnet,
@@ -14,15 +23,6 @@ from oracles import (
     norms_by_loop,
     squares_by_loop,
 )
-from torch import nn
-
-from pruning.examples import tail
-from pruning.examples.scores import SCORES, ExampleScorer
-from snn.coding import direct
-from snn.layers import Folded
-from snn.models import MODELS, SpikingNetwork, build
-from snn.neurons import NeuronParameters
-from snn.surrogate import Surrogate
 
 NETS = {
     "mlp": mlp,

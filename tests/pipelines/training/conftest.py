@@ -1,0 +1,81 @@
+"""A small job on the digits, run once undisturbed, that others are compared with."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.config import Config
+from pipelines.config_io import load_config
+from pipelines.run import run
+
+QUIET = Console(quiet=True)
+SMALL = {
+    "model.hidden": "[48]",
+    "train.epochs": "4",
+    "train.norm_examples": "256",
+    "weights.retrain_epochs": "2",
+    "weights.calibration_examples": "100",
+    "examples.rescore_every": "2",
+}
+
+
+def small(folder: Path, digits: Path, **overrides: str) -> Config:
+    """The job's config with its runs below ``folder``."""
+    return load_config(None, {**SMALL, "data.path": str(digits), "storage": str(folder), **overrides})
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """All records without what differs from run to run: times."""
+    path = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{k: v for k, v in r.items() if "seconds" not in k} for r in records]
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
+    """Until ``condition`` holds; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} within {seconds} s"
+        time.sleep(0.02)
+
+
+def kill_process(name: str) -> None:
+    """SIGKILL the first process whose command line holds ``name``."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and name in _command(entry):
+            os.kill(int(entry.name), signal.SIGKILL)
+            return
+    raise AssertionError(f"no process {name} to kill")
+
+
+def kill_after(folder: Path, records: int, name: str) -> threading.Thread:
+    """A thread that kills a process once the run in ``folder`` has so many records."""
+
+    def kill() -> None:
+        wait_for(lambda: len(metrics(folder)) >= records, f"{records} records")
+        kill_process(name)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path, ray_session: None) -> Path:
+    """The job's run folder."""
+    return run(small(tmp_path_factory.mktemp("runs"), digits, name="undisturbed"), console=QUIET)
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
