@@ -151,8 +151,19 @@ class ExamplesConfig:
     """Full epochs at the start, before scores mean anything."""
     anneal_epochs: int = 1
     """Full epochs at the end."""
-    rescore_every: int = 1
-    """Pruned epochs between scoring passes over the data; 0 relies on scores from training alone."""
+    stale_alpha: float = 0.3
+    """The same while scores are older than one epoch on average."""
+    rescore_every: int | None = None
+    """Pruned epochs from one scoring pass to the next; 0 relies on scores met in training; the policy's
+    usual interval (sadp: 2) when not given."""
+    rescore_who: Literal["all", "unselected", "sample"] = "all"
+    """Whom a pass scores: all, those that the last epoch left out, or a random quarter."""
+    score_timesteps: int | None = None
+    """Timesteps of a scoring pass; fewer are cheaper and cost accuracy of the scores; all when not given."""
+    diagnose_every: int = 0
+    """Epochs between exact measurements of the gradient's variance on a probe; 0 for none."""
+    diagnose_examples: int = 256
+    """Examples of that probe; each costs a backward pass of its own."""
     design: Literal["systematic", "poisson"] = "systematic"
     """systematic draws exactly the same number every epoch; poisson decides each example alone."""
     tail_depth: int = 1
@@ -163,7 +174,23 @@ class ExamplesConfig:
         _check(0 < self.alpha <= 1, "examples.alpha", self.alpha, "in (0, 1]")
         _check(self.warmup_epochs >= 0, "examples.warmup_epochs", self.warmup_epochs, "zero or more")
         _check(self.anneal_epochs >= 0, "examples.anneal_epochs", self.anneal_epochs, "zero or more")
-        _check(self.rescore_every >= 0, "examples.rescore_every", self.rescore_every, "zero or more")
+        _check(0 < self.stale_alpha <= 1, "examples.stale_alpha", self.stale_alpha, "in (0, 1]")
+        _check(
+            self.rescore_every is None or self.rescore_every >= 0,
+            "examples.rescore_every",
+            self.rescore_every,
+            "zero or more",
+        )
+        _check(
+            self.score_timesteps is None or self.score_timesteps >= 1,
+            "examples.score_timesteps",
+            self.score_timesteps,
+            "at least 1",
+        )
+        _check(self.diagnose_every >= 0, "examples.diagnose_every", self.diagnose_every, "zero or more")
+        _check(
+            self.diagnose_examples >= 2, "examples.diagnose_examples", self.diagnose_examples, "at least 2"
+        )
         _check(self.tail_depth in (0, 1), "examples.tail_depth", self.tail_depth, "0 or 1")
 
 

@@ -50,6 +50,8 @@ def run(
     phases = phases_of(config, command)
     if is_finished(folder, len(phases)):
         return folder
+    with console.status("preparing"):
+        _prepare_engines()
     with ExitStack() as stack:
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
@@ -78,6 +80,17 @@ def run(
             watch=watch,
         )
     return folder
+
+
+def _prepare_engines() -> None:
+    """Compile once here what every worker would compile at once on its first step."""
+    from snn import kernels
+
+    try:
+        kernels.prepare()
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        raise UserError(where, what) from None
 
 
 def is_finished(folder: Path, phases: int) -> bool:

@@ -25,6 +25,7 @@ class Scoring:
     loss: LossName
     label_smoothing: float
     tail_depth: int
+    timesteps: int | None
     inputs: Inputs
 
     def scorer(self, model: SpikingNetwork) -> ExampleScorer:
@@ -35,6 +36,7 @@ class Scoring:
             loss=self.loss,
             label_smoothing=self.label_smoothing,
             tail_depth=self.tail_depth,
+            timesteps=self.timesteps,
         )
 
 

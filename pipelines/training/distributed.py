@@ -33,10 +33,11 @@ from pipelines.scoring import Scoring, score_dataset, select
 from pipelines.training.engine import Shared
 from pipelines.training.loop import run_phases
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import PolicySettings, ScoreBook
+from pipelines.training.score_book import PolicySettings, ScoreBook, Wanted
 from pipelines.training.worker import RunSpec, start
 from pruning.examples.policies import Plan
 from pruning.examples.policy import Source
+from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
 PROGRESS_SECONDS = 0.2
@@ -73,7 +74,7 @@ class RemoteBook:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> str | None:
+    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> Wanted | None:
         """See `ScoreBook`, as all that follow."""
         return ray.get(self.actor.begin.remote(settings, state))
 
@@ -92,6 +93,14 @@ class RemoteBook:
     def state(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
         return ray.get(self.actor.state.remote())
+
+    def scores(self, ids: np.ndarray) -> np.ndarray:
+        """What is known of these examples."""
+        return ray.get(self.actor.scores.remote(ids))
+
+    def theoretical_speedup(self) -> float:
+        """Of the phase."""
+        return ray.get(self.actor.theoretical_speedup.remote())
 
     def table(self, epoch: int) -> dict[str, np.ndarray]:
         """For scores.parquet."""
@@ -240,8 +249,6 @@ def train_on_ray(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    from snn.kernels.allocator import tune_allocator
-
     _quiet()
     tune_allocator()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.scoring import Scoring
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import PolicySettings
+from pipelines.training.score_book import PolicySettings, Wanted
 from pruning.examples.policies import Plan
 from pruning.examples.policy import Source
 from snn.models import SpikingNetwork
@@ -24,11 +24,15 @@ Shared = TypeVar("Shared")
 class Book(Protocol):
     """The score book as a worker sees it (see `pipelines.training.score_book.ScoreBook`)."""
 
-    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> str | None: ...  # noqa: D102
+    def begin(  # noqa: D102
+        self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None
+    ) -> Wanted | None: ...
     def rescore(self, epoch: int) -> np.ndarray | None: ...  # noqa: D102
     def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None: ...  # noqa: D102
     def draw(self, epoch: int) -> Plan: ...  # noqa: D102
     def state(self) -> dict[str, np.ndarray]: ...  # noqa: D102
+    def scores(self, ids: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def theoretical_speedup(self) -> float: ...  # noqa: D102
     def table(self, epoch: int) -> dict[str, np.ndarray]: ...  # noqa: D102
 
 

@@ -17,6 +17,7 @@ from pipelines.training.loop import run_phases
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import ScoreBook
 from pipelines.training.worker import RunSpec, start
+from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
 READ_ROWS = 8192
@@ -97,6 +98,7 @@ def train_locally(
     watch: Callable[[dict[str, object]], None],
 ) -> None:
     """Run a spec's phases in this process, from its newest checkpoint if there is one."""
+    tune_allocator()
     checkpoints = Path(spec.folder) / "checkpoints"
     engine = LocalEngine(
         train_files=train_files,

@@ -6,7 +6,7 @@ leaves a checkpoint after each epoch from which it goes on as if nothing had hap
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipelines.compress import prune
 from pipelines.networks import make_network
 from pipelines.scoring import Scoring
 from pipelines.training import checkpoint
+from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
 from pipelines.training.order import EpochOrder, epoch_order, uniform_sample
@@ -25,6 +26,7 @@ from pipelines.training.phases import Phase
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.worker import Worker
+from pruning.examples.diagnostics import summarise
 from pruning.examples.scores import ExampleScorer
 from snn.losses import LOSSES
 
@@ -59,15 +61,16 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
     optimizer = make_optimizer(model.parameters(), phase.train)
     if resume is not None:
         checkpoint.load_optimizer(resume, optimizer)
-    scoring = _begin(worker, phase, checkpoint.load_book(resume) if resume is not None else None)
+    scoring, in_training = _begin(worker, phase, checkpoint.load_book(resume) if resume is not None else None)
     masked = worker.masks.keep(model, optimizer) if worker.masks is not None else nullcontext()
     with masked:
-        trainer = _Trainer(worker, phase, engine.distribute(model), optimizer, scoring)
+        trainer = _Trainer(worker, phase, engine.distribute(model), optimizer, scoring, in_training)
         for epoch in range(worker.progress.epoch, phase.epochs):
             record = trainer.epoch(epoch)
             last = epoch + 1 == phase.epochs
             if last:
                 record["activity"] = measure_activity(model, worker.inputs, engine)
+                record["theoretical_speedup"] = engine.book.theoretical_speedup()
                 worker.keep_final(phase.name)
             if epoch == _last_pruned(phase) and phase.name == "train":
                 worker.keep_scores(epoch)
@@ -85,8 +88,8 @@ def _last_pruned(phase: Phase) -> int:
     return max(phase.epochs - phase.examples.anneal_epochs - 1, 0)
 
 
-def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) -> Scoring | None:
-    """Open the score book for a phase; how its policy wants examples scored, if it does."""
+def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) -> tuple[Scoring | None, bool]:
+    """Open the score book for a phase: how its policy wants examples scored, and whether in training."""
     spec, engine = worker.spec, worker.engine
     assert phase.train is not None
     assert phase.examples is not None
@@ -100,19 +103,23 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
         warmup_epochs=phase.examples.warmup_epochs,
         anneal_epochs=phase.examples.anneal_epochs,
         alpha=phase.examples.alpha,
+        stale_alpha=phase.examples.stale_alpha,
+        rescore_who=phase.examples.rescore_who,
         rescore_every=phase.examples.rescore_every,
         design=phase.examples.design,
     )
-    score = engine.share(engine.book.begin(settings, state) if engine.rank == 0 else None)
-    if score is None:
-        return None
-    return Scoring(
-        score=score,
+    wanted = engine.share(engine.book.begin(settings, state) if engine.rank == 0 else None)
+    if wanted is None:
+        return None, False
+    scoring = Scoring(
+        score=wanted.score,
         loss=phase.train.loss,
         label_smoothing=phase.train.label_smoothing,
         tail_depth=phase.examples.tail_depth,
+        timesteps=phase.examples.score_timesteps,
         inputs=worker.inputs,
     )
+    return scoring, wanted.in_training
 
 
 class _Trainer:
@@ -125,6 +132,7 @@ class _Trainer:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         scoring: Scoring | None,
+        in_training: bool,
     ) -> None:
         assert phase.train is not None
         assert phase.examples is not None
@@ -132,9 +140,9 @@ class _Trainer:
         self.engine, self.train = worker.engine, phase.train
         self.scoring = scoring
         self.loss = LOSSES[phase.train.loss]
-        # Scores met while training are worth their cost only where passes do not replace them.
-        in_train = scoring is not None and phase.examples.rescore_every != 1
-        self.scorer = scoring.scorer(worker.model) if scoring is not None and in_train else None
+        self.scorer = None
+        if scoring is not None and in_training:
+            self.scorer = replace(scoring, timesteps=None).scorer(worker.model)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Score, draw, train, evaluate: the epoch's record."""
@@ -142,6 +150,8 @@ class _Trainer:
         rescored = self._rescore(epoch)
         seconds.lap("score")
         plan = engine.book.draw(epoch)
+        diagnosis = None if plan.full else self._diagnose(epoch)
+        seconds.lap("diagnose")
         seed = self.worker.spec.config.seed
         place = {"rank": engine.rank, "world_size": engine.world_size}
         order = epoch_order(
@@ -172,13 +182,12 @@ class _Trainer:
         return {
             "phase": self.phase.name,
             "epoch": epoch,
-            "examples": len(plan.ids),
+            **summarise(plan).to_dict(),
             "rescored": rescored,
-            "mean_score_age": plan.mean_score_age,
-            "max_weight": float(plan.weights.max()),
+            **({"diagnosis": diagnosis} if diagnosis is not None else {}),
             "train_loss": loss,
             **tested,
-            "seconds": seconds.result(),
+            **seconds.result(),
         }
 
     def _rescore(self, epoch: int) -> int:
@@ -192,6 +201,18 @@ class _Trainer:
                 self.engine.book.observe(ids, scores, epoch, "pass")
                 rescored = len(ids)
         return int(self.engine.share(rescored)) if self.scoring is not None else 0
+
+    def _diagnose(self, epoch: int) -> dict[str, float] | None:
+        """How far the scores that were drawn by are from exact gradient norms, on a probe."""
+        examples, engine = self.phase.examples, self.engine
+        assert examples is not None
+        if self.scoring is None or not examples.diagnose_every or epoch % examples.diagnose_every:
+            return None
+        found = None
+        if engine.rank == 0:
+            engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "diagnosing"})
+            found = diagnose_scores(self.worker, self.train, examples, epoch)
+        return engine.share(found)
 
     def _steps(self, epoch: int, order: EpochOrder, rows: Rows) -> float:
         """All optimiser steps of an epoch; the weighted sum of the losses over all workers."""
@@ -233,22 +254,23 @@ class _Trainer:
         return scores.float().cpu().numpy()[weights > 0]
 
 
-@dataclass
 class _Clock:
-    """Seconds between laps."""
+    """Wall and CPU seconds of this process between laps."""
 
-    laps: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.last = self.started
+    def __init__(self) -> None:
+        self._last = (time.perf_counter(), time.process_time())
+        self._laps: dict[str, tuple[float, float]] = {}
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.laps[name] = now - self.last
-        self.last = now
+        now = (time.perf_counter(), time.process_time())
+        self._laps[name] = (now[0] - self._last[0], now[1] - self._last[1])
+        self._last = now
 
-    def result(self) -> dict[str, float]:
-        """All laps and their total, rounded to milliseconds."""
-        return {k: round(v, 3) for k, v in {**self.laps, "total": self.last - self.started}.items()}
+    def result(self) -> dict[str, dict[str, float]]:
+        """All laps and their total, to milliseconds, as ``seconds`` and ``cpu_seconds``."""
+        laps = {**self._laps, "total": tuple(map(sum, zip(*self._laps.values(), strict=True)))}
+        return {
+            name: {lap: round(times[i], 3) for lap, times in laps.items()}
+            for i, name in enumerate(("seconds", "cpu_seconds"))
+        }

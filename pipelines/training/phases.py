@@ -5,6 +5,7 @@ from typing import Literal
 
 from pipelines.config import Config, ExamplesConfig, TrainConfig
 
+IN_TRAINING = ("infobatch", "ucb")  # policies that score in training alone, and so know nothing at first
 Command = Literal["run", "train", "prune"]
 
 
@@ -52,7 +53,7 @@ def _retrain(config: Config) -> Phase:
     examples = replace(
         config.examples, warmup_epochs=0, anneal_epochs=min(config.examples.anneal_epochs, epochs)
     )
-    if examples.rescore_every == 0:
+    if examples.rescore_every == 0 or examples.policy in IN_TRAINING:
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
     train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)
     return Phase(name="retrain", train=train, examples=examples)

@@ -27,8 +27,20 @@ class PolicySettings:
     warmup_epochs: int
     anneal_epochs: int
     alpha: float
-    rescore_every: int
+    stale_alpha: float
+    rescore_every: int | None
+    rescore_who: str
     design: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which scores a policy lives on."""
+
+    score: str
+    """A name of `pruning.examples.scores.SCORES`."""
+    in_training: bool
+    """Whether scores met while training are worth their cost: passes do not replace all of them."""
 
 
 class ScoreBook:
@@ -42,16 +54,20 @@ class ScoreBook:
         self._present = present
         self._policy: Policy | None = None
 
-    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> str | None:
+    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> Wanted | None:
         """Start a phase with a fresh policy, or with one restored from ``state``.
 
         Returns:
-            the name of the score that the policy lives on, if it needs one.
+            the scores that the policy lives on, if it needs any.
         """
-        self._policy = make_policy(present=self._present, **asdict(settings))
+        given = {name: value for name, value in asdict(settings).items() if value is not None}
+        self._policy = policy = make_policy(present=self._present, **given)
         if state:
-            self._policy.load(state)
-        return self._policy.score
+            policy.load(state)
+        if policy.score is None:
+            return None
+        s = policy.settings
+        return Wanted(policy.score, in_training=s.rescore_every != 1 or s.rescore_who != "all")
 
     def rescore(self, epoch: int) -> np.ndarray | None:
         """Ids whose scores the policy wants fresh before ``epoch``; ``None`` for none."""
@@ -68,6 +84,15 @@ class ScoreBook:
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint must hold of the policy."""
         return self._current().state()
+
+    def scores(self, ids: np.ndarray) -> np.ndarray:
+        """What is known of these examples, NaN where nothing is."""
+        policy = self._current()
+        return policy.scores[ids - policy.settings.first_id]
+
+    def theoretical_speedup(self) -> float:
+        """Full epochs' cost over this phase's, scoring passes included, in training steps."""
+        return self._current().theoretical_speedup()
 
     def table(self, epoch: int) -> dict[str, np.ndarray]:
         """What is known of every example: id, score, epoch of the weights that made it (-1: none), and

@@ -23,7 +23,7 @@ from torch import Tensor
 from snn.kernels import cpu, eager, fused, triton
 from snn.kernels.eager import LIFConstants
 
-__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif"]
+__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "prepare"]
 
 ENGINES = ("auto", "eager", "cpu", "triton")
 """Names for ``engine=`` and the environment variable ``SPIKEPRUNE_ENGINE``."""
@@ -73,6 +73,18 @@ def choose(current_TB: Tensor, engine: str | None = None) -> str:
     if name is None or _unsupported(_FUSED[name], current_TB):
         return "eager"
     return name if _available(name) else "eager"
+
+
+def prepare() -> str:
+    """Build what the engine of CPU tensors builds at first use (seconds of compilation), if it is not yet.
+
+    Returns:
+        the engine's name.
+
+    Raises:
+        ValueError: the environment asks for an engine that does not exist or cannot run here.
+    """
+    return choose(torch.zeros(1, 1))
 
 
 def _unsupported(engine: fused.Engine, current_TB: Tensor) -> str | None:
