@@ -84,9 +84,7 @@ def scores_of(net, x: Tensor, y: Tensor, loss: str) -> dict[str, np.ndarray]:
 
 def infobatch_probabilities(losses: np.ndarray, ratio: float) -> np.ndarray:
     """InfoBatch's two levels at the budget of the others."""
-    policy = make_policy(
-        "infobatch", num_examples=len(losses), ratio=ratio, seed=0, epochs=3, matched=True, alpha=0.1
-    )
+    policy = make_policy("infobatch_matched", num_examples=len(losses), ratio=ratio, seed=0, epochs=3)
     policy.observe(np.arange(len(losses)), losses, 1, "pass")
     return policy.inclusion(1)[0]
 

@@ -13,7 +13,7 @@ training labels, always the same rows; test labels stay. Methods:
 - random, equal compute: uniform on as many more examples as "sadp fresh" spends on its scoring passes, at
   --pass-cost of a trained example each (all data, hence the full run, where that exceeds 1);
 - infobatch: losses from the training steps; as published, which leaves out about r / 2 of all, and
-  matched: thinned further until the budget of the others is met (our adaptation);
+  matched: scaled down to the budget of the others (our adaptation);
 - el2n and sadp: stale (scores from the training steps alone), fresh (a pass before every pruned epoch), and
   for sadp before every second one.
 
@@ -42,7 +42,6 @@ from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -61,9 +60,8 @@ from pipelines.config import (
 from pipelines.data.files import write_beside, write_json
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
-from pipelines.training import loop
-from pruning.examples.policies import POLICIES, Infobatch, make_policy
-from pruning.examples.policy import FORWARD_COST, Settings
+from pruning.examples.policies import make_policy
+from pruning.examples.policy import FORWARD_COST
 
 RATIOS = (0.3, 0.5, 0.7)
 WRONG = {"clean": 0.0, "wrong": 0.2}
@@ -71,15 +69,6 @@ WRONG = {"clean": 0.0, "wrong": 0.2}
 PARTS = ("score", "select", "train", "norm")
 """What counts as training time."""
 Row = dict[str, Any]
-
-
-class MatchedInfobatch(Infobatch):
-    """InfoBatch at the budget of the others; the config cannot name this variant."""
-
-    name = "infobatch_matched"
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, matched=True)
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ METHODS = {
     "random": Method("random"),
     "random, equal compute": Method("random"),
     "infobatch": Method("infobatch"),
-    "infobatch matched": Method(MatchedInfobatch.name),
+    "infobatch matched": Method("infobatch_matched"),
     "el2n stale": Method("el2n"),
     "el2n fresh": Method("el2n", 1),
     "sadp stale": Method("sadp"),
@@ -176,20 +165,6 @@ def equal_compute_ratio(setup: Setup, ratio: float) -> float:
 # Runs, in worker processes.
 
 
-class CpuClock(loop._Clock):
-    """The training loop's clock, with CPU seconds of the process beside each lap's wall seconds."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.cpu = time.process_time()
-
-    def lap(self, name: str) -> None:
-        super().lap(name)
-        now = time.process_time()
-        self.laps[f"cpu_{name}"] = now - self.cpu
-        self.cpu = now
-
-
 def start_process(setup: Setup, folder: Path) -> None:
     """One thread, and a short run for everything that is loaded or compiled on first use."""
     from snn.kernels.allocator import tune_allocator
@@ -197,7 +172,6 @@ def start_process(setup: Setup, folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tune_allocator()
     torch.set_num_threads(1)
-    POLICIES[MatchedInfobatch.name] = MatchedInfobatch
     execute(Run("clean", 0, "sadp fresh", 0.9), replace(setup, epochs=1), folder, full_epochs=0)
 
 
@@ -228,8 +202,7 @@ def execute(one: Run, setup: Setup, folder: Path, *, full_epochs: int = 1) -> Ro
         ),
         cluster=ClusterConfig(engine="local", workers=1),
     )
-    with mock.patch.object(loop, "_Clock", CpuClock):
-        done = run(config, "train", console=Console(quiet=True))
+    done = run(config, "train", console=Console(quiet=True))
     records = read_metrics(done)
     shutil.rmtree(done)
     return {**asdict(one), **condensed(records, setup)}
@@ -246,7 +219,7 @@ def condensed(records: list[Row], setup: Setup) -> Row:
         if r["mean_score_age"] is not None and r["examples"] < setup.train_rows
     ]
     wall = {part: sum(r["seconds"][part] for r in records) for part in PARTS}
-    cpu = {part: sum(r["seconds"][f"cpu_{part}"] for r in records) for part in PARTS}
+    cpu = {part: sum(r["cpu_seconds"][part] for r in records) for part in PARTS}
     return {
         "accuracy": records[-1]["test_accuracy"],
         "nll": records[-1]["test_loss"],

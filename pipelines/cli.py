@@ -192,7 +192,7 @@ def _finish(folder: Path) -> int:
 
     summary = summarise(folder)
     write_page(summary)
-    print_report(summary, Console())
+    print_report(summary, Console() if sys.stdout.isatty() else Console(width=112))
     return 0
 
 

@@ -26,7 +26,9 @@ ModelName = Literal[
 ]
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
-PolicyName = Literal["full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"]
+PolicyName = Literal[
+    "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp"
+]
 CriterionName = Literal[
     "uniform",
     "magnitude",

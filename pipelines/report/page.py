@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.config_io import dump_config
 from pipelines.data.files import write_beside
-from pipelines.report.plots import accuracy_plot, inclusion_plot, layers_plot
+from pipelines.report.plots import accuracy_plot, inclusion_plot, layers_plot, variance_plot
 from pipelines.report.summary import RunSummary
 from pipelines.report.tables import HEADINGS, phase_cells
 
@@ -67,6 +67,7 @@ def _page(run: RunSummary) -> str:
     plots = (
         ("Accuracy over examples processed", accuracy_plot(run)),
         ("Inclusion probabilities in the last pruned epoch", inclusion_plot(run)),
+        ("Gradient variance of the design on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
     )
     figures = "".join(
@@ -83,7 +84,7 @@ def _page(run: RunSummary) -> str:
 <style>{STYLE}</style></head><body>
 <h1>{title}</h1>
 <div class="wide">{_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
-<p>{escape(_scoring(run))}</p>
+{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {figures}
 <h2>Definitions</h2><dl>{definitions}</dl>
 <details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>
@@ -91,9 +92,21 @@ def _page(run: RunSummary) -> str:
 """
 
 
-def _scoring(run: RunSummary) -> str:
+def _costs(run: RunSummary) -> list[str]:
+    """What data pruning cost and saved, beside what theory allows and what uniform sampling could do."""
+    lines = []
     scored = [f"{p.scored:,} ({p.title})" for p in run.phases if p.scored]
-    return f"Examples scored in passes of their own: {', '.join(scored)}." if scored else ""
+    if scored:
+        lines.append(f"Examples scored in passes of their own: {', '.join(scored)}.")
+    full, pruned = run.of("baseline"), run.of("train")
+    costs = next((r for r in run.records if r["phase"] == "train" and "theoretical_speedup" in r), None)
+    if full is not None and pruned is not None and costs is not None and pruned.seconds > 0:
+        lines.append(
+            f"{pruned.title}: trained {full.seconds / pruned.seconds:.2f} times as fast as on full data; "
+            f"with no other cost than examples and scoring passes it would be {costs['theoretical_speedup']:.2f}. "
+            f"Uniform sampling without scores costs as much at ratio {costs['equal_compute_ratio']:.2f}."
+        )
+    return lines
 
 
 def _table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:

@@ -49,6 +49,31 @@ def inclusion_plot(run: RunSummary) -> str | None:
     return _svg(figure)
 
 
+def variance_plot(run: RunSummary) -> str | None:
+    """Variance of the gradient estimate over uniform sampling's and the oracle's; ``None`` undiagnosed."""
+    diagnosed = [r for r in run.records if r["phase"] == "train" and r.get("diagnosis")]
+    if not diagnosed:
+        return None
+    figure, axes = _figure("epoch", "variance ratio")
+    epochs = [r["epoch"] for r in diagnosed]
+    for key, label, colour in (
+        ("variance_to_uniform", "over uniform sampling of the same size", COLOURS["train"]),
+        ("variance_to_oracle", "over the best design of the same size", COLOURS["baseline"]),
+    ):
+        axes.plot(
+            epochs,
+            [r["diagnosis"][key] for r in diagnosed],
+            marker="o",
+            markersize=3,
+            label=label,
+            color=colour,
+        )
+    axes.axhline(1, color="gray", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def layers_plot(run: RunSummary) -> str | None:
     """Density and SynOps per layer, before and after weight pruning; ``None`` without pruning."""
     before = next((r for r in run.records if r["phase"] == "train" and "activity" in r), None)

@@ -98,9 +98,9 @@ class RemoteBook:
         """What is known of these examples."""
         return ray.get(self.actor.scores.remote(ids))
 
-    def theoretical_speedup(self) -> float:
+    def costs(self) -> dict[str, float]:
         """Of the phase."""
-        return ray.get(self.actor.theoretical_speedup.remote())
+        return ray.get(self.actor.costs.remote())
 
     def table(self, epoch: int) -> dict[str, np.ndarray]:
         """For scores.parquet."""

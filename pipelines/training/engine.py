@@ -32,7 +32,7 @@ class Book(Protocol):
     def draw(self, epoch: int) -> Plan: ...  # noqa: D102
     def state(self) -> dict[str, np.ndarray]: ...  # noqa: D102
     def scores(self, ids: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def theoretical_speedup(self) -> float: ...  # noqa: D102
+    def costs(self) -> dict[str, float]: ...  # noqa: D102
     def table(self, epoch: int) -> dict[str, np.ndarray]: ...  # noqa: D102
 
 

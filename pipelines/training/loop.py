@@ -70,7 +70,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
             last = epoch + 1 == phase.epochs
             if last:
                 record["activity"] = measure_activity(model, worker.inputs, engine)
-                record["theoretical_speedup"] = engine.book.theoretical_speedup()
+                record |= engine.book.costs()
                 worker.keep_final(phase.name)
             if epoch == _last_pruned(phase) and phase.name == "train":
                 worker.keep_scores(epoch)

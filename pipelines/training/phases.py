@@ -5,7 +5,11 @@ from typing import Literal
 
 from pipelines.config import Config, ExamplesConfig, TrainConfig
 
-IN_TRAINING = ("infobatch", "ucb")  # policies that score in training alone, and so know nothing at first
+IN_TRAINING = (
+    "infobatch",
+    "infobatch_matched",
+    "ucb",
+)  # policies that score in training alone, and so know nothing at first
 Command = Literal["run", "train", "prune"]
 
 

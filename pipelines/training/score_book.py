@@ -90,9 +90,14 @@ class ScoreBook:
         policy = self._current()
         return policy.scores[ids - policy.settings.first_id]
 
-    def theoretical_speedup(self) -> float:
-        """Full epochs' cost over this phase's, scoring passes included, in training steps."""
-        return self._current().theoretical_speedup()
+    def costs(self) -> dict[str, float]:
+        """What this phase costs in theory, scoring passes included: its speed-up over full epochs, and
+        the pruning ratio at which uniform sampling without scores costs the same."""
+        policy = self._current()
+        return {
+            "theoretical_speedup": policy.theoretical_speedup(),
+            "equal_compute_ratio": policy.equal_compute_ratio(),
+        }
 
     def table(self, epoch: int) -> dict[str, np.ndarray]:
         """What is known of every example: id, score, epoch of the weights that made it (-1: none), and

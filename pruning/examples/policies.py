@@ -102,47 +102,24 @@ class Infobatch(Policy):
     the inclusion probabilities, as InfoBatch's rescaling makes them, in this package's scale (1 on average
     over the subset; InfoBatch's own are ``N / m`` times that, which acts as a higher learning rate). Its
     annealing (the last eighth of the epochs) is the shared ``anneal_epochs``.
-
-    Args:
-        settings: shared settings.
-        matched: thin the low losses further, and then the rest, until ``m = (1 - r) N`` examples are left:
-            our adaptation, for comparisons at one budget.
     """
 
     name = "infobatch"
     score = "loss"
     rescore_every = 0
 
-    def __init__(self, settings: Settings, *, matched: bool = False) -> None:
-        self.matched = matched
-        super().__init__(settings)
-
     def inclusion(self, epoch: int) -> tuple[Doubles, int]:
         """Two probabilities: one below the mean loss, one above."""
         s = self.settings
         low = self._low()
-        present = np.ones(s.num_examples, bool) if s.present is None else s.present
-        low &= present
         n_low = int(low.sum())
-        n_high = s.num_present - n_low
-        if self.matched:
-            floor = s.alpha * self.size / s.num_present
-            pi_low = max((self.size - n_high) / n_low, floor) if n_low else 0.0
-            pi_high = min(1.0, (self.size - pi_low * n_low) / n_high) if n_high else 0.0
-            size = self.size
-        else:
-            kept = max(1, round((1 - s.ratio) * n_low)) if n_low else 0
-            pi_low, pi_high, size = kept / n_low if n_low else 0.0, 1.0, n_high + kept
-        return np.where(present, np.where(low, pi_low, pi_high), 0.0), size
+        kept = max(1, round((1 - s.ratio) * n_low)) if n_low else 0
+        pi = np.where(low, kept / max(n_low, 1), 1.0)
+        return pi if s.present is None else np.where(s.present, pi, 0.0), s.num_present - n_low + kept
 
     def examples(self, epoch: int) -> float:
         """By the present share of low losses; by a half of all before any is known."""
-        if self.matched:
-            return super().examples(epoch)
-        low = self._low()
-        if self.settings.present is not None:
-            low &= self.settings.present
-        share = low.sum() / self.settings.num_present if np.isfinite(self.scores).any() else 0.5
+        share = self._low().sum() / self.settings.num_present if np.isfinite(self.scores).any() else 0.5
         return float(1 - self.settings.ratio * share)
 
     def _low(self) -> NDArray[np.bool_]:
@@ -153,6 +130,26 @@ class Infobatch(Policy):
         if not known.any():
             return np.zeros(self.settings.num_examples, bool)
         return known & (self.scores < self.scores.mean(where=known, dtype=np.float64))
+
+
+class InfobatchMatched(Infobatch):
+    """InfoBatch's two probabilities, scaled down together until ``m = (1 - r) N`` examples are left.
+
+    Our adaptation, for comparisons at one budget: InfoBatch itself keeps more of the data.
+    """
+
+    name = "infobatch_matched"
+
+    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+        """In the ratio ``1 - r`` to 1, below and above the mean loss."""
+        pi = np.where(self._low(), 1 - self.settings.ratio, 1.0)
+        if self.settings.present is not None:
+            pi = np.where(self.settings.present, pi, 0.0)
+        return pi * (self.size / pi.sum()), self.size
+
+    def examples(self, epoch: int) -> float:
+        """As of any policy with a fixed budget."""
+        return Policy.examples(self, epoch)
 
 
 class Ucb(Policy):
@@ -205,7 +202,8 @@ class Ucb(Policy):
 
 
 POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (Full, Random, Static, Infobatch, El2n, Ucb, Loss, Sadp)
+    policy.name: policy
+    for policy in (Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp)
 }
 """Every policy by its name."""
 

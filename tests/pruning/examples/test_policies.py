@@ -15,7 +15,7 @@ UNBIASED = [
     ("loss", {}),
     ("sadp", {}),
     ("infobatch", {}),
-    ("infobatch", {"matched": True}),
+    ("infobatch_matched", {}),
 ]
 EVERY = [*UNBIASED, ("full", {}), ("static", {}), ("static", {"score": None}), ("ucb", {})]
 
@@ -225,10 +225,14 @@ def test_infobatch_thins_below_the_mean_only():
     ratio = plan.weights[low[plan.ids]][0] / plan.weights[~low[plan.ids]][0]
     assert ratio == pytest.approx(low.sum() / kept_low)
     assert policy.cost(1).examples == pytest.approx(1 - 0.5 * low.mean())
-    matched = scored("infobatch", ratio=0.9, matched=True)
-    pi = matched.inclusion(1)[0]
+
+
+def test_matched_infobatch_meets_the_budget_in_the_same_proportion():
+    pi, size = scored("infobatch_matched", ratio=0.9).inclusion(1)
+    low = scores().astype(np.float32) < scores().mean()
+    assert size == 30
     assert pi.sum() == pytest.approx(30)
-    assert pi[low].min() >= 0.1 * 30 / N
+    assert pi[low] == pytest.approx(0.1 * pi[~low][0])
 
 
 def test_costs():
@@ -259,7 +263,8 @@ def test_highest_breaks_ties_by_hash_and_takes_unknown_first():
 
 
 def test_registry():
-    assert set(POLICIES) == {"full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"}
+    assert list(POLICIES) == [policy.name for policy in POLICIES.values()]
+    assert {"full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"} <= set(POLICIES)
 
 
 @pytest.mark.parametrize(
