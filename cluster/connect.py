@@ -69,6 +69,14 @@ def connect(address: str | None = None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def quiet_data() -> None:
+    """No log lines and progress bars of Ray Data's own, in this process."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def _describe(address: str | None) -> Cluster:
     import ray
 

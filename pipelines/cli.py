@@ -20,6 +20,8 @@ Train spiking neural networks on less data, and keep fewer synapses.
 
 verbs:
   data ingest    write a dataset as Parquet
+  data select    draw a subset of a dataset with its weights, to train elsewhere
+  score          score every example of a dataset by a trained network
   train          train with data pruning
   prune          prune a trained network's weights and retrain it
   run            train, prune, retrain, report: the whole story of one config
@@ -83,6 +85,52 @@ class IngestCommand:
     """Folder to read, where the source reads files."""
 
 
+@dataclass(kw_only=True)
+class ScoreCommand:
+    """Options of ``score``."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run's folder (its config and trained network are used), or a YAML config."""
+    output: Path
+    """Parquet file to write: id and one column per score."""
+    checkpoint: Path | None = None
+    """The network's file; a run's trained network when not given."""
+    scores: tuple[str, ...] = ("sadp",)
+    """Scores: sadp, el2n, loss, margin, entropy."""
+    split: str | None = None
+    """Prefix of the files to score; the training split when not given."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config."""
+
+
+@dataclass(kw_only=True)
+class SelectCommand:
+    """Options of ``data select``."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The dataset."""
+    ratio: float
+    """Share of the examples to leave out, in [0, 1)."""
+    output: Path
+    """Parquet file to write: id, weight, inclusion probability."""
+    policy: str = "sadp"
+    """Data-pruning policy, as examples.policy."""
+    scores: Path | None = None
+    """File of `spikeprune score`, for policies that draw by a score."""
+    split: str = "train"
+    """Prefix of the dataset's files."""
+    alpha: float = 0.1
+    """Weight of the uniform part; bounds the weights by 1 / alpha."""
+    design: Literal["systematic", "poisson"] = "systematic"
+    """systematic draws exactly the same number every time; poisson decides each example alone."""
+    seed: int = 0
+    """Keys the draw."""
+    epoch: int = 0
+    """Another epoch is another draw."""
+    filtered: Path | None = None
+    """Folder to write the chosen rows to as well, with a column weight."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -111,11 +159,11 @@ def _dispatch(args: list[str]) -> int:
     if verb == "data":
         if rest[:1] in (["-h"], ["--help"]):
             rest = ["ingest", *rest]
-        if rest[:1] != ["ingest"]:
+        if rest[:1] not in (["ingest"], ["select"]):
             raise UserError(
-                "data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use data ingest"
+                "data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use ingest or select"
             )
-        verb, rest = "data ingest", rest[1:]
+        verb, rest = f"data {rest[0]}", rest[1:]
     if verb not in _VERBS:
         import difflib
 
@@ -174,8 +222,46 @@ def _ingest(args: list[str]) -> int:
     return 0
 
 
+def _select(args: list[str]) -> int:
+    """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
+    o = _parse(SelectCommand, args, "data select")
+    from pipelines.selection import select_subset
+
+    plan = select_subset(
+        o.folder,
+        policy=o.policy,
+        ratio=o.ratio,
+        output=o.output,
+        scores=o.scores,
+        split=o.split,
+        alpha=o.alpha,
+        design=o.design,
+        seed=o.seed,
+        epoch=o.epoch,
+        filtered=o.filtered,
+    )
+    print(f"{o.output}: {len(plan.ids):,} examples, weights up to {plan.weights.max():.3g}")  # noqa: T201
+    return 0
+
+
+def _score(args: list[str]) -> int:
+    """Score every example of a dataset by a trained network: a ranking of the data, as Parquet."""
+    overrides, rest = split_overrides(args)
+    options = _parse(ScoreCommand, rest, "score")
+    from pipelines.ranking import rank
+    from pipelines.run import network_of
+
+    path, checkpoint = network_of(options.source, options.checkpoint)
+    config = load_config(path, overrides)
+    done = rank(config, checkpoint, options.output, names=options.scores, split=options.split)
+    print(f"{options.output}: {done:,} examples")  # noqa: T201
+    return 0
+
+
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "data ingest": _ingest,
+    "data select": _select,
+    "score": _score,
     "train": _train,
     "prune": _prune,
     "run": _run,

@@ -10,6 +10,9 @@ class UserError(ValueError):
     """
 
     def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: {what}")
+        super().__init__(where, what)  # both, so that it can be pickled on its way from a worker
         self.where = where
         self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"

@@ -123,6 +123,20 @@ def prune(
     return run(config, "prune", resume=resume, initial=checkpoint, console=console)
 
 
+def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
+    """Config file and checkpoint file of a run's folder, or of a YAML config and a checkpoint.
+
+    Raises:
+        UserError: a YAML config without a checkpoint, and as `prune`.
+    """
+    if source.is_dir():
+        found, folder = _checkpoint_of(source)
+        return folder / CONFIG, checkpoint or found
+    if checkpoint is None:
+        raise UserError("--checkpoint", "is needed beside a config; or name a run's folder instead")
+    return source, checkpoint
+
+
 def _checkpoint_of(source: Path) -> tuple[Path, Path]:
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"

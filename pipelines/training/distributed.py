@@ -4,7 +4,6 @@ A run is one `TorchTrainer.fit`. Each worker fetches the rows that `order` assig
 them in Ray Data tasks from the materialised dataset, encoded, before anything is decoded.
 """
 
-import logging
 import os
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
+from cluster.connect import quiet_data
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
 from pipelines.networks import architecture
@@ -206,7 +206,7 @@ def train_on_ray(
     Raises:
         UserError: a mistake that only the workers could see.
     """
-    _quiet()
+    quiet_data()
     cluster = spec.config.cluster
     book: Any = (
         ray.remote(BookActor)
@@ -249,7 +249,7 @@ def train_on_ray(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    _quiet()
+    quiet_data()
     tune_allocator()
     torch.set_num_threads(1)
     job: Job = config["job"]
@@ -263,12 +263,6 @@ def _train_worker(config: dict[str, Any]) -> None:
     except UserError as error:
         ray.get(job.book.refuse.remote(error.where, error.what))
         raise
-
-
-def _quiet() -> None:
-    """No log lines and bars of Ray Data's own beside ours."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _load(files: tuple[str, ...]) -> Any:

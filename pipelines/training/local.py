@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.dataset import iter_rows
-from pipelines.scoring import Scoring, score_rows, select
+from pipelines.scoring import Scoring, score_table, select
 from pipelines.training import checkpoint
 from pipelines.training.engine import Shared
 from pipelines.training.loop import run_phases
@@ -58,7 +58,8 @@ class LocalEngine:
 
     def score(self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring) -> np.ndarray:
         """In this process."""
-        return score_rows(self.fetch(ids), model, scoring, self.device)
+        table = score_table(select(self._train, ids), model, scoring, self.device)
+        return table.column(scoring.scores[0]).to_numpy()
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """The model itself."""

@@ -112,7 +112,7 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
     if wanted is None:
         return None, False
     scoring = Scoring(
-        score=wanted.score,
+        scores=(wanted.score,),
         loss=phase.train.loss,
         label_smoothing=phase.train.label_smoothing,
         tail_depth=phase.examples.tail_depth,
@@ -250,7 +250,7 @@ class _Trainer:
         self, scorer: ExampleScorer, logits_TBK: torch.Tensor, labels: torch.Tensor, weights: np.ndarray
     ) -> np.ndarray:
         assert self.scoring is not None
-        scores = scorer.from_recording(logits_TBK.detach(), labels)[self.scoring.score]
+        scores = scorer.from_recording(logits_TBK.detach(), labels)[self.scoring.scores[0]]
         return scores.float().cpu().numpy()[weights > 0]
 
 

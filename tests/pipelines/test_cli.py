@@ -15,6 +15,7 @@ from cluster.connect import local_cpus
 from pipelines import cli
 from pipelines.config import Config, field_paths
 
+_COMMANDS = [c for n, c in vars(cli).items() if n.endswith("Command") and c is not cli.RunCommand]
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 
 
@@ -24,7 +25,7 @@ def surface() -> str:
     for verb, function in cli._VERBS.items():
         source = inspect.getsource(function)
         command = next(
-            (c for c in (cli.PruneCommand, cli.ReportCommand, cli.IngestCommand) if c.__name__ in source),
+            (c for c in _COMMANDS if c.__name__ in source),
             cli.RunCommand,
         )
         lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")

@@ -1,0 +1,129 @@
+"""Rank a dataset: scores of every example by one network, as Parquet, for whoever trains elsewhere too."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cluster.connect import connect
+from pipelines.config import Config
+from pipelines.data.dataset import describe, iter_rows, read_split
+from pipelines.data.files import write_beside
+from pipelines.errors import UserError
+from pipelines.networks import architecture
+from pipelines.scoring import Scoring, score_table, stream_scores
+from pipelines.training.rows import Inputs
+from pruning.examples.scores import SCORES
+from snn.interchange import load_checkpoint
+from snn.models import SpikingNetwork
+
+READ_ROWS = 4096
+
+
+def rank(
+    config: Config,
+    checkpoint: Path,
+    output: Path,
+    *,
+    names: Sequence[str] = ("sadp",),
+    split: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Score every example of a split and write columns id and one per score, ordered by id.
+
+    Args:
+        config: says where the data is, how it is presented, and where to run.
+        checkpoint: the network's file.
+        output: Parquet file to write; whole or not at all.
+        names: scores, of `pruning.examples.scores.SCORES`.
+        split: prefix of the files; the config's training split when not given.
+        console: where progress is shown.
+
+    Returns:
+        the number of examples.
+
+    Raises:
+        UserError: bad data, a checkpoint of another architecture, an unknown score, unwritable output.
+    """
+    console = console or Console(stderr=True)
+    for name in names:
+        if name not in SCORES:
+            raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
+    train = read_split(config.data.path, config.data.train_split)
+    scored = train if split is None else read_split(config.data.path, split)
+    info = describe(train, scored, config.data.path)
+    model = _network(checkpoint, architecture(config.model, info))
+    scoring = Scoring(
+        scores=tuple(names),
+        loss=config.train.loss,
+        label_smoothing=config.train.label_smoothing,
+        tail_depth=config.examples.tail_depth,
+        timesteps=config.examples.score_timesteps,
+        inputs=Inputs.of(info, config.model.T),
+    )
+    with ExitStack() as stack:
+        if config.cluster.engine == "ray":
+            with console.status("starting Ray"):
+                stack.enter_context(connect(config.cluster.address))
+            parts = stream_scores(scored.files, model, architecture(config.model, info), scoring)
+        else:
+            parts = (score_table(rows, model, scoring) for rows in iter_rows(scored.files, READ_ROWS))
+        bar = stack.enter_context(_bar(console))
+        table = pa.concat_tables(_counted(parts, bar, scored.num_examples))
+    if table.num_rows != scored.num_examples:
+        raise RuntimeError(
+            f"scored {table.num_rows} of {scored.num_examples} rows: the data changed meanwhile"
+        )
+    table = table.take(pa.array(np.argsort(table.column("id").to_numpy(), kind="stable")))
+    table = table.replace_schema_metadata({b"checkpoint": str(checkpoint).encode()})
+    write_beside(output, lambda p: pq.write_table(table, p, compression="zstd"))
+    return table.num_rows
+
+
+def _network(checkpoint: Path, wanted: dict[str, object]) -> SpikingNetwork:
+    try:
+        model, found = load_checkpoint(checkpoint)
+    except FileNotFoundError:
+        raise UserError(str(checkpoint), "does not exist") from None
+    except ValueError as error:
+        raise UserError("--checkpoint", str(error)) from None
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                "--checkpoint",
+                f"{checkpoint} has {key} {found.get(key)!r}, config and data ask for {value!r}",
+            )
+    return model
+
+
+def _counted(parts: Iterator[pa.Table], bar: Progress, total: int) -> Iterator[pa.Table]:
+    task = bar.add_task("scoring", total=total)
+    for part in parts:
+        bar.advance(task, part.num_rows)
+        yield part
+
+
+class _Rate(ProgressColumn):
+    """Examples per second."""
+
+    def render(self, task: Task) -> Text:
+        """Blank until there is a rate."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.completed:,}/{task.total:,} examples"),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,128 @@
+"""A subset with its weights, written for people who train elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.dataset import read_split, split_files
+from pipelines.data.files import write_beside
+from pipelines.errors import UserError
+from pruning.examples.policies import POLICIES, Plan, make_policy
+
+ROW_GROUP_ROWS = 1024
+
+
+def select_subset(
+    folder: Path,
+    *,
+    policy: str,
+    ratio: float,
+    output: Path,
+    scores: Path | None = None,
+    split: str = "train",
+    alpha: float = 0.1,
+    design: str = "systematic",
+    seed: int = 0,
+    epoch: int = 0,
+    filtered: Path | None = None,
+) -> Plan:
+    """Draw one epoch's subset of a dataset and write id, weight and inclusion probability as Parquet.
+
+    Args:
+        folder: the dataset.
+        policy: of `pruning.examples.policies.POLICIES`.
+        ratio: share of the examples left out, in [0, 1).
+        output: Parquet file to write.
+        scores: Parquet with columns id and the policy's score (`spikeprune score` writes it).
+        split: prefix of the dataset's files.
+        alpha: share of the uniform mixture.
+        design: ``systematic`` or ``poisson``.
+        seed: of the draw.
+        epoch: another epoch is another draw with the same seed.
+        filtered: folder to write the chosen rows to, with a column ``weight``; none when not given.
+
+    Returns:
+        the plan.
+
+    Raises:
+        UserError: bad data, missing or foreign scores, or a setting out of range.
+    """
+    data = read_split(folder, split)
+    cls = POLICIES.get(policy)
+    try:
+        drawn = make_policy(
+            policy,
+            num_examples=data.id_span,
+            first_id=data.first_id,
+            present=data.present(),
+            ratio=ratio,
+            seed=seed,
+            epochs=epoch + 1,
+            warmup_epochs=0,
+            anneal_epochs=0,
+            alpha=alpha,
+            stale_alpha=alpha,
+            design=design,  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        raise UserError(f"--{where}", what) from None
+    if drawn.score is not None:
+        if scores is None:
+            raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
+        drawn.observe(data.ids, _read_scores(scores, drawn.score, data.ids), epoch, "pass")
+    assert cls is not None
+    plan = drawn.plan(epoch)
+    probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
+    table = pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
+    write_beside(output, lambda p: pq.write_table(table, p, compression="zstd"))
+    if filtered is not None:
+        _write_filtered(folder, split, plan, filtered)
+    return plan
+
+
+def _read_scores(path: Path, name: str, ids: np.ndarray) -> np.ndarray:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError("--scores", f"{path} does not exist") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
+        ) from None
+    for column in ("id", name):
+        if column not in table.column_names:
+            raise UserError(
+                "--scores", f"{path} has no column {column!r}; it has {', '.join(table.column_names)}"
+            )
+    found = table.column("id").to_numpy()
+    order = np.argsort(found, kind="stable")
+    if not np.array_equal(found[order], ids):
+        raise UserError(
+            "--scores", f"{path} scores {len(found)} examples with other ids than the dataset's {len(ids)}"
+        )
+    return table.column(name).to_numpy()[order]
+
+
+def _write_filtered(folder: Path, split: str, plan: Plan, output: Path) -> None:
+    """The chosen rows of every file under its own name, with their weights."""
+    for file in split_files(folder, split):
+        with pq.ParquetFile(file) as parquet:
+            chosen = [_chosen(pa.Table.from_batches([b]), plan) for b in parquet.iter_batches(65_536)]
+            metadata = parquet.schema_arrow.metadata
+        table = pa.concat_tables(chosen).replace_schema_metadata(metadata)
+        write_beside(
+            output / Path(file).name,
+            lambda p, table=table: pq.write_table(
+                table, p, compression="zstd", row_group_size=ROW_GROUP_ROWS
+            ),  # type: ignore[misc]
+        )
+
+
+def _chosen(rows: pa.Table, plan: Plan) -> pa.Table:
+    ids = rows.column("id").to_numpy()
+    at = np.minimum(np.searchsorted(plan.ids, ids), len(plan.ids) - 1)
+    keep = plan.ids[at] == ids
+    return rows.filter(pa.array(keep)).append_column("weight", pa.array(plan.weights[at[keep]]))

@@ -1,0 +1,151 @@
+"""Ranking a dataset and drawing a subset of it, for training elsewhere."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from pipelines import cli
+from pipelines.config_io import load_config
+from pipelines.data.decode import decode
+from pipelines.errors import UserError
+from pipelines.ranking import rank
+from pipelines.run import run
+from pipelines.selection import select_subset
+from pruning.examples.inclusion import inclusion_probabilities
+from pruning.examples.scores import ExampleScorer
+from snn.interchange import load_checkpoint
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    config = {
+        "storage": str(tmp_path_factory.mktemp("runs")),
+        "data.path": str(digits),
+        "cluster.engine": "local",
+        "cluster.workers": "1",
+        "model.hidden": "[32]",
+        "train.epochs": "2",
+    }
+    return run(load_config(None, config), "train", console=QUIET)
+
+
+@pytest.fixture(scope="module")
+def scores(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("scores") / "scores.parquet"
+    checkpoint = trained / "checkpoints" / "train.safetensors"
+    rank(load_config(trained / "config.yaml"), checkpoint, output, names=("sadp", "loss"), console=QUIET)
+    return output
+
+
+def test_scores_are_those_of_the_library(trained: Path, scores: Path, digits: Path) -> None:
+    table = pq.read_table(digits / "train-00000.parquet").slice(100, 20)
+    ids = table.column("id").to_numpy()
+    x = decode(table.column("image"), ids).astype(np.float32)
+    mean, std = (float(f(pixels(digits))) for f in (np.mean, np.std))
+    currents = torch.from_numpy((x - mean) / std).float().expand(4, *x.shape)
+    model, _ = load_checkpoint(trained / "checkpoints" / "train.safetensors")
+    labels = torch.from_numpy(table.column("label").to_numpy().copy())
+    expected = ExampleScorer(model, ("sadp", "loss")).score(currents, labels)
+    written = pq.read_table(scores)
+    assert np.array_equal(written.column("id").to_numpy(), np.arange(1437))
+    for name in ("sadp", "loss"):
+        got = written.column(name).to_numpy()[ids]
+        assert got == pytest.approx(expected[name].numpy(), rel=1e-3, abs=1e-5)
+
+
+def pixels(digits: Path) -> np.ndarray:
+    table = pq.read_table(digits / "train-00000.parquet")
+    return decode(table.column("image"), table.column("id").to_numpy())
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_scores(trained: Path, scores: Path, tmp_path: Path, ray_session: None) -> None:
+    config = load_config(trained / "config.yaml", {"cluster.engine": "ray"})
+    checkpoint = trained / "checkpoints" / "train.safetensors"
+    assert rank(config, checkpoint, tmp_path / "s.parquet", names=("sadp",), console=QUIET) == 1437
+    there = pq.read_table(tmp_path / "s.parquet").column("sadp").to_numpy()
+    assert there == pytest.approx(pq.read_table(scores).column("sadp").to_numpy(), rel=1e-5)
+
+
+def test_a_subset_follows_the_scores(scores: Path, digits: Path, tmp_path: Path) -> None:
+    plan = select_subset(
+        digits,
+        policy="sadp",
+        ratio=0.7,
+        scores=scores,
+        output=tmp_path / "s.parquet",
+        filtered=tmp_path / "rows",
+    )
+    written = pq.read_table(tmp_path / "s.parquet")
+    pi = inclusion_probabilities(pq.read_table(scores).column("sadp").to_numpy(), 431, alpha=0.1)
+    ids = written.column("id").to_numpy()
+    assert len(ids) == 431
+    assert written.column("probability").to_numpy() == pytest.approx(pi[ids], abs=1e-9)
+    assert written.column("weight").to_numpy() == pytest.approx(431 / 1437 / pi[ids], rel=1e-5)
+    rows = pq.read_table(tmp_path / "rows" / "train-00000.parquet")
+    original = pq.read_table(digits / "train-00000.parquet")
+    assert rows.drop_columns(["weight"]).equals(original.filter(pa.array(np.isin(np.arange(1437), ids))))
+    assert np.array_equal(rows.column("weight").to_numpy(), plan.weights)
+
+
+def test_epochs_draw_anew_and_seeds_repeat(digits: Path, tmp_path: Path) -> None:
+    def ids(epoch: int) -> list[int]:
+        out = tmp_path / "s.parquet"
+        return select_subset(digits, policy="random", ratio=0.5, output=out, epoch=epoch).ids.tolist()
+
+    assert ids(0) == ids(0)
+    assert ids(0) != ids(1)
+
+
+def test_mistakes_are_named(scores: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.parquet"
+    with pytest.raises(UserError, match="--scores: policy sadp needs them"):
+        select_subset(digits, policy="sadp", ratio=0.5, output=out)
+    with pytest.raises(UserError, match="has no column 'el2n'; it has id, sadp, loss"):
+        select_subset(digits, policy="el2n", ratio=0.5, output=out, scores=scores)
+    with pytest.raises(UserError, match=r"--policy: 'sdap' is unknown"):
+        select_subset(digits, policy="sdap", ratio=0.5, output=out)
+    with pytest.raises(UserError, match="--ratio"):
+        select_subset(digits, policy="random", ratio=1.5, output=out)
+    short = tmp_path / "short.parquet"
+    pq.write_table(pq.read_table(scores).slice(1), short)
+    with pytest.raises(UserError, match="other ids"):
+        select_subset(digits, policy="sadp", ratio=0.5, output=out, scores=short)
+    assert not out.exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s.parquet"
+    args = ["score", str(trained), "--output", str(out), "--model.hidden", "8"]
+    assert cli.main(args) == 2
+    assert "--checkpoint: " in capsys.readouterr().err
+    assert cli.main(["score", str(trained), "--output", str(out), "--scores", "grand"]) == 2
+    assert "'grand' is unknown; choose from" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_undecodable_image_stops_the_pass_and_leaves_nothing(
+    trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(digits, folder)
+    path = folder / "train-00000.parquet"
+    table = pq.read_table(path)
+    images = table.column("image").to_pylist()
+    images[1200] = {"bytes": b"\x89PNG", "path": "x"}
+    pq.write_table(table.set_column(1, "image", pa.array(images, table.schema.field("image").type)), path)
+    config = load_config(trained / "config.yaml", {"data.path": str(folder)})
+    out = tmp_path / "s.parquet"
+    with pytest.raises(UserError, match="id 1200 cannot be decoded"):
+        rank(config, trained / "checkpoints" / "train.safetensors", out, console=QUIET)
+    assert not out.exists()
