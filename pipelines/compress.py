@@ -1,18 +1,21 @@
 """SLAMP as a phase of a run: calibrate, allocate, mask, re-estimate batch norm, measure."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from pipelines.config import WeightsConfig
 from pipelines.data.files import write_json
 from pipelines.errors import UserError
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
 from pipelines.training.order import uniform_sample
+from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
-from pruning.weights.calibration import Calibration, CalibrationSums
+from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread
 from pruning.weights.masks import Masks
 
 if TYPE_CHECKING:
@@ -24,50 +27,50 @@ NORM_STREAM = 103
 
 
 def prune(worker: "Worker") -> None:
-    """Mask the worker's network under the config's budget and report what that did.
+    """Mask the worker's network under its round's target and report what that did.
 
-    Calibration statistics are summed over the workers, so every worker allocates the same masks.
+    Calibration statistics are summed over the workers, so every worker allocates the same masks. A
+    weight that an earlier round pruned stays pruned.
 
     Raises:
-        UserError: the budget cannot be met with this network.
+        UserError: the target cannot be met with this network, or it cannot be calibrated.
     """
     config, engine, model = worker.spec.config, worker.engine, worker.model
-    engine.progress({"phase": "prune", "epoch": 0, "doing": "pruning weights"})
-    place = {"rank": engine.rank, "world_size": engine.world_size, "seed": config.seed, "epoch": 0}
-    calibration_ids = uniform_sample(
-        worker.spec.ids, config.weights.calibration_examples, stream=CALIBRATION_STREAM, **place
-    )
-    norm_ids = uniform_sample(worker.spec.ids, config.train.norm_examples, stream=NORM_STREAM, **place)
-    rows = engine.fetch(np.union1d(calibration_ids, norm_ids))
-    calibration = _calibrate(worker, rows, calibration_ids)
-    dense = {
-        **evaluate(model, worker.inputs, config.train, engine),
-        "activity": measure_activity(model, worker.inputs, engine),
-    }
-    allocation = _allocate(worker, calibration)
+    phase = worker.spec.phases[worker.progress.phase]
+    engine.progress({"phase": phase.name, "epoch": 0, "doing": "pruning weights"})
+    sample = draw_sample(worker, phase.round)
+    calibrated = calibrate(worker, sample)
+    before = evaluate(model, worker.inputs, config.train, engine)
+    dense = _dense(worker, before["test_accuracy"])
+    allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
     _check_equal(worker, allocation.masks)
     allocation.masks.apply_(model)
     masked = evaluate(model, worker.inputs, config.train, engine)
-    reestimate_norm(model, rows, norm_ids, worker.inputs, engine)
+    reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, engine)
     recalibrated = evaluate(model, worker.inputs, config.train, engine)
     pruned = measure_activity(model, worker.inputs, engine)
     worker.masks = allocation.masks
+    worker.keep_final(phase.name)
     if engine.rank == 0:
         folder = Path(worker.spec.folder)
         write_json(
             folder / "pruning.json",
             {
+                "round": phase.round + 1,
+                "rounds": config.weights.rounds,
                 "allocation": allocation.to_dict(),
-                "calibration": calibration.to_dict(),
-                "activity": {"dense": dense["activity"], "pruned": pruned},
+                "calibration": calibrated.calibration.to_dict(),
+                "calibration_spread": calibrated.spread,
+                "activity": {"dense": dense["dense_activity"], "pruned": pruned},
             },
         )
         allocation.masks.save(folder / "masks.safetensors")
     worker.report(
         {
-            "phase": "prune",
+            "phase": phase.name,
             "epoch": 0,
-            "dense_accuracy": dense["test_accuracy"],
+            **dense,
+            "before_accuracy": before["test_accuracy"],
             "masked_accuracy": masked["test_accuracy"],
             **recalibrated,
             "budget": allocation.budget,
@@ -79,14 +82,84 @@ def prune(worker: "Worker") -> None:
     )
 
 
-def _calibrate(worker: "Worker", rows: "Rows", ids: np.ndarray) -> Calibration:
-    sums = CalibrationSums.collect(worker.model, _batches(worker, rows, ids))
-    vector = worker.engine.sum(sums.to_vector())
-    T = worker.spec.config.model.T
-    return Calibration.from_sums(worker.model, CalibrationSums.from_vector(worker.model, vector, T))
+def target_of(weights: WeightsConfig, round_: int) -> dict[str, float]:
+    """What a round of a schedule is to reach, as an argument of `allocate`.
+
+    Sparsities and SynOps shares are of the dense network, budgets are the round's own part.
+    """
+    if weights.budget is not None:
+        return {"budget": schedules.equal_distortion(weights.budget, weights.rounds)[round_]}
+    if weights.synops is not None:
+        return {"synops_fraction": schedules.cubic_synops(weights.synops, weights.rounds)[round_]}
+    assert weights.sparsity is not None
+    return {"sparsity": schedules.cubic(weights.sparsity, weights.rounds)[round_]}
 
 
-def _allocate(worker: "Worker", calibration: Calibration) -> Allocation:
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Uniformly drawn training rows: some to calibrate with, some for batch norm."""
+
+    rows: "Rows"
+    calibration_ids: np.ndarray
+    norm_ids: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A calibration, and how far it depends on the draw."""
+
+    calibration: Calibration
+    spread: dict[str, float] | None
+    """By layer, half the relative difference between the coefficients of two halves of the examples,
+    which has the standard deviation of the whole's coefficient; None where a half has no spikes."""
+
+
+def draw_sample(worker: "Worker", round_: int = 0) -> Sample:
+    """This worker's share of a round's examples."""
+    config = worker.spec.config
+    ids, place = worker.spec.ids, {"rank": worker.engine.rank, "world_size": worker.engine.world_size}
+    place |= {"seed": config.seed, "epoch": round_}
+    calibration_ids = uniform_sample(
+        ids, config.weights.calibration_examples, stream=CALIBRATION_STREAM, **place
+    )
+    norm_ids = uniform_sample(ids, config.train.norm_examples, stream=NORM_STREAM, **place)
+    rows = worker.engine.fetch(np.union1d(calibration_ids, norm_ids))
+    return Sample(rows=rows, calibration_ids=calibration_ids, norm_ids=norm_ids)
+
+
+def calibrate(worker: "Worker", sample: Sample) -> Calibrated:
+    """Statistics of all workers' examples in one pass.
+
+    Raises:
+        UserError: no spikes, or weights that are not finite.
+    """
+    model, T = worker.model, worker.spec.config.model.T
+    halves = []
+    for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
+        sums = CalibrationSums.collect(model, _batches(worker, sample.rows, half), T=T)
+        halves.append(worker.engine.sum(sums.to_vector()))
+    try:
+        whole = Calibration.from_sums(model, CalibrationSums.from_vector(model, halves[0] + halves[1], T))
+    except ValueError as error:
+        raise UserError("weights", str(error)) from None
+    try:
+        parts = [Calibration.from_sums(model, CalibrationSums.from_vector(model, v, T)) for v in halves]
+        spread = relative_spread(parts)
+    except ValueError:  # a half without examples or spikes
+        spread = None
+    return Calibrated(calibration=whole, spread=spread)
+
+
+def _dense(worker: "Worker", accuracy: float) -> dict[str, Any]:
+    """Accuracy and activity of the network before its first round, also in later ones."""
+    for record in worker.progress.history:
+        if "dense_activity" in record:
+            return {key: record[key] for key in ("dense_accuracy", "dense_activity")}
+    activity = measure_activity(worker.model, worker.inputs, worker.engine)
+    return {"dense_accuracy": accuracy, "dense_activity": activity}
+
+
+def _allocate(worker: "Worker", calibration: Calibration, target: dict[str, float]) -> Allocation:
     weights = worker.spec.config.weights
     try:
         return allocate(
@@ -94,11 +167,12 @@ def _allocate(worker: "Worker", calibration: Calibration) -> Allocation:
             calibration,
             criterion=weights.criterion,
             objective=weights.objective,
-            budget=weights.budget,
-            sparsity=weights.sparsity,
-            synops_fraction=weights.synops,
+            budget=target.get("budget"),
+            sparsity=target.get("sparsity"),
+            synops_fraction=target.get("synops_fraction"),
             min_keep=weights.min_keep,
             exclude=weights.exclude,
+            previous=worker.masks,
             budget_over=weights.budget_over,
         )
     except ValueError as error:

@@ -212,6 +212,10 @@ class WeightsConfig:
     """Share of the dense network's synaptic operations to keep, in (0, 1)."""
     budget_over: Literal["sum", "max_t"] = "sum"
     """sum bounds the distortion of all timesteps together, max_t that of every timestep."""
+    schedule: Literal["one_shot", "cubic", "equal_distortion"] = "one_shot"
+    """one_shot, cubic (towards a sparsity or a SynOps share) or equal_distortion (parts of a budget)."""
+    rounds: int = 1
+    """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
     """Training examples that measure the layers' temporal statistics."""
     min_keep: int = 1
@@ -219,7 +223,7 @@ class WeightsConfig:
     exclude: tuple[str, ...] = ()
     """Layers that are not pruned, by name."""
     retrain_epochs: int = 8
-    """Epochs of masked retraining, with the same data pruning."""
+    """Epochs of masked retraining after each round, with the same data pruning."""
     retrain_lr: float = 0.05
     """Peak learning rate of the retraining."""
 
@@ -242,8 +246,17 @@ class WeightsConfig:
             "at least 1",
         )
         _check(self.min_keep >= 1, "weights.min_keep", self.min_keep, "at least 1")
+        self._check_rounds()
         _check(self.retrain_epochs >= 0, "weights.retrain_epochs", self.retrain_epochs, "zero or more")
         _check(self.retrain_lr > 0, "weights.retrain_lr", self.retrain_lr, "a positive number")
+
+    def _check_rounds(self) -> None:
+        _check(1 <= self.rounds <= 40, "weights.rounds", self.rounds, "between 1 and 40")
+        if self.schedule == "one_shot":
+            _check(self.rounds == 1, "weights.rounds", self.rounds, "1, or choose another weights.schedule")
+        if (self.schedule == "equal_distortion") != (self.budget is not None) and self.rounds > 1:
+            allowed = "equal_distortion with a budget, cubic with a sparsity or a SynOps share"
+            _check(False, "weights.schedule", self.schedule, allowed)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.report.summary import RunSummary
+from pipelines.report.summary import RunSummary, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,9 @@ def accuracy_plot(run: RunSummary) -> str:
         if examples[-1] == 0:
             continue
         accuracy = [r["test_accuracy"] for r in records]
-        axes.plot(examples, accuracy, marker="o", markersize=3, label=p.title, color=COLOURS[p.phase])
+        kind = kind_of(p.phase)
+        style = "-" if p.phase == kind else ":"  # rounds before the last
+        axes.plot(examples, accuracy, style, marker="o", markersize=3, label=p.title, color=COLOURS[kind])
     axes.legend(frameon=False)
     return _svg(figure)
 
@@ -76,9 +78,10 @@ def variance_plot(run: RunSummary) -> str | None:
 
 def layers_plot(run: RunSummary) -> str | None:
     """Density and SynOps per layer, before and after weight pruning; ``None`` without pruning."""
-    before = next((r for r in run.records if r["phase"] == "train" and "activity" in r), None)
+    before = next((r["dense_activity"] for r in run.records if "dense_activity" in r), None)
     after = next(
-        (r for r in reversed(run.records) if r["phase"] in ("retrain", "prune") and "activity" in r), None
+        (r for r in reversed(run.records) if kind_of(r["phase"]) in ("retrain", "prune") and "activity" in r),
+        None,
     )
     if after is None:
         return None
@@ -89,7 +92,7 @@ def layers_plot(run: RunSummary) -> str | None:
     left.set_yticks(y, [layer["name"] for layer in layers])
     left.set_xlim(0, 1)
     left.set_xlabel("density")
-    dense = [layer["synops"] for layer in before["activity"]["layers"]] if before else None
+    dense = [layer["synops"] for layer in before["layers"]] if before else None
     if dense is not None:
         right.barh(y + 0.2, dense, 0.4, color=COLOURS["train"], label="before")
     right.barh(

@@ -88,6 +88,11 @@ def _training_seconds(seconds: dict[str, float]) -> float:
     return sum(seconds.get(part, 0.0) for part in ("score", "select", "train", "norm"))
 
 
+def kind_of(phase: str) -> str:
+    """baseline, train, prune or retrain, whatever the round."""
+    return phase.partition("-")[0]
+
+
 def _title(name: str, config: Config) -> str:
     examples, weights = config.examples, config.weights
     if name == "train" and examples.policy == "full":
@@ -96,7 +101,9 @@ def _title(name: str, config: Config) -> str:
         return f"{_method(examples.policy)} at ratio {examples.ratio:g}"
     if name == "prune":
         return f"{_method(weights.criterion)} at {_target(config)}"
-    return TITLES[name]
+    if name in TITLES:
+        return TITLES[name]
+    return f"{TITLES[kind_of(name)]}, round {name.rpartition('-')[2]} of {weights.rounds}"
 
 
 def _method(name: str) -> str:

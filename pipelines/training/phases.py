@@ -18,7 +18,9 @@ class Phase:
     """One phase; consecutive phases share a worker group and hand the network on."""
 
     name: str
-    """baseline, train, prune or retrain."""
+    """baseline, train, prune or retrain; the rounds before the last are prune-1, retrain-1, prune-2, ..."""
+    round: int = 0
+    """Round of weight pruning, counted from 0."""
     fresh: bool = False
     """Starts from new random weights instead of the network so far."""
     train: TrainConfig | None = None
@@ -36,7 +38,7 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
     """The phases that a command runs.
 
     ``run``: (baseline,) train, prune, retrain. ``train``: (baseline,) train. ``prune``: prune, retrain
-    of a network that is given.
+    of a network that is given. Pruning and retraining repeat for every round.
     """
     phases: list[Phase] = []
     if command != "prune":
@@ -45,13 +47,17 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
             phases.append(Phase(name="baseline", fresh=True, train=config.train, examples=full))
         phases.append(Phase(name="train", fresh=True, train=config.train, examples=config.examples))
     if command != "train":
-        phases.append(Phase(name="prune"))
-        if config.weights.retrain_epochs:
-            phases.append(_retrain(config))
+        rounds = config.weights.rounds
+        for i in range(rounds):
+            # The last round has the plain names: what a run ends with is called alike for any schedule.
+            suffix = f"-{i + 1}" if i + 1 < rounds else ""
+            phases.append(Phase(name=f"prune{suffix}", round=i))
+            if config.weights.retrain_epochs:
+                phases.append(_retrain(config, f"retrain{suffix}", i))
     return tuple(phases)
 
 
-def _retrain(config: Config) -> Phase:
+def _retrain(config: Config, name: str, round_: int) -> Phase:
     epochs = config.weights.retrain_epochs
     # The network knows the task already: scores mean something from the first epoch on.
     examples = replace(
@@ -60,4 +66,4 @@ def _retrain(config: Config) -> Phase:
     if examples.rescore_every == 0 or examples.policy in IN_TRAINING:
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
     train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)
-    return Phase(name="retrain", train=train, examples=examples)
+    return Phase(name=name, round=round_, train=train, examples=examples)

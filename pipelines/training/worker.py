@@ -14,6 +14,7 @@ import torch
 from pipelines.config import Config
 from pipelines.data.dataset import DatasetInfo
 from pipelines.data.files import write_beside
+from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
@@ -123,7 +124,10 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         worker.progress = checkpoint.load_progress(resume)
         worker.masks = checkpoint.load_model(resume, worker.model)
     elif spec.initial is not None:
-        load_weights(spec.initial, worker.model, architecture(spec.config.model, spec.info))
+        try:
+            load_weights(spec.initial, worker.model, architecture(spec.config.model, spec.info))
+        except ValueError as error:
+            raise UserError("model", str(error)) from None
     started = time.perf_counter()
     engine.warm_up()
     worker.start_seconds = time.perf_counter() - started

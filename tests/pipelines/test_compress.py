@@ -1,16 +1,24 @@
 """SLAMP as a stage, in one process: prune a trained run at another budget, and refuse what cannot be."""
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pipelines import compress
+from pipelines.compress import target_of
+from pipelines.config import WeightsConfig
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
+from pipelines.report.page import write_page
+from pipelines.report.summary import summarise
 from pipelines.run import prune, run
+from pipelines.training.worker import Worker
 from pruning.weights.masks import Masks
-from snn.interchange import load_checkpoint
+from snn.interchange import load_checkpoint, save_checkpoint
 
 QUIET = Console(quiet=True)
 
@@ -45,6 +53,135 @@ def test_prune_at_a_sparsity(trained: Path) -> None:
     assert {"allocation", "calibration", "activity"} <= set(stored)
     assert stored["activity"]["pruned"]["density"] == pytest.approx(0.2, abs=1e-3)
     assert records[0]["activity"]["synops"] < stored["activity"]["dense"]["synops"]
+    assert set(stored["calibration_spread"]) == {layer["name"] for layer in stored["allocation"]["layers"]}
+    assert all(0 <= spread < 0.5 for spread in stored["calibration_spread"].values())
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cubic(trained: Path) -> Path:
+    """Three rounds, and the masks that each of them left."""
+    return prune(
+        trained,
+        {
+            "weights.sparsity": "0.9",
+            "weights.schedule": "cubic",
+            "weights.rounds": "3",
+            "name": "cubic",
+        },
+        console=QUIET,
+    )
+
+
+def test_rounds_follow_the_schedule_and_end_with_the_plain_names(trained: Path, cubic: Path) -> None:
+    records = records_of(cubic)
+    names = ["prune-1", "retrain-1", "prune-2", "retrain-2", "prune", "retrain"]
+    assert [r["phase"] for r in records] == names
+    pruned = records[::2]
+    assert [1 - r["density"] for r in pruned] == pytest.approx([0.9 * 19 / 27, 0.9 * 26 / 27, 0.9], abs=1e-3)
+    assert {r["dense_accuracy"] for r in pruned} == {records_of(trained)[-1]["test_accuracy"]}
+    assert [r["before_accuracy"] for r in pruned[1:]] == [r["test_accuracy"] for r in records[1:-1:2]]
+    stored = json.loads((cubic / "pruning.json").read_text())
+    assert stored["activity"]["dense"]["density"] == 1
+    assert (stored["round"], stored["rounds"]) == (3, 3)
+    titles = [p.title for p in summarise(cubic).phases]
+    assert titles[:2] == ["weights pruned, round 1 of 3", "retrained, round 1 of 3"]
+    assert titles[4:] == ["SLAMP at 90% sparsity", "retrained"]
+    assert "retrained, round 2 of 3" in write_page(summarise(cubic)).read_text()
+
+
+def test_a_pruned_weight_stays_pruned_in_later_rounds(cubic: Path) -> None:
+    kept = [
+        Masks.nonzero(load_checkpoint(cubic / "checkpoints" / f"{name}.safetensors")[0])
+        for name in ("retrain-1", "prune-2", "retrain-2", "prune", "retrain")
+    ]
+    for before, after in itertools.pairwise(kept):
+        assert before & after == after
+    assert kept[-1] & Masks.load(cubic / "masks.safetensors") == kept[-1]
+
+
+def test_rounds_resume_where_they_stopped(
+    trained: Path, cubic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second round's calibration, a resumed run ends as the undisturbed one."""
+    overrides = {
+        "weights.sparsity": "0.9",
+        "weights.schedule": "cubic",
+        "weights.rounds": "3",
+        "name": "again",
+    }
+    calibrate = compress.calibrate
+
+    def stop(worker: Worker, sample: compress.Sample) -> compress.Calibrated:
+        if worker.progress.phase == 2:
+            raise KeyboardInterrupt
+        return calibrate(worker, sample)
+
+    monkeypatch.setattr(compress, "calibrate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prune(trained, overrides, console=QUIET)
+    monkeypatch.undo()
+    folder = prune(trained, overrides, resume=True, console=QUIET)
+
+    def without_times(folder: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in r.items() if "seconds" not in k} for r in records_of(folder)]
+
+    assert without_times(folder) == without_times(cubic)
+    assert Masks.load(folder / "masks.safetensors") == Masks.load(cubic / "masks.safetensors")
+
+
+def test_equal_parts_of_a_budget(trained: Path) -> None:
+    """Without retraining batch norm alone moves, so the rounds' budgets add up to the whole."""
+    folder = prune(
+        trained,
+        {
+            "weights.budget": "0.2",
+            "weights.schedule": "equal_distortion",
+            "weights.rounds": "2",
+            "weights.retrain_epochs": "0",
+            "name": "equal",
+        },
+        console=QUIET,
+    )
+    records = records_of(folder)
+    assert [r["phase"] for r in records] == ["prune-1", "prune"]
+    for r in records:
+        assert 0.09 < r["budget"] <= 0.1
+    assert records[1]["density"] < records[0]["density"]
+
+
+def test_synops_shares_per_round() -> None:
+    weights = WeightsConfig(synops=0.2, schedule="cubic", rounds=2)
+    assert [target_of(weights, i)["synops_fraction"] for i in range(2)] == pytest.approx([0.3, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rounds": 2}, r"weights\.rounds: 2 is not possible; it must be 1, or choose another"),
+        ({"rounds": 0}, r"weights\.rounds: 0 is not possible"),
+        ({"rounds": 2, "schedule": "equal_distortion"}, r"weights\.schedule: 'equal_distortion'"),
+        ({"rounds": 2, "schedule": "cubic", "budget": 0.1}, r"weights\.schedule: 'cubic'"),
+    ],
+)
+def test_schedules_that_do_not_fit_their_target(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        WeightsConfig(**fields)
+
+
+def test_a_silent_network_and_another_architecture_are_refused(trained: Path) -> None:
+    checkpoint = trained / "checkpoints" / "silent.safetensors"
+    model, architecture = load_checkpoint(trained / "checkpoints" / "train.safetensors")
+    for p in model.features.parameters():
+        p.detach().zero_()
+    save_checkpoint(checkpoint, model, architecture)
+    with pytest.raises(UserError, match="no neuron spiked on the calibration examples"):
+        prune(checkpoint, {"name": "silent"}, console=QUIET)
+    with pytest.raises(UserError, match=r"neuron\.theta is 1\.0, not 2\.0"):
+        prune(trained, {"model.theta": "2", "name": "other"}, console=QUIET)
 
 
 def test_the_dense_network_is_the_same_in_both_runs(trained: Path) -> None:
