@@ -29,11 +29,9 @@ class Random(Policy):
 
     name = "random"
 
-    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
-        """``m / N`` for every present example."""
-        s = self.settings
-        present = np.ones(s.num_examples, bool) if s.present is None else s.present
-        return np.where(present, self.size / s.num_present, 0.0), self.size
+    def is_uniform(self, epoch: int) -> bool:
+        """Always: ``m / N`` for every present example."""
+        return True
 
 
 class Sadp(Policy):
@@ -57,8 +55,39 @@ class Loss(Policy):
     score = "loss"
 
 
-class Static(Policy):
-    """One subset for all pruned epochs: the highest scores as the first of them starts, unweighted.
+class Highest(Policy):
+    """The ``m`` highest values, unweighted: what biased policies share. `values` is theirs to define."""
+
+    def select(self, epoch: int) -> Plan:
+        """The ``m`` highest, with weights 1."""
+        at = self._highest(epoch)
+        return Plan(
+            epoch,
+            at + self.settings.first_id,
+            np.ones(len(at), np.float32),
+            None,
+            False,
+            self.mean_score_age(epoch),
+            self.num_missing(),
+        )
+
+    def importance(self, epoch: int) -> tuple[Doubles, int]:
+        """1 for the chosen, 0 for the rest."""
+        pi = np.zeros(self.settings.num_examples)
+        pi[self._highest(epoch)] = 1.0
+        return pi, self.size
+
+    def values(self, epoch: int) -> NDArray[np.floating]:
+        """What decides, ``[N]``; NaN counts as highest."""
+        return self.scores
+
+    def _highest(self, epoch: int) -> Ints:
+        s = self.settings
+        return highest(self.values(epoch), self.size, s.seed, s.present)
+
+
+class Static(Highest):
+    """One subset for all scored epochs: the highest scores as the first of them starts, unweighted.
 
     A biased design, the classic coreset; a rival, not a recommendation.
 
@@ -74,25 +103,23 @@ class Static(Policy):
         self.score = score
         super().__init__(settings)
 
-    def select(self, epoch: int) -> Plan:
-        """The ``m`` highest scores."""
-        s = self.settings
-        scores = self.scores if self.score else np.zeros(s.num_examples)
-        return _unweighted(self, epoch, highest(scores, self.size, s.seed, s.present))
+    def values(self, epoch: int) -> NDArray[np.floating]:
+        """The scores; all alike without a score, so that hashes decide."""
+        return self.scores if self.score else np.zeros(self.settings.num_examples)
 
     def rescore(self, epoch: int) -> Ints | None:
-        """Only before the first pruned epoch."""
-        return super().rescore(epoch) if epoch == self.settings.warmup_epochs else None
+        """Only before the first scored epoch."""
+        return super().rescore(epoch) if epoch == self.settings.first_scored else None
 
     def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
-        """Scores made after the first pruned epoch has started are not looked at."""
-        if stamp <= 2 * self.settings.warmup_epochs:
+        """Scores made after the first scored epoch has started are not looked at."""
+        if stamp <= 2 * self.settings.first_scored:
             super().accept(at, scores, stamp)
 
     def cost(self, epoch: int) -> Cost:
-        """A pass before the first pruned epoch only."""
+        """A pass before the first scored epoch only."""
         cost = super().cost(epoch)
-        return cost if epoch == self.settings.warmup_epochs else Cost(cost.examples, 0.0)
+        return cost if epoch == self.settings.first_scored else Cost(cost.examples, 0.0)
 
 
 class Infobatch(Policy):
@@ -108,7 +135,7 @@ class Infobatch(Policy):
     score = "loss"
     rescore_every = 0
 
-    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+    def importance(self, epoch: int) -> tuple[Doubles, int]:
         """Two probabilities: one below the mean loss, one above."""
         s = self.settings
         low = self._low()
@@ -140,7 +167,7 @@ class InfobatchMatched(Infobatch):
 
     name = "infobatch_matched"
 
-    def inclusion(self, epoch: int) -> tuple[Doubles, int]:
+    def importance(self, epoch: int) -> tuple[Doubles, int]:
         """In the ratio ``1 - r`` to 1, below and above the mean loss."""
         pi = np.where(self._low(), 1 - self.settings.ratio, 1.0)
         if self.settings.present is not None:
@@ -152,7 +179,7 @@ class InfobatchMatched(Infobatch):
         return Policy.examples(self, epoch)
 
 
-class Ucb(Policy):
+class Ucb(Highest):
     """Upper confidence bound: the highest smoothed losses plus a bonus for rarely seen examples, unweighted.
 
     After Raju et al. 2021 (arXiv 2111.12621), in our formula: ``mean + c sd sqrt(2 log(E) / visits)`` with
@@ -179,15 +206,13 @@ class Ucb(Policy):
         self.visits = np.zeros(settings.num_examples, np.int32)
         super().__init__(settings)
 
-    def select(self, epoch: int) -> Plan:
-        """The ``m`` highest bounds; examples never seen come first."""
-        s = self.settings
+    def values(self, epoch: int) -> NDArray[np.floating]:
+        """The bounds; examples never seen come first."""
         known = np.isfinite(self.scores)
         spread = float(self.scores.std(where=known, dtype=np.float64)) if known.any() else 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             bonus = np.sqrt(2 * np.log(max(epoch, 1) + 1) / self.visits)
-            bounds = self.scores + self.exploration * spread * bonus
-        return _unweighted(self, epoch, highest(bounds, self.size, s.seed, s.present))
+            return self.scores + self.exploration * spread * bonus
 
     def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
         """Move the average towards the new loss."""
@@ -258,15 +283,3 @@ def make_policy(
         **{f: options.pop(f) for f in shared},
     )
     return cls(settings, **options)
-
-
-def _unweighted(policy: Policy, epoch: int, at: Ints) -> Plan:
-    return Plan(
-        epoch,
-        at + policy.settings.first_id,
-        np.ones(len(at), np.float32),
-        None,
-        False,
-        policy.mean_score_age(epoch),
-        policy.num_missing(),
-    )

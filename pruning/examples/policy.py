@@ -92,6 +92,8 @@ class Settings:
     """Full epochs at the start."""
     anneal_epochs: int = 1
     """Full epochs at the end."""
+    score_from: int = 0
+    """First epoch that may draw by scores: pruned epochs before it draw uniformly, without scoring passes."""
     alpha: float = 0.1
     """Share of the uniform mixture: no weight exceeds ``1 / alpha``."""
     stale_alpha: float = 0.3
@@ -114,7 +116,14 @@ class Settings:
             raise ValueError(f"present: shape {self.present.shape} must be ({self.num_examples},)")
         if self.present is not None and not self.present.any():
             raise ValueError("present: holds no example")
-        for name in ("first_id", "warmup_epochs", "anneal_epochs", "rescore_every", "scoring_cost"):
+        for name in (
+            "first_id",
+            "warmup_epochs",
+            "anneal_epochs",
+            "score_from",
+            "rescore_every",
+            "scoring_cost",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must not be negative")
         if self.warmup_epochs + self.anneal_epochs > self.epochs:
@@ -122,6 +131,8 @@ class Settings:
                 f"epochs: {self.epochs!r} must be at least warmup_epochs + anneal_epochs, "
                 f"{self.warmup_epochs} + {self.anneal_epochs}"
             )
+        if self.score_from > self.epochs:
+            raise ValueError(f"score_from: {self.score_from!r} must be at most epochs, {self.epochs}")
         for name in ("alpha", "stale_alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be in [0, 1]")
@@ -138,11 +149,16 @@ class Settings:
         """Examples that exist."""
         return self.num_examples if self.present is None else int(self.present.sum())
 
+    @property
+    def first_scored(self) -> int:
+        """The first epoch that is neither warm-up nor before ``score_from``."""
+        return max(self.warmup_epochs, self.score_from)
+
 
 class Policy:
     """A policy that draws by importance of its score; what differs is overridden.
 
-    A new policy sets ``name`` and ``score`` and overrides `inclusion` (a random design) or `select` (any
+    A new policy sets ``name`` and ``score`` and overrides `importance` (a random design) or `select` (any
     other), and enters ``pruning.examples.policies.POLICIES``.
     """
 
@@ -169,6 +185,10 @@ class Policy:
             raise ValueError(f"epoch: {epoch!r} must be from 0 to {s.epochs - 1}")
         return epoch < s.warmup_epochs or epoch >= s.epochs - s.anneal_epochs or s.ratio == 0
 
+    def is_uniform(self, epoch: int) -> bool:
+        """Whether a pruned ``epoch`` draws uniformly, because it is too early for scores."""
+        return self.score is not None and epoch < self.settings.score_from
+
     def plan(self, epoch: int) -> Plan:
         """The examples and weights of an epoch: a pure function of settings and state.
 
@@ -176,14 +196,17 @@ class Policy:
             ValueError: an epoch that the run does not have.
         """
         if not self.is_full(epoch):
-            return self.select(epoch)
+            return self._drawn(epoch) if self.is_uniform(epoch) else self.select(epoch)
         s = self.settings
         ids = np.arange(s.num_examples) if s.present is None else np.flatnonzero(s.present)
         ids += s.first_id
         return Plan(epoch, ids, np.ones(len(ids), np.float32), None, True, self.mean_score_age(epoch))
 
     def select(self, epoch: int) -> Plan:
-        """The plan of a pruned epoch: a draw by `inclusion`."""
+        """The plan of a pruned epoch that is not uniform: a draw by `inclusion`."""
+        return self._drawn(epoch)
+
+    def _drawn(self, epoch: int) -> Plan:
         s = self.settings
         pi, size = self.inclusion(epoch)
         subset = draw(
@@ -195,18 +218,27 @@ class Policy:
             first_id=s.first_id,
             population=s.num_present,
         )
+        uniform = self.is_uniform(epoch)
         return Plan(
             epoch,
             subset.ids,
             subset.weights,
             subset.probabilities,
             False,
-            self.mean_score_age(epoch),
-            self.num_missing(),
+            None if uniform else self.mean_score_age(epoch),
+            0 if uniform else self.num_missing(),
         )
 
     def inclusion(self, epoch: int) -> tuple[Doubles, int]:
         """Inclusion probabilities ``[N]`` of a pruned epoch, and their sum."""
+        if not self.is_uniform(epoch):
+            return self.importance(epoch)
+        s = self.settings
+        present = np.ones(s.num_examples, bool) if s.present is None else s.present
+        return np.where(present, self.size / s.num_present, 0.0), self.size
+
+    def importance(self, epoch: int) -> tuple[Doubles, int]:
+        """`inclusion` by the scores."""
         s = self.settings
         age = self.mean_score_age(epoch)
         alpha = s.alpha if age is None or age <= 1 else max(s.alpha, s.stale_alpha)
@@ -222,11 +254,11 @@ class Policy:
         s = self.settings
         if not self.score or not s.rescore_every or self.is_full(epoch):
             return None
-        if (epoch - s.warmup_epochs) % s.rescore_every:
+        if epoch < s.first_scored or (epoch - s.first_scored) % s.rescore_every:
             return None
         wanted = self.stamps < 2 * epoch
         if s.rescore_who == "unselected":
-            wanted &= self.stamps != 2 * epoch - 1
+            wanted &= (self.stamps != 2 * epoch - 1) | (self.stamps == _NEVER)
         elif s.rescore_who == "sample":
             ids = np.arange(s.first_id, s.first_id + s.num_examples)
             wanted &= uniform(s.seed, epoch, ids, STREAM_RESCORE) < s.rescore_share
@@ -288,7 +320,7 @@ class Policy:
     # What it costs.
 
     def examples(self, epoch: int) -> float:
-        """Expected share of the examples that a pruned epoch trains on."""
+        """Expected share of the examples that a pruned epoch trains on, unless it is uniform."""
         return self.size / self.settings.num_present
 
     def cost(self, epoch: int) -> Cost:
@@ -296,8 +328,10 @@ class Policy:
         s = self.settings
         if self.is_full(epoch):
             return Cost(1.0, 0.0)
+        if self.is_uniform(epoch):
+            return Cost(self.size / s.num_present, 0.0)
         share = {"all": 1.0, "unselected": 1 - self.examples(epoch), "sample": s.rescore_share}[s.rescore_who]
-        due = self.score and s.rescore_every and (epoch - s.warmup_epochs) % s.rescore_every == 0
+        due = self.score and s.rescore_every and (epoch - s.first_scored) % s.rescore_every == 0
         return Cost(self.examples(epoch), s.scoring_cost * share if due else 0.0)
 
     def theoretical_speedup(self) -> float:

@@ -215,6 +215,93 @@ def test_unknown_scores_are_counted_and_never_dropped():
     assert set(range(10)) | {20} <= set(policy.plan(2).ids.tolist())
 
 
+SCORED = sorted(set(POLICIES) - {"random", "full"})
+
+
+@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("design", ["systematic", "poisson"])
+def test_before_score_from_a_scored_policy_is_random(name, design):
+    present = np.random.default_rng(1).random(N) < 0.7
+    common = {"design": design, "present": present, "first_id": 20}
+    policy = scored(name, score_from=4, **common)
+    policy.observe(np.flatnonzero(present)[:50] + 20, scores(3, 50), 2, "train")
+    rival = make_policy("random", **(BASE | common))
+    for epoch in range(4):
+        plan, expected = policy.plan(epoch), rival.plan(epoch)
+        np.testing.assert_array_equal(plan.ids, expected.ids)
+        np.testing.assert_array_equal(plan.weights, expected.weights)
+        np.testing.assert_allclose(plan.weights, 1, rtol=1e-6)
+        np.testing.assert_array_equal(policy.inclusion(epoch)[0], rival.inclusion(epoch)[0])
+        assert policy.rescore(epoch) is None
+        assert policy.cost(epoch) == rival.cost(epoch)
+        if epoch:
+            assert (plan.mean_score_age, plan.replaced_scores) == (None, 0)
+
+
+@pytest.mark.parametrize("name", [n for n in SCORED if n != "static"])
+def test_from_score_from_on_it_is_itself(name):
+    late, early = (make_policy(name, **BASE, score_from=s) for s in (4, 0))
+    for policy in (late, early):
+        for epoch in range(4):
+            policy.observe(np.arange(N), scores(epoch), epoch, "train")
+    for epoch in (4, 7, 11):
+        same(late.plan(epoch), early.plan(epoch))
+        np.testing.assert_array_equal(late.inclusion(epoch)[0], early.inclusion(epoch)[0])
+
+
+def test_passes_and_their_cost_begin_at_score_from():
+    policy = make_policy("sadp", **BASE, score_from=4, rescore_every=3)
+    assert [e for e in range(12) if policy.rescore(e) is not None] == [4, 7, 10]
+    assert [e for e in range(12) if policy.cost(e).scoring] == [4, 7, 10]
+    assert policy.theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6 + 3 * FORWARD_COST))
+    never = make_policy("sadp", **BASE, score_from=12)
+    assert never.theoretical_speedup() == make_policy("random", **BASE).theoretical_speedup()
+    warm = make_policy("sadp", **BASE, score_from=1, warmup_epochs=3)  # the later of the two counts
+    assert [e for e in range(12) if warm.rescore(e) is not None] == [3, 5, 7, 9]
+
+
+def test_static_chooses_at_score_from():
+    policy = make_policy("static", **BASE, score_from=3)
+    assert [e for e in range(12) if policy.rescore(e) is not None] == [3]
+    assert [e for e in range(12) if policy.cost(e).scoring] == [3]
+    policy.observe(np.arange(N), scores(5), 2, "train")
+    policy.observe(np.arange(N), scores(), 3, "pass")
+    policy.observe(np.arange(N), scores(9), 3, "train")
+    chosen = np.sort(np.argsort(scores())[-180:])
+    assert not np.array_equal(policy.plan(2).ids, chosen)
+    for epoch in (3, 10):
+        np.testing.assert_array_equal(policy.plan(epoch).ids, chosen)
+    fixed = make_policy("static", **BASE, score=None, score_from=3)  # no scores to wait for
+    np.testing.assert_array_equal(fixed.plan(1).ids, fixed.plan(5).ids)
+
+
+def test_losses_met_in_uniform_epochs_count():
+    for name in ("infobatch", "ucb"):
+        policy = make_policy(name, **BASE, score_from=4)
+        for epoch in range(4):
+            ids = policy.plan(epoch).ids
+            policy.observe(ids, scores()[ids], epoch, "train")
+        assert np.isfinite(policy.scores).all()
+        if name == "ucb":
+            visits = sum(np.isin(np.arange(N), policy.plan(e).ids).astype(int) for e in range(4))
+            np.testing.assert_array_equal(policy.visits, visits)
+        assert [policy.rescore(e) for e in range(12)] == [None] * 12
+    assert make_policy("infobatch", **BASE, score_from=4).cost(3).examples == 0.6
+
+
+@pytest.mark.parametrize("name", ["static", "ucb"])
+def test_biased_policies_include_what_they_select(name):
+    policy = scored(name)
+    pi, size = policy.inclusion(3)
+    np.testing.assert_array_equal(np.flatnonzero(pi), policy.plan(3).ids)
+    assert pi.sum() == size == 180
+
+
+def test_without_warm_up_the_unselected_are_all():
+    policy = make_policy("sadp", **BASE, warmup_epochs=0, rescore_who="unselected")
+    np.testing.assert_array_equal(policy.rescore(0), np.arange(N))
+
+
 def test_infobatch_thins_below_the_mean_only():
     policy = scored("infobatch", ratio=0.5)
     low = scores().astype(np.float32) < scores().mean()
@@ -277,6 +364,8 @@ def test_registry():
         ({"alpha": 2.0}, "alpha"),
         ({"stale_alpha": -1.0}, "stale_alpha"),
         ({"warmup_epochs": -1}, "warmup_epochs"),
+        ({"score_from": -1}, "score_from"),
+        ({"score_from": 13}, "score_from"),
         ({"rescore_who": "some"}, "rescore_who"),
         ({"rescore_share": 0.0}, "rescore_share"),
         ({"design": "cube"}, "design"),
