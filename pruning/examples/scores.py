@@ -13,14 +13,14 @@ its batch. With batch norm in training mode, or scores from the training step, t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pruning.examples import tail
+from pruning.examples import cheap, tail
 from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 
@@ -91,6 +91,9 @@ SCORES: dict[str, Callable[[Evidence], Tensor]] = {
 class ExampleScorer:
     """Scores of a network's examples, in a pass of their own or beside a training step.
 
+    Three options make `score`'s pass cheaper and leave the model as it is; what they cost and lose, by our
+    measurements, is in docs/methods-sadp.md.
+
     Args:
         model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them; the inner
             module of a wrapped one (``DistributedDataParallel``).
@@ -99,8 +102,12 @@ class ExampleScorer:
         label_smoothing: of the training loss, in [0, 1).
         tail_depth: hidden layers that ``sadp`` covers, counted from the readout: 0 (readout only, exact), 1
             (closed form, forward only), more or ``"all"`` (by one backward pass to the layers' outputs).
-        timesteps: `score` looks at the first so many timesteps of its input only (cheaper); all by default.
-            For direct coding; scores of event frames need all of them (docs/methods-sadp.md).
+        timesteps: look at the first so many timesteps of the input only; all by default. For direct coding:
+            scores of event frames need all of them.
+        fold_norm: run with batch norm folded into the weights before it; the scores are the same up to
+            rounding.
+        downsample: average squares of so many pixels a side into one, for networks whose readout pools
+            globally.
 
     Raises:
         ValueError: an unknown score or loss, a value outside its range, more layers than there are.
@@ -115,6 +122,8 @@ class ExampleScorer:
         label_smoothing: float = 0.0,
         tail_depth: int | Literal["all"] = 1,
         timesteps: int | None = None,
+        fold_norm: bool = False,
+        downsample: int = 1,
     ) -> None:
         for name in names:
             if name not in SCORES:
@@ -125,11 +134,22 @@ class ExampleScorer:
             raise ValueError(f"label_smoothing: {label_smoothing!r} must be in [0, 1)")
         if timesteps is not None and timesteps < 1:
             raise ValueError(f"timesteps: {timesteps!r} must be at least 1")
+        if downsample < 1:
+            raise ValueError(f"downsample: {downsample!r} must be at least 1")
+        if downsample > 1 and not cheap.pools_globally(getattr(model, "readout", nn.Identity())):
+            raise ValueError(
+                f"downsample: {downsample!r} needs a readout that pools globally (nn.AdaptiveAvgPool2d(1)); "
+                "this model's weights fit one size of input only"
+            )
+        if fold_norm and not hasattr(model, "synapses"):
+            raise ValueError(f"fold_norm: needs synapses(), which {type(model).__name__} does not have")
         self.model = model
         self.names = tuple(names)
         self.loss: LossName = loss
         self.label_smoothing = label_smoothing
         self.timesteps = timesteps
+        self.fold_norm = fold_norm
+        self.downsample = downsample
         self._captured: dict[str, Tensor] = {}
         self._hidden: list[Synapses] = []
         if "sadp" in self.names:
@@ -153,7 +173,10 @@ class ExampleScorer:
         """
         if self.timesteps is not None:
             x_TB = x_TB[: self.timesteps]
-        with evaluating(self.model):
+        if self.downsample > 1:
+            x_TB = cheap.averaged_down(x_TB, self.downsample)
+        norms = cheap.folded_norms(self.model.synapses()) if self.fold_norm else nullcontext()  # type: ignore[operator]
+        with evaluating(self.model), cheap.smaller_input(self.model, self.downsample), norms:
             if len(self._hidden) > 1:
                 with torch.enable_grad():
                     return self._deep(x_TB, labels_B)
@@ -197,7 +220,7 @@ class ExampleScorer:
             float32 ``[B]`` by name.
         """
         with torch.no_grad():
-            logits_TBK = _wide(logits_TBK.detach())
+            logits_TBK = tail.wide(logits_TBK.detach())
             try:
                 bound = self._bound(logits_TBK, labels_B) if "sadp" in self.names else None
             finally:
@@ -237,16 +260,16 @@ class ExampleScorer:
 
     def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
         head = self._path()[-1]
-        r_TBN = _unfold(_wide(self._captured["head"]), T, e_TBK.shape[1])
+        r_TBN = _unfold(tail.wide(self._captured["head"]), T, e_TBK.shape[1])
         return tail.head_squared(e_TBK, r_TBN, head.bias is not None)
 
     def _last_hidden(self, e_TBK: Tensor, T: int) -> Tensor:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
         (synapses,) = self._hidden
         assert synapses.neuron is not None
-        current_TB = _wide(self._captured["neuron"])
+        current_TB = tail.wide(self._captured["neuron"])
         B = e_TBK.shape[1]
-        spikes_TB = _unfold(_wide(self._captured["spikes"]), T, B)
+        spikes_TB = _unfold(tail.wide(self._captured["spikes"]), T, B)
         g_TB = tail.readout_gradient(self._path(), spikes_TB, e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
             raise ValueError(
@@ -255,7 +278,7 @@ class ExampleScorer:
             )
         g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
         deltas = tail.current_gradient(current_TB, g_TB, synapses.neuron.constants)
-        x = _wide(self._captured["layer"])
+        x = tail.wide(self._captured["layer"])
         squares = tail.field_squares(x, synapses.layer)
         squares_TB = squares.expand(T, *squares.shape) if len(x) == B else _unfold(squares, T, B)
         slope = tail.norm_slope(synapses.norm)
@@ -287,12 +310,14 @@ class ExampleScorer:
         losses = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
         deltas = torch.autograd.grad(losses.sum(), [outputs[s.layer] for s in self._hidden])
         with torch.no_grad():
-            logits_TBK = _wide(logits_TBK.detach())
+            logits_TBK = tail.wide(logits_TBK.detach())
             e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
             squared = self._head_squared(e_TBK, len(logits_TBK))
             for synapses, delta in zip(self._hidden, deltas, strict=True):
-                squares = tail.field_squares(_wide(inputs[synapses.layer]), synapses.layer)
-                rows = tail.layer_bound(_wide(delta), squares, None, synapses.layer)
+                squares = tail.field_squares(tail.wide(inputs[synapses.layer]), synapses.layer)
+                # A folded layer's output is the normed one.
+                slope = tail.norm_slope(synapses.norm) if self.fold_norm else None
+                rows = tail.layer_bound(tail.wide(delta), squares, slope, synapses.layer)
                 squared = squared + rows.view(-1, len(labels_B)).sum(0).square()
             self._captured = {}
             return self._scores(logits_TBK, labels_B, squared.sqrt())
@@ -308,11 +333,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precisions to float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:

@@ -25,6 +25,11 @@ from snn.neurons import NeuronParameters, membrane_potential
 _LINEAR = (nn.Linear, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Half precisions to float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: float = 0.0) -> Tensor:
     """``e[t]``: ``T`` times the loss's gradient at the logits, ``[T, B, K]``, or ``[1, B, K]`` if constant.
 
@@ -122,8 +127,8 @@ def norm_slope(norm: Norm | None) -> Tensor | None:
         return None
     if norm.running_var is None:
         raise ValueError("norm: needs running statistics (track_running_stats) to score examples")
-    slope = (norm.running_var.float() + norm.eps).rsqrt()
-    return slope if norm.weight is None else slope * norm.weight.detach().float()
+    slope = (wide(norm.running_var) + norm.eps).rsqrt()
+    return slope if norm.weight is None else slope * wide(norm.weight.detach())
 
 
 def field_squares(x: Tensor, layer: WeightLayer) -> Tensor:

@@ -109,6 +109,69 @@ def test_one_timestep_and_linear_layers_make_the_bound_exact(loss):
         torch.testing.assert_close(score, norms, rtol=1e-5, atol=0)
 
 
+def forward_quantities(net, x):
+    """Mean readout input ``r`` and root of the spike count per step, from the spikes of a forward pass."""
+    net.eval()
+    spikes = net.features(x).flatten(2)
+    assert ((spikes == 0) | (spikes == 1)).all()
+    return spikes.mean(0).norm(dim=-1), spikes.sum(-1).sqrt()
+
+
+def without_head_bias(net):
+    head = net.readout[-1]
+    net.readout[-1] = nn.Linear(head.in_features, head.out_features, bias=False).double()
+    return net
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp without norm", "one hidden layer", "convnet"])
+@pytest.mark.parametrize("T", [1, 2, 6])
+def test_two_sided_chain_of_the_spike_count(name, T):
+    """``||e|| ||r|| <= S3 <= sqrt(T) ||e|| ||r||``, S3 the mean over time of ``||e|| sqrt(n_t)``."""
+    net = without_head_bias(NETS[name](theta=0.2))  # no layer is silent
+    x, y = batch(net, T=T, B=24)
+    with torch.no_grad():
+        error = tail.errors(net.eval()(x), y, "rate_ce")[0].norm(dim=-1)
+        r, roots_TB = forward_quantities(net, x)
+    head_norm = norms_by_loop(net, x, y, head(net))
+    torch.testing.assert_close(error * r, head_norm, rtol=1e-9, atol=1e-12)
+    s3 = error * roots_TB.mean(0)
+    assert (s3 >= head_norm * (1 - 1e-12)).all()
+    assert (s3 <= T**0.5 * head_norm * (1 + 1e-12)).all()
+    assert (s3 <= error * roots_TB.square().mean(0).sqrt() * (1 + 1e-12)).all()  # Jensen
+    if T == 1:
+        torch.testing.assert_close(s3, head_norm, rtol=1e-12, atol=1e-15)
+    else:
+        assert (s3 > head_norm * 1.001).any()
+
+
+def test_same_spikes_in_every_step_make_the_spike_count_exact():
+    """The chain's left end: without leak memory (beta = 0) and with a constant input, all steps are alike."""
+    net = without_head_bias(mlp(beta=0.0))
+    x, y = batch(net, B=24)
+    x = direct(x[0], 5)
+    with torch.no_grad():
+        error = tail.errors(net.eval()(x), y, "rate_ce")[0].norm(dim=-1)
+        spikes = net.features(x)
+        r, roots_TB = forward_quantities(net, x)
+    assert (spikes == spikes[0]).all()
+    assert (spikes.sum(-1) > 0).any()
+    torch.testing.assert_close(error * roots_TB.mean(0), error * r, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(error * roots_TB.mean(0), sadp(net, x, y, tail_depth=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(error * r, norms_by_loop(net, x, y, head(net)), rtol=1e-9, atol=1e-15)
+
+
+def test_different_spikes_in_every_step_reach_the_chains_upper_end():
+    """Disjoint spikes of equal number: ``S3 = sqrt(T) ||e|| ||r||``."""
+    T, n = 4, 3
+    spikes = torch.zeros(T, 1, T * n, dtype=torch.float64)
+    for t in range(T):
+        spikes[t, 0, t * n : (t + 1) * n] = 1
+    e = torch.tensor([[[0.4, -0.4]]], dtype=torch.float64)
+    exact = tail.head_squared(e, spikes, bias=False).sqrt()
+    s3 = e[0].norm(dim=-1) * spikes.sum(-1).sqrt().mean(0)
+    torch.testing.assert_close(s3, T**0.5 * exact, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", ["mlp", "convnet", "conv tail, average pool"])
 def test_deeper_tails_contain_shallower_ones(name):
     net = NETS[name]()
@@ -268,6 +331,73 @@ def test_fewer_timesteps():
     torch.testing.assert_close(sadp(net, static, y, timesteps=3), sadp(net, direct(x[0], 3), y))
 
 
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("depth", [0, 1, "all"])
+@pytest.mark.parametrize("loss", ["rate_ce", "tet"])
+def test_folded_norms_change_nothing_but_rounding(name, depth, loss):
+    net = NETS[name]().train()
+    x, y = batch(net)
+    for frames in (x, direct(x[0], 4)):
+        options = {"loss": loss, "tail_depth": depth}
+        expected = ExampleScorer(net, list(SCORES), **options).score(frames, y)
+        found = ExampleScorer(net, list(SCORES), fold_norm=True, **options).score(frames, y)
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("depth", [1, "all"])
+def test_folding_runs_without_the_norms_and_leaves_the_model_as_it_was(depth):
+    net = conv_tail().train()
+    x, y = batch(net)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    attributes = {m: dict(vars(m)) for m in net.modules()}
+    outputs = []
+    norm = net.features[0].norm
+    handle = norm.register_forward_hook(lambda module, args, output: outputs.append(output is args[0]))
+    scorer = ExampleScorer(net, tail_depth=depth, fold_norm=True)
+    score = scorer.score(x, y)["sadp"]
+    handle.remove()
+    assert outputs == [True]
+    assert {m: dict(vars(m)) for m in net.modules()} == attributes
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    with pytest.raises(RuntimeError):
+        scorer.score(x[..., :-1, :, :], y)  # a channel short: restored after errors, too
+    assert {m: dict(vars(m)) for m in net.modules()} == attributes
+    optimiser = torch.optim.SGD(net.parameters(), 0.5)  # the same scorer sees the weights of the day
+    losses(net, x, y).sum().backward()
+    optimiser.step()
+    later = scorer.score(x, y)["sadp"]
+    assert not torch.allclose(later, score)
+    torch.testing.assert_close(later.double(), sadp(net, x, y, tail_depth=depth), rtol=1e-6, atol=0)
+
+
+def test_lower_resolution():
+    net = conv_tail()
+    net.input_shape = (2, 8, 8)
+    x, y = batch(net)
+    small = x.unflatten(-1, (4, 2)).mean(-1).unflatten(-2, (4, 2)).mean(-2)
+    for depth in (0, 1, "all"):
+        got = sadp(net, x, y, downsample=2, tail_depth=depth)
+        assert net.input_shape == (2, 8, 8)
+        net.input_shape = None
+        torch.testing.assert_close(got, sadp(net, small, y, tail_depth=depth), rtol=1e-6, atol=0)
+        net.input_shape = (2, 8, 8)
+    static = sadp(net, direct(x[0], 4), y, downsample=2, timesteps=3, fold_norm=True)
+    net.input_shape = None
+    torch.testing.assert_close(static, sadp(net, direct(small[0], 3), y), rtol=1e-6, atol=0)
+
+
+def test_lower_resolution_needs_global_pooling_and_pixels():
+    for net in (mlp(), convnet(), conv_tail(pool=nn.AdaptiveAvgPool2d(2)), nn.Flatten(2)):
+        with pytest.raises(ValueError, match="downsample: 2 needs a readout that pools globally"):
+            ExampleScorer(net, ["el2n"], downsample=2)
+    net = conv_tail()
+    x, y = batch(net)
+    for bad in (x[..., :1, :1], x.flatten(3)):
+        with pytest.raises(ValueError, match="downsample: 2 needs input"):
+            sadp(net, bad, y, downsample=2)
+
+
 def test_half_precision_networks_score_in_float32():
     net = mlp()
     x, y = batch(net)
@@ -296,6 +426,7 @@ def test_every_registered_model(name):
     h = norms_by_loop(net, x, y, head(net))
     assert (v > 0.01 * h).all()
     torch.testing.assert_close(sadp(net, x, y), (h**2 + v**2).sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sadp(net, x, y, fold_norm=True), sadp(net, x, y), rtol=1e-6, atol=0)
     squares = [squares_by_loop(net, x, y, list(s.layer.parameters())).sum(1) for s in net.synapses()]
     for depth in (1, 2, len(squares) - 1):
         norms = torch.stack(squares[len(squares) - 1 - depth :]).sum(0).sqrt()
@@ -365,6 +496,8 @@ def test_refuses_what_it_cannot_see_through():
         ({"tail_depth": 3}, "tail_depth"),
         ({"tail_depth": -1}, "tail_depth"),
         ({"timesteps": 0}, "timesteps"),
+        ({"downsample": 0}, "downsample"),
+        ({"model": nn.Flatten(2), "names": ["el2n"], "fold_norm": True}, "fold_norm"),
         ({"model": nn.Linear(2, 2)}, "readout"),
     ],
 )
