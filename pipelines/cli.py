@@ -24,6 +24,7 @@ verbs:
   score          score every example of a dataset by a trained network
   train          train with data pruning
   prune          prune a trained network's weights and retrain it
+  compare        prune a trained network by several criteria, side by side
   run            train, prune, retrain, report: the whole story of one config
   report         tables and report.html of a run
 
@@ -63,6 +64,22 @@ class PruneCommand:
     """Stop after pruning."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here; the new run is named SOURCE-pruned."""
+
+
+@dataclass(kw_only=True)
+class CompareCommand:
+    """Options of ``compare``."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
+    criteria: tuple[str, ...] = ("slamp", "lamp", "magnitude")
+    """Pruning criteria, as weights.criterion."""
+    levels: tuple[float, ...] = ()
+    """Sparsities (0.8 0.9 0.95 when not given); for synops, shares to keep (0.5 0.2 0.1)."""
+    objective: Literal["weights", "synops"] = "weights"
+    """What to save: surviving weights, or synaptic operations."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the source run's, and what is set here."""
 
 
 @dataclass(kw_only=True)
@@ -206,6 +223,16 @@ def _prune(args: list[str]) -> int:
     return _finish(prune(options.source, overrides, resume=options.resume))
 
 
+def _compare(args: list[str]) -> int:
+    """Prune a trained network by several criteria at several levels and show them side by side."""
+    overrides, rest = split_overrides(args)
+    o = _parse(CompareCommand, rest, "compare")
+    from pipelines import compare
+
+    compare.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    return 0
+
+
 def _report(args: list[str]) -> int:
     """Tables in the terminal and report.html in the run's folder."""
     return _finish(_parse(ReportCommand, args, "report").run)
@@ -264,6 +291,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "score": _score,
     "train": _train,
     "prune": _prune,
+    "compare": _compare,
     "run": _run,
     "report": _report,
 }

@@ -116,7 +116,7 @@ def prune(
     Raises:
         UserError: not a run or checkpoint, and as `run`.
     """
-    checkpoint, folder = _checkpoint_of(source)
+    checkpoint, folder = checkpoint_of(source)
     stored = read_config(folder)
     changed = {"name": f"{stored.name}-pruned", "storage": str(folder.parent), **overrides}
     config = load_config(folder / CONFIG, changed)
@@ -130,14 +130,19 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
         UserError: a YAML config without a checkpoint, and as `prune`.
     """
     if source.is_dir():
-        found, folder = _checkpoint_of(source)
+        found, folder = checkpoint_of(source)
         return folder / CONFIG, checkpoint or found
     if checkpoint is None:
         raise UserError("--checkpoint", "is needed beside a config; or name a run's folder instead")
     return source, checkpoint
 
 
-def _checkpoint_of(source: Path) -> tuple[Path, Path]:
+def checkpoint_of(source: Path) -> tuple[Path, Path]:
+    """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one.
+
+    Raises:
+        UserError: it is neither, or the run's training has not finished.
+    """
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"
         if not checkpoint.exists():

@@ -63,6 +63,26 @@ def write_page(run: RunSummary) -> Path:
     return path
 
 
+def html_page(title: str, body: str) -> str:
+    """A whole HTML document that fetches nothing; ``title`` is text, ``body`` is HTML."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+{body}
+</body></html>
+"""
+
+
+def html_figure(title: str, svg: str) -> str:
+    """A plot with its caption."""
+    return (
+        f'<figure role="img" aria-label="{escape(title)}">{svg}'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
+    )
+
+
 def _page(run: RunSummary) -> str:
     plots = (
         ("Accuracy over examples processed", accuracy_plot(run)),
@@ -70,26 +90,14 @@ def _page(run: RunSummary) -> str:
         ("Gradient variance of the design on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
     )
-    figures = "".join(
-        f'<figure role="img" aria-label="{escape(title)}">{svg}'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
-        for title, svg in plots
-        if svg is not None
-    )
+    figures = "".join(html_figure(title, svg) for title, svg in plots if svg is not None)
     definitions = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
-    title = escape(f"spikeprune: {run.config.name}")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<style>{STYLE}</style></head><body>
-<h1>{title}</h1>
-<div class="wide">{_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
+    body = f"""<div class="wide">{html_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
 {"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {figures}
 <h2>Definitions</h2><dl>{definitions}</dl>
-<details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>
-</body></html>
-"""
+<details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>"""
+    return html_page(f"spikeprune: {run.config.name}", body)
 
 
 def _costs(run: RunSummary) -> list[str]:
@@ -109,7 +117,8 @@ def _costs(run: RunSummary) -> list[str]:
     return lines
 
 
-def _table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
+def html_table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
+    """A table of texts."""
     head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -28,7 +28,7 @@ def accuracy_plot(run: RunSummary) -> str:
         style = "-" if p.phase == kind else ":"  # rounds before the last
         axes.plot(examples, accuracy, style, marker="o", markersize=3, label=p.title, color=COLOURS[kind])
     axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def inclusion_plot(run: RunSummary) -> str | None:
@@ -48,7 +48,7 @@ def inclusion_plot(run: RunSummary) -> str | None:
         textcoords="offset points",
         color="gray",
     )
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def variance_plot(run: RunSummary) -> str | None:
@@ -73,7 +73,7 @@ def variance_plot(run: RunSummary) -> str | None:
     axes.axhline(1, color="gray", linestyle="--", linewidth=1)
     axes.set_yscale("log")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def layers_plot(run: RunSummary) -> str | None:
@@ -87,7 +87,7 @@ def layers_plot(run: RunSummary) -> str | None:
         return None
     layers = after["activity"]["layers"]
     y = np.arange(len(layers))[::-1]
-    figure, (left, right) = _figures(2, max(1.6, 0.5 * len(layers) + 0.9))
+    figure, (left, right) = new_figure(2, max(1.6, 0.5 * len(layers) + 0.9))
     left.barh(y, [layer["density"] for layer in layers], color=COLOURS["retrain"])
     left.set_yticks(y, [layer["name"] for layer in layers])
     left.set_xlim(0, 1)
@@ -105,17 +105,18 @@ def layers_plot(run: RunSummary) -> str | None:
     right.set_yticks(y, [""] * len(layers))
     right.set_xlabel("SynOps per inference")
     right.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _figure(x: str, y: str):  # type: ignore[no-untyped-def]
-    figure, axes = _figures(1, 3.2)
+    figure, axes = new_figure(1, 3.2)
     axes[0].set_xlabel(x)
     axes[0].set_ylabel(y)
     return figure, axes[0]
 
 
-def _figures(n: int, height: float):  # type: ignore[no-untyped-def]
+def new_figure(n: int, height: float):  # type: ignore[no-untyped-def]
+    """A figure of ``n`` plots side by side, and their axes."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
@@ -128,7 +129,8 @@ def _figures(n: int, height: float):  # type: ignore[no-untyped-def]
     return figure, axes
 
 
-def _svg(figure: "Figure") -> str:
+def to_svg(figure: "Figure") -> str:
+    """The figure as SVG text to stand in HTML."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()

@@ -1,0 +1,323 @@
+"""Criteria side by side: one trained network pruned by each at several levels, without retraining."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipelines.compress import Calibrated, Sample, calibrate, draw_sample
+from pipelines.config import Config, CriterionName
+from pipelines.config_io import dump_config, load_config
+from pipelines.data.files import write_beside, write_json
+from pipelines.errors import UserError
+from pipelines.preflight import check_data, check_storage
+from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
+from pipelines.report.plots import new_figure, to_svg
+from pipelines.run import checkpoint_of
+from pipelines.run_folder import CONFIG
+from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
+from pipelines.training.local import LocalEngine
+from pipelines.training.worker import RunSpec, Worker, start
+from pruning.weights.allocation import allocate
+from pruning.weights.criteria import Objective
+
+LEVELS: dict[Objective, tuple[float, ...]] = {"weights": (0.8, 0.9, 0.95), "synops": (0.5, 0.2, 0.1)}
+"""By default: sparsities, or shares of the SynOps to keep."""
+
+# Okabe and Ito's palette, and markers that tell apart what repeats a colour.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one criterion made of the network at one level."""
+
+    criterion: str
+    level: float
+    """Share of weights removed, or of SynOps kept at the calibrated activity, as asked for."""
+    accuracy: float
+    """Test accuracy in [0, 1], batch norm re-estimated."""
+    loss: float
+    density: float
+    """Surviving weights / all weights."""
+    synops: float
+    """Synaptic operations per inference, as the pruned network spikes."""
+    synops_share: float
+    """Of the dense network's."""
+    budget: float
+    """Distortion spent, in the criterion's own units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All outcomes of one network."""
+
+    checkpoint: Path
+    config: Config
+    objective: Objective
+    dense_accuracy: float
+    dense_synops: float
+    calibration_spread: dict[str, float] | None
+    """By layer, relative standard error of the coefficients (see `pipelines.compress.Calibrated`)."""
+    outcomes: tuple[Outcome, ...]
+    """By level, and by criterion in the order that was asked for."""
+
+    @property
+    def criteria(self) -> list[str]:
+        """Names, in the order that was asked for."""
+        return list(dict.fromkeys(o.criterion for o in self.outcomes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "checkpoint": self.checkpoint.name,
+            "objective": self.objective,
+            "dense": {"accuracy": self.dense_accuracy, "synops": self.dense_synops},
+            "calibration_spread": self.calibration_spread,
+            "outcomes": [asdict(o) for o in self.outcomes],
+        }
+
+
+def compare(
+    source: Path,
+    *,
+    criteria: Sequence[str],
+    levels: Sequence[float] = (),
+    objective: Objective = "weights",
+    overrides: Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> Comparison:
+    """Prune a trained network by every criterion at every level, in this process, without retraining.
+
+    One calibration serves all; each starts from the dense network and has its batch norm re-estimated.
+
+    Args:
+        source: a run's folder, or a checkpoint file below one.
+        criteria: names of criteria.
+        levels: for ``weights`` sparsities, for ``synops`` shares of the SynOps to keep, in (0, 1);
+            `LEVELS` when there are none.
+        objective: what is saved.
+        overrides: config fields that differ from the run's.
+        console: where progress is shown.
+
+    Raises:
+        UserError: not a run or checkpoint, an unknown criterion, a level that cannot be reached, or bad data.
+    """
+    criteria, levels = list(dict.fromkeys(criteria)), sorted(set(levels or LEVELS[objective]))
+    _check(criteria, levels)
+    checkpoint, folder = checkpoint_of(source)
+    local = {"cluster.engine": "local", "cluster.workers": "1", **(overrides or {})}
+    config = load_config(folder / CONFIG, local)
+    worker = _worker(config, checkpoint)
+    with _bar(console or Console(stderr=True)) as bar:
+        task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
+        sample = draw_sample(worker)
+        calibrated = calibrate(worker, sample)
+        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine)
+        synops = measure_activity(worker.model, worker.inputs, worker.engine)["synops"]
+        weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
+        bar.advance(task)
+        outcomes = []
+        for level in levels:
+            for criterion in criteria:
+                bar.update(task, description=f"{criterion} at {level:g}")
+                worker.model.load_state_dict(weights)
+                outcomes.append(_outcome(worker, sample, calibrated, criterion, level, objective, synops))
+                bar.advance(task)
+    return Comparison(
+        checkpoint=checkpoint,
+        config=config,
+        objective=objective,
+        dense_accuracy=dense["test_accuracy"],
+        dense_synops=synops,
+        calibration_spread=calibrated.spread,
+        outcomes=tuple(outcomes),
+    )
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
+    """Write ``compare.json`` and ``compare.html`` (``compare-synops`` for that objective) into ``folder``.
+
+    Returns:
+        their paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    check_storage(folder)
+    name = "compare" if comparison.objective == "weights" else f"compare-{comparison.objective}"
+    values, page = folder / f"{name}.json", folder / f"{name}.html"
+    write_json(values, comparison.to_dict())
+    write_beside(page, lambda p: p.write_text(_page(comparison)))
+    return values, page
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """A row per level and criterion, the dense network first, for the terminal."""
+    table = Table(title=_title(comparison), title_justify="left")
+    for i, heading in enumerate(_headings(comparison)):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    last = None
+    for cells in _rows(comparison):
+        if last is not None and cells[1] != last:
+            table.add_section()
+        table.add_row(*cells)
+        last = cells[1]
+    return table
+
+
+def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
+    known = get_args(CriterionName)
+    if not criteria:
+        raise UserError("--criteria", f"needs at least one of {', '.join(known)}")
+    for name in criteria:
+        if name not in known:
+            raise UserError("--criteria", f"{name!r} is unknown; choose from {', '.join(known)}")
+    for level in levels:
+        if not 0 < level < 1:
+            raise UserError("--levels", f"{level:g} is not possible; each must be in (0, 1)")
+
+
+def _worker(config: Config, checkpoint: Path) -> Worker:
+    checked = check_data(config)
+    engine = LocalEngine(
+        train_files=checked.train.files,
+        test_files=checked.test.files,
+        present=checked.train.present(),
+        checkpoints=checkpoint.parent,
+        watch=lambda event: None,
+    )
+    spec = RunSpec(
+        config=config,
+        info=checked.info,
+        phases=(),
+        folder=str(checkpoint.parent),
+        ids=checked.train.ids,
+        initial=str(checkpoint),
+    )
+    return start(spec, engine, None)
+
+
+def _outcome(
+    worker: Worker,
+    sample: Sample,
+    calibrated: Calibrated,
+    criterion: str,
+    level: float,
+    objective: Objective,
+    dense_synops: float,
+) -> Outcome:
+    config, model = worker.spec.config, worker.model
+    try:
+        allocation = allocate(
+            model,
+            calibrated.calibration,
+            criterion=criterion,
+            objective=objective,
+            sparsity=level if objective == "weights" else None,
+            synops_fraction=level if objective == "synops" else None,
+            min_keep=config.weights.min_keep,
+            exclude=config.weights.exclude,
+            budget_over=config.weights.budget_over,
+        )
+    except ValueError as error:
+        raise UserError("--levels", f"{criterion} at {level:g}: {error}") from None
+    allocation.masks.apply_(model)
+    reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, worker.engine)
+    tested = evaluate(model, worker.inputs, config.train, worker.engine)
+    synops = measure_activity(model, worker.inputs, worker.engine)["synops"]
+    return Outcome(
+        criterion=criterion,
+        level=level,
+        accuracy=tested["test_accuracy"],
+        loss=tested["test_loss"],
+        density=allocation.masks.density,
+        synops=synops,
+        synops_share=synops / dense_synops,
+        budget=allocation.budget,
+    )
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.config.name}: criteria compared, one-shot, not retrained"
+
+
+def _headings(comparison: Comparison) -> tuple[str, ...]:
+    level = "sparsity" if comparison.objective == "weights" else "SynOps share asked for"
+    return ("criterion", level, "test accuracy", "density", "SynOps per inference", "share of dense")
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    accuracy, synops = comparison.dense_accuracy, comparison.dense_synops
+    rows: list[tuple[str, ...]] = [("dense", "-", f"{accuracy:.2%}", "100.0%", f"{synops:,.0f}", "-")]
+    for o in comparison.outcomes:
+        shares = f"{o.accuracy:.2%}", f"{o.density:.1%}"
+        rows.append((o.criterion, f"{o.level:.4g}", *shares, f"{o.synops:,.0f}", f"{o.synops_share:.1%}"))
+    return rows
+
+
+def _page(comparison: Comparison) -> str:
+    definitions = "".join(
+        f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>"
+        for k, v in DEFINITIONS
+        if k in ("test accuracy", "density", "SynOps per inference")
+    )
+    return html_page(
+        f"spikeprune: {_title(comparison)}",
+        f"""<div class="wide">{html_table(_headings(comparison), _rows(comparison))}</div>
+<p>Each row prunes the same trained network anew and re-estimates its batch norm statistics; retraining
+changes the accuracies, and often their order.</p>
+{html_figure("Accuracy over surviving weights, and over SynOps; dashed: dense", _plot(comparison))}
+<h2>Definitions</h2><dl>{definitions}</dl>
+<details><summary>Config</summary><pre>{escape(dump_config(comparison.config))}</pre></details>""",
+    )
+
+
+def _plot(comparison: Comparison) -> str:
+    figure, axes = new_figure(2, 3.4)
+    for i, criterion in enumerate(comparison.criteria):
+        of = [o for o in comparison.outcomes if o.criterion == criterion]
+        style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i // len(_COLOURS) % 3]}
+        for a, xs in zip(axes, ([o.density for o in of], [o.synops_share for o in of]), strict=True):
+            a.plot(xs, [o.accuracy for o in of], markersize=4, label=criterion, **style)
+    for a, label in zip(axes, ("density", "SynOps over dense"), strict=True):
+        a.set_xlabel(label)
+        a.axhline(comparison.dense_accuracy, color="gray", linestyle="--", linewidth=1)
+    axes[0].set_ylabel("test accuracy")
+    axes[0].legend(frameon=False)
+    return to_svg(figure)
+
+
+def main(
+    source: Path,
+    criteria: Sequence[str],
+    levels: Sequence[float],
+    objective: Objective,
+    overrides: Mapping[str, str],
+) -> None:
+    """Compare, write and print: the body of ``spikeprune compare``."""
+    folder = checkpoint_of(source)[1]
+    check_storage(folder)
+    done = compare(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
+    values, page = write_comparison(done, folder)
+    console = Console() if sys.stdout.isatty() else Console(width=112)
+    console.print(comparison_table(done))
+    console.print(f"values: {values}\nplot: {page}", highlight=False, soft_wrap=True)

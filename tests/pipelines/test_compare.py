@@ -1,0 +1,108 @@
+"""Criteria side by side: each row is what pruning by that criterion alone gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines import cli
+from pipelines.compare import Comparison, compare, write_comparison
+from pipelines.config_io import load_config
+from pipelines.errors import UserError
+from pipelines.run import prune, run
+
+QUIET = Console(quiet=True)
+CRITERIA = ("magnitude", "slamp", "uniform")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    config = load_config(
+        None,
+        {
+            "name": "dense",
+            "storage": str(tmp_path_factory.mktemp("runs")),
+            "data.path": str(digits),
+            "cluster.engine": "local",
+            "cluster.workers": "1",
+            "model.hidden": "[48, 32]",
+            "train.epochs": "3",
+        },
+    )
+    return run(config, "train", console=QUIET)
+
+
+@pytest.fixture(scope="module")
+def compared(trained: Path) -> Comparison:
+    return compare(trained, criteria=CRITERIA, levels=(0.9, 0.7), console=QUIET)
+
+
+def test_rows_are_ordered_and_complete(compared: Comparison) -> None:
+    pairs = [(o.level, o.criterion) for o in compared.outcomes]
+    assert pairs == [(level, criterion) for level in (0.7, 0.9) for criterion in CRITERIA]
+    for o in compared.outcomes:
+        assert o.density == pytest.approx(1 - o.level, abs=1e-3)
+        assert o.synops_share == pytest.approx(o.synops / compared.dense_synops)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_row_is_what_prune_without_retraining_gives(
+    criterion: str, compared: Comparison, trained: Path
+) -> None:
+    """No row depends on those before it: weights and batch norm start from the dense network's."""
+    overrides = {"weights.criterion": criterion, "weights.sparsity": "0.9", "weights.retrain_epochs": "0"}
+    folder = prune(trained, {"name": f"alone-{criterion}", **overrides}, console=QUIET)
+    record = json.loads((folder / "metrics.jsonl").read_text())
+    (row,) = [o for o in compared.outcomes if (o.criterion, o.level) == (criterion, 0.9)]
+    assert compared.dense_accuracy == record["dense_accuracy"]
+    assert (row.accuracy, row.loss) == (record["test_accuracy"], record["test_loss"])
+    assert (row.density, row.synops) == (record["density"], record["activity"]["synops"])
+    assert row.budget == record["budget"]
+
+
+def test_synops_levels_are_shares_of_the_calibrated_synops(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["compare", str(trained), "--criteria", "lamp", "slamp", "--objective", "synops"]
+    assert cli.main([*args, "--levels", "0.5", "0.2"]) == 0
+    stored = json.loads((trained / "compare-synops.json").read_text())
+    assert stored["objective"] == "synops"
+    shares = {(o["criterion"], o["level"]): o["synops_share"] for o in stored["outcomes"]}
+    assert len(shares) == 4
+    for criterion in ("lamp", "slamp"):
+        assert shares[criterion, 0.2] < shares[criterion, 0.5] < 0.75
+    printed = capsys.readouterr().out
+    assert "SynOps share asked for" in printed
+    assert str(trained / "compare-synops.html") in printed
+
+
+def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
+    values, page = write_comparison(compared, tmp_path)
+    stored = json.loads(values.read_text())
+    assert stored["dense"] == {"accuracy": compared.dense_accuracy, "synops": compared.dense_synops}
+    assert [o["accuracy"] for o in stored["outcomes"]] == [o.accuracy for o in compared.outcomes]
+    text = page.read_text()
+    assert text.count("<svg") == 1
+    assert "http" not in text.split("</style>")[0]
+    for o in compared.outcomes:
+        assert f"<td>{o.accuracy:.2%}</td>" in text
+
+
+def test_mistakes(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"--criteria: 'lmap' is unknown; choose from uniform, magnitude"):
+        compare(trained, criteria=["lmap"], console=QUIET)
+    with pytest.raises(UserError, match=r"--levels: 1\.5 is not possible"):
+        compare(trained, criteria=["lamp"], levels=[1.5], console=QUIET)
+    with pytest.raises(
+        UserError, match=r"lamp at 0\.99: sparsity: 0\.99 cannot be reached.*largest possible"
+    ):
+        compare(
+            trained,
+            criteria=["lamp"],
+            levels=[0.99],
+            overrides={"weights.min_keep": "100"},
+            console=QUIET,
+        )
+    with pytest.raises(UserError, match="does not exist"):
+        compare(trained / "none", criteria=["lamp"], console=QUIET)
