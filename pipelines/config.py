@@ -160,6 +160,8 @@ class ExamplesConfig:
     usual interval (sadp: 2) when not given."""
     rescore_who: Literal["all", "unselected", "sample"] = "all"
     """Whom a pass scores: all, those that the last epoch left out, or a random quarter."""
+    overlap: bool = False
+    """Score the next epoch's examples while this one trains, on spare CPUs; scores are then one epoch old."""
     score_timesteps: int | None = None
     """Timesteps of a scoring pass; fewer are cheaper and cost accuracy of the scores; all when not given."""
     diagnose_every: int = 0

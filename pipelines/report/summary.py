@@ -77,7 +77,7 @@ def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSum
         title=_title(name, config),
         accuracy=last["test_accuracy"],
         examples=sum(r.get("examples", 0) for r in records),
-        scored=sum(r.get("rescored", 0) for r in records),
+        scored=sum(r.get("rescored", 0) + r.get("rescored_ahead", 0) for r in records),
         seconds=sum(_training_seconds(r.get("seconds", {})) for r in records),
         density=activity.get("density"),
         synops=activity.get("synops"),
@@ -85,7 +85,7 @@ def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSum
 
 
 def _training_seconds(seconds: dict[str, float]) -> float:
-    return sum(seconds.get(part, 0.0) for part in ("score", "select", "train", "norm"))
+    return sum(seconds.get(part, 0.0) for part in ("score", "select", "train", "norm", "wait"))
 
 
 def kind_of(phase: str) -> str:

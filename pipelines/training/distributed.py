@@ -37,6 +37,7 @@ from pipelines.training.score_book import PolicySettings, ScoreBook, Wanted
 from pipelines.training.worker import RunSpec, start
 from pruning.examples.policies import Plan
 from pruning.examples.policy import Source
+from snn.interchange import build_described
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
@@ -154,6 +155,21 @@ class RayEngine:
         spec = self._job.spec
         return score_dataset(self._job.train, model, architecture(spec.config.model, spec.info), ids, scoring)
 
+    def start_scoring(
+        self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring
+    ) -> Callable[[], np.ndarray]:
+        """In a task that needs no CPU of its own; its Ray Data tasks take the spare ones."""
+        spec = self._job.spec
+        weights = ray.put(
+            {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        )
+        ref = (
+            ray.remote(_score_beside)
+            .options(num_cpus=0)
+            .remote(self._job.train, weights, architecture(spec.config.model, spec.info), ids, scoring)
+        )
+        return lambda: ray.get(ref)
+
     def distribute(self, model: nn.Module) -> nn.Module:
         """DistributedDataParallel; batch norm statistics are re-estimated, so buffers stay put."""
         return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
@@ -246,6 +262,15 @@ def train_on_ray(
         ray.kill(book)
     if mistake is not None:
         raise UserError(*mistake)
+
+
+def _score_beside(
+    dataset: Any, weights: dict[str, Tensor], architecture: dict[str, Any], ids: np.ndarray, scoring: Scoring
+) -> np.ndarray:
+    quiet_data()
+    model = build_described(architecture)
+    model.load_state_dict(weights)
+    return score_dataset(dataset, model, architecture, ids, scoring)
 
 
 def _train_worker(config: dict[str, Any]) -> None:

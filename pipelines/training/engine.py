@@ -64,6 +64,12 @@ class Engine(Protocol):
         """Fresh scores of these training examples, float32 in the order of ``ids``; on rank 0 alone."""
         ...
 
+    def start_scoring(
+        self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring
+    ) -> Callable[[], np.ndarray]:
+        """As `score`, by the weights of now, beside whatever follows; the result waits for the scores."""
+        ...
+
     def distribute(self, model: nn.Module) -> nn.Module:
         """The module whose backward averages gradients over the workers."""
         ...

@@ -5,6 +5,7 @@ leaves a checkpoint after each epoch from which it goes on as if nothing had hap
 """
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,7 @@ class _Trainer:
         """Score, draw, train, evaluate: the epoch's record."""
         engine, seconds = self.engine, _Clock()
         rescored = self._rescore(epoch)
+        ahead = self._score_ahead(epoch)
         seconds.lap("score")
         plan = engine.book.draw(epoch)
         diagnosis = None if plan.full else self._diagnose(epoch)
@@ -172,26 +174,56 @@ class _Trainer:
         )
         rows = engine.fetch(np.union1d(order.ids, sample))
         seconds.lap("select")
-        loss = self._steps(epoch, order, rows) / len(plan.ids)
+        loss = self._steps(epoch, order, rows) / max(len(plan.ids), 1)
         seconds.lap("train")
         reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
         seconds.lap("norm")
         tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine)
-        engine.barrier()  # all scores of this epoch have reached the book
         seconds.lap("evaluate")
+        rescored_ahead = ahead()
+        seconds.lap("wait")
+        engine.barrier()  # all scores of this epoch have reached the book
+        seconds.lap("barrier")
         return {
             "phase": self.phase.name,
             "epoch": epoch,
             **summarise(plan).to_dict(),
             "rescored": rescored,
+            "rescored_ahead": rescored_ahead,
             **({"diagnosis": diagnosis} if diagnosis is not None else {}),
             "train_loss": loss,
             **tested,
             **seconds.result(),
         }
 
+    def _overlaps(self, epoch: int) -> bool:
+        """Whether the scores that ``epoch`` draws by are made while the epoch before it trains.
+
+        The first scored epoch's are not: the weights one epoch before it know nothing yet.
+        """
+        examples = self.phase.examples
+        assert examples is not None
+        return examples.overlap and epoch > max(examples.warmup_epochs, 0)
+
+    def _score_ahead(self, epoch: int) -> Callable[[], int]:
+        """Start scoring for the next epoch; called, it delivers the scores and says how many they were."""
+        if self.scoring is None or epoch + 1 >= self.train.epochs or not self._overlaps(epoch + 1):
+            return lambda: 0
+        ids = self.engine.book.rescore(epoch + 1) if self.engine.rank == 0 else None
+        if ids is None:
+            return lambda: int(self.engine.share(0))
+        scores = self.engine.start_scoring(self.worker.model, ids, self.scoring)
+
+        def deliver() -> int:
+            self.engine.book.observe(ids, scores(), epoch, "pass")
+            return int(self.engine.share(len(ids)))
+
+        return deliver
+
     def _rescore(self, epoch: int) -> int:
         """Fresh scores of the examples that the policy asks for; how many those were."""
+        if self._overlaps(epoch):
+            return 0
         rescored = 0
         if self.scoring is not None and self.engine.rank == 0:
             ids = self.engine.book.rescore(epoch)

@@ -108,19 +108,22 @@ def test_a_killed_process_is_replaced_and_changes_nothing(
 
 
 @pytest.mark.slow
-def test_one_worker_on_ray_equals_the_plain_process(tmp_path: Path, digits: Path, ray_session: None) -> None:
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_one_worker_on_ray_equals_the_plain_process(
+    overlap: str, tmp_path: Path, digits: Path, ray_session: None
+) -> None:
     import torch
 
+    settings = {"cluster.workers": "1", "examples.overlap": overlap, "examples.rescore_every": "1"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray's workers
     try:
         here = run(
-            small(tmp_path, digits, name="here", **{"cluster.engine": "local", "cluster.workers": "1"}),
-            console=QUIET,
+            small(tmp_path, digits, name="here", **settings, **{"cluster.engine": "local"}), console=QUIET
         )
     finally:
         torch.set_num_threads(threads)
-    there = run(small(tmp_path, digits, name="there", **{"cluster.workers": "1"}), console=QUIET)
+    there = run(small(tmp_path, digits, name="there", **settings), console=QUIET)
     assert metrics(here) == metrics(there)
 
 

@@ -1,0 +1,85 @@
+"""The training loop in one plain process: what it scores when, and where it goes on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.run import run
+from tests.pipelines.training.conftest import QUIET, metrics, small
+
+LOCAL = {
+    "cluster.engine": "local",
+    "cluster.workers": "1",
+    "train.epochs": "6",
+    "weights.retrain_epochs": "1",
+}
+
+
+def trained(folder: Path, digits: Path, **overrides: str) -> list[dict[str, Any]]:
+    config = small(folder, digits, **{**LOCAL, **{k.replace("__", "."): v for k, v in overrides.items()}})
+    return metrics(run(config, "train", console=QUIET))
+
+
+def test_scores_are_fresh_where_a_pass_precedes_every_epoch(tmp_path: Path, digits: Path) -> None:
+    records = trained(tmp_path, digits, examples__rescore_every="1")
+    assert [r["rescored"] for r in records] == [0, 1437, 1437, 1437, 1437, 0]
+    assert [r["mean_score_age"] for r in records[1:5]] == [0.0] * 4
+
+
+def test_overlapped_scores_are_one_epoch_old_by_rule(tmp_path: Path, digits: Path) -> None:
+    records = trained(tmp_path, digits, examples__rescore_every="1", examples__overlap="true")
+    assert [r["rescored"] for r in records] == [0, 1437, 0, 0, 0, 0]
+    assert [r["rescored_ahead"] for r in records] == [0, 1437, 1437, 1437, 0, 0]
+    assert [r["mean_score_age"] for r in records[1:5]] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_scores_met_in_training_reach_the_next_draw(tmp_path: Path, digits: Path) -> None:
+    records = trained(tmp_path, digits, examples__rescore_every="0")
+    assert sum(r["rescored"] + r["rescored_ahead"] for r in records) == 0
+    assert records[1]["mean_score_age"] == 0.5  # all trained in the full epoch before
+    assert records[2]["mean_score_age"] == pytest.approx(0.5 + 0.5, abs=0.01)  # half of them again since
+    assert all(r["max_weight"] > 1.5 for r in records[2:5])  # the draw follows them
+
+
+@pytest.mark.parametrize(
+    "policy", ["full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss"]
+)
+def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
+    records = trained(tmp_path, digits, examples__policy=policy, train__epochs="3")
+    assert records[-1]["test_accuracy"] > 0.8
+    expected = 1437 if policy == "full" else 718
+    if policy == "infobatch":
+        assert 718 < records[1]["examples"] < 1437
+    else:
+        assert records[1]["examples"] == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model__T": "2"},
+        {"train__loss": "tet"},
+        {"train__optimizer": "adamw", "train__lr": "0.005"},
+        {"model__reset": "soft"},
+        {"model__learn_beta": "true"},
+        {"train__label_smoothing": "0.1"},
+        {"examples__design": "poisson"},
+    ],
+)
+def test_settings_reach_the_training(overrides: dict[str, str], tmp_path: Path, digits: Path) -> None:
+    plain = trained(tmp_path / "plain", digits, train__epochs="3")
+    changed = trained(tmp_path / "changed", digits, train__epochs="3", **overrides)
+    assert changed[-1]["test_accuracy"] > 0.8
+    assert [r["train_loss"] for r in changed] != [r["train_loss"] for r in plain]
+
+
+def test_resuming_from_every_epoch_ends_the_same(tmp_path: Path, digits: Path) -> None:
+    config = small(tmp_path, digits, **{**LOCAL, "name": "whole", "examples.overlap": "true"})
+    whole = run(config, console=QUIET)
+    checkpoints = sorted(p.name for p in (whole / "checkpoints").iterdir() if p.is_dir())
+    assert len(checkpoints) == 2
+    expected = metrics(whole)
+    shutil.rmtree(whole / "checkpoints" / checkpoints[-1])  # as if killed before the last one
+    assert metrics(run(config, resume=True, console=QUIET)) == expected
