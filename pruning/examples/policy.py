@@ -324,15 +324,21 @@ class Policy:
         return self.size / self.settings.num_present
 
     def cost(self, epoch: int) -> Cost:
-        """Expected cost of an epoch."""
+        """Expected cost of an epoch; where the unselected are rescored, the rest is scored in training."""
         s = self.settings
+        trained = self._trained(epoch)
+        due = self.score and s.rescore_every and epoch >= s.first_scored and not self.is_full(epoch)
+        if not due or (epoch - s.first_scored) % s.rescore_every:
+            return Cost(trained, 0.0)
+        unselected = 1 - self._trained(epoch - 1) if epoch else 1.0
+        share = {"all": 1.0, "unselected": unselected, "sample": s.rescore_share}[s.rescore_who]
+        return Cost(trained, s.scoring_cost * share)
+
+    def _trained(self, epoch: int) -> float:
+        """Expected share of the examples that an epoch trains on."""
         if self.is_full(epoch):
-            return Cost(1.0, 0.0)
-        if self.is_uniform(epoch):
-            return Cost(self.size / s.num_present, 0.0)
-        share = {"all": 1.0, "unselected": 1 - self.examples(epoch), "sample": s.rescore_share}[s.rescore_who]
-        due = self.score and s.rescore_every and (epoch - s.first_scored) % s.rescore_every == 0
-        return Cost(self.examples(epoch), s.scoring_cost * share if due else 0.0)
+            return 1.0
+        return self.size / self.settings.num_present if self.is_uniform(epoch) else self.examples(epoch)
 
     def theoretical_speedup(self) -> float:
         """Cost of as many full epochs over the cost of the run, scoring passes included."""

@@ -333,7 +333,10 @@ def test_costs():
     second = make_policy("sadp", **BASE, rescore_every=2, scoring_cost=0.15)
     assert second.theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6 + 5 * 0.15))
     unselected = make_policy("sadp", **BASE, rescore_every=1, rescore_who="unselected")
-    assert unselected.cost(1).scoring == pytest.approx(FORWARD_COST * 0.4)
+    assert unselected.cost(1).scoring == 0  # the epoch before trained on all
+    assert unselected.cost(2).scoring == pytest.approx(FORWARD_COST * 0.4)
+    cold = make_policy("sadp", **BASE, rescore_who="unselected", warmup_epochs=0)
+    assert cold.cost(0).scoring == FORWARD_COST
     static = make_policy("static", **BASE)
     assert static.theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6 + FORWARD_COST))
     rival = make_policy("random", **(BASE | {"ratio": every.equal_compute_ratio()}))
