@@ -1,6 +1,6 @@
 """What SADP costs: beside a training step, as a scoring pass, and as a draw from many examples.
 
-    python -m benchmarks.sadp_cost [--models c16 vgg6 c32-wide] [--draw 10000000]
+    python -m benchmarks.sadp_cost [--models c16 vgg6 c32-wide sew18] [--draw 10000000]
 
 Step and pass: CPU time (one thread) of interleaved repetitions, the minimum, in units of a plain training
 step (forward, loss, backward) on the same batch. Draw: CPU time and peak memory of probabilities and
@@ -12,36 +12,26 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from pruning.examples.cheap import pools_globally
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.sampling import draw, shuffled
 from pruning.examples.scores import ExampleScorer
 from snn.coding import direct
-from snn.layers import SpikingLayer
 from snn.losses import rate_cross_entropy
-from snn.models import SpikingNetwork, build
+from snn.models import build
 
-MODELS = {
+MODELS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "c16": ("convnet", 16, 50, {}),
     "vgg6": ("vgg6", 32, 16, {}),
     "c32-wide": ("convnet", 32, 25, {"channels": (96, 192), "hidden": (256,)}),
+    "sew18": ("sew_resnet18", 16, 16, {}),
 }
-
-
-def folded_batch_norm(net: SpikingNetwork) -> SpikingNetwork:
-    """A copy for scoring whose convolutions have taken in their batch norms' eval-mode maps."""
-    net = deepcopy(net).eval()
-    for module in list(net.modules()):
-        if isinstance(module, SpikingLayer) and isinstance(module.norm, nn.BatchNorm2d):
-            module.weight_layer = nn.utils.fusion.fuse_conv_bn_eval(module.weight_layer, module.norm)
-            module.norm = None
-    return net
 
 
 def cheapest(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -62,7 +52,6 @@ def steps(name: str, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     net = build(architecture, input_shape=(3, side, side), num_classes=10, **options)
     x, y = direct(torch.randn(B, 3, side, side), 4), torch.randint(0, 10, (B,))
-    folded = folded_batch_norm(net)
 
     def step(scorer: ExampleScorer | None) -> None:
         net.train()
@@ -75,18 +64,18 @@ def steps(name: str, repeats: int) -> dict[str, float]:
         net.zero_grad()
         rate_cross_entropy(logits, y).mean().backward()
 
-    found = cheapest(
-        {
-            "step": lambda: step(None),
-            "step + el2n": lambda: step(ExampleScorer(net, ["el2n"])),
-            "step + sadp": lambda: step(ExampleScorer(net)),
-            "pass": lambda: ExampleScorer(net).score(x, y),
-            "pass, norms folded": lambda: ExampleScorer(folded).score(x, y),
-            "pass, half the timesteps": lambda: ExampleScorer(net, timesteps=2).score(x, y),
-            "pass, tail all": lambda: ExampleScorer(net, tail_depth="all").score(x, y),
-        },
-        repeats,
-    )
+    variants: dict[str, Callable[[], object]] = {
+        "step": lambda: step(None),
+        "step + el2n": lambda: step(ExampleScorer(net, ["el2n"])),
+        "step + sadp": lambda: step(ExampleScorer(net)),
+        "pass": lambda: ExampleScorer(net).score(x, y),
+        "pass, norms folded": lambda: ExampleScorer(net, fold_norm=True).score(x, y),
+        "pass, half the timesteps": lambda: ExampleScorer(net, timesteps=2).score(x, y),
+        "pass, tail all": lambda: ExampleScorer(net, tail_depth="all").score(x, y),
+    }
+    if pools_globally(net.readout):
+        variants["pass, half the resolution"] = lambda: ExampleScorer(net, downsample=2).score(x, y)
+    found = cheapest(variants, repeats)
     print(f"\n### {name}: batch {B}, T = 4, step {found['step'] * 1e3:.1f} ms\n")
     print("| what | training steps |\n|---|---|")
     for key, seconds in found.items():

@@ -5,8 +5,9 @@
 A small network is trained on the data; at each stage the exact gradient norms of a probe (one backward pass
 per example) are compared with every score: single-draw variance over the oracle's (1 is optimal), Spearman,
 and the variance of the design that would be used (r, alpha) over uniform sampling. InfoBatch is its two-level
-design at the same size. Cheaper passes (fewer timesteps, half the resolution) are rated too, beside the
-variance of uniform sampling that spends the pass on more data. Prints Markdown; ``--out`` writes JSON.
+design at the same size. Cheaper passes (fewer timesteps and, of networks with ``--pooled`` heads, half the
+resolution) are rated too, beside the variance of uniform sampling that spends the pass on more data. Folded
+norms change a pass's cost only (benchmarks.sadp_cost). Prints Markdown; ``--out`` writes JSON.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.real_data import load
+from pruning.examples.cheap import pools_globally
 from pruning.examples.diagnostics import (
     diagnose,
     example_gradients,
@@ -59,6 +61,19 @@ SETUPS = {
 }
 
 
+def network(setup: Setup, shape: tuple[int, ...], K: int, pooled: bool) -> SpikingNetwork:
+    """Convolutions and a hidden linear layer; or, pooled, a head on their rates' means over positions."""
+    neuron = NeuronParameters(surrogate=Surrogate("triangle"))
+    hidden = () if pooled else (setup.hidden,)
+    net = build(
+        "convnet", input_shape=shape, num_classes=K, neuron=neuron, channels=setup.channels, hidden=hidden
+    )
+    if not pooled:
+        return net
+    head = nn.Linear(setup.channels[-1], K)
+    return SpikingNetwork(net.features[:-1], nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head))
+
+
 def train_epoch(net: SpikingNetwork, optimiser, x: Tensor, y: Tensor, batch: int, loss: str) -> None:
     net.train()
     for rows in torch.randperm(len(y)).split(batch):
@@ -79,6 +94,10 @@ def scores_of(net, x: Tensor, y: Tensor, loss: str) -> dict[str, np.ndarray]:
         found[f"el2n, T={steps}"] = (
             ExampleScorer(net, ["el2n"], loss=loss, timesteps=steps).score(x, y)["el2n"].numpy()
         )
+    if pools_globally(net.readout):
+        for steps in (T, max(1, T // 2)):
+            scorer = ExampleScorer(net, loss=loss, timesteps=steps, downsample=2)
+            found[f"sadp, half the resolution, T={steps}"] = scorer.score(x, y)["sadp"].numpy()
     return found
 
 
@@ -116,7 +135,10 @@ def judge(net, x: Tensor, y: Tensor, loss: str, ratio: float, alpha: float) -> l
     for name, score in scores.items():
         d = diagnose(score, norms, norm_of_mean, ratio=ratio, alpha=alpha)
         rows.append(row(name, d.single_draw_to_oracle, d.rank_correlation, d.variance_to_uniform))
-    for label, cost in (("full pass", FORWARD_COST), ("half the timesteps", FORWARD_COST / 2)):
+    rivals = {"full pass": FORWARD_COST, "half the timesteps": FORWARD_COST / 2}
+    if pools_globally(net.readout):
+        rivals["half the resolution"] = FORWARD_COST / 4
+    for label, cost in rivals.items():
         keep = min(1.0, 1 - ratio + cost)
         more = variance(norms, np.full(len(norms), keep)) / flat
         rows.append(row(f"uniform, keep {keep:.2f} ({label})", None, None, more))
@@ -127,15 +149,7 @@ def run(name: str, args: argparse.Namespace) -> list[Row]:
     setup = SETUPS[name]
     torch.manual_seed(args.seed)
     x, y, K = load(name, args.rows or setup.rows, setup.T, setup.side)
-    neuron = NeuronParameters(surrogate=Surrogate("triangle"))
-    net = build(
-        "convnet",
-        input_shape=tuple(x.shape[2:]),
-        num_classes=K,
-        neuron=neuron,
-        channels=setup.channels,
-        hidden=(setup.hidden,),
-    )
+    net = network(setup, tuple(x.shape[2:]), K, args.pooled)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     probe = torch.randperm(len(y))[: args.probe]
     out: list[Row] = []
@@ -186,6 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(SETUPS), choices=list(SETUPS))
     parser.add_argument("--loss", default="rate_ce", choices=list(LOSSES))
+    parser.add_argument(
+        "--pooled", action="store_true", help="a globally pooled head, no hidden linear layer"
+    )
     parser.add_argument("--rows", type=int, help="training rows (each data set's own when not given)")
     parser.add_argument("--probe", type=int, default=512)
     parser.add_argument("--stages", type=int, nargs="+", help="only these epochs of the schedule")

@@ -91,8 +91,9 @@ SCORES: dict[str, Callable[[Evidence], Tensor]] = {
 class ExampleScorer:
     """Scores of a network's examples, in a pass of their own or beside a training step.
 
-    Three options make `score`'s pass cheaper and leave the model as it is; what they cost and lose, by our
-    measurements, is in docs/methods-sadp.md.
+    Three options make `score`'s pass cheaper and leave the model as it is. All are off by default for what
+    was measured (docs/methods-sadp.md): folded norms save a few per cent of the pass at most, fewer timesteps
+    cost most of the gain on event frames, and half the resolution costs more of it than it is worth.
 
     Args:
         model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them; the inner
