@@ -26,6 +26,7 @@ verbs:
   prune          prune a trained network's weights and retrain it
   compare        prune a trained network by several criteria, side by side
   run            train, prune, retrain, report: the whole story of one config
+  export         write a run's network for other software
   report         tables and report.html of a run
 
 spikeprune VERB --help explains a verb and every field of its config.
@@ -80,6 +81,22 @@ class CompareCommand:
     """What to save: surviving weights, or synaptic operations."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here."""
+
+
+@dataclass(kw_only=True)
+class ExportCommand:
+    """Options of ``export``."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder."""
+    output: Path
+    """Folder to write; new or empty."""
+    compact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write the network without its dead channels, checked for the same outputs on test examples."""
+    nir: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write the network as a graph of the Neuromorphic Intermediate Representation."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the run's, and what is set here (data.path where the data has moved)."""
 
 
 @dataclass(kw_only=True)
@@ -233,6 +250,20 @@ def _compare(args: list[str]) -> int:
     return 0
 
 
+def _export(args: list[str]) -> int:
+    """Write a run's last network with its masks and a table per layer; on demand compacted and as NIR."""
+    overrides, rest = split_overrides(args)
+    o = _parse(ExportCommand, rest, "export")
+    from rich.console import Console
+
+    from pipelines.export import export, print_export
+
+    with Console(stderr=True).status("exporting"):
+        done = export(o.run, o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
+    print_export(done, Console() if sys.stdout.isatty() else Console(width=112))
+    return 0
+
+
 def _report(args: list[str]) -> int:
     """Tables in the terminal and report.html in the run's folder."""
     return _finish(_parse(ReportCommand, args, "report").run)
@@ -293,6 +324,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prune": _prune,
     "compare": _compare,
     "run": _run,
+    "export": _export,
     "report": _report,
 }
 

@@ -26,7 +26,7 @@ def test_python_blocks_run(page: Path) -> None:
 def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known = {f"--{p}" for p in field_paths()} | {f"--{p.replace('_', '-')}" for p in field_paths()}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
-    known |= {"--criteria", "--levels", "--objective"}
+    known |= {"--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--source", "--input", "--output", "--address"}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split()

@@ -37,6 +37,7 @@ def vgg6(
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
+    channels: Sequence[int] | None = None,
     hidden: Sequence[int] = (),
     grid: int = 8,
     pooling: str = "avg",
@@ -47,14 +48,16 @@ def vgg6(
         input_shape: ``(C, H, W)`` of one example; 32x32, 64x64, 224x224 and 2-channel events alike.
         num_classes: ``K``.
         neuron: constants of all neurons.
+        channels: of every convolution in order; the table's when not given.
         hidden: widths of spiking linear layers between the convolutions and the head.
         grid: largest height and width that the first linear layer sees.
         pooling: ``avg``, or ``max``, which keeps spikes spikes.
 
     Raises:
-        ValueError: an input that is not ``(C, H, W)`` or too small for the pooling, or an unknown pooling.
+        ValueError: an input that is not ``(C, H, W)`` or too small for the pooling, an unknown pooling, or
+            another number of channels than convolutions.
     """
-    return _vgg("vgg6", input_shape, num_classes, neuron, hidden, grid, pooling)
+    return _vgg("vgg6", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
 
 
 def vgg9(
@@ -62,12 +65,13 @@ def vgg9(
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
+    channels: Sequence[int] | None = None,
     hidden: Sequence[int] = (1024,),
     grid: int = 4,
     pooling: str = "max",
 ) -> SpikingNetwork:
     """Seven convolutions, one hidden linear layer and a head; arguments as for `vgg6`."""
-    return _vgg("vgg9", input_shape, num_classes, neuron, hidden, grid, pooling)
+    return _vgg("vgg9", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
 
 
 def vgg11(
@@ -75,12 +79,13 @@ def vgg11(
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
+    channels: Sequence[int] | None = None,
     hidden: Sequence[int] = (),
     grid: int = 1,
     pooling: str = "max",
 ) -> SpikingNetwork:
     """Eight convolutions and a head (configuration A); arguments as for `vgg6`."""
-    return _vgg("vgg11", input_shape, num_classes, neuron, hidden, grid, pooling)
+    return _vgg("vgg11", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
 
 
 def vgg16(
@@ -88,12 +93,13 @@ def vgg16(
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
+    channels: Sequence[int] | None = None,
     hidden: Sequence[int] = (),
     grid: int = 1,
     pooling: str = "max",
 ) -> SpikingNetwork:
     """Thirteen convolutions and a head (configuration D); arguments as for `vgg6`."""
-    return _vgg("vgg16", input_shape, num_classes, neuron, hidden, grid, pooling)
+    return _vgg("vgg16", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
 
 
 def _vgg(
@@ -101,6 +107,7 @@ def _vgg(
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
+    channels: Sequence[int] | None,
     hidden: Sequence[int],
     grid: int,
     pooling: str,
@@ -111,12 +118,17 @@ def _vgg(
         raise ValueError(f"pooling: {pooling!r} is unknown; choose avg or max")
     if grid < 1:
         raise ValueError(f"grid: {grid!r} must be at least 1")
+    own = [n for stage in stages for n in stage]
+    if channels is not None and (len(channels) != len(own) or min(channels) < 1):
+        raise ValueError(f"channels: {tuple(channels)} must be {len(own)} positive widths")
+    widths = iter(channels or own)
     layers: list[nn.Module] = []
     for i, stage in enumerate(stages):
         if i:
             layers.append(Folded(nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2)))
             height, width = height // 2, width // 2
-        for c_out in stage:
+        for _ in stage:
+            c_out = next(widths)
             layers.append(conv_layer(c, c_out, 3, neuron))
             c = c_out
     between: list[nn.Module] = []
