@@ -70,7 +70,7 @@ class ModelConfig:
     hidden: tuple[int, ...] | None = None
     """Widths of the fully connected spiking layers; the architecture's own when not given."""
     channels: tuple[int, ...] | None = None
-    """Channels of the convolutions (convnet); 24 48 when not given."""
+    """Channels of the convolutions (convnet, VGG), in order; the architecture's own when not given."""
     T: int = 4
     """Timesteps per example."""
     beta: float = 0.5
@@ -124,6 +124,8 @@ class TrainConfig:
     """rate_ce (cross entropy of the time mean) or tet (mean of every timestep's cross entropy)."""
     label_smoothing: float = 0.0
     """Share of the label spread over all classes, in [0, 1)."""
+    clip_norm: float | None = None
+    """Largest norm of a step's gradient; none when not given."""
     norm_examples: int = 1024
     """Uniformly drawn examples that re-estimate batch norm before scoring and evaluation."""
 
@@ -135,6 +137,7 @@ class TrainConfig:
         _check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "zero or more")
         _check(0 <= self.warmup < 1, "train.warmup", self.warmup, "in [0, 1)")
         _check(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "in [0, 1)")
+        _check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "positive")
         _check(self.norm_examples >= 2, "train.norm_examples", self.norm_examples, "at least 2")
 
 
@@ -155,6 +158,8 @@ class ExamplesConfig:
     """Full epochs at the end."""
     stale_alpha: float = 0.3
     """The same while scores are older than one epoch on average."""
+    score_from: int = 0
+    """Epoch before which pruned epochs draw uniformly and nothing is scored: early scores say little."""
     rescore_every: int | None = None
     """Pruned epochs from one scoring pass to the next; 0 relies on scores met in training; the policy's
     usual interval (sadp: 2) when not given."""
@@ -176,6 +181,7 @@ class ExamplesConfig:
     def __post_init__(self) -> None:
         _check(0 <= self.ratio < 1, "examples.ratio", self.ratio, "in [0, 1)")
         _check(0 < self.alpha <= 1, "examples.alpha", self.alpha, "in (0, 1]")
+        _check(self.score_from >= 0, "examples.score_from", self.score_from, "zero or more")
         _check(self.warmup_epochs >= 0, "examples.warmup_epochs", self.warmup_epochs, "zero or more")
         _check(self.anneal_epochs >= 0, "examples.anneal_epochs", self.anneal_epochs, "zero or more")
         _check(0 < self.stale_alpha <= 1, "examples.stale_alpha", self.stale_alpha, "in (0, 1]")
@@ -273,12 +279,15 @@ class ClusterConfig:
     """Training workers."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
+    max_failures: int = 3
+    """Lost workers or nodes after which a run gives up; --resume still continues it."""
     gpus_per_worker: float = 0
     """GPUs that each training worker reserves."""
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
         _check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
+        _check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
         _check(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "zero or more")
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")

@@ -246,7 +246,7 @@ def train_on_ray(
             name="checkpoints",
             storage_path=spec.folder,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=2),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -105,6 +105,7 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
         anneal_epochs=phase.examples.anneal_epochs,
         alpha=phase.examples.alpha,
         stale_alpha=phase.examples.stale_alpha,
+        score_from=phase.examples.score_from,
         rescore_who=phase.examples.rescore_who,
         rescore_every=phase.examples.rescore_every,
         design=phase.examples.design,
@@ -203,7 +204,7 @@ class _Trainer:
         """
         examples = self.phase.examples
         assert examples is not None
-        return examples.overlap and epoch > max(examples.warmup_epochs, 0)
+        return examples.overlap and epoch > max(examples.warmup_epochs, examples.score_from)
 
     def _score_ahead(self, epoch: int) -> Callable[[], int]:
         """Start scoring for the next epoch; called, it delivers the scores and says how many they were."""
@@ -268,6 +269,8 @@ class _Trainer:
             self.optimizer.zero_grad()
             # Averaged over the workers this is the sum over the global batch by its nominal size.
             (weighted / order.batch_size).backward()
+            if self.train.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.clip_norm)
             self.optimizer.step()
             total += weighted.detach()
             self.engine.progress(

@@ -61,7 +61,10 @@ def _retrain(config: Config, name: str, round_: int) -> Phase:
     epochs = config.weights.retrain_epochs
     # The network knows the task already: scores mean something from the first epoch on.
     examples = replace(
-        config.examples, warmup_epochs=0, anneal_epochs=min(config.examples.anneal_epochs, epochs)
+        config.examples,
+        warmup_epochs=0,
+        score_from=0,
+        anneal_epochs=min(config.examples.anneal_epochs, epochs),
     )
     if examples.rescore_every == 0 or examples.policy in IN_TRAINING:
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))

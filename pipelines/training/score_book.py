@@ -28,6 +28,7 @@ class PolicySettings:
     anneal_epochs: int
     alpha: float
     stale_alpha: float
+    score_from: int
     rescore_every: int | None
     rescore_who: str
     design: str

@@ -60,6 +60,7 @@ def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
     "overrides",
     [
         {"model__T": "2"},
+        {"train__clip_norm": "0.5"},
         {"train__loss": "tet"},
         {"train__optimizer": "adamw", "train__lr": "0.005"},
         {"model__reset": "soft"},
