@@ -28,6 +28,7 @@ from pipelines.training.rows import Rows
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import summarise
+from pruning.examples.policy import FORWARD_COST
 from pruning.examples.scores import ExampleScorer
 from snn.losses import LOSSES
 
@@ -106,6 +107,7 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
         alpha=phase.examples.alpha,
         stale_alpha=phase.examples.stale_alpha,
         score_from=phase.examples.score_from,
+        scoring_cost=FORWARD_COST * (phase.examples.score_timesteps or worker.inputs.T) / worker.inputs.T,
         rescore_who=phase.examples.rescore_who,
         rescore_every=phase.examples.rescore_every,
         design=phase.examples.design,

@@ -29,6 +29,7 @@ class PolicySettings:
     alpha: float
     stale_alpha: float
     score_from: int
+    scoring_cost: float
     rescore_every: int | None
     rescore_who: str
     design: str
