@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelines.config import WeightsConfig
 from pipelines.data.files import write_json
+from pipelines.distortion import measure_distortion
 from pipelines.errors import UserError
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
 from pipelines.training.order import uniform_sample
@@ -44,6 +45,9 @@ def prune(worker: "Worker") -> None:
     dense = _dense(worker, before["test_accuracy"])
     allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
     _check_equal(worker, allocation.masks)
+    distortion = None
+    if config.weights.diagnose_examples:
+        distortion = measure_distortion(worker, allocation, config.weights.diagnose_examples)
     allocation.masks.apply_(model)
     masked = evaluate(model, worker.inputs, config.train, engine)
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, engine)
@@ -61,6 +65,7 @@ def prune(worker: "Worker") -> None:
                 "allocation": allocation.to_dict(),
                 "calibration": calibrated.calibration.to_dict(),
                 "calibration_spread": calibrated.spread,
+                "distortion": distortion,
                 "activity": {"dense": dense["dense_activity"], "pruned": pruned},
             },
         )

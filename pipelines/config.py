@@ -226,6 +226,8 @@ class WeightsConfig:
     """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
     """Training examples that measure the layers' temporal statistics."""
+    diagnose_examples: int = 0
+    """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
     min_keep: int = 1
     """Weights that every layer keeps at least."""
     exclude: tuple[str, ...] = ()
@@ -252,6 +254,9 @@ class WeightsConfig:
             "weights.calibration_examples",
             self.calibration_examples,
             "at least 1",
+        )
+        _check(
+            self.diagnose_examples >= 0, "weights.diagnose_examples", self.diagnose_examples, "zero or more"
         )
         _check(self.min_keep >= 1, "weights.min_keep", self.min_keep, "at least 1")
         self._check_rounds()
