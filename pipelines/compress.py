@@ -90,7 +90,8 @@ def prune(worker: "Worker") -> None:
 def target_of(weights: WeightsConfig, round_: int) -> dict[str, float]:
     """What a round of a schedule is to reach, as an argument of `allocate`.
 
-    Sparsities and SynOps shares are of the dense network, budgets are the round's own part.
+    Sparsities are of the dense network, SynOps shares of all its weights at the round's own calibrated
+    activity; budgets are the round's own part.
     """
     if weights.budget is not None:
         return {"budget": schedules.equal_distortion(weights.budget, weights.rounds)[round_]}
