@@ -256,6 +256,8 @@ def train_on_ray(
     try:
         trainer.fit()
         mistake = ray.get(book.mistake.remote())
+    except SystemExit:  # how Ray Train's own handler ends on Ctrl-C
+        raise KeyboardInterrupt from None
     finally:
         stop.set()
         watcher.join()

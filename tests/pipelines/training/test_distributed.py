@@ -127,6 +127,26 @@ def test_one_worker_on_ray_equals_the_plain_process(
     assert metrics(here) == metrics(there)
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_quietly_and_says_how_to_go_on(tmp_path: Path, digits: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(small(tmp_path, digits, name="stopped", **{"train.epochs": "40"})))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        start_new_session=True,
+    )
+    wait_for(lambda: len(metrics(tmp_path / "stopped")) >= 1 or driver.poll() is not None, "an epoch")
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; --resume continues a run from its last epoch"
+    assert "Traceback" not in errors
+
+
 def wait_until_still(folder: Path) -> None:
     """Until the dead driver's workers have stopped writing."""
     last, still = -1.0, 0
