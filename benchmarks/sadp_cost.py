@@ -96,22 +96,25 @@ def draws(n: int) -> dict[str, float]:
     clock.append(time.process_time())
     subset = draw(pi, size=m, seed=0, epoch=0)
     clock.append(time.process_time())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     del pi, scores
     shuffled(subset.ids, seed=0, epoch=0)
     clock.append(time.process_time())
     seconds = np.diff(clock)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak_order = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\n### draw: N = {n:,}, m = {len(subset.ids):,}\n")
     print(
-        "| probabilities, CPU s | draw, CPU s | training order, CPU s | peak memory, GB |\n|---|---|---|---|"
+        "| probabilities, CPU s | draw, CPU s | peak memory, GB | training order, CPU s | peak memory, GB |\n"
+        "|---|---|---|---|---|"
     )
-    print(f"| {seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[2]:.2f} | {peak:.2f} |")
+    print(f"| {seconds[0]:.2f} | {seconds[1]:.2f} | {peak:.2f} | {seconds[2]:.2f} | {peak_order:.2f} |")
     return {
         "n": n,
         "probabilities_s": seconds[0],
         "draw_s": seconds[1],
         "order_s": seconds[2],
         "peak_gb": peak,
+        "peak_with_order_gb": peak_order,
     }
 
 

@@ -241,13 +241,18 @@ def select_blocks(
     units: Ints, starts: Mapping[int, int], *, seed: int, epoch: int, first_id: int = 0
 ) -> Ints:
     """Positions in ``units`` (of ids from ``first_id`` on, whole blocks) that are drawn, ascending."""
-    chosen = [np.zeros(0, np.int64)]
+    chosen: list[tuple[int, NDArray[np.uint16]]] = []  # positions within a block take 16 bits
     for block, part in _blocks(len(units), first_id):
         ids = np.arange(part.start + first_id, part.stop + first_id)
         order = np.argsort(hash64(seed, epoch, ids, STREAM_ORDER))
         hit = points_hit(units[part][order], starts[block])
-        chosen.append(np.sort(order[hit]) + part.start)
-    return np.concatenate(chosen)
+        chosen.append((part.start, np.sort(order[hit]).astype(np.uint16)))
+    positions = np.empty(sum(len(within) for _, within in chosen), np.int64)
+    filled = 0
+    for start, within in chosen:
+        np.add(within, start, out=positions[filled : filled + len(within)], dtype=np.int64)
+        filled += len(within)
+    return positions
 
 
 def points_hit(units: Ints, start: int) -> NDArray[np.bool_]:
