@@ -260,7 +260,7 @@ def _export(args: list[str]) -> int:
 
     with Console(stderr=True).status("exporting"):
         done = export(o.run, o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
-    print_export(done, Console() if sys.stdout.isatty() else Console(width=112))
+    print_export(done, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 
 
@@ -338,7 +338,7 @@ def _finish(folder: Path) -> int:
 
     summary = summarise(folder)
     write_page(summary)
-    print_report(summary, Console() if sys.stdout.isatty() else Console(width=112))
+    print_report(summary, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 
 

@@ -111,7 +111,8 @@ def _costs(run: RunSummary) -> list[str]:
     if full is not None and pruned is not None and costs is not None and pruned.seconds > 0:
         lines.append(
             f"{pruned.title}: trained {full.seconds / pruned.seconds:.2f} times as fast as on full data; "
-            f"if only examples and scoring passes cost time, it were {costs['theoretical_speedup']:.2f}. "
+            "examples and "
+            f"scoring passes alone would make it {costs['theoretical_speedup']:.2f}. "
             f"Uniform sampling without scores costs as much at ratio {costs['equal_compute_ratio']:.2f}."
         )
     return lines
