@@ -31,7 +31,8 @@ def example_gradients(
 ) -> tuple[Doubles, float]:
     """Norm of every example's gradient (all parameters, eval mode), and the norm of their mean (GraNd).
 
-    Exact, by one backward pass per example: for probes of a few hundred examples.
+    Exact, by one backward pass per example: for probes of a few hundred examples. (`torch.func` gives the
+    same numbers; vectorised over examples it took 1.4 to 2.5 times as long on a CPU.)
 
     Args:
         model: gives ``logits_TBK``.

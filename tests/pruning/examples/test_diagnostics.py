@@ -182,3 +182,29 @@ def test_weighted_subsets_have_the_full_gradient_on_average(trained):
     error = (np.mean(estimates, 0) - full) / (np.std(estimates, 0) / np.sqrt(150))
     assert np.abs(error).max() < 4.5
     assert np.abs(full).max() > 0
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "convnet", "sew_resnet18", "spikformer"])
+def test_gradient_norms_are_those_of_torch_func(architecture):
+    from torch.func import functional_call, grad, vmap
+
+    from snn.models import build
+
+    torch.manual_seed(0)
+    net = build(architecture, input_shape=(3, 32, 32), num_classes=5).double()
+    x_TB = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    y = torch.arange(4)
+    net(x_TB)  # batch norm statistics that let spikes through
+    net.eval()
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters, x_T, label):
+        logits_TBK = functional_call(net, parameters, (x_T.unsqueeze(1),))
+        return torch.nn.functional.cross_entropy(logits_TBK.mean(0), label.unsqueeze(0))
+
+    grads = vmap(grad(loss), in_dims=(None, 1, 0))(parameters, x_TB, y)
+    norms = sum(g.flatten(1).square().sum(1) for g in grads.values()).sqrt().numpy()
+    mean = sum(g.mean(0).square().sum() for g in grads.values()).sqrt()
+    found, norm_of_mean = example_gradients(net, x_TB, y)
+    assert found == pytest.approx(norms, rel=1e-10)
+    assert norm_of_mean == pytest.approx(float(mean), rel=1e-10)
