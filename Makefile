@@ -34,7 +34,7 @@ bench: $(READY)
 # The tested set of versions, with hashes and without any index address.
 pins: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade --quiet -o constraints.txt
+	  --generate-hashes --no-annotate --no-header --upgrade --quiet -o constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pipelines.data.dataset import read_split, split_files
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
-from pruning.examples.policies import POLICIES, Plan, make_policy
+from pruning.examples.policies import Plan, make_policy
 
 ROW_GROUP_ROWS = 1024
 
@@ -50,7 +50,6 @@ def select_subset(
         UserError: bad data, missing or foreign scores, or a setting out of range.
     """
     data = read_split(folder, split)
-    cls = POLICIES.get(policy)
     try:
         drawn = make_policy(
             policy,
@@ -73,7 +72,6 @@ def select_subset(
         if scores is None:
             raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
         drawn.observe(data.ids, _read_scores(scores, drawn.score, data.ids), epoch, "pass")
-    assert cls is not None
     plan = drawn.plan(epoch)
     probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
     table = pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
