@@ -22,7 +22,7 @@ from pipelines.report.plots import new_figure, to_svg
 from pipelines.run import checkpoint_of
 from pipelines.run_folder import CONFIG
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.local import LocalEngine
+from pipelines.training.local import LocalEngine, read_rows
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective
@@ -188,8 +188,8 @@ def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
 def _worker(config: Config, checkpoint: Path) -> Worker:
     checked = check_data(config)
     engine = LocalEngine(
-        train_files=checked.train.files,
-        test_files=checked.test.files,
+        train=read_rows(checked.train.files),
+        test=read_rows(checked.test.files),
         present=checked.train.present(),
         checkpoints=checkpoint.parent,
         watch=lambda event: None,

@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -16,6 +16,7 @@ from pipelines.config import Config, field_paths
 from pipelines.errors import UserError
 
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
+Tree = TypeVar("Tree", bound=Config)
 
 
 def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -28,14 +29,26 @@ def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
     Raises:
         UserError: unreadable file, unknown field, wrong type or impossible value.
     """
+    return load_tree(Config, path, overrides)
+
+
+def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Tree:
+    """As `load_config`, for a tree with more branches than a run's."""
     tree = _read(Path(path)) if path is not None else {}
-    overrides = overrides or {}
-    targets = {t for t in _TARGETS if t in overrides}
-    for dotted in _TARGETS if targets else ():
-        _place(tree, dotted, None)  # the command line's target replaces the file's
-    for dotted, value in overrides.items():
-        _place(tree, dotted, _parse(dotted, value) if isinstance(value, str) else value)
-    return _build(Config, tree, "")
+    parsed = {k: _parse(k, v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
+    _override(tree, parsed)
+    return _build(cls, tree, "")
+
+
+def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
+    """A copy of a config with other values by dotted path.
+
+    Raises:
+        UserError: unknown field, wrong type or impossible value.
+    """
+    tree = _plain(asdict(config))
+    _override(tree, values)
+    return _build(type(config), tree, "")
 
 
 def dump_config(config: Config) -> str:
@@ -43,7 +56,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
-def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[dict[str, str], list[str]]:
     """Command-line words that set config fields, and all others.
 
     ``--train.lr 0.1``, ``--train.lr=0.1`` and, for flags, ``--model.detach-reset`` or
@@ -52,7 +65,7 @@ def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     Raises:
         UserError: an override without a value.
     """
-    known = set(field_paths())
+    known = set(field_paths(cls))
     overrides: dict[str, str] = {}
     rest: list[str] = []
     words = list(args)
@@ -71,9 +84,9 @@ def split_overrides(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             values = []
             while words and not words[0].startswith("--"):
                 values.append(words.pop(0))
-                if not _is_sequence(dotted):
+                if not _is_sequence(dotted, cls):
                     break
-            if not values and not _is_bool(dotted):
+            if not values and not _is_bool(dotted, cls):
                 raise UserError(dotted, "needs a value")
             overrides[dotted] = (
                 "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]"
@@ -100,6 +113,14 @@ def _parse(dotted: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(dotted, f"{text!r} cannot be read") from None
+
+
+def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    if any(target in values for target in _TARGETS):
+        for dotted in _TARGETS:
+            _place(tree, dotted, None)  # the new target replaces the old
+    for dotted, value in values.items():
+        _place(tree, dotted, value)
 
 
 def _place(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -138,6 +159,8 @@ def _suggestion(path: str, hints: Mapping[str, Any], prefix: str) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:  # whoever reads it checks it
+        return value
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = next(a for a in args if a is not type(None))
@@ -170,20 +193,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def _leaf_hint(dotted: str) -> Any:
-    cls: Any = Config
+def leaf_hint(dotted: str, cls: Any = Config) -> Any:
+    """The type of a field by its path; ``None`` where there is none."""
     for key in dotted.split("."):
         cls = get_type_hints(cls).get(key) if is_dataclass(cls) else None
     return cls
 
 
-def _is_sequence(dotted: str) -> bool:
-    hint = _leaf_hint(dotted)
+def _is_sequence(dotted: str, cls: type[Config]) -> bool:
+    hint = leaf_hint(dotted, cls)
     return any(get_origin(h) is tuple for h in (hint, *get_args(hint)))
 
 
-def _is_bool(dotted: str) -> bool:
-    return _leaf_hint(dotted) is bool
+def _is_bool(dotted: str, cls: type[Config]) -> bool:
+    return leaf_hint(dotted, cls) is bool
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,13 +223,41 @@ def train_on_ray(
         UserError: a mistake that only the workers could see.
     """
     quiet_data()
+    train_on_datasets(
+        spec, train=load_rows(train_files), test=load_rows(test_files), present=present, watch=watch
+    )
+
+
+def train_on_datasets(
+    spec: RunSpec,
+    *,
+    train: Any,
+    test: Any,
+    present: np.ndarray,
+    watch: Callable[[dict[str, object]], None],
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """As `train_on_ray`, on what `load_rows` made of the files.
+
+    Args:
+        spec: of the run.
+        train: materialised dataset of the training rows.
+        test: and of the test rows.
+        present: which training ids exist, bool by id from the first.
+        watch: is shown progress events.
+        callbacks: for Ray Train's `RunConfig`.
+
+    Raises:
+        UserError: a mistake that only the workers could see.
+    """
+    quiet_data()
     cluster = spec.config.cluster
     book: Any = (
         ray.remote(BookActor)
         .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{os.getpid()}")
         .remote(present)
     )
-    job = Job(spec=spec, train=_load(train_files), test=_load(test_files), book=book)
+    job = Job(spec=spec, train=train, test=test, book=book)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -248,6 +276,7 @@ def train_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=list(callbacks),
         ),
     )
     stop = threading.Event()
@@ -292,7 +321,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _load(files: tuple[str, ...]) -> Any:
+def load_rows(files: tuple[str, ...]) -> Any:
     """Encoded rows in the object store, in about one block per CPU and in the files' order."""
     context = ray.data.DataContext.get_current()
     # Blocks must hold the same rows in every run: scores depend on them in their last bits.

@@ -32,18 +32,21 @@ class LocalEngine:
     def __init__(
         self,
         *,
-        train_files: tuple[str, ...],
-        test_files: tuple[str, ...],
+        train: pa.Table,
+        test: pa.Table,
         present: np.ndarray,
         checkpoints: Path,
         watch: Callable[[dict[str, object]], None],
+        told: Callable[[dict[str, object]], None] = lambda record: None,
+        device: torch.device | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.book = ScoreBook(present)
-        self._train = pa.concat_tables(iter_rows(train_files, READ_ROWS)).combine_chunks()
-        self._test = Rows(pa.concat_tables(iter_rows(test_files, READ_ROWS)))
+        self._train = train
+        self._test = Rows(test)
         self._checkpoints = checkpoints
         self._watch = watch
+        self._told = told
 
     def warm_up(self) -> None:
         """See `pipelines.training.engine.Engine`, as all that follow: nothing to start."""
@@ -95,6 +98,7 @@ class LocalEngine:
         write(folder)
         for old in sorted(self._checkpoints.glob(f"*/{checkpoint.PROGRESS}"))[:-2]:
             shutil.rmtree(old.parent)
+        self._told(metrics)
 
 
 def train_locally(
@@ -106,14 +110,51 @@ def train_locally(
     watch: Callable[[dict[str, object]], None],
 ) -> None:
     """Run a spec's phases in this process, from its newest checkpoint if there is one."""
+    train_on_tables(
+        spec,
+        train=read_rows(train_files),
+        test=read_rows(test_files),
+        present=present,
+        watch=watch,
+    )
+
+
+def read_rows(files: tuple[str, ...]) -> pa.Table:
+    """All rows of a split, encoded, in one piece."""
+    return pa.concat_tables(iter_rows(files, READ_ROWS)).combine_chunks()
+
+
+def train_on_tables(
+    spec: RunSpec,
+    *,
+    train: pa.Table,
+    test: pa.Table,
+    present: np.ndarray,
+    watch: Callable[[dict[str, object]], None],
+    told: Callable[[dict[str, object]], None] = lambda record: None,
+    device: torch.device | None = None,
+) -> None:
+    """As `train_locally`, on rows in memory.
+
+    Args:
+        spec: of the run.
+        train: encoded training rows.
+        test: and test rows.
+        present: which training ids exist, bool by id from the first.
+        watch: is shown progress events.
+        told: gets each record once its checkpoint is whole.
+        device: to train on; a GPU where there is one when not given.
+    """
     tune_allocator()
     checkpoints = Path(spec.folder) / "checkpoints"
     engine = LocalEngine(
-        train_files=train_files,
-        test_files=test_files,
+        train=train,
+        test=test,
         present=present,
         checkpoints=checkpoints,
         watch=watch,
+        told=told,
+        device=device,
     )
     resume = checkpoint.latest_checkpoint(checkpoints)
     run_phases(start(spec, engine, resume), resume)
