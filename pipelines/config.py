@@ -50,6 +50,41 @@ def _check(ok: bool, where: str, value: Any, allowed: str) -> None:
 
 
 @dataclass(kw_only=True, slots=True)
+class FramesConfig:
+    """How recordings of events become model.T frames."""
+
+    by: Literal["time", "count"] = "time"
+    """Frames of equal duration (time), or of equally many events (count)."""
+    size: tuple[int, ...] | None = None
+    """Height and width of the frames (one number for both); the sensor's when not given."""
+
+    def __post_init__(self) -> None:
+        ok = self.size is None or (len(self.size) in (1, 2) and all(n >= 1 for n in self.size))
+        _check(ok, "data.frames.size", self.size, "one or two positive numbers")
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """Random changes of training examples, the same for any number of workers; scores see the originals."""
+
+    crop: int = 0
+    """Largest shift in pixels, with black beyond the border (a random crop of the padded image)."""
+    flip: bool = False
+    """Mirror half of the examples left to right."""
+    cutout: int = 0
+    """Side of a square that is blanked, in pixels."""
+    roll: int = 0
+    """Largest shift in pixels, with what leaves on one side entering on the other."""
+    drop_time: float = 0.0
+    """Largest share of an example's frames that are blanked, one after the other, in [0, 1); events alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "cutout", "roll"):
+            _check(getattr(self, name) >= 0, f"data.augment.{name}", getattr(self, name), "zero or more")
+        _check(0 <= self.drop_time < 1, "data.augment.drop_time", self.drop_time, "in [0, 1)")
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where the examples are. `spikeprune data ingest` writes such a folder."""
 
@@ -59,6 +94,10 @@ class DataConfig:
     """Prefix of the files with training examples."""
     test_split: str = "test"
     """Prefix of the files with held-out examples."""
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    """Event frames."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -28,7 +28,8 @@ def check_data(config: Config) -> CheckedData:
     """
     data = config.data
     train, test = read_split(data.path, data.train_split), read_split(data.path, data.test_split)
-    info = describe(train, test, data.path)
+    info = describe(train, test, data.path, data, config.model.T)
+    _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
     if train.num_examples < 2 * config.cluster.workers:
         raise UserError(
@@ -41,6 +42,21 @@ def check_data(config: Config) -> CheckedData:
         if name not in names:
             raise UserError("weights.exclude", f"{name!r} is not a layer; choose from {', '.join(names)}")
     return CheckedData(train=train, test=test, info=info)
+
+
+def _check_inputs(config: Config, info: DatasetInfo) -> None:
+    """That the timesteps and the augmentation fit the examples."""
+    if info.timesteps not in (None, config.model.T):
+        raise UserError(
+            "model.T", f"{config.model.T} does not fit: the dataset holds {info.timesteps} frames per example"
+        )
+    a = config.data.augment
+    images = len(info.input_shape) == 3
+    for name in ("crop", "flip", "cutout", "roll"):
+        if getattr(a, name) and not images:
+            raise UserError(f"data.augment.{name}", f"does not apply to examples of shape {info.input_shape}")
+    if a.drop_time and info.frames is None and info.timesteps is None:
+        raise UserError("data.augment.drop_time", "applies to events alone; this dataset holds none")
 
 
 def check_storage(folder: Path) -> None:

@@ -57,7 +57,7 @@ def rank(
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
     train = read_split(config.data.path, config.data.train_split)
     scored = train if split is None else read_split(config.data.path, split)
-    info = describe(train, scored, config.data.path)
+    info = describe(train, scored, config.data.path, config.data, config.model.T)
     model = _network(checkpoint, architecture(config.model, info))
     scoring = Scoring(
         scores=tuple(names),

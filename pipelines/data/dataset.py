@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.config import DataConfig
 from pipelines.data.decode import decode, is_encoded, is_numeric
+from pipelines.data.events import EventBatch, Sensor, is_events
 from pipelines.data.files import read_json
+from pipelines.data.frames import Frames
 from pipelines.errors import UserError
 
 COLUMNS = ("id", "image", "label")
 STATISTICS_ROWS = 2048
+STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images
 MAX_ID_GAP = 32  # ids may spread over this many times the number of rows before scores would waste memory
 
 
@@ -46,13 +50,17 @@ class DatasetInfo:
     """What a network and its inputs need to know of a dataset."""
 
     input_shape: tuple[int, ...]
-    """Of one decoded example: ``(C, H, W)`` or ``(N,)``."""
+    """Of one example at one timestep: ``(C, H, W)`` or ``(N,)``."""
     num_classes: int
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     """Per channel (or one for features), in the units of the decoded values."""
     std: tuple[float, ...]
     """As ``mean``."""
+    frames: Frames | None = None
+    """How recordings of events become frames; ``None`` for all other data."""
+    timesteps: int | None = None
+    """Frames per example where the dataset holds frames; ``None`` for all other data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -121,8 +129,17 @@ def read_split(folder: Path | str, split: str) -> Split:
     )
 
 
-def describe(train: Split, test: Split, folder: Path | str) -> DatasetInfo:
+def describe(
+    train: Split, test: Split, folder: Path | str, data: DataConfig | None = None, T: int = 4
+) -> DatasetInfo:
     """Shape, classes and normalisation of a dataset, from its training rows and schema.
+
+    Args:
+        train: training rows.
+        test: test rows.
+        folder: of the dataset, for its manifest.
+        data: how recordings become frames; defaults when not given.
+        T: timesteps, as many as frames.
 
     Raises:
         UserError: a test label that no training label reaches, undecodable or unequal examples, or NaN.
@@ -142,22 +159,46 @@ def describe(train: Split, test: Split, folder: Path | str) -> DatasetInfo:
         )
     if is_numeric(schema.field("image").type):
         _check_finite(train.files + test.files)
-    rows = next(iter_rows(train.files, STATISTICS_ROWS))
+    event_frames = _frames(schema, train.files[0], data or DataConfig(), T)
+    rows = next(iter_rows(train.files, STATISTICS_FRAMES if event_frames else STATISTICS_ROWS))
     x = decode(rows.column("image"), rows.column("id").to_numpy())
-    axes = (0, 2, 3) if x.ndim == 4 else None
-    mean, std = np.atleast_1d(x.mean(axes, np.float64)), np.atleast_1d(x.std(axes, dtype=np.float64))
+    if isinstance(x, EventBatch):
+        assert event_frames is not None
+        x = event_frames.batch(x)
+    mean, std = _statistics(x)
     manifest = Path(folder) / "manifest.json"
-    if manifest.exists():
+    if manifest.exists() and event_frames is None:
         stored = read_json(manifest).get("statistics", {})
         mean = np.asarray(stored.get("mean", mean), np.float64)
         std = np.asarray(stored.get("std", std), np.float64)
     return DatasetInfo(
-        input_shape=x.shape[1:],
+        input_shape=x.shape[2:] if x.ndim == 5 else x.shape[1:],
         num_classes=num_classes,
         class_names=tuple(names) or tuple(str(k) for k in range(num_classes)),
         mean=tuple(float(v) for v in mean),
         std=tuple(float(v) or 1.0 for v in std),
+        frames=event_frames,
+        timesteps=x.shape[1] if x.ndim == 5 and event_frames is None else None,
     )
+
+
+def _frames(schema: pa.Schema, file: str, data: DataConfig, T: int) -> Frames | None:
+    if not is_events(schema.field("image").type):
+        return None
+    sensor = Sensor.of(schema)
+    if sensor is None:
+        raise UserError(file, "its schema metadata do not tell the sensor_size; ingest the recordings again")
+    by, size = data.frames.by, data.frames.size
+    return Frames.of(sensor, T=T, by=by, size=size, where="data.frames.size")
+
+
+def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per channel; frames keep their zeros, so their mean counts as 0."""
+    if x.ndim == 5:
+        scale = np.sqrt(np.square(x, dtype=np.float64).mean((0, 1, 3, 4)))
+        return np.zeros_like(scale), scale
+    axes = (0, 2, 3) if x.ndim == 4 else None
+    return np.atleast_1d(x.mean(axes, np.float64)), np.atleast_1d(x.std(axes, dtype=np.float64))
 
 
 def iter_rows(files: tuple[str, ...], batch_rows: int) -> Iterator[pa.Table]:
@@ -181,9 +222,10 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
     if not pa.types.is_integer(schema.field("label").type):
         raise UserError(file, f"column 'label' is {schema.field('label').type}; it must be an integer")
     kind = schema.field("image").type
-    if not (is_encoded(kind) or is_numeric(kind)):
+    if not (is_encoded(kind) or is_numeric(kind) or is_events(kind)):
         raise UserError(
-            file, f"column 'image' is {kind}; it must hold encoded images (bytes) or lists of numbers"
+            file,
+            f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events",
         )
     if expected is not None and schema.field("image").type != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
@@ -200,6 +242,7 @@ def _check_finite(files: tuple[str, ...]) -> None:
             ):
                 ids = rows.column("id").to_numpy()
                 x = decode(rows.column("image"), ids)
+                assert isinstance(x, np.ndarray)
                 bad = ids[~np.isfinite(x).all(1)]
                 raise UserError(file, f"column 'image' is NaN or infinite at id {bad[0]}")
 

@@ -1,7 +1,8 @@
 """Arrow image columns to uint8 or float arrays.
 
-Accepted columns: a struct with ``bytes`` (the Hugging Face image layout), binary (an encoded image),
-or numbers (a list of floats or integers per row, one feature vector).
+Accepted columns: a struct with ``bytes`` (the Hugging Face image layout), binary (an encoded image, or an
+array as `pipelines.data.raw` packs it), numbers (a list of floats or integers per row, one feature vector),
+or recordings of events (`pipelines.data.events`).
 """
 
 import io
@@ -9,7 +10,12 @@ import io
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data import raw
+from pipelines.data.events import EventBatch, from_arrow, is_events
 from pipelines.errors import UserError
+
+Examples = np.ndarray | EventBatch
+"""Decoded examples of a batch."""
 
 
 def is_encoded(kind: pa.DataType) -> bool:
@@ -23,8 +29,11 @@ def is_numeric(kind: pa.DataType) -> bool:
     return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
-def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> np.ndarray:
-    """One array for all rows: images ``[B, C, H, W]`` uint8, or features ``[B, N]`` float32.
+def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> Examples:
+    """One value for all rows.
+
+    Images are ``[B, C, H, W]`` uint8, cached event frames ``[B, T, C, H, W]`` uint8 or uint16, features
+    ``[B, N]`` float32, recordings an `EventBatch`.
 
     Args:
         column: the image column.
@@ -37,10 +46,14 @@ def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> np.ndarray:
         column = column.combine_chunks()
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    if is_events(column.type):
+        return from_arrow(column)
     if not is_encoded(column.type):
         return _features(column, ids)
     if pa.types.is_struct(column.type):
         column = column.field("bytes")
+    if (rows := raw.unpack_rows(column)) is not None:
+        return rows
     images = [_image(value.as_py(), int(i)) for value, i in zip(column, ids, strict=True)]
     return _stack(images, ids)
 
@@ -63,19 +76,33 @@ def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
 
 
 def _image(data: bytes | None, example: int) -> np.ndarray:
+    try:
+        return decode_image(data or b"")
+    except ValueError as error:
+        raise UserError("image", f"id {example} cannot be decoded ({error})") from None
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """One encoded image (or packed array) as an array, images ``[C, H, W]`` with 1 or 3 channels.
+
+    Raises:
+        ValueError: it is not one, or is cut short.
+    """
+    if data.startswith(raw.MAGIC):
+        return raw.unpack(data)
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data or b"")) as image:
+        with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError("image", f"id {example} cannot be decoded ({error})") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:
     size = max((image.shape for image in images), key=lambda s: s[0])
-    batch = np.empty((len(images), *size), np.uint8)
+    batch = np.empty((len(images), *size), np.result_type(*{image.dtype for image in images}))
     for row, image in enumerate(images):
         if image.shape[1:] != size[1:]:
             raise UserError(

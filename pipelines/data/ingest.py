@@ -144,7 +144,9 @@ def _write_split(output: Path, split: SourceSplit, statistics: "_Statistics | No
         for k, n in zip(*np.unique(labels.to_numpy(), return_counts=True), strict=True):
             classes[int(k)] = classes.get(int(k), 0) + int(n)
         if statistics is not None:
-            statistics.add(decode(table.column("image"), ids))
+            x = decode(table.column("image"), ids)
+            assert isinstance(x, np.ndarray)
+            statistics.add(x)
         files.append(
             {
                 "path": path.name,

@@ -144,7 +144,7 @@ class _Trainer:
         self.engine, self.train = worker.engine, phase.train
         self.scoring = scoring
         self.loss = LOSSES[phase.train.loss]
-        self.scorer = None
+        self.scorer: ExampleScorer | None = None
         if scoring is not None and in_training:
             self.scorer = replace(scoring, timesteps=None).scorer(worker.model)
 
@@ -259,11 +259,16 @@ class _Trainer:
             ids, weights = order.batch(step)
             x, y = rows.get(ids)
             labels = torch.from_numpy(y).to(device)
-            recording = self.scorer.recording() if self.scorer is not None else nullcontext()
-            with recording:
-                logits_TBK = self.module(self.worker.inputs(x, device))
+            inputs = self.worker.inputs
+            free = self.scorer is not None and inputs.augmentation is None
+            with self.scorer.recording() if self.scorer is not None and free else nullcontext():
+                logits_TBK = self.module(inputs.training(x, ids, epoch, device))
             if self.scorer is not None:  # before the step changes the weights that made the spikes
-                seen.append((ids[weights > 0], self._scores(self.scorer, logits_TBK, labels, weights)))
+                if free:
+                    found = self.scorer.from_recording(logits_TBK.detach(), labels)
+                else:  # a pass of its own: the example as it is, not as training changed it
+                    found = self.scorer.score(inputs(x, device), labels)
+                seen.append((ids[weights > 0], self._scores(found, weights)))
             losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
             weighted = (torch.from_numpy(weights).to(device) * losses).sum()
             fraction = (epoch + step / order.steps) / self.train.epochs
@@ -283,12 +288,9 @@ class _Trainer:
             self.engine.book.observe(ids, scores, epoch, "train")
         return float(self.engine.sum(total))
 
-    def _scores(
-        self, scorer: ExampleScorer, logits_TBK: torch.Tensor, labels: torch.Tensor, weights: np.ndarray
-    ) -> np.ndarray:
+    def _scores(self, found: dict[str, torch.Tensor], weights: np.ndarray) -> np.ndarray:
         assert self.scoring is not None
-        scores = scorer.from_recording(logits_TBK.detach(), labels)[self.scoring.scores[0]]
-        return scores.float().cpu().numpy()[weights > 0]
+        return found[self.scoring.scores[0]].float().cpu().numpy()[weights > 0]
 
 
 class _Clock:

@@ -8,31 +8,59 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo
-from pipelines.data.decode import decode
+from pipelines.data.decode import Examples, decode
+from pipelines.data.events import EventBatch
+from pipelines.data.frames import Frames
 from snn.coding import direct
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Decoded examples to currents: normalised per channel, presented for ``T`` timesteps."""
+    """Decoded examples to currents: normalised per channel, for ``T`` timesteps.
+
+    Images and features are presented at every timestep, frames one by one; recordings become frames here.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     T: int
+    frames: Frames | None = None
+    augmentation: Augmentation | None = None
 
     @classmethod
-    def of(cls, info: DatasetInfo, T: int) -> "Inputs":
+    def of(cls, info: DatasetInfo, T: int, augmentation: Augmentation | None = None) -> "Inputs":
         """For a dataset's statistics."""
-        return cls(info.mean, info.std, T)
+        return cls(info.mean, info.std, T, info.frames, augmentation or None)
 
-    def __call__(self, x_B: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """``[B, C, H, W]`` (or ``[B, N]``) to currents ``[T, B, ...]``, float32."""
-        x = torch.from_numpy(x_B).to(device, torch.float32)
-        axes = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 2 else (1, -1)
-        mean = torch.tensor(self.mean, device=device).view(axes)
-        std = torch.tensor(self.std, device=device).view(axes)
-        return direct((x - mean) / std, self.T)
+    def __call__(self, x_B: Examples, device: torch.device | str = "cpu") -> Tensor:
+        """Images, features, frames (see `decode`) or recordings to currents ``[T, B, ...]``, float32."""
+        return self._over_time(self._normalised(self._tensor(x_B, device)))
+
+    def training(
+        self, x_B: Examples, ids: np.ndarray, epoch: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """As `__call__`, augmented: what training sees of the examples ``ids`` in an epoch."""
+        if self.augmentation is None:
+            return self(x_B, device)
+        x = self.augmentation.move(self._tensor(x_B, device), ids, epoch)
+        return self._over_time(self.augmentation.erase(self._normalised(x), ids, epoch))
+
+    def _tensor(self, x_B: Examples, device: torch.device | str) -> Tensor:
+        if isinstance(x_B, EventBatch):
+            assert self.frames is not None
+            x_B = self.frames.batch(x_B)
+        return torch.from_numpy(x_B).to(device, torch.float32)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        axes = (-1, 1, 1) if x.ndim > 2 else (-1,)
+        mean = torch.tensor(self.mean, device=x.device).view(axes)
+        std = torch.tensor(self.std, device=x.device).view(axes)
+        return (x - mean) / std
+
+    def _over_time(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1) if x.ndim == 5 else direct(x, self.T)
 
 
 class Rows:
@@ -48,7 +76,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def get(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def get(self, ids: np.ndarray) -> tuple[Examples, np.ndarray]:
         """Decoded examples ``[B, ...]`` and labels int64 ``[B]``, in the order of ``ids`` (repeats allowed).
 
         Raises:
@@ -67,7 +95,7 @@ class Rows:
         images = self._images.take(pa.array(at))
         return Rows(pa.table({"id": self.ids[at], "image": images, "label": self._labels[at]}))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Examples, np.ndarray]]:
         """Ids, decoded examples and labels in ascending order of the ids."""
         for start in range(0, len(self), batch_size):
             ids = self.ids[start : start + batch_size]

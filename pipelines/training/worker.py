@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.config import Config
+from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
@@ -118,7 +119,9 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         spec=spec,
         engine=engine,
         model=make_network(spec.config.model, spec.info, spec.config.seed).to(engine.device),
-        inputs=Inputs.of(spec.info, spec.config.model.T),
+        inputs=Inputs.of(
+            spec.info, spec.config.model.T, Augmentation(spec.config.data.augment, spec.config.seed)
+        ),
     )
     if resume is not None:
         worker.progress = checkpoint.load_progress(resume)
