@@ -1,0 +1,269 @@
+"""What the pipeline costs: Ray against one plain process, and achieved against theoretical speed-up.
+
+    python -m benchmarks.pipeline_overhead [--cases engines ratios overlap] [--rows 4000] [--output FILE.json]
+    python -m benchmarks.pipeline_overhead --summary FILE.json
+
+A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product itself. Cases:
+
+- engines: the same full epochs in one plain process and under Ray with one worker, one after the other;
+- ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
+  same run: with in-train scores, with a half-timestep pass every fourth epoch, and (r = 0.5) with a full pass
+  every epoch;
+- overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
+  alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe).
+
+The first epoch of every run loads and compiles, and is left out. Training time is an epoch without
+validation and diagnosis. Batch norm is re-estimated on four times the share of the slice that the default
+is of 50,000 examples: it does not shrink with the pruning ratio. Finished runs are kept in FILE.jsonl: the
+same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import cifar16
+from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, ModelConfig, TrainConfig
+from pipelines.data.files import write_json
+from pipelines.run import run
+from pipelines.run_folder import read_metrics
+
+RATIOS = (0.3, 0.5, 0.7)
+APART = ("evaluate", "diagnose")  # validation and measurements are not training
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run; ``warmup`` and ``anneal`` full epochs surround ``pruned`` ones."""
+
+    case: str
+    mode: str
+    repeat: int = 0
+    ratio: float = 0.0
+    workers: int = 1
+    warmup: int = 1
+    pruned: int = 2
+    anneal: int = 1
+
+
+def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
+    """The runs of the named cases, alternatives side by side."""
+    found = []
+    if "engines" in names:
+        for repeat in range(repeats):
+            found += [
+                Case("engines", engine, repeat, ratio=0.9, warmup=0, pruned=1, anneal=2)
+                for engine in ("local", "ray")
+            ]
+    if "ratios" in names:
+        for ratio in RATIOS:
+            found.append(Case("ratios", "in-train scores", ratio=ratio, workers=workers))
+            found.append(Case("ratios", "half-T pass every 4", ratio=ratio, workers=workers, pruned=4))
+        found.append(Case("ratios", "full pass every epoch", ratio=0.5, workers=workers))
+    if "overlap" in names:
+        found += [
+            Case("overlap", mode, ratio=0.5, pruned=3) for mode in ("in-train scores", "overlapped scores")
+        ]
+    return found
+
+
+def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
+    """Train once; the epochs' records, condensed."""
+    engines = one.case == "engines"
+    overlap = one.mode == "overlapped scores"
+    every = {"half-T pass every 4": 4, "full pass every epoch": 1, "overlapped scores": 1}.get(one.mode, 0)
+    config = Config(
+        name=f"{one.case}-{os.getpid()}",
+        storage=str(folder / "runs"),
+        seed=one.repeat,
+        data=DataConfig(path=str(folder / "data")),
+        model=ModelConfig(name="vgg6", T=4),
+        train=TrainConfig(
+            epochs=one.warmup + one.pruned + one.anneal,
+            batch_size=32,
+            norm_examples=max(options.rows * 4 * 1024 // 50_000, 64),
+        ),
+        examples=ExamplesConfig(
+            policy="random" if engines else "sadp",
+            ratio=one.ratio,
+            warmup_epochs=one.warmup,
+            anneal_epochs=one.anneal,
+            rescore_every=every,
+            score_timesteps=2 if one.mode.startswith("half-T") else None,
+            overlap=overlap,
+            diagnose_every=1 if one.case == "overlap" else 0,
+            diagnose_examples=128,
+        ),
+        cluster=ClusterConfig(engine="local" if one.mode == "local" else "ray", workers=one.workers),
+    )
+    done = run(config, "train", console=Console(quiet=True))
+    records = read_metrics(done)
+    shutil.rmtree(done)
+    keep = ("epoch", "examples", "rescored", "rescored_ahead", "seconds", "cpu_seconds", "diagnosis")
+    epochs = [{k: r[k] for k in keep if k in r} for r in records]
+    return {**asdict(one), "rows": options.rows, "load_after": os.getloadavg()[0], "epochs": epochs}
+
+
+# What the records say.
+
+
+def training(record: Row, clock: str = "seconds") -> float:
+    """An epoch's time without validation and measurements."""
+    times = record[clock]
+    return times["total"] - sum(times.get(part, 0.0) for part in APART)
+
+
+def tables(rows: list[Row]) -> str:
+    """Markdown for whatever was measured."""
+    parts = [_engines(rows), _ratios(rows), _overlap(rows)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def _of(rows: list[Row], case: str) -> list[Row]:
+    return [r for r in rows if r["case"] == case]
+
+
+def _engines(rows: list[Row]) -> str:
+    found = _of(rows, "engines")
+    if not found:
+        return ""
+    lines = [
+        "### Ray against one plain process, full epochs",
+        "| engine | wall s an epoch | CPU s of the worker | outside steps and norm, wall s | images per s |",
+        "|---|---|---|---|---|",
+    ]
+    wall, cpu, apart = {}, {}, {}
+    for mode in ("local", "ray"):
+        epochs = [e for r in found if r["mode"] == mode for e in r["epochs"][1:]]
+        wall[mode] = statistics.median(training(e) for e in epochs)
+        cpu[mode] = statistics.median(training(e, "cpu_seconds") for e in epochs)
+        apart[mode] = statistics.median(
+            training(e) - e["seconds"]["train"] - e["seconds"]["norm"] for e in epochs
+        )
+        rate = epochs[0]["examples"] / wall[mode]
+        lines.append(f"| {mode} | {wall[mode]:.1f} | {cpu[mode]:.1f} | {apart[mode]:.2f} | {rate:.1f} |")
+    n = found[0]["rows"]
+    extra = apart["ray"] - apart["local"]
+    most, least = extra / wall["local"], extra / wall["local"] * n / 50_000
+    lines.append(
+        f"\nRay over local: wall {wall['ray'] / wall['local']:.3f}, "
+        f"worker's CPU {cpu['ray'] / cpu['local']:.3f}. "
+        f"Outside the steps Ray adds {extra:.2f} s an epoch of {n:,} rows. For 50,000 rows this predicts "
+        f"{least:.2%} (were it all per epoch) to {most:.2%} (were it all per row)."
+    )
+    return "\n".join(lines)
+
+
+def _ratios(rows: list[Row]) -> str:
+    found = _of(rows, "ratios")
+    if not found:
+        return ""
+    lines = [
+        "### Achieved over theoretical speed-up",
+        "| scores | r | full epoch s | pruned epoch s | achieved | theoretical 1 / (1 - r) "
+        "| achieved / theoretical | pass, share of a full epoch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in found:
+        n = r["rows"]
+        full = statistics.median(training(e) for e in r["epochs"][1:] if e["examples"] == n)
+        pruned = [e for e in r["epochs"][1:] if e["examples"] < n]
+        mean = statistics.mean(training(e) for e in pruned)
+        kept = statistics.mean(e["examples"] for e in pruned) / n
+        passes = [e["seconds"]["score"] for e in pruned if e["rescored"]]
+        cost = f"{statistics.mean(passes) / full:.3f}" if passes else ""
+        lines.append(
+            f"| {r['mode']} | {r['ratio']} | {full:.1f} | {mean:.1f} | {full / mean:.2f} | {1 / kept:.2f} "
+            f"| **{full / mean * kept:.3f}** | {cost} |"
+        )
+    return "\n".join(lines)
+
+
+def _overlap(rows: list[Row]) -> str:
+    found = {r["mode"]: r for r in _of(rows, "overlap")}
+    if len(found) < 2:
+        return ""
+    lines = [
+        "### Scoring beside training, r = 0.5",
+        "| scores | pruned epoch s | of it waiting for scores | variance over the oracle's, per epoch |",
+        "|---|---|---|---|",
+    ]
+    times, variances = {}, {}
+    for mode, r in found.items():
+        pruned = [e for e in r["epochs"][1:] if e["examples"] < r["rows"]]
+        times[mode] = statistics.median(training(e) for e in pruned)
+        wait = statistics.median(e["seconds"]["wait"] for e in pruned)
+        variances[mode] = [e["diagnosis"]["variance_ratio"] for e in pruned if e.get("diagnosis")]
+        shown = ", ".join(f"{v:.3f}" for v in variances[mode])
+        lines.append(f"| {mode} | {times[mode]:.1f} | {wait:.1f} | {shown} |")
+    a, b = "overlapped scores", "in-train scores"
+    # The last pruned epochs: the first ones draw by scores of the same age in both.
+    lines.append(
+        f"\nOverlapped over in-train: length of an epoch {times[a] / times[b]:.3f}, "
+        f"variance in the last pruned epoch {variances[a][-1] / variances[b][-1]:.3f}."
+    )
+    return "\n".join(lines)
+
+
+def about(arguments: list[str]) -> Row:
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.pipeline_overhead", *arguments]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{name}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "ray", "numpy", "pyarrow")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "overlap"])
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=1, help="of the engines, alternating")
+    parser.add_argument("--workers", type=int, default=2, help="of the ratios")
+    parser.add_argument("--output", type=Path, default=Path("runs/pipeline_overhead.json"))
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="print a result's tables and stop")
+    options = parser.parse_args()
+    if options.summary:
+        print(tables(json.loads(options.summary.read_text())["rows"]))
+        return
+    journal = options.output.with_suffix(".jsonl")
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    done = {(r["case"], r["mode"], r["ratio"], r["repeat"]) for r in rows}
+    with tempfile.TemporaryDirectory() as work:
+        cifar16.write(Path(work) / "data", train_rows=options.rows, test_rows=64, side=32)
+        for one in cases(options.cases, options.repeats, options.workers):
+            if (one.case, one.mode, one.ratio, one.repeat) in done:
+                continue
+            started = time.monotonic()
+            rows.append(execute(one, options, Path(work)))
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            with journal.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            took = time.monotonic() - started
+            print(f"{one.case}, {one.mode}, r = {one.ratio}: {took:.0f} s", flush=True)
+    write_json(options.output, {"about": about(sys.argv[1:]), "rows": rows})
+    print(tables(rows))
+
+
+if __name__ == "__main__":
+    main()
