@@ -8,7 +8,7 @@ export UV_LINK_MODE := copy
 # Cached bytecode halves the start of every Ray process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint types bench pins clean
+.PHONY: demo test test-all lint types bench docs pins clean
 
 demo: $(READY)
 	$(BIN)/spikeprune data ingest --source digits --output data/digits
@@ -30,6 +30,9 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet --site-dir build/site
 
 # The tested set of versions, with hashes and without any index address.
 pins: $(READY)

@@ -1,6 +1,8 @@
 """Code and commands in the README and the docs run as written."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,26 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_plain_loop_learns_and_survives_pruning() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/plain_pytorch.py"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(a) for a in re.findall(r"accuracy (0\.\d+)", done.stdout)]
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.9
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Aborted" not in done.stderr
+    assert (tmp_path / "site" / "concepts" / "index.html").exists()
