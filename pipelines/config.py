@@ -44,6 +44,11 @@ CriterionName = Literal[
 ]
 
 
+def is_own(name: str) -> bool:
+    """Whether a model's or policy's name is ``module:attribute`` of a user's own."""
+    return ":" in name
+
+
 def _check(ok: bool, where: str, value: Any, allowed: str) -> None:
     if not ok:
         raise UserError(where, f"{value!r} is not possible; it must be {allowed}")
@@ -104,12 +109,15 @@ class DataConfig:
 class ModelConfig:
     """The spiking network."""
 
-    name: ModelName = "mlp"
-    """Architecture, from mlp (fully connected) and convnet (small strided convolutions) to deep ones."""
+    name: ModelName | str = "mlp"
+    """Architecture, from mlp (fully connected) and convnet (small strided convolutions) to deep ones; or
+    package.module:attribute of your own."""
     hidden: tuple[int, ...] | None = None
     """Widths of the fully connected spiking layers; the architecture's own when not given."""
     channels: tuple[int, ...] | None = None
     """Channels of the convolutions (convnet, VGG), in order; the architecture's own when not given."""
+    options: dict[str, Any] | None = None
+    """Further arguments of the architecture, by name: {width: 64}."""
     T: int = 4
     """Timesteps per example."""
     beta: float = 0.5
@@ -184,9 +192,9 @@ class TrainConfig:
 class ExamplesConfig:
     """Which examples each epoch trains on."""
 
-    policy: PolicyName = "sadp"
+    policy: PolicyName | str = "sadp"
     """full (all examples), random (uniform, drawn anew each epoch), sadp (by spike-aware
-    importance), or a rival."""
+    importance), a rival, or package.module:attribute of your own."""
     ratio: float = 0.5
     """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""
     alpha: float = 0.1
@@ -349,6 +357,9 @@ class Config:
     """Keys initial weights, subsets and their order."""
     baseline: Literal["none", "full"] = "none"
     """full also trains on all data first, for comparison."""
+    code: str | None = None
+    """Folder of your own modules, where model.name or examples.policy names one as module:attribute;
+    the config file's own folder when not given."""
     data: DataConfig = field(default_factory=DataConfig)
     """Examples."""
     model: ModelConfig = field(default_factory=ModelConfig)

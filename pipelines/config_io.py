@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from pipelines.config import Config, field_paths
+from pipelines.config import Config, field_paths, is_own
 from pipelines.errors import UserError
 
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
@@ -35,9 +35,12 @@ def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
 def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Tree:
     """As `load_config`, for a tree with more branches than a run's."""
     tree = _read(Path(path)) if path is not None else {}
+    beside = Path(path).absolute().parent if path is not None else Path.cwd()
+    if isinstance(tree.get("code"), str):
+        tree["code"] = str(beside / tree["code"])
     parsed = {k: _parse(k, v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
     _override(tree, parsed)
-    return _build(cls, tree, "")
+    return _with_code(_build(cls, tree, ""), beside)
 
 
 def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
@@ -48,7 +51,14 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
     """
     tree = _plain(asdict(config))
     _override(tree, values)
-    return _build(type(config), tree, "")
+    return _with_code(_build(type(config), tree, ""), Path.cwd())
+
+
+def _with_code(config: Tree, beside: Path) -> Tree:
+    """Say where own modules are, if there are any, so that another current folder changes nothing."""
+    if is_own(config.model.name) or is_own(config.examples.policy):
+        config.code = str(Path(config.code).absolute() if config.code else beside)
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -162,6 +172,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:  # whoever reads it checks it
         return value
     origin, args = get_origin(hint), get_args(hint)
+    if str in args and any(get_origin(a) is Literal for a in args) and isinstance(value, str):
+        if is_own(value):
+            return _own_name(value, where)
+        return _convert(next(a for a in args if get_origin(a) is Literal), value, where)
     if origin in (Union, types.UnionType):
         inner = next(a for a in args if a is not type(None))
         return None if value is None else _convert(inner, value, where)
@@ -173,6 +187,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 where, f"{value!r} is unknown; choose one of {', '.join(map(str, args))}{hint_text}"
             )
         return value
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(k, str) and k.isidentifier() for k in value):
+            raise UserError(
+                where, f"{value!r} is not possible; it must be names with values, as {{width: 64}}"
+            )
+        return {k: _plain(v) for k, v in value.items()}
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(args[0], item, where) for item in items)
@@ -187,6 +207,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(where, f"{value!r} is not possible; it must be {_TYPE_NAMES[hint]}")
+    return value
+
+
+def _own_name(value: str, where: str) -> str:
+    module, _, attribute = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise UserError(
+            where, f"{value!r} is not possible; a model or policy of your own is package.module:attribute"
+        )
     return value
 
 

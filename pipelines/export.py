@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import inspect
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,17 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from pipelines.config import is_own
 from pipelines.config_io import load_config
 from pipelines.data.dataset import iter_rows
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
+from pipelines.own_code import keep_copy, use_own_code
 from pipelines.preflight import check_data, check_storage
-from pipelines.run_folder import CONFIG, read_config, read_metrics
+from pipelines.run_folder import CODE, CONFIG, read_config, read_metrics
 from pipelines.training.rows import Inputs, Rows
 from pruning.weights.compaction import Compaction, compact
 from pruning.weights.masks import Masks
 from snn.interchange import Architecture, load_checkpoint, save_checkpoint
-from snn.models import SpikingNetwork
+from snn.models import SpikingNetwork, function_of
 
 CHECKED_EXAMPLES = 256
 """Test examples on which a compacted network must give the same outputs."""
@@ -107,6 +110,7 @@ def export(
     phase, checkpoint = _last(run)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError("--output", f"{output} exists; name a new folder")
+    code = use_own_code(read_config(run))
     model, architecture = load_checkpoint(checkpoint)
     model.eval()
     masks = _masks(run, model) if phase != "train" else None
@@ -127,6 +131,9 @@ def export(
 
         names.append("model.nir")
         write_beside(output / names[-1], lambda p: package.write(p, graph))
+    if code is not None and code.files:
+        keep_copy(code, output / CODE)
+        names += [f"{CODE}/{name}" for name in code.files]
     names += ["layers.csv", "layers.json"]
     write_beside(output / "layers.csv", lambda p: p.write_text(_csv(rows)))
     write_json(output / "layers.json", _json(run, phase, rows, small))
@@ -187,6 +194,9 @@ def _masks(run: Path, model: SpikingNetwork) -> Masks:
 def _compacted(
     run: Path, model: SpikingNetwork, architecture: Architecture, overrides: Mapping[str, str]
 ) -> Compacted:
+    name = architecture["name"]
+    if is_own(name) and "hidden" not in inspect.signature(function_of(name)).parameters:
+        raise UserError("--compact", f"{name} takes no widths (hidden, channels) to rebuild a smaller one by")
     try:
         small = compact(model)
     except ValueError as error:

@@ -4,12 +4,14 @@ import inspect
 from typing import Any
 
 import torch
+from torch import nn
 
-from pipelines.config import ModelConfig
+from pipelines.config import ModelConfig, is_own
 from pipelines.data.dataset import DatasetInfo
 from pipelines.errors import UserError
 from snn.interchange import build_described, describe
-from snn.models import MODELS, SpikingNetwork
+from snn.layers import Synapses
+from snn.models import SpikingNetwork, function_of
 from snn.neurons import NeuronParameters
 from snn.surrogate import Surrogate
 
@@ -20,12 +22,16 @@ def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
     Raises:
         UserError: a size that the architecture does not have.
     """
-    accepted = inspect.signature(MODELS[model.name]).parameters
-    options = {}
+    accepted = inspect.signature(function_of(model.name)).parameters
+    options = dict(model.options or {})
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for name in options:
+        if (name not in accepted and not open_ended) or name in ("input_shape", "num_classes", "neuron"):
+            raise UserError("model.options", f"{model.name} takes no {name!r}")
     for name in ("hidden", "channels"):
         if (value := getattr(model, name)) is None:
             continue
-        if name not in accepted:
+        if name not in accepted and not open_ended:
             raise UserError(f"model.{name}", f"{value} does not apply: {model.name} has no such layers")
         options[name] = value
     neuron = NeuronParameters(
@@ -59,3 +65,40 @@ def make_network(model: ModelConfig, info: DatasetInfo, seed: int) -> SpikingNet
             return build_described(spec)
         except ValueError as error:
             raise UserError("model", f"{error} (the data has shape {info.input_shape})") from None
+        except Exception as error:
+            if not is_own(model.name):
+                raise
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError("model.name", f"{model.name} failed: {told}") from error
+
+
+def check_own_network(model: ModelConfig, network: nn.Module, info: DatasetInfo) -> None:
+    """That a network of a user's own is what training, scoring and pruning work on.
+
+    Raises:
+        UserError: what it lacks.
+    """
+    name = model.name
+    for part in ("synapses", "readout"):
+        if not hasattr(network, part):
+            raise UserError("model.name", f"{name} has no {part!r}; derive it from snn.models.SpikingNetwork")
+    synapses: Any = network.synapses() if callable(network.synapses) else None
+    if not synapses or not all(isinstance(s, Synapses) for s in synapses):
+        raise UserError("model.name", f"{name}.synapses() must list snn.layers.Synapses, the head last")
+    x_TB = torch.zeros(model.T, 2, *info.input_shape)
+    mode = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(x_TB)
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise UserError(
+            "model.name", f"{name} does not run on input of shape {tuple(x_TB.shape)}: {told}"
+        ) from error
+    network.train(mode)
+    wanted = (model.T, 2, info.num_classes)
+    if tuple(logits.shape) != wanted:
+        raise UserError(
+            "model.name", f"{name} gives {tuple(logits.shape)}; logits must be (T, B, K) = {wanted}"
+        )

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from pipelines.config import Config
+from pipelines.config import Config, is_own
 from pipelines.data.dataset import DatasetInfo, Split, describe, read_split
 from pipelines.errors import UserError
-from pipelines.networks import make_network
+from pipelines.networks import check_own_network, make_network
+from pipelines.own_code import use_own_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,14 @@ def check_data(config: Config) -> CheckedData:
     Raises:
         UserError: what is wrong with the data, or with the model for this data.
     """
+    use_own_code(config)
     data = config.data
     train, test = read_split(data.path, data.train_split), read_split(data.path, data.test_split)
     info = describe(train, test, data.path, data, config.model.T)
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
+    if is_own(config.model.name):
+        check_own_network(config.model, network, info)
     if train.num_examples < 2 * config.cluster.workers:
         raise UserError(
             train.files[0],

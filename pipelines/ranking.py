@@ -17,6 +17,7 @@ from pipelines.data.dataset import describe, iter_rows, read_split
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture
+from pipelines.own_code import use_own_code
 from pipelines.scoring import Scoring, score_table, stream_scores
 from pipelines.training.rows import Inputs
 from pruning.examples.scores import SCORES
@@ -55,6 +56,7 @@ def rank(
     for name in names:
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
+    use_own_code(config)
     train = read_split(config.data.path, config.data.train_split)
     scored = train if split is None else read_split(config.data.path, split)
     info = describe(train, scored, config.data.path, config.data, config.model.T)

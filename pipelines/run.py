@@ -10,9 +10,10 @@ from cluster.connect import connect, local_cpus
 from pipelines.config import Config
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
+from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.preflight import check_cluster, check_data, check_storage
 from pipelines.progress import TrainingProgress
-from pipelines.run_folder import CONFIG, check_run, create_run, read_config, run_path
+from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, phases_of
 
@@ -44,7 +45,11 @@ def run(
     folder = run_path(config)
     if config.cluster.engine == "ray" and config.cluster.address is None:
         check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
+    if config.cluster.engine == "ray":
+        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
     check_run(config, resume=resume)
+    code = use_own_code(config)
+    check_unchanged(code, folder / CODE)
     checked = check_data(config)
     check_storage(folder.parent)
     phases = phases_of(config, command)
@@ -62,13 +67,14 @@ def run(
             from pipelines.training.local import train_locally as launch
         from pipelines.training.worker import RunSpec
 
-        create_run(config, sys.argv)
+        create_run(config, sys.argv, code)
         spec = RunSpec(
             config=config,
             info=checked.info,
             phases=phases,
             folder=str(folder),
             ids=checked.train.ids,
+            code=code,
             initial=None if initial is None else str(initial.absolute()),
         )
         watch = stack.enter_context(TrainingProgress(phases, console))

@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +15,16 @@ from pipelines.config import Config
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
+from pipelines.own_code import OwnCode, keep_copy
 
 CONFIG = "config.yaml"
+CODE = "code"
 PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
-FREE_TO_CHANGE = ("cluster.address", "storage")  # on resuming: they change where a run is, not what it is
+FREE_TO_CHANGE = (
+    "cluster.address",
+    "storage",
+    "code",
+)  # on resuming: they change where a run is, not what it is
 
 
 def check_run(config: Config, *, resume: bool) -> None:
@@ -40,11 +46,15 @@ def check_run(config: Config, *, resume: bool) -> None:
         raise UserError("name", f"{folder} exists and is not a run; choose another --name")
 
 
-def create_run(config: Config, command: list[str]) -> None:
-    """The folder of a new run, with its config and provenance; an existing run is left as it is."""
+def create_run(config: Config, command: list[str], code: OwnCode | None = None) -> None:
+    """The folder of a new run, with its config, its user's code and its provenance; an existing run is
+    left as it is."""
     folder = run_path(config)
     if not (folder / CONFIG).exists():
         write_json(folder / "provenance.json", _provenance(config, command))
+        if code is not None and code.files:
+            keep_copy(code, folder / CODE)
+            config = replace(config, code=CODE)
         write_beside(folder / CONFIG, lambda p: p.write_text(dump_config(config)))
 
 

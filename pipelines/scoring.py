@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from cluster.connect import quiet_data
+from pipelines import own_code
 from pipelines.config import LossName
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
@@ -122,7 +123,7 @@ def _scored(
     import ray
 
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    job = ray.put((architecture, weights, scoring, ids))
+    job = ray.put((architecture, weights, scoring, ids, own_code.active()))
     return dataset.map_batches(
         _score_block,
         fn_kwargs={"job": [job], "key": job.hex()},
@@ -147,7 +148,8 @@ def _load_job(ref: Any, key: str) -> tuple[SpikingNetwork, Scoring, np.ndarray |
     if _cached is None or _cached[0] != key:
         import ray
 
-        architecture, weights, scoring, ids = ray.get(ref)
+        architecture, weights, scoring, ids, code = ray.get(ref)
+        own_code.activate(code)
         tune_allocator()
         torch.set_num_threads(1)
         model = build_described(architecture)

@@ -29,6 +29,7 @@ from cluster.connect import quiet_data
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
 from pipelines.networks import architecture
+from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import Scoring, score_dataset, select
 from pipelines.training.engine import Shared
 from pipelines.training.loop import run_phases
@@ -47,7 +48,8 @@ PROGRESS_SECONDS = 0.2
 class BookActor(ScoreBook):
     """The score book as an actor, which also keeps each epoch's latest progress event."""
 
-    def __init__(self, present: np.ndarray) -> None:
+    def __init__(self, present: np.ndarray, code: OwnCode | None) -> None:
+        activate(code)
         super().__init__(present)
         self._events: dict[tuple[object, object], dict[str, object]] = {}
         self._mistake: tuple[str, str] | None = None
@@ -166,7 +168,14 @@ class RayEngine:
         ref = (
             ray.remote(_score_beside)
             .options(num_cpus=0)
-            .remote(self._job.train, weights, architecture(spec.config.model, spec.info), ids, scoring)
+            .remote(
+                self._job.train,
+                weights,
+                architecture(spec.config.model, spec.info),
+                ids,
+                scoring,
+                spec.code,
+            )
         )
         return lambda: ray.get(ref)
 
@@ -255,7 +264,7 @@ def train_on_datasets(
     book: Any = (
         ray.remote(BookActor)
         .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{os.getpid()}")
-        .remote(present)
+        .remote(present, spec.code)
     )
     job = Job(spec=spec, train=train, test=test, book=book)
     trainer = TorchTrainer(
@@ -296,9 +305,15 @@ def train_on_datasets(
 
 
 def _score_beside(
-    dataset: Any, weights: dict[str, Tensor], architecture: dict[str, Any], ids: np.ndarray, scoring: Scoring
+    dataset: Any,
+    weights: dict[str, Tensor],
+    architecture: dict[str, Any],
+    ids: np.ndarray,
+    scoring: Scoring,
+    code: OwnCode | None,
 ) -> np.ndarray:
     quiet_data()
+    activate(code)
     model = build_described(architecture)
     model.load_state_dict(weights)
     return score_dataset(dataset, model, architecture, ids, scoring)
@@ -309,6 +324,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     tune_allocator()
     torch.set_num_threads(1)
     job: Job = config["job"]
+    activate(job.spec.code)
     if ray.get(job.book.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report
     try:

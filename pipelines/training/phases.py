@@ -4,12 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.config import Config, ExamplesConfig, TrainConfig
+from pruning.examples.policies import class_of
 
-IN_TRAINING = (
-    "infobatch",
-    "infobatch_matched",
-    "ucb",
-)  # policies that score in training alone, and so know nothing at first
 Command = Literal["run", "train", "prune"]
 
 
@@ -66,7 +62,13 @@ def _retrain(config: Config, name: str, round_: int) -> Phase:
         score_from=0,
         anneal_epochs=min(config.examples.anneal_epochs, epochs),
     )
-    if examples.rescore_every == 0 or examples.policy in IN_TRAINING:
+    if examples.rescore_every == 0 or _scores_in_training_alone(examples.policy):
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
     train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)
     return Phase(name=name, round=round_, train=train, examples=examples)
+
+
+def _scores_in_training_alone(policy: str) -> bool:
+    """Whether a policy knows nothing before it has trained."""
+    of = class_of(policy)
+    return of.score is not None and of.rescore_every == 0

@@ -17,6 +17,7 @@ from pipelines.data.dataset import DatasetInfo
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
+from pipelines.own_code import OwnCode
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Engine
@@ -38,6 +39,8 @@ class RunSpec:
     """The run's folder, on storage that all workers share."""
     ids: np.ndarray
     """Training ids, int64 ``[N]``, ascending."""
+    code: OwnCode | None = None
+    """The user's own model and policy, if the config names any."""
     initial: str | None = None
     """Checkpoint file of the network that a first phase without new weights starts from."""
 

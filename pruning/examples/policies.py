@@ -10,7 +10,7 @@ from pruning.examples.inclusion import Bools
 from pruning.examples.policy import Cost, Plan, Policy, Settings, highest
 from pruning.examples.sampling import Design, Doubles, Ints
 
-__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "make_policy"]
+__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
 
 
 class Full(Policy):
@@ -231,6 +231,40 @@ POLICIES: dict[str, type[Policy]] = {
     for policy in (Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp)
 }
 """Every policy by its name."""
+_OWN: dict[str, type[Policy]] = {}
+
+
+def register(name: str, policy: type[Policy]) -> None:
+    """Let `make_policy` know a policy of one's own.
+
+    Args:
+        name: ``module:attribute``; the colon keeps it apart from the names in ``POLICIES``.
+        policy: a subclass of `Policy`.
+
+    Raises:
+        ValueError: a name without a colon, or another class.
+    """
+    if ":" not in name:
+        raise ValueError(f"policy: {name!r} must have the form module:attribute")
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise ValueError(f"policy: {name!r} must be a subclass of Policy")
+    _OWN[name] = policy
+
+
+def class_of(name: str) -> type[Policy]:
+    """The policy of this name.
+
+    Raises:
+        ValueError: unknown policy.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    if name not in POLICIES:
+        hint = (
+            "import it and call policies.register" if ":" in name else f"choose one of {', '.join(POLICIES)}"
+        )
+        raise ValueError(f"policy: {name!r} is unknown; {hint}")
+    return POLICIES[name]
 
 
 def make_policy(
@@ -249,7 +283,7 @@ def make_policy(
     """A registered policy.
 
     Args:
-        name: a key of ``POLICIES``.
+        name: a key of ``POLICIES``, or a registered one of one's own.
         num_examples: ``N``; ids run from ``first_id`` to ``first_id + N - 1``.
         first_id: the first id.
         present: mask ``[N]`` of ids that exist; all of them when not given.
@@ -263,9 +297,7 @@ def make_policy(
     Raises:
         ValueError: an unknown policy or option, or a value outside its range.
     """
-    if name not in POLICIES:
-        raise ValueError(f"policy: {name!r} is unknown; choose one of {', '.join(POLICIES)}")
-    cls = POLICIES[name]
+    cls = class_of(name)
     shared = [f for f in Settings.__dataclass_fields__ if f in options]
     own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
     unknown = sorted(set(options) - set(shared) - own)

@@ -1,0 +1,18 @@
+"""A data-pruning policy of one's own: SADP's importance, flattened."""
+
+import numpy as np
+
+from pruning.examples.inclusion import inclusion_probabilities
+from pruning.examples.policy import Policy
+
+
+class Flattened(Policy):
+    """Draws by the square root of the SADP score: milder weights, less variance where scores are rough."""
+
+    score = "sadp"
+
+    def importance(self, epoch: int) -> tuple[np.ndarray, int]:
+        """Inclusion probabilities ``[N]`` and their sum."""
+        s = self.settings
+        pi = inclusion_probabilities(np.sqrt(self.scores), self.size, alpha=s.alpha, present=s.present)
+        return pi, self.size

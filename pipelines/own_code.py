@@ -1,0 +1,278 @@
+"""A user's own models and policies: ``module:attribute`` in the config, in every process that needs them.
+
+Modules are looked for beside the config file (or in the folder ``code``), then in the environment. The
+folder's Python files travel: into the run's folder, from which later commands rebuild the network, and
+to every worker. Only names in a config are ever imported, never one that a checkpoint brings along.
+"""
+
+import atexit
+import hashlib
+import importlib
+import inspect
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config, is_own
+from pipelines.errors import UserError
+
+OURS = ("snn", "pruning", "pipelines", "cluster")
+_LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")
+MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCode:
+    """What a run needs of its user's code; plain values that travel to workers."""
+
+    model: str | None
+    """``module:attribute`` of a function or class that makes the network."""
+    policy: str | None
+    """``module:attribute`` of a subclass of `pruning.examples.policy.Policy`."""
+    folder: str | None
+    """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
+    files: Mapping[str, bytes]
+    """Sources by path below the folder."""
+
+    @property
+    def digest(self) -> str:
+        """Of names and sources."""
+        parts = [
+            str(self.model),
+            str(self.policy),
+            *(f"{k}\0{v.hex()}" for k, v in sorted(self.files.items())),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+_active: OwnCode | None = None
+_roots: list[str] = []  # folders that this process has imported own code from, the current one last
+
+
+def active() -> OwnCode | None:
+    """The code that this process uses."""
+    return _active
+
+
+def use_own_code(config: Config) -> OwnCode | None:
+    """Import and register the model and the policy that a config names by ``module:attribute``.
+
+    Raises:
+        UserError: module or attribute missing, its import fails, or it is not a model or policy.
+    """
+    model = config.model.name if is_own(config.model.name) else None
+    policy = config.examples.policy if is_own(config.examples.policy) else None
+    if model is None and policy is None:
+        return None
+    folder = Path(config.code or ".").absolute()
+    if not folder.is_dir():
+        raise UserError("code", f"{folder} is not a folder")
+    tops = {name.split(":")[0].split(".")[0] for name in (model, policy) if name is not None}
+    if not any(_holds(folder, top) for top in tops):
+        code = OwnCode(model=model, policy=policy, folder=None, files={})
+    else:
+        refuse_shadowing(folder, (*OURS, *_LEANED_ON), "code")
+        code = OwnCode(model=model, policy=policy, folder=str(folder), files=_sources(folder, tops))
+    activate(code, folder if code.folder is not None else None)
+    return code
+
+
+def activate(code: OwnCode | None, folder: Path | None = None) -> None:
+    """Make own code usable in this process; a second time it does nothing.
+
+    Args:
+        code: what `use_own_code` gave, here or on another machine.
+        folder: where its sources are; they are unpacked into a temporary folder when not given.
+
+    Raises:
+        UserError: as `use_own_code`.
+    """
+    global _active
+    if code is None or (_active is not None and _active.digest == code.digest):
+        return
+    if code.files:
+        _look_in(folder or _unpack(code))
+    _register(code)
+    _active = code
+
+
+def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
+    """Raise where ``folder`` holds a module or package called like one that we import.
+
+    Raises:
+        UserError: it does.
+    """
+    here = Path(__file__).resolve().parents[1]
+    if folder.resolve() == here:
+        return
+    for name in names:
+        for found in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if found.exists():
+                shown = found.parent if found.name == "__init__.py" else found
+                raise UserError(
+                    where,
+                    f"{shown} would be imported instead of the package {name!r}, which spikeprune needs; "
+                    "rename it or start from another folder",
+                )
+
+
+def keep_copy(code: OwnCode | None, folder: Path) -> None:
+    """Write the sources below a run's folder."""
+    for name, content in (code.files if code is not None else {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def check_unchanged(code: OwnCode | None, folder: Path) -> None:
+    """That a run resumes with the sources it started with.
+
+    Raises:
+        UserError: one differs.
+    """
+    if code is None or not folder.is_dir():
+        return
+    kept = {str(p.relative_to(folder)): p.read_bytes() for p in _python_files(folder)}
+    for name in sorted({*kept, *code.files}):
+        if kept.get(name) != code.files.get(name):
+            raise UserError(
+                "code",
+                f"{name} has changed since the run started; restore it from {folder}, "
+                f"resume with --code {folder}, or choose another --name",
+            )
+
+
+def _holds(folder: Path, top: str) -> bool:
+    return (folder / f"{top}.py").exists() or (folder / top).is_dir()
+
+
+def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
+    """The folder's modules and packages, and the packages without ``__init__`` that are named."""
+    files = [*folder.glob("*.py")]
+    for package in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if package.name in OURS:
+            continue
+        if package.name in tops or (package / "__init__.py").exists():
+            files += _python_files(package)
+    size = sum(f.stat().st_size for f in files)
+    if size > MOST_BYTES:
+        raise UserError(
+            "code",
+            f"{folder} holds {size >> 20} MiB of Python files, more than can travel with a run; "
+            "keep your modules in a folder of their own",
+        )
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(files)}
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*.py") if not any(part.startswith(".") for part in p.parts))
+
+
+def _unpack(code: OwnCode) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    keep_copy(code, folder)
+    return folder
+
+
+def _look_in(folder: Path) -> None:
+    """Put ``folder`` first on the path and forget modules of other own code."""
+    for root in _roots:
+        if root in sys.path:
+            sys.path.remove(root)
+    _roots.append(str(folder))
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        of_own = origin is not None and any(Path(origin).is_relative_to(root) for root in _roots)
+        if of_own and name.split(".")[0] not in (*OURS, "__main__"):
+            del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _register(code: OwnCode) -> None:
+    from pruning.examples import policies
+    from snn import models
+
+    if code.model is not None:
+        models.register(code.model, _model(code.model, code))
+    if code.policy is not None:
+        policies.register(code.policy, _policy(code.policy, code))
+
+
+def _model(name: str, code: OwnCode) -> Any:
+    where, made = "model.name", _load(name, "model.name", code)
+    if not callable(made):
+        raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function or class")
+    taken = inspect.signature(made).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return made
+    for argument in ("input_shape", "num_classes", "neuron"):
+        if argument not in taken:
+            raise UserError(
+                where, f"{name} must take input_shape, num_classes, neuron; {argument} is missing"
+            )
+    return made
+
+
+def _policy(name: str, code: OwnCode) -> Any:
+    from pruning.examples.policy import Policy
+    from pruning.examples.scores import SCORES
+
+    where, made = "examples.policy", _load(name, "examples.policy", code)
+    if not (isinstance(made, type) and issubclass(made, Policy)):
+        raise UserError(where, f"{name} must be a subclass of pruning.examples.policy.Policy")
+    if made.score is not None and made.score not in SCORES:
+        raise UserError(
+            where, f"{name} wants the score {made.score!r}; choose one of {', '.join(SCORES)}, or None"
+        )
+    if "name" not in vars(made):
+        made.name = name
+    return made
+
+
+def _load(name: str, where: str, code: OwnCode) -> Any:
+    module_name, _, attribute = name.partition(":")
+    looked = f"{code.folder} and the environment" if code.folder else "the environment"
+    try:
+        found = find_spec(module_name)
+    except ModuleNotFoundError:
+        found = None
+    except Exception as error:  # a parent package that cannot be imported
+        raise UserError(where, _told(error, module_name)) from error
+    if found is None:
+        raise UserError(
+            where,
+            f"there is no module {module_name!r} in {looked}; modules are looked for beside the config file, "
+            "or in the folder that --code names",
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(where, _told(error, module_name)) from error
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            import difflib
+
+            close = difflib.get_close_matches(part, dir(value), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(where, f"{getattr(module, '__file__', module_name)} has no {attribute!r}{hint}")
+        value = getattr(value, part)
+    return value
+
+
+def _told(error: BaseException, module: str) -> str:
+    """An exception in a user's module as one line that says where it was raised."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        at = f" ({Path(error.filename or module).name}, line {error.lineno})"
+        return f"importing {module} failed: {error.msg}{at}"
+    return f"importing {module} failed: {type(error).__name__}: {' '.join(str(error).split())}{at}"
