@@ -116,7 +116,7 @@ class ModelConfig:
     """Widths of the fully connected spiking layers; the architecture's own when not given."""
     channels: tuple[int, ...] | None = None
     """Channels of the convolutions (convnet, VGG), in order; the architecture's own when not given."""
-    options: dict[str, Any] | None = None
+    options: dict[str, bool | int | float | str] | None = None
     """Further arguments of the architecture, by name: {width: 64}."""
     T: int = 4
     """Timesteps per example."""

@@ -23,7 +23,7 @@ def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
         UserError: a size that the architecture does not have.
     """
     accepted = inspect.signature(function_of(model.name)).parameters
-    options = dict(model.options or {})
+    options: dict[str, Any] = dict(model.options or {})
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for name in options:
         if (name not in accepted and not open_ended) or name in ("input_shape", "num_classes", "neuron"):

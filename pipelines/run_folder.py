@@ -87,11 +87,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _check_same(stored: Config, given: Config, folder: Path) -> None:
     a, b = _flat(asdict(stored)), _flat(asdict(given))
-    for path in a:
-        if a[path] != b[path] and path not in FREE_TO_CHANGE:
+    for path in {**a, **b}:
+        if a.get(path) != b.get(path) and path not in FREE_TO_CHANGE:
             raise UserError(
                 path,
-                f"is {b[path]!r} here and {a[path]!r} in the run that {folder} holds; "
+                f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
 
