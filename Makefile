@@ -8,7 +8,7 @@ export UV_LINK_MODE := copy
 # Cached bytecode halves the start of every Ray process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint types bench docs pins clean
+.PHONY: demo test test-all lint types bench bench-check docs pins clean
 
 demo: $(READY)
 	$(BIN)/spikeprune data ingest --source digits --output data/digits
@@ -30,6 +30,10 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Which key ratios moved since the stored result, by more than their spread.
+bench-check: bench
+	$(BIN)/python -m benchmarks.compare docs/results/suite.json runs/suite.json
 
 docs: $(READY)
 	$(BIN)/mkdocs build --quiet --site-dir build/site

@@ -1,15 +1,15 @@
 """Run benchmarks one after the other: ``python -m benchmarks [NAME ...]`` (``make bench``).
 
-Without names the ones that take a few minutes run; the others say their time in their own help. Each is
-also a command of its own with options: ``python -m benchmarks.NAME --help``.
+Without names the suite of key ratios runs (about ten minutes); the others say their time in their own help.
+Each is also a command of its own with options: ``python -m benchmarks.NAME --help``.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-SHORT = ("digits_accuracy", "sadp_cost")
-HELPERS = {"__init__", "__main__", "cifar16", "real_data"}
+SHORT = ("suite",)
+HELPERS = {"__init__", "__main__", "about", "cifar16", "compare", "real_data"}
 
 
 def main() -> int:

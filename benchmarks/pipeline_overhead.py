@@ -21,21 +21,19 @@ same command goes on where it was stopped.
 import argparse
 import json
 import os
-import platform
-import shlex
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks import cifar16
+from benchmarks.about import about
 from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, ModelConfig, TrainConfig
 from pipelines.data.files import write_json
 from pipelines.run import run
@@ -219,19 +217,6 @@ def _overlap(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def about(arguments: list[str]) -> Row:
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {
-        "command": shlex.join(["python", "-m", "benchmarks.pipeline_overhead", *arguments]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{name}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "ray", "numpy", "pyarrow")},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -261,7 +246,7 @@ def main() -> None:
                 file.write(json.dumps(rows[-1]) + "\n")
             took = time.monotonic() - started
             print(f"{one.case}, {one.mode}, r = {one.ratio}: {took:.0f} s", flush=True)
-    write_json(options.output, {"about": about(sys.argv[1:]), "rows": rows})
+    write_json(options.output, {"about": about("benchmarks.pipeline_overhead", sys.argv[1:]), "rows": rows})
     print(tables(rows))
 
 

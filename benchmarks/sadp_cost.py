@@ -10,6 +10,7 @@ systematic draw from N lognormal scores.
 import argparse
 import json
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.about import about
 from pruning.examples.cheap import pools_globally
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.sampling import draw, shuffled
@@ -130,7 +132,8 @@ def main() -> None:
     drawn = draws(args.draw) if args.draw else None
     found = {name: steps(name, args.repeats) for name in args.models}
     if args.out:
-        args.out.write_text(json.dumps({"steps": found, "draw": drawn}, indent=1))
+        told = about("benchmarks.sadp_cost", sys.argv[1:])
+        args.out.write_text(json.dumps({"about": told, "steps": found, "draw": drawn}, indent=1))
 
 
 if __name__ == "__main__":
