@@ -28,6 +28,7 @@ verbs:
   run            train, prune, retrain, report: the whole story of one config
   export         write a run's network for other software
   report         tables and report.html of a run
+  bench          measure speed on this machine, ours beside the alternative
 
 spikeprune VERB --help explains a verb and every field of its config.
 """
@@ -105,6 +106,14 @@ class ReportCommand:
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run's folder."""
+
+
+@dataclass(kw_only=True)
+class BenchCommand:
+    """Options of ``bench``."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Benchmarks, by the name of their file in benchmarks/; the suite of key ratios when none is given."""
 
 
 @dataclass(kw_only=True)
@@ -269,6 +278,17 @@ def _report(args: list[str]) -> int:
     return _finish(_parse(ReportCommand, args, "report").run)
 
 
+def _bench(args: list[str]) -> int:
+    """Measure speed on this machine: key ratios of ours over the alternative, as JSON and Markdown."""
+    import subprocess
+
+    names = _parse(BenchCommand, args, "bench").names
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks" / "__main__.py").exists():
+        raise UserError("bench", "needs a clone of the repository: installed packages hold no benchmarks")
+    return subprocess.call([sys.executable, "-m", "benchmarks", *names], cwd=root)
+
+
 def _ingest(args: list[str]) -> int:
     """Write a dataset as Parquet with dense ids and a manifest."""
     options = _parse(IngestCommand, args, "data ingest")
@@ -326,6 +346,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "export": _export,
     "report": _report,
+    "bench": _bench,
 }
 
 
