@@ -27,7 +27,7 @@ verbs:
   compare        prune a trained network by several criteria, side by side
   run            train, prune, retrain, report: the whole story of one config
   export         write a run's network for other software
-  report         tables and report.html of a run
+  report         tables and one HTML file of a run, or of several side by side
   bench          measure speed on this machine, ours beside the alternative
 
 spikeprune VERB --help explains a verb and every field of its config.
@@ -104,8 +104,10 @@ class ExportCommand:
 class ReportCommand:
     """Options of ``report``."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """A run's folder."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """A run's folder; several are shown side by side."""
+    output: Path | None = None
+    """HTML file to write; report.html in the run's folder, comparison.html beside the first of several."""
 
 
 @dataclass(kw_only=True)
@@ -274,8 +276,22 @@ def _export(args: list[str]) -> int:
 
 
 def _report(args: list[str]) -> int:
-    """Tables in the terminal and report.html in the run's folder."""
-    return _finish(_parse(ReportCommand, args, "report").run)
+    """Tables in the terminal and one HTML file, of a run or of several side by side."""
+    o = _parse(ReportCommand, args, "report")
+    if not o.runs:
+        raise UserError("report", "which run? Name its folder, or several")
+    if len(o.runs) == 1:
+        return _finish(o.runs[0], o.output)
+    from rich.console import Console
+
+    from pipelines.report.page import write_comparison
+    from pipelines.report.summary import summarise
+    from pipelines.report.tables import print_comparison
+
+    runs = [summarise(folder) for folder in o.runs]
+    page = write_comparison(runs, o.output or o.runs[0].absolute().parent / "comparison.html")
+    print_comparison(runs, page, Console() if sys.stdout.isatty() else Console(width=140))
+    return 0
 
 
 def _bench(args: list[str]) -> int:
@@ -350,7 +366,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _finish(folder: Path) -> int:
+def _finish(folder: Path, output: Path | None = None) -> int:
     from rich.console import Console
 
     from pipelines.report.page import write_page
@@ -358,8 +374,8 @@ def _finish(folder: Path) -> int:
     from pipelines.report.tables import print_report
 
     summary = summarise(folder)
-    write_page(summary)
-    print_report(summary, Console() if sys.stdout.isatty() else Console(width=120))
+    page = write_page(summary, output)
+    print_report(summary, page, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 
 

@@ -86,7 +86,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(stored: Config, given: Config, folder: Path) -> None:
-    a, b = _flat(asdict(stored)), _flat(asdict(given))
+    a, b = flat_config(stored), flat_config(given)
     for path in {**a, **b}:
         if a.get(path) != b.get(path) and path not in FREE_TO_CHANGE:
             raise UserError(
@@ -94,6 +94,11 @@ def _check_same(stored: Config, given: Config, folder: Path) -> None:
                 f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """Every field of a config by its dotted path."""
+    return _flat(asdict(config))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

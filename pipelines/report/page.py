@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 from pipelines.config_io import dump_config
 from pipelines.data.files import write_beside
-from pipelines.report.plots import accuracy_plot, inclusion_plot, layers_plot, variance_plot
-from pipelines.report.summary import RunSummary
+from pipelines.report.plots import (
+    accuracy_plot,
+    comparison_plot,
+    inclusion_plot,
+    layers_plot,
+    variance_plot,
+)
+from pipelines.report.summary import RunSummary, different_settings
 from pipelines.report.tables import HEADINGS, phase_cells
 
 if TYPE_CHECKING:
@@ -22,12 +28,44 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .5rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto }
-figure { margin: 2rem 0 } figcaption { font-size: .9rem; opacity: .8 }
+th button { all: unset; cursor: pointer; font-weight: bold } th button:focus-visible { outline: 2px solid }
+th[aria-sort=ascending] button::after { content: " \\2191" }
+th[aria-sort=descending] button::after { content: " \\2193" }
+figure { margin: 2rem 0 } figcaption { font-size: .9rem }
 svg { width: 100%; height: auto }
 svg text { fill: var(--ink) !important } svg path[style*="stroke: #000000"] { stroke: var(--ink) !important }
 svg use[style*="stroke: #000000"] { stroke: var(--ink) !important; fill: var(--ink) !important }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .75rem; font-size: .85rem }
 @media print { body { max-width: none } details { display: none } }
+"""
+
+# Click or Enter on a heading sorts by it: as numbers where a cell begins with one.
+SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent || "name";
+    if (!head.textContent) button.setAttribute("aria-label", "name");
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach(h => h.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = row => {
+        const text = row.cells[column].textContent, number = parseFloat(text.replaceAll(",", ""));
+        return isNaN(number) ? text : number;
+      };
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const x = key(a), y = key(b);
+        if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
+        return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
+      });
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
 """
 
 DEFINITIONS = (
@@ -51,16 +89,30 @@ DEFINITIONS = (
     ),
 )
 
+FIGURES = {
+    "Accuracy over examples processed": "Test accuracy after every epoch, over the examples trained on until "
+    "then; every line is a phase, which starts from nothing (full data, data pruned) or from the pruned "
+    "network.",
+    "Inclusion probabilities in the last pruned epoch": "How many examples had which chance of being drawn; "
+    "the dashed line is the mean, the share that is kept.",
+    "Gradient variance of the design on a probe": "Variance of the gradient estimate under the scores that "
+    "were drawn by, from exact gradients of a few hundred examples: below 1 (dashed) beats uniform sampling, "
+    "1 over the best design is the best possible.",
+    "Density and SynOps per layer": "Surviving weights over all weights, and mean synaptic operations per "
+    "test example, before and after weight pruning and retraining.",
+}
+"""What each plot shows, under its title."""
 
-def write_page(run: RunSummary) -> Path:
-    """Write ``report.html`` into the run's folder.
+
+def write_page(run: RunSummary, path: Path | None = None) -> Path:
+    """Write a run's page, ``report.html`` in its folder unless told otherwise.
 
     Returns:
         its path.
     """
-    path = run.folder / "report.html"
-    write_beside(path, lambda p: p.write_text(_page(run)))
-    return path
+    to = path or run.folder / "report.html"
+    write_beside(to, lambda p: p.write_text(_page(run)))
+    return to
 
 
 def html_page(title: str, body: str) -> str:
@@ -71,16 +123,40 @@ def html_page(title: str, body: str) -> str:
 <style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 {body}
-</body></html>
+<script>{SCRIPT}</script></body></html>
 """
 
 
-def html_figure(title: str, svg: str) -> str:
-    """A plot with its caption."""
+def html_figure(title: str, svg: str, definition: str = "") -> str:
+    """A plot with its caption: the title, and what is drawn."""
+    caption = f"<b>{escape(title)}.</b> {escape(definition)}" if definition else escape(title)
     return (
-        f'<figure role="img" aria-label="{escape(title)}">{svg}'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
+        f'<figure><div role="img" aria-label="{escape(title)}">{svg}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def write_comparison(runs: "Sequence[RunSummary]", path: Path) -> Path:
+    """Write one page of several runs side by side.
+
+    Returns:
+        ``path``.
+    """
+    write_beside(path, lambda p: p.write_text(_comparison(runs)))
+    return path
+
+
+def _comparison(runs: "Sequence[RunSummary]") -> str:
+    rows = [(run.config.name, *phase_cells(p)) for run in runs for p in run.phases]
+    settings = different_settings([run.config for run in runs])
+    table = html_table(
+        ("field", *(run.config.name for run in runs)), [(field, *values) for field, values in settings]
+    )
+    body = f"""<div class="wide">{html_table(("run", "phase", *HEADINGS[1:]), rows)}</div>
+{_figures((("Accuracy over examples processed", comparison_plot(runs)),))}
+<h2>What differs</h2><div class="wide">{table}</div>
+{_definitions()}"""
+    return html_page(f"spikeprune: {', '.join(run.config.name for run in runs)}", body)
 
 
 def _page(run: RunSummary) -> str:
@@ -90,14 +166,21 @@ def _page(run: RunSummary) -> str:
         ("Gradient variance of the design on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
     )
-    figures = "".join(html_figure(title, svg) for title, svg in plots if svg is not None)
-    definitions = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
     body = f"""<div class="wide">{html_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
 {"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
-{figures}
-<h2>Definitions</h2><dl>{definitions}</dl>
+{_figures(plots)}
+{_definitions()}
 <details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>"""
     return html_page(f"spikeprune: {run.config.name}", body)
+
+
+def _figures(plots: "Sequence[tuple[str, str | None]]") -> str:
+    return "".join(html_figure(title, svg, FIGURES[title]) for title, svg in plots if svg is not None)
+
+
+def _definitions() -> str:
+    items = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
+    return f"<h2>Definitions</h2><dl>{items}</dl>"
 
 
 def _costs(run: RunSummary) -> list[str]:

@@ -1,6 +1,7 @@
 """The report's plots, as SVG text."""
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,30 @@ def accuracy_plot(run: RunSummary) -> str:
         style = "-" if p.phase == kind else ":"  # rounds before the last
         axes.plot(examples, accuracy, style, marker="o", markersize=3, label=p.title, color=COLOURS[kind])
     axes.legend(frameon=False)
+    return to_svg(figure)
+
+
+def comparison_plot(runs: Sequence[RunSummary]) -> str:
+    """Test accuracy over examples processed: a colour per run, a dash per phase."""
+    from matplotlib import colormaps
+
+    figure, axes = _figure("examples processed", "test accuracy")
+    dashes = {"baseline": "--", "train": "-", "retrain": ":"}
+    for i, run in enumerate(runs):
+        for p in run.phases:
+            records = [r for r in run.records if r["phase"] == p.phase]
+            examples = np.cumsum([r.get("examples", 0) for r in records])
+            if examples[-1]:
+                axes.plot(
+                    examples,
+                    [r["test_accuracy"] for r in records],
+                    dashes[kind_of(p.phase)],
+                    marker="o",
+                    markersize=3,
+                    label=f"{run.config.name}: {p.title}",
+                    color=colormaps["tab10"](i % 10),
+                )
+    axes.legend(frameon=False, fontsize="small")
     return to_svg(figure)
 
 

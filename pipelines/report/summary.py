@@ -1,12 +1,13 @@
 """A run's records condensed to the rows of its table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.run_folder import read_config, read_metrics
+from pipelines.run_folder import flat_config, read_config, read_metrics
 
 TITLES = {
     "baseline": "full data",
@@ -67,6 +68,16 @@ def summarise(folder: Path) -> RunSummary:
         records=records,
         phases=[_phase(name, [r for r in records if r["phase"] == name], config) for name in names],
     )
+
+
+def different_settings(configs: Sequence[Config]) -> list[tuple[str, tuple[str, ...]]]:
+    """Fields in which configs differ, by dotted path, with every config's value as text."""
+    flat = [flat_config(config) for config in configs]
+    return [
+        (path, tuple(str(f.get(path, "")) for f in flat))
+        for path in dict.fromkeys(path for f in flat for path in f)
+        if path not in ("name", "storage") and len({str(f.get(path)) for f in flat}) > 1
+    ]
 
 
 def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSummary:

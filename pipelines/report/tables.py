@@ -1,5 +1,8 @@
 """The run's tables in the terminal."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -31,7 +34,19 @@ def phase_table(run: RunSummary) -> RenderableType:
     return table
 
 
-def print_report(run: RunSummary, console: Console) -> None:
+def print_comparison(runs: Sequence[RunSummary], page: Path, console: Console) -> None:
+    """One row per run and phase, and where the page lies."""
+    table = Table(title_justify="left")
+    for i, heading in enumerate(("run", "phase", *HEADINGS[1:])):
+        table.add_column(heading, justify="left" if i < 2 else "right")
+    for run in runs:
+        for p in run.phases:
+            table.add_row(run.config.name, *phase_cells(p))
+    console.print(table)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def print_report(run: RunSummary, page: Path, console: Console) -> None:
     """The table and where everything lies."""
     console.print(phase_table(run))
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -1,7 +1,10 @@
 """The report: what it says is what the run recorded, and the page stands alone."""
 
+import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
-from pipelines.report.page import write_page
+from pipelines.report.page import STYLE, write_page
+from pipelines.report.plots import COLOURS
 from pipelines.report.summary import summarise
 from pipelines.report.tables import phase_cells
 from pipelines.run import run
@@ -80,7 +84,7 @@ def test_the_page_stands_alone_and_draws_all_plots(folder: Path) -> None:
     page = Page()
     page.feed(text)
     assert page.fetched == []
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert page.tags.count("figure") == page.tags.count("svg") == 4
     assert not re.search(r"url\(\s*['\"]?https?:", text)
     for p in summarise(folder).phases:
@@ -99,3 +103,85 @@ def test_a_run_without_epochs_has_nothing_to_report(folder: Path, tmp_path: Path
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(UserError, match="no finished epoch yet"):
         summarise(tmp_path)
+
+
+def test_runs_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    text = (other / "config.yaml").read_text()
+    changed = text.replace("name: run", "name: other", 1).replace("ratio: 0.5", "ratio: 0.25")
+    (other / "config.yaml").write_text(changed)
+    assert cli.main(["report", str(folder), str(other), "--output", str(tmp_path / "both.html")]) == 0
+    assert "SADP at ratio 0.25" in capsys.readouterr().out
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("SADP at ratio 0.25") >= 2  # table and legend
+    assert "<td>examples.ratio</td><td>0.5</td><td>0.25</td>" in page
+
+
+def relative_luminance(colour: str) -> float:
+    """WCAG 2.2, of #rgb or #rrggbb."""
+    digits = colour.lstrip("#")
+    digits = "".join(c * 2 for c in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((relative_luminance(a), relative_luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_and_lines_stand_out_in_light_and_dark() -> None:
+    inks, papers = (re.findall(rf"--{name}: (#[0-9a-f]+)", STYLE) for name in ("ink", "paper"))
+    assert len(inks) == len(papers) == 2
+    for ink, paper in zip(inks, papers, strict=True):
+        assert contrast(ink, paper) >= 7  # WCAG AAA for text
+        for colour in COLOURS.values():
+            assert contrast(colour, paper) >= 3  # WCAG AA for graphics
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """
+<iframe id=page width=360 height=800 style="border: 0"></iframe><script>
+const page = document.getElementById("page");
+page.onload = () => {
+  const inner = page.contentDocument, errors = page.contentWindow.errors;
+  const head = inner.querySelectorAll("th button")[1];
+  head.click();
+  const sorted = [...inner.querySelector("tbody").rows].map(r => parseFloat(r.cells[1].textContent));
+  document.body.dataset.found = JSON.stringify({
+    errors, sorted, width: inner.documentElement.scrollWidth,
+    font: parseFloat(inner.defaultView.getComputedStyle(inner.body).fontSize),
+    plots: [...inner.querySelectorAll("figure svg")].map(s => [s.getBoundingClientRect().width,
+      s.querySelectorAll("path").length]),
+    unnamed: [...inner.querySelectorAll("[role=img]")].filter(e => !e.getAttribute("aria-label")).length,
+  });
+};
+page.srcdoc = SOURCE;
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian's package chromium)")
+def test_a_browser_shows_the_page_on_a_phone(folder: Path, tmp_path: Path) -> None:
+    watch = "<script>window.errors = []; onerror = m => { errors.push(m) }; const was = console.error;"
+    watch += " console.error = m => { errors.push(m); was(m) }</script>"
+    source = write_page(summarise(folder)).read_text().replace("<head>", f"<head>{watch}", 1)
+    probe = tmp_path / "probe.html"
+    quoted = json.dumps(source).replace("</", "<\\/")
+    probe.write_text(f"<!doctype html><body>{PROBE.replace('SOURCE', quoted)}</body>")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probe.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    told = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert told, done.stderr[-2000:]
+    found = json.loads(html.unescape(told[1]))
+    assert found["errors"] == []
+    assert found["width"] <= 360  # nothing but tables and code scrolls sideways
+    assert found["font"] >= 16
+    assert found["unnamed"] == 0
+    assert len(found["plots"]) == 4
+    for width, paths in found["plots"]:
+        assert 250 < width <= 360
+        assert paths > 5
+    assert found["sorted"] == sorted(found["sorted"])
