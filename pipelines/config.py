@@ -134,6 +134,8 @@ class ModelConfig:
     """Scale the input current by 1 - beta."""
     surrogate: SurrogateName = "triangle"
     """Surrogate gradient of the spike."""
+    channels_last: bool = False
+    """Keep convolutions in the memory layout channels-last: faster on most hardware, same network."""
     surrogate_scale: float | None = None
     """Steepness of the surrogate; its usual value when not given."""
 
@@ -173,6 +175,12 @@ class TrainConfig:
     """Share of the label spread over all classes, in [0, 1)."""
     clip_norm: float | None = None
     """Largest norm of a step's gradient; none when not given."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """float32, or mixed precision of the training steps: bf16, or fp16 with a scaled loss."""
+    accumulate: int = 1
+    """Parts in which each step's batch is computed, one after the other, to fit the memory."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and kept; in (0, 1)."""
     norm_examples: int = 1024
     """Uniformly drawn examples that re-estimate batch norm before scoring and evaluation."""
 
@@ -185,6 +193,8 @@ class TrainConfig:
         _check(0 <= self.warmup < 1, "train.warmup", self.warmup, "in [0, 1)")
         _check(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "in [0, 1)")
         _check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "positive")
+        _check(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")
+        _check(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "in (0, 1)")
         _check(self.norm_examples >= 2, "train.norm_examples", self.norm_examples, "at least 2")
 
 

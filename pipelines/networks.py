@@ -1,10 +1,11 @@
 """Networks and their inputs from the config."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.config import ModelConfig, is_own
 from pipelines.data.dataset import DatasetInfo
@@ -62,7 +63,7 @@ def make_network(model: ModelConfig, info: DatasetInfo, seed: int) -> SpikingNet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return build_described(spec)
+            network = build_described(spec)
         except ValueError as error:
             raise UserError("model", f"{error} (the data has shape {info.input_shape})") from None
         except Exception as error:
@@ -70,6 +71,20 @@ def make_network(model: ModelConfig, info: DatasetInfo, seed: int) -> SpikingNet
                 raise
             told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError("model.name", f"{model.name} failed: {told}") from error
+    return in_layout(network, channels_last=model.channels_last)
+
+
+def in_layout(network: SpikingNetwork, *, channels_last: bool) -> SpikingNetwork:
+    """The network with its convolutions' weights in that memory layout."""
+    return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def is_channels_last(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a network in the layout channels-last."""
+    return any(
+        w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+        for w in weights.values()
+    )
 
 
 def check_own_network(model: ModelConfig, network: nn.Module, info: DatasetInfo) -> None:

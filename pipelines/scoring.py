@@ -13,6 +13,7 @@ from pipelines import own_code
 from pipelines.config import LossName
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
+from pipelines.networks import in_layout, is_channels_last
 from pipelines.training.rows import Inputs, Rows
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described
@@ -152,7 +153,7 @@ def _load_job(ref: Any, key: str) -> tuple[SpikingNetwork, Scoring, np.ndarray |
         own_code.activate(code)
         tune_allocator()
         torch.set_num_threads(1)
-        model = build_described(architecture)
+        model = in_layout(build_described(architecture), channels_last=is_channels_last(weights))
         model.load_state_dict(weights)
         _cached = (key, (model, scoring, ids))
     return _cached[1]

@@ -35,8 +35,8 @@ def reestimate(
     Args:
         model: any module that takes one batch; without batch norm nothing happens.
         batches: inputs ``x_TB``, ``[T, B, ...]``, on the model's device; large batches are better.
-        average: mean over all workers of a float64 vector on the model's device (an all-reduce); every
-            worker calls it exactly once, one without a batch of its own too.
+        average: sum (exact) or mean over all workers of a float64 vector on the model's device (an
+            all-reduce); every worker calls it exactly once, one without a batch of its own too.
 
     Raises:
         ValueError: no batch at all, or statistics that are not finite; the model is then unchanged.
@@ -108,10 +108,10 @@ def _accumulate(
 
 
 def _pooled(name: str, part: Tensor, features: int) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance from averaged sums.
+    """Mean and unbiased variance from sums over all workers.
 
-    Averaging over workers divides the count as well, so the ratio is exact; the correction n / (n - 1)
-    then uses the mean count per worker, a relative difference below 1 / n.
+    Averaging them over workers divides the count as well, so the ratio is exact; the correction
+    n / (n - 1) then uses the mean count per worker, a relative difference below 1 / n.
     """
     n, total, square = part[0], part[1 : 1 + features], part[1 + features :]
     if n == 0:

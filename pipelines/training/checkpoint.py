@@ -45,14 +45,14 @@ def save(
     progress: Progress,
     model: SpikingNetwork,
     architecture: dict[str, Any],
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: dict[str, Any] | None,
     book: dict[str, np.ndarray],
     masks: Masks | None,
 ) -> None:
     """Write all of a run's state below ``folder``; the progress file last, so that it marks a whole one."""
     save_checkpoint(folder / "model.safetensors", model, architecture)
     if optimizer is not None:
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(optimizer, folder / "optimizer.pt")
     if book:
         np.savez(folder / "book.npz", allow_pickle=False, **book)
     if masks is not None:
@@ -76,15 +76,15 @@ def load_model(folder: Path, model: SpikingNetwork) -> Masks | None:
     return Masks.load(masks) if masks.exists() else None
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Fill ``optimizer`` with the checkpoint's state.
+def load_optimizer(folder: Path) -> dict[str, Any]:
+    """What moves the weights: `pipelines.training.steps.Stepper.state`.
 
     Raises:
         UserError: the file holds more than tensors and numbers.
     """
     path = folder / "optimizer.pt"
     try:
-        optimizer.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise UserError(str(path), f"is not an optimiser state ({str(error).splitlines()[0]})") from error
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from cluster.connect import quiet_data
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
-from pipelines.networks import architecture
+from pipelines.networks import architecture, in_layout, is_channels_last
 from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import Scoring, score_dataset, select
 from pipelines.training.engine import Shared
@@ -314,7 +314,7 @@ def _score_beside(
 ) -> np.ndarray:
     quiet_data()
     activate(code)
-    model = build_described(architecture)
+    model = in_layout(build_described(architecture), channels_last=is_channels_last(weights))
     model.load_state_dict(weights)
     return score_dataset(dataset, model, architecture, ids, scoring)
 

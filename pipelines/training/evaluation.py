@@ -59,11 +59,11 @@ def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine) -> d
 def reestimate_norm(
     model: SpikingNetwork, rows: Rows, ids: np.ndarray, inputs: Inputs, engine: Engine
 ) -> None:
-    """Batch norm statistics from this worker's share of a uniform sample, averaged over the workers."""
+    """Batch norm statistics from this worker's share of a uniform sample, summed over the workers."""
     reestimate(
         model,
         _inputs(rows, ids, inputs, engine),
-        average=lambda sums: engine.sum(sums) / engine.world_size,
+        average=engine.sum,
     )
 
 

@@ -4,16 +4,14 @@ It runs on every worker of whatever launched it, knows of the others only throug
 leaves a checkpoint after each epoch from which it goes on as if nothing had happened.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipelines.compress import prune
 from pipelines.networks import make_network
@@ -21,16 +19,15 @@ from pipelines.scoring import Scoring
 from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
-from pipelines.training.order import EpochOrder, epoch_order, uniform_sample
+from pipelines.training.optim import make_optimizer
+from pipelines.training.order import epoch_order, uniform_sample
 from pipelines.training.phases import Phase
-from pipelines.training.rows import Rows
 from pipelines.training.score_book import PolicySettings
+from pipelines.training.steps import Stepper
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import summarise
+from pruning.examples.policies import Plan
 from pruning.examples.policy import FORWARD_COST
-from pruning.examples.scores import ExampleScorer
-from snn.losses import LOSSES
 
 NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
 
@@ -60,13 +57,14 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
     else:
         model.load_state_dict(worker.model.state_dict())
     worker.model = model
-    optimizer = make_optimizer(model.parameters(), phase.train)
-    if resume is not None:
-        checkpoint.load_optimizer(resume, optimizer)
     scoring, in_training = _begin(worker, phase, checkpoint.load_book(resume) if resume is not None else None)
+    optimizer = make_optimizer(model.parameters(), phase.train)
     masked = worker.masks.keep(model, optimizer) if worker.masks is not None else nullcontext()
     with masked:
-        trainer = _Trainer(worker, phase, engine.distribute(model), optimizer, scoring, in_training)
+        stepper = Stepper(worker, phase, optimizer, scoring if in_training else None)
+        if resume is not None:
+            stepper.load(checkpoint.load_optimizer(resume))
+        trainer = _Trainer(worker, phase, stepper, scoring)
         for epoch in range(worker.progress.epoch, phase.epochs):
             record = trainer.epoch(epoch)
             last = epoch + 1 == phase.epochs
@@ -80,7 +78,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
                 record,
                 next_phase=worker.progress.phase + last,
                 next_epoch=0 if last else epoch + 1,
-                optimizer=optimizer,
+                optimizer=stepper.state(),
                 book=engine.book.state() if engine.rank == 0 else None,
             )
 
@@ -129,24 +127,11 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
 class _Trainer:
     """One phase's training on one worker, epoch by epoch."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        phase: Phase,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scoring: Scoring | None,
-        in_training: bool,
-    ) -> None:
+    def __init__(self, worker: Worker, phase: Phase, stepper: Stepper, scoring: Scoring | None) -> None:
         assert phase.train is not None
         assert phase.examples is not None
-        self.worker, self.phase, self.module, self.optimizer = worker, phase, module, optimizer
+        self.worker, self.phase, self.stepper, self.scoring = worker, phase, stepper, scoring
         self.engine, self.train = worker.engine, phase.train
-        self.scoring = scoring
-        self.loss = LOSSES[phase.train.loss]
-        self.scorer: ExampleScorer | None = None
-        if scoring is not None and in_training:
-            self.scorer = replace(scoring, timesteps=None).scorer(worker.model)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Score, draw, train, evaluate: the epoch's record."""
@@ -177,11 +162,14 @@ class _Trainer:
         )
         rows = engine.fetch(np.union1d(order.ids, sample))
         seconds.lap("select")
-        loss = self._steps(epoch, order, rows) / max(len(plan.ids), 1)
+        loss = self.stepper.epoch(epoch, order, rows) / max(len(plan.ids), 1)
         seconds.lap("train")
         reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
         seconds.lap("norm")
-        tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine)
+        with self._averaged(epoch):
+            if self.stepper.average is not None:
+                reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
+            tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine)
         seconds.lap("evaluate")
         rescored_ahead = ahead()
         seconds.lap("wait")
@@ -191,6 +179,8 @@ class _Trainer:
             "phase": self.phase.name,
             "epoch": epoch,
             **summarise(plan).to_dict(),
+            "subset": _fingerprint(plan),
+            "workers": engine.world_size,
             "rescored": rescored,
             "rescored_ahead": rescored_ahead,
             **({"diagnosis": diagnosis} if diagnosis is not None else {}),
@@ -198,6 +188,11 @@ class _Trainer:
             **tested,
             **seconds.result(),
         }
+
+    def _averaged(self, epoch: int) -> AbstractContextManager[None]:
+        """The averaged weights, where there are any; after the last epoch the network keeps them."""
+        average = self.stepper.average
+        return nullcontext() if average is None else average.applied(keep=epoch + 1 == self.train.epochs)
 
     def _overlaps(self, epoch: int) -> bool:
         """Whether the scores that ``epoch`` draws by are made while the epoch before it trains.
@@ -249,48 +244,12 @@ class _Trainer:
             found = diagnose_scores(self.worker, self.train, examples, epoch)
         return engine.share(found)
 
-    def _steps(self, epoch: int, order: EpochOrder, rows: Rows) -> float:
-        """All optimiser steps of an epoch; the weighted sum of the losses over all workers."""
-        device = self.engine.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        seen: list[tuple[np.ndarray, np.ndarray]] = []
-        self.module.train()
-        for step in range(order.steps):
-            ids, weights = order.batch(step)
-            x, y = rows.get(ids)
-            labels = torch.from_numpy(y).to(device)
-            inputs = self.worker.inputs
-            free = self.scorer is not None and inputs.augmentation is None
-            with self.scorer.recording() if self.scorer is not None and free else nullcontext():
-                logits_TBK = self.module(inputs.training(x, ids, epoch, device))
-            if self.scorer is not None:  # before the step changes the weights that made the spikes
-                if free:
-                    found = self.scorer.from_recording(logits_TBK.detach(), labels)
-                else:  # a pass of its own: the example as it is, not as training changed it
-                    found = self.scorer.score(inputs(x, device), labels)
-                seen.append((ids[weights > 0], self._scores(found, weights)))
-            losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
-            weighted = (torch.from_numpy(weights).to(device) * losses).sum()
-            fraction = (epoch + step / order.steps) / self.train.epochs
-            set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
-            self.optimizer.zero_grad()
-            # Averaged over the workers this is the sum over the global batch by its nominal size.
-            (weighted / order.batch_size).backward()
-            if self.train.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.clip_norm)
-            self.optimizer.step()
-            total += weighted.detach()
-            self.engine.progress(
-                {"phase": self.phase.name, "epoch": epoch, "step": step + 1, "steps": order.steps}
-            )
-        if seen:
-            ids, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-            self.engine.book.observe(ids, scores, epoch, "train")
-        return float(self.engine.sum(total))
 
-    def _scores(self, found: dict[str, torch.Tensor], weights: np.ndarray) -> np.ndarray:
-        assert self.scoring is not None
-        return found[self.scoring.scores[0]].float().cpu().numpy()[weights > 0]
+def _fingerprint(plan: Plan) -> str:
+    """Tells whether two runs drew the same examples with the same weights."""
+    digest = hashlib.sha256(np.ascontiguousarray(plan.ids, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(plan.weights, dtype="<f4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Clock:

@@ -25,6 +25,8 @@ class EpochOrder:
     """float32, as ``ids``; 0 marks padding."""
     batch_size: int
     """Rows per step of this worker."""
+    nominal_batch: float
+    """The global batch by the number of workers: what a worker's sum of losses is divided by."""
 
     @property
     def steps(self) -> int:
@@ -35,6 +37,12 @@ class EpochOrder:
         """Ids and weights of one step."""
         rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
         return self.ids[rows], self.weights[rows]
+
+    def parts(self, step: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """A step's rows in at most ``count`` parts of nearly equal size."""
+        ids, weights = self.batch(step)
+        count = min(count, len(ids))
+        return list(zip(np.array_split(ids, count), np.array_split(weights, count), strict=True))
 
 
 def epoch_order(
@@ -54,18 +62,23 @@ def epoch_order(
         weights: theirs, float32 ``[m]``.
         seed: of the run.
         epoch: together with ``seed`` it keys the shuffle.
-        global_batch: rows per step over all workers, a multiple of ``world_size``.
+        global_batch: rows per step over all workers. Where workers do not divide it, each takes the next
+            whole number of rows and the rows too many have weight 0.
         rank: this worker.
         world_size: number of workers.
     """
     order = np.searchsorted(ids, shuffled(ids, seed=seed, epoch=epoch))
     steps = -(-len(ids) // global_batch)
-    slots = np.arange(steps * global_batch).reshape(steps, world_size, -1)[:, rank].reshape(-1)
+    share = -(-global_batch // world_size)
+    within = rank * share + np.arange(share)
+    slots = (np.arange(steps)[:, None] * global_batch + within).reshape(-1)
+    real = np.tile(within < global_batch, steps) & (slots < len(ids))
     rows = order[slots % len(ids)]
     return EpochOrder(
         ids=ids[rows],
-        weights=np.where(slots < len(ids), weights[rows], np.float32(0)),
-        batch_size=global_batch // world_size,
+        weights=np.where(real, weights[rows], np.float32(0)),
+        batch_size=share,
+        nominal_batch=global_batch / world_size,
     )
 
 

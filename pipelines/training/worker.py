@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from pipelines.config import Config
 from pipelines.data.augment import Augmentation
@@ -64,7 +63,7 @@ class Worker:
         *,
         next_phase: int,
         next_epoch: int,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: dict[str, Any] | None = None,
         book: dict[str, np.ndarray] | None = None,
     ) -> None:
         """Add a record to the history, write metrics.jsonl, and register a checkpoint."""

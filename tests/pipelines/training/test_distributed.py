@@ -1,5 +1,6 @@
 """The whole job on real Ray with real data: repeatable, resumable after a kill, the same as without Ray."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -9,10 +10,19 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from pipelines.config_io import dump_config, load_config
+from pipelines.data.dataset import describe, read_split
 from pipelines.run import run
+from pipelines.training.local import read_rows
+from pipelines.training.loop import NORM_STREAM
+from pipelines.training.order import uniform_sample
+from pipelines.training.rows import Inputs, Rows
 from pruning.weights.masks import Masks
+from snn.batchnorm import reestimate
+from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
 
 
@@ -61,6 +71,30 @@ def test_the_same_seed_gives_the_same_metrics(
 ) -> None:
     again = run(small(tmp_path, digits, name="again"), console=QUIET)
     assert metrics(again) == metrics(undisturbed)
+
+
+def test_validation_and_batch_norm_are_those_of_all_workers_together(undisturbed: Path, digits: Path) -> None:
+    """Two workers' shares against one process that has everything."""
+    train, test = read_split(digits, "train"), read_split(digits, "test")
+    inputs = Inputs.of(describe(train, test, str(digits)), 4)
+    model, _ = load_checkpoint(undisturbed / "checkpoints" / "retrain.safetensors")
+    last = metrics(undisturbed)[-1]
+    rows = Rows(read_rows(test.files))
+    x, labels = rows.get(rows.ids)
+    with torch.no_grad():
+        logits_TBK = model.eval()(inputs(x))
+    y = torch.from_numpy(labels)
+    assert last["test_accuracy"] == float((logits_TBK.mean(0).argmax(1) == y).double().mean())
+    assert last["test_loss"] == pytest.approx(float(cross_entropy(logits_TBK.mean(0), y)), rel=1e-5)
+
+    trained, expected = Rows(read_rows(train.files)), copy.deepcopy(model)
+    shares = [
+        uniform_sample(train.ids, 256, seed=0, epoch=1, stream=NORM_STREAM, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    reestimate(expected, [inputs(trained.get(ids)[0]) for ids in shares])
+    for (name, a), b in zip(model.named_buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(

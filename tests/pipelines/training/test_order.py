@@ -1,5 +1,7 @@
 """The order of an epoch: a pure function that no worker count, fetch order or restart can change."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,6 +49,22 @@ def test_global_batches_do_not_depend_on_the_worker_count(m: int, workers: int) 
         ids, weights = (np.concatenate(x) for x in zip(*(p.batch(step) for p in parts), strict=True))
         assert np.array_equal(ids, one.batch(step)[0])
         assert np.array_equal(weights, one.batch(step)[1])
+
+
+@given(m=st.integers(1, 200), workers=st.integers(1, 5), batch=st.integers(1, 9))
+def test_any_worker_count_shares_the_same_global_batches(m: int, workers: int, batch: int) -> None:
+    """Also one that does not divide the batch, as after a lost node."""
+    ids, weights = np.arange(m) * 3, np.arange(1, m + 1, dtype=np.float32)
+    common: dict[str, Any] = {"seed": 1, "epoch": 2, "global_batch": batch}
+    one = epoch_order(ids, weights, rank=0, world_size=1, **common)
+    parts = [epoch_order(ids, weights, rank=r, world_size=workers, **common) for r in range(workers)]
+    assert {p.steps for p in parts} == {one.steps}
+    for step in range(one.steps):
+        found, w = (np.concatenate(x) for x in zip(*(p.batch(step) for p in parts), strict=True))
+        expected, v = one.batch(step)
+        assert np.array_equal(np.sort(found[w > 0]), np.sort(expected[v > 0]))
+        assert w.sum() == v.sum()
+        assert all(p.nominal_batch * workers == pytest.approx(batch) for p in parts)
 
 
 def test_epochs_and_seeds_reshuffle() -> None:

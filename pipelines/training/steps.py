@@ -1,0 +1,185 @@
+"""The optimiser's steps of an epoch: precision, accumulation, clipping, averaged weights, in-train scores."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelines.scoring import Scoring
+from pipelines.training.optim import learning_rate, set_learning_rate
+from pipelines.training.order import EpochOrder
+from pipelines.training.phases import Phase
+from pipelines.training.rows import Rows
+from pipelines.training.worker import Worker
+from pruning.examples.scores import ExampleScorer
+from snn.losses import LOSSES
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class WeightAverage:
+    """Exponential moving average of a network's parameters.
+
+    After n updates the decay is at most (1 + n) / (10 + n), so that the start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay, self.updates = model, decay, 0
+        self._average = [p.detach().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are."""
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._average, list(self._model.parameters()), 1 - decay)
+
+    @contextmanager
+    def applied(self, *, keep: bool) -> Iterator[None]:
+        """Within it the network has the averaged parameters; afterwards too with ``keep``.
+
+        Buffers (batch norm statistics) that change within belong to the averaged parameters.
+        """
+        before = [p.detach().clone() for p in self._model.parameters()]
+        buffers = [b.clone() for b in self._model.buffers()]
+        self._put(self._model.parameters(), self._average)
+        yield
+        if not keep:
+            self._put(self._model.parameters(), before)
+            self._put(self._model.buffers(), buffers)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"updates": self.updates, "average": self._average}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        self.updates = state["updates"]
+        self._put(self._average, state["average"])
+
+    @staticmethod
+    def _put(into: Any, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(into, values, strict=True):
+                tensor.copy_(value)
+
+
+class Stepper:
+    """Moves one phase's weights on one worker, and holds all that does.
+
+    Args:
+        worker: its network is trained.
+        phase: says how.
+        optimizer: of the network's parameters.
+        scoring: scores to make of the examples that steps meet, if any.
+    """
+
+    def __init__(
+        self, worker: Worker, phase: Phase, optimizer: torch.optim.Optimizer, scoring: Scoring | None
+    ) -> None:
+        assert phase.train is not None
+        self.worker, self.phase, self.train, self.engine = worker, phase, phase.train, worker.engine
+        self.module = worker.engine.distribute(worker.model)
+        self.optimizer = optimizer
+        self.average = WeightAverage(worker.model, phase.train.ema) if phase.train.ema else None
+        self.loss = LOSSES[phase.train.loss]
+        self._half = _HALF.get(phase.train.precision)
+        self._scaler = torch.amp.GradScaler(worker.engine.device.type, enabled=self._half is torch.float16)
+        self._score = "" if scoring is None else scoring.scores[0]
+        self._scorer: ExampleScorer | None = None
+        if scoring is not None:
+            self._scorer = replace(scoring, timesteps=None).scorer(worker.model)
+
+    def epoch(self, epoch: int, order: EpochOrder, rows: Rows) -> float:
+        """All steps of an epoch; the weighted sum of the losses over all workers."""
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        self.module.train()
+        for step in range(order.steps):
+            fraction = (epoch + step / order.steps) / self.train.epochs
+            set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
+            self.optimizer.zero_grad()
+            parts = order.parts(step, self.train.accumulate)
+            for i, (ids, weights) in enumerate(parts):
+                last = i + 1 == len(parts)
+                with nullcontext() if last else self._unsynchronised():
+                    total += self._backward(epoch, ids, weights, rows, order.nominal_batch, seen)
+            self._step()
+            self.engine.progress(
+                {"phase": self.phase.name, "epoch": epoch, "step": step + 1, "steps": order.steps}
+            )
+        if seen:
+            ids, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            self.engine.book.observe(ids, scores, epoch, "train")
+        return float(self.engine.sum(total))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: tensors and numbers."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": self.average.state() if self.average is not None else {},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load(state["average"])
+
+    def _backward(
+        self,
+        epoch: int,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        rows: Rows,
+        nominal_batch: float,
+        seen: list[tuple[np.ndarray, np.ndarray]],
+    ) -> Tensor:
+        """Add the gradient of some rows; their weighted sum of losses."""
+        device = self.engine.device
+        x, y = rows.get(ids)
+        labels = torch.from_numpy(y).to(device)
+        inputs, scorer = self.worker.inputs, self._scorer
+        free = scorer is not None and inputs.augmentation is None
+        recording = scorer.recording() if scorer is not None and free else nullcontext()
+        with recording, self._autocast():
+            logits_TBK = self.module(inputs.training(x, ids, epoch, device))
+        if self._half is not None:
+            logits_TBK = logits_TBK.float()
+        if scorer is not None:  # before the step changes the weights that made the spikes
+            if free:
+                found = scorer.from_recording(logits_TBK.detach(), labels)
+            else:  # a pass of its own: the example as it is, not as training changed it
+                found = scorer.score(inputs(x, device), labels)
+            real = weights > 0
+            seen.append((ids[real], found[self._score].float().cpu().numpy()[real]))
+        losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
+        weighted = (torch.from_numpy(weights).to(device) * losses).sum()
+        # Averaged over the workers this is the sum over the global batch by its nominal size.
+        self._scaler.scale(weighted / nominal_batch).backward()
+        return weighted.detach()
+
+    def _step(self) -> None:
+        if self.train.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.average is not None:
+            self.average.update()
+
+    def _autocast(self) -> Any:
+        if self._half is None:
+            return nullcontext()
+        return torch.autocast(self.engine.device.type, dtype=self._half)
+
+    def _unsynchronised(self) -> Any:
+        """Gradients stay with the worker: only a step's last part averages them."""
+        no_sync = getattr(self.module, "no_sync", None)
+        return no_sync() if no_sync is not None else nullcontext()

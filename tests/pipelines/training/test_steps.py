@@ -1,0 +1,126 @@
+"""Precision, accumulation, averaged weights, memory layout: what they change, and what they may not."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.config import ModelConfig
+from pipelines.data.dataset import describe, read_split
+from pipelines.networks import is_channels_last, make_network
+from pipelines.run import run
+from pipelines.training.steps import WeightAverage
+from snn.interchange import load_checkpoint
+from tests.pipelines.training.conftest import QUIET, metrics, small
+from tests.pipelines.training.test_loop import LOCAL, trained
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, digits: Path) -> None:
+    """Without batch norm, whose statistics are those of a part, four parts of 16 are a batch of 64."""
+    (tmp_path / "plain.py").write_text(
+        "import functools\nfrom snn.models.mlp import mlp\n\n\n"
+        "def net(*, input_shape, num_classes, neuron):\n"
+        "    return mlp(input_shape=input_shape, num_classes=num_classes, neuron=neuron, norm=False)\n"
+    )
+    settings = {"model__name": "plain:net", "code": str(tmp_path), "model__hidden": "null"}
+    # One step of a whole epoch: after it rounding may move spikes, and with them everything.
+    settings |= {"train__epochs": "2", "train__batch_size": "1437", "train__lr": "0.01"}
+    one = trained(tmp_path / "one", digits, **settings)
+    parts = trained(tmp_path / "parts", digits, **settings, train__accumulate="4")
+    assert parts[0]["train_loss"] == pytest.approx(one[0]["train_loss"], rel=1e-6)
+    a, b = (
+        load_checkpoint(tmp_path / n / "run" / "checkpoints" / "train.safetensors")[0]
+        for n in ("one", "parts")
+    )
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_and_scores(precision: str, tmp_path: Path, digits: Path) -> None:
+    settings = {"train__epochs": "3", "examples__rescore_every": "0"}  # in-train scores from the half pass
+    plain = trained(tmp_path / "plain", digits, **settings)
+    half = trained(tmp_path / "half", digits, **settings, train__precision=precision)
+    assert half[-1]["test_accuracy"] > plain[-1]["test_accuracy"] - 0.04
+    assert half[0]["train_loss"] == pytest.approx(plain[0]["train_loss"], rel=0.05)
+    assert half[0]["train_loss"] != plain[0]["train_loss"]
+    assert half[1]["max_weight"] > 1.5
+
+
+def test_the_average_is_the_recursion_written_out() -> None:
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, 0.9)
+    expected = model.weight.detach().double().clone()
+    for n in range(1, 40):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(n)))
+        average.update()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+    own = model.weight.detach().clone()
+    with average.applied(keep=False):
+        torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.weight, own)
+    with average.applied(keep=True):
+        pass
+    torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_averaged_weights_are_evaluated_kept_and_resumed(tmp_path: Path, digits: Path) -> None:
+    settings = {
+        **LOCAL,
+        "train.ema": "0.9",
+        "train.accumulate": "2",
+        "train.clip_norm": "2",
+        "train.precision": "bf16",
+    }
+    config = small(tmp_path, digits, **settings, name="whole")
+    whole = run(config, console=QUIET)
+    expected = metrics(whole)
+    plain = metrics(
+        run(small(tmp_path, digits, **{**settings, "train.ema": "null"}, name="plain"), console=QUIET)
+    )
+    for a, b in zip(expected[:3], plain[:3], strict=True):
+        assert a["train_loss"] == b["train_loss"]  # training itself is the same
+        assert a["test_loss"] != b["test_loss"]
+    checkpoints = sorted(p for p in (whole / "checkpoints").iterdir() if p.is_dir())
+    shutil.rmtree(checkpoints[-1])
+    assert metrics(run(config, resume=True, console=QUIET)) == expected
+
+
+def test_resuming_in_mid_phase_restores_the_average_and_the_loss_scale(tmp_path: Path, digits: Path) -> None:
+    settings = {**LOCAL, "train.ema": "0.95", "train.precision": "fp16"}
+    config = small(tmp_path, digits, **settings, name="whole")
+    whole = run(config, "train", console=QUIET)
+    expected = metrics(whole)
+    newest = sorted(p for p in (whole / "checkpoints").iterdir() if p.is_dir())[-1]
+    assert newest.name == "00-train-0005"
+    shutil.rmtree(newest)
+    assert metrics(run(config, "train", resume=True, console=QUIET)) == expected
+
+
+def test_channels_last_is_the_same_network_in_another_layout(digits: Path) -> None:
+    info = describe(read_split(digits, "train"), read_split(digits, "test"), str(digits))
+    settings: dict[str, Any] = {"name": "convnet", "channels": (8, 16), "hidden": (32,)}
+    plain = make_network(ModelConfig(**settings), info, 0)
+    last = make_network(ModelConfig(**settings, channels_last=True), info, 0)
+    assert is_channels_last(last.state_dict())
+    assert not is_channels_last(plain.state_dict())
+    x_TB = torch.rand(4, 3, *info.input_shape)
+    torch.testing.assert_close(plain(x_TB), last(x_TB), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_trains_and_its_checkpoint_loads_anywhere(tmp_path: Path, digits: Path) -> None:
+    settings = {
+        "model__name": "convnet",
+        "model__channels": "[8, 16]",
+        "model__hidden": "[32]",
+        "train__epochs": "2",
+    }
+    records = trained(tmp_path, digits, **settings, model__channels_last="true")
+    assert records[-1]["test_accuracy"] > 0.6
+    model, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "train.safetensors")
+    assert not is_channels_last(model.state_dict())
