@@ -6,19 +6,17 @@ One plain process (the launcher without Ray, whose results equal Ray's with one 
 """
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
+from benchmarks.about import about
 from pipelines.config_io import load_config
+from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
 from pipelines.run import run
@@ -62,34 +60,34 @@ def measure(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    rows = measure(options.seeds)
+def tables(result: dict[str, Any]) -> str:
+    """Mean and spread over seeds per method."""
+    rows = result["rows"]
     full = statistics.mean(r["accuracy"] for r in rows if r["method"] == "full")
-    print(
+    lines = [
         f"{'method':<16} {'accuracy':>9} {'sd':>6} {'- full':>7} {'examples':>9} {'density':>8} {'SynOps':>8}"
-    )
+    ]
     for method in sorted({r["method"] for r in rows}):
         of = [r for r in rows if r["method"] == method]
         accuracy = [r["accuracy"] for r in of]
         sd = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
         mean = statistics.mean(accuracy)
-        print(
+        lines.append(
             f"{method:<16} {mean:>9.2%} {sd:>6.2%} {100 * (mean - full):>+7.2f} {of[0]['examples']:>9,} "
             f"{of[0]['density']:>8.1%} {statistics.mean(r['synops'] for r in of):>8,.0f}"
         )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    result = {"about": about("benchmarks.digits_accuracy", sys.argv[1:]), "rows": measure(options.seeds)}
+    print(tables(result))
     if options.output:
-        about = {
-            "command": f"python -m benchmarks.digits_accuracy --seeds {options.seeds}",
-            "date": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "ray": version("ray"),
-        }
-        options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+        write_json(options.output, result)
 
 
 if __name__ == "__main__":

@@ -78,11 +78,37 @@ def steps(name: str, repeats: int) -> dict[str, float]:
     if pools_globally(net.readout):
         variants["pass, half the resolution"] = lambda: ExampleScorer(net, downsample=2).score(x, y)
     found = cheapest(variants, repeats)
-    print(f"\n### {name}: batch {B}, T = 4, step {found['step'] * 1e3:.1f} ms\n")
-    print("| what | training steps |\n|---|---|")
-    for key, seconds in found.items():
-        print(f"| {key} | {seconds / found['step']:.3f} |", flush=True)
+    print(step_table(name, found), flush=True)
     return found
+
+
+def step_table(name: str, found: dict[str, float]) -> str:
+    """What everything costs in training steps."""
+    lines = [f"\n### {name}: batch {MODELS[name][2]}, T = 4, step {found['step'] * 1e3:.1f} ms\n"]
+    lines += ["| what | training steps |", "|---|---|"]
+    lines += [f"| {key} | {seconds / found['step']:.3f} |" for key, seconds in found.items()]
+    return "\n".join(lines)
+
+
+def draw_table(found: dict[str, float]) -> str:
+    """CPU seconds and memory of a draw."""
+    n = int(found["n"])
+    return "\n".join(
+        [
+            f"\n### draw: N = {n:,}, m = {n // 2:,}\n",
+            "| probabilities, CPU s | draw, CPU s | peak memory, GB "
+            "| training order, CPU s | peak memory, GB |",
+            "|---|---|---|---|---|",
+            f"| {found['probabilities_s']:.2f} | {found['draw_s']:.2f} | {found['peak_gb']:.2f} "
+            f"| {found['order_s']:.2f} | {found['peak_with_order_gb']:.2f} |",
+        ]
+    )
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Of a stored result."""
+    parts = [draw_table(result["draw"])] if result["draw"] else []
+    return "\n".join([*parts, *(step_table(name, found) for name, found in result["steps"].items())])
 
 
 def draws(n: int) -> dict[str, float]:
@@ -104,13 +130,7 @@ def draws(n: int) -> dict[str, float]:
     clock.append(time.process_time())
     seconds = np.diff(clock)
     peak_order = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"\n### draw: N = {n:,}, m = {len(subset.ids):,}\n")
-    print(
-        "| probabilities, CPU s | draw, CPU s | peak memory, GB | training order, CPU s | peak memory, GB |\n"
-        "|---|---|---|---|---|"
-    )
-    print(f"| {seconds[0]:.2f} | {seconds[1]:.2f} | {peak:.2f} | {seconds[2]:.2f} | {peak_order:.2f} |")
-    return {
+    found = {
         "n": n,
         "probabilities_s": seconds[0],
         "draw_s": seconds[1],
@@ -118,6 +138,8 @@ def draws(n: int) -> dict[str, float]:
         "peak_gb": peak,
         "peak_with_order_gb": peak_order,
     }
+    print(draw_table(found))
+    return found
 
 
 def main() -> None:

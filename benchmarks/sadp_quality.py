@@ -12,6 +12,7 @@ norms change a pass's cost only (benchmarks.sadp_cost). Prints Markdown; ``--out
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.about import about
 from benchmarks.real_data import load
 from pruning.examples.cheap import pools_globally
 from pruning.examples.diagnostics import (
@@ -171,14 +173,24 @@ def run(name: str, args: argparse.Namespace) -> list[Row]:
         found = judge(net, x[:, probe], y[probe], args.loss, args.ratio, args.alpha)
         seconds = time.perf_counter() - start
         print(f"\n### {name}, {args.loss}, epoch {stage} (accuracy {accuracy:.2f}, {seconds:.0f} s)\n")
-        print("| score | single-draw variance / oracle | Spearman | variance of the design / uniform |")
-        print("|---|---|---|---|")
-        for line in found:
-            cells = [line[k] for k in ("single_draw_to_oracle", "spearman", "variance_to_uniform")]
-            text = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
-            print(f"| {line['score']} | {text} |", flush=True)
-            out.append({"data": name, "loss": args.loss, "epoch": stage, "accuracy": accuracy, **line})
+        print(table(found), flush=True)
+        out += [
+            {"data": name, "loss": args.loss, "epoch": stage, "accuracy": accuracy, **line} for line in found
+        ]
     return out
+
+
+def table(rows: list[Row]) -> str:
+    """One line per score."""
+    lines = [
+        "| score | single-draw variance / oracle | Spearman | variance of the design / uniform |",
+        "|---|---|---|---|",
+    ]
+    for line in rows:
+        cells = [line[k] for k in ("single_draw_to_oracle", "spearman", "variance_to_uniform")]
+        text = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
+        lines.append(f"| {line['score']} | {text} |")
+    return "\n".join(lines)
 
 
 def verdict(rows: list[Row]) -> list[str]:
@@ -215,9 +227,9 @@ def main() -> None:
     rows = [row for name in args.data for row in run(name, args)]
     print("\n" + "\n".join(verdict(rows)))
     if args.out:
-        args.out.write_text(
-            json.dumps({"arguments": vars(args) | {"out": str(args.out)}, "rows": rows}, indent=1)
-        )
+        told = about("benchmarks.sadp_quality", sys.argv[1:])
+        given = vars(args) | {"out": str(args.out)}
+        args.out.write_text(json.dumps({"about": told, "arguments": given, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

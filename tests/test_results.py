@@ -1,0 +1,57 @@
+"""Every figure in a table of README and docs/results comes from a JSON file that a benchmark wrote."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import digits_accuracy, sadp_cost, sadp_quality, sadp_training
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+Result = dict[str, Any]
+
+PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
+    "digits.md": (digits_accuracy.tables, ("digits.json",)),
+    "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
+    "sadp-training.md": (
+        lambda result: sadp_training.tables(result["rows"], result["setup"]),
+        ("sadp_training.json",),
+    ),
+    "sadp-quality.md": (
+        lambda result: sadp_quality.table(result["rows"]),
+        ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
+    ),
+}
+"""How a page's tables are printed from which files."""
+
+
+def table_lines(text: str) -> list[str]:
+    """Lines of tables with figures: Markdown's, and those of a printed block that begin with a method."""
+    blocks = "\n".join(re.findall(r"```\n\$ .*?\n(.*?)```", text, re.DOTALL))
+    lines = [line for line in text.splitlines() if line.startswith("|")] + blocks.splitlines()
+    return [line.rstrip() for line in lines if re.search(r"\d", line)]
+
+
+@pytest.mark.parametrize("page", PRINTED)
+def test_tables_are_what_the_stored_result_prints(page: str) -> None:
+    tables, files = PRINTED[page]
+    printed = {
+        line.rstrip()
+        for name in files
+        for line in tables(json.loads((RESULTS / name).read_text())).splitlines()
+    }
+    lines = table_lines((RESULTS / page).read_text())
+    assert lines
+    assert [line for line in lines if line not in printed] == []
+
+
+def test_every_result_page_is_listed_and_names_its_file() -> None:
+    index = (RESULTS / "README.md").read_text()
+    for page in RESULTS.glob("*.md"):
+        if page.name != "README.md":
+            assert f"({page.name})" in index, page.name
+    for name in re.findall(r"\]\(([\w-]+\.json)\)", index):
+        assert (RESULTS / name).exists(), name
