@@ -4,13 +4,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from pipelines import data_commands
 from pipelines.config import Config
 from pipelines.config_io import load_config, split_overrides
+from pipelines.data_commands import FramesCommand, IngestCommand, ShowCommand, VerifyCommand
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 C = TypeVar("C")
 
@@ -20,6 +25,9 @@ Train spiking neural networks on less data, and keep fewer synapses.
 
 verbs:
   data ingest    write a dataset as Parquet
+  data verify    hold a dataset against its manifest
+  data frames    write recordings of events as frames
+  data show      statistics and a contact sheet of a dataset
   data select    draw a subset of a dataset with its weights, to train elsewhere
   score          score every example of a dataset by a trained network
   train          train with data pruning
@@ -119,18 +127,6 @@ class BenchCommand:
 
 
 @dataclass(kw_only=True)
-class IngestCommand:
-    """Options of ``data ingest``."""
-
-    source: Literal["digits", "parquet"]
-    """digits (8x8 handwritten digits, ships with scikit-learn) or parquet (image and label columns)."""
-    output: Path
-    """Folder to write."""
-    input: Path | None = None
-    """Folder to read, where the source reads files."""
-
-
-@dataclass(kw_only=True)
 class ScoreCommand:
     """Options of ``score``."""
 
@@ -204,10 +200,9 @@ def _dispatch(args: list[str]) -> int:
     if verb == "data":
         if rest[:1] in (["-h"], ["--help"]):
             rest = ["ingest", *rest]
-        if rest[:1] not in (["ingest"], ["select"]):
-            raise UserError(
-                "data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use ingest or select"
-            )
+        if not rest or f"data {rest[0]}" not in _VERBS:
+            own = ", ".join(v.removeprefix("data ") for v in _VERBS if v.startswith("data "))
+            raise UserError("data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use {own}")
         verb, rest = f"data {rest[0]}", rest[1:]
     if verb not in _VERBS:
         import difflib
@@ -307,12 +302,30 @@ def _bench(args: list[str]) -> int:
 
 def _ingest(args: list[str]) -> int:
     """Write a dataset as Parquet with dense ids and a manifest."""
-    options = _parse(IngestCommand, args, "data ingest")
-    from pipelines.data.ingest import ingest
+    return _tell(data_commands.ingest, _parse(IngestCommand, args, "data ingest"))
 
-    manifest = ingest(options.source, options.output, options.input)
-    rows = ", ".join(f"{s['rows']:,} {name}" for name, s in manifest["splits"].items())
-    print(f"{options.output}: {rows} examples")  # noqa: T201
+
+def _verify(args: list[str]) -> int:
+    """Hold a dataset's files against its manifest: hashes, rows, ids, classes."""
+    return _tell(data_commands.verify, _parse(VerifyCommand, args, "data verify"))
+
+
+def _frames(args: list[str]) -> int:
+    """Write a dataset of event recordings as one of event frames, so that training need not make them."""
+    return _tell(data_commands.frames, _parse(FramesCommand, args, "data frames"))
+
+
+def _show(args: list[str]) -> int:
+    """Show a dataset's classes and statistics, and its examples on a contact sheet."""
+    return _tell(data_commands.show, _parse(ShowCommand, args, "data show"))
+
+
+def _tell(command: Callable[[C, "Console"], str | None], options: C) -> int:
+    from rich.console import Console
+
+    shown = Console(stderr=command is not data_commands.show)
+    if (line := command(options, shown)) is not None:
+        print(line)  # noqa: T201
     return 0
 
 
@@ -354,6 +367,9 @@ def _score(args: list[str]) -> int:
 
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "data ingest": _ingest,
+    "data verify": _verify,
+    "data frames": _frames,
+    "data show": _show,
     "data select": _select,
     "score": _score,
     "train": _train,

@@ -1,0 +1,160 @@
+"""A dataset at a glance: statistics in the terminal, and a contact sheet of examples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.data.dataset import read_split
+from pipelines.data.decode import decode
+from pipelines.data.events import EventBatch, Sensor
+from pipelines.data.files import read_json, write_beside
+from pipelines.data.frames import Frames
+from pipelines.data.verify import MANIFEST
+from pipelines.errors import UserError
+from pruning.examples.sampling import uniform
+
+SHOW_STREAM = 301
+FRAMES = 5  # of a recording on the sheet
+BAR = 24
+
+
+def show(
+    folder: Path | str, console: Console, *, split: str = "train", rows: int = 16, seed: int = 0
+) -> tuple[pa.Table, Sensor | None]:
+    """Print a split's size, classes and statistics, and draw rows for the sheet.
+
+    Args:
+        folder: of the dataset.
+        console: where it is printed.
+        split: prefix of the files.
+        rows: how many rows to draw, without replacement.
+        seed: another one draws other rows.
+
+    Returns:
+        the drawn rows in order of their ids, and the sensor of recordings.
+
+    Raises:
+        UserError: no such dataset or split.
+    """
+    checked = read_split(folder, split)
+    schema = pq.read_schema(checked.files[0])
+    chosen = checked.ids[np.argsort(uniform(seed, 0, checked.ids, SHOW_STREAM), kind="stable")[:rows]]
+    table = _rows(checked.files, np.sort(chosen))
+    names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
+    console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
+    console.print(_classes(checked.labels, [str(n) for n in names]))
+    for line in _told(Path(folder), split):
+        console.print(line, highlight=False)
+    return table, Sensor.of(schema)
+
+
+def contact_sheet(table: pa.Table, sensor: Sensor | None, path: Path, names: tuple[str, ...] = ()) -> None:
+    """Write the rows as a PNG: one cell an image, one line an event recording or its frames.
+
+    Events show ON in red and OFF in blue, brighter where there are more.
+
+    Raises:
+        UserError: examples that are neither images nor events, or a file that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = [_pictures(x) for x in _examples(table, sensor)]
+    columns = len(pictures[0]) if len(pictures[0]) > 1 else int(np.ceil(np.sqrt(len(pictures))))
+    flat = [p for row in pictures for p in row]
+    lines = -(-len(flat) // columns)
+    figure = Figure(figsize=(1.3 * columns, 1.5 * lines), dpi=120)
+    labels = table.column("label").to_pylist()
+    for k, picture in enumerate(flat):
+        axes = figure.add_subplot(lines, columns, k + 1)
+        axes.imshow(picture, interpolation="nearest", vmin=0, vmax=255, cmap="gray", aspect="auto")
+        axes.set_axis_off()
+        row, frame = divmod(k, len(pictures[0]))
+        if frame == 0:
+            label = names[labels[row]] if labels[row] < len(names) else labels[row]
+            axes.set_title(f"{label}", fontsize=7, loc="left", pad=2)
+    figure.tight_layout(pad=0.3)
+    write_beside(path, lambda p: figure.savefig(p, format="png"))
+
+
+def _examples(table: pa.Table, sensor: Sensor | None) -> list[np.ndarray]:
+    """Images ``[1, C, H, W]`` or frames ``[T, P, H, W]``, in order of the rows."""
+    ids = table.column("id").to_numpy()
+    out = []
+    for k in range(table.num_rows):
+        x = decode(table.column("image").slice(k, 1), ids[k : k + 1])
+        if isinstance(x, EventBatch):
+            if sensor is None:
+                raise UserError("--png", "the schema does not tell the sensor_size; ingest the recordings")
+            x = Frames.of(sensor, T=FRAMES, by="time", size=None, where="").batch(x)
+        if x.ndim not in (4, 5):
+            raise UserError("--png", "shows images and events; these examples are rows of numbers")
+        out.append(x[0] if x.ndim == 5 else x)
+    return out
+
+
+def _pictures(x: np.ndarray) -> list[np.ndarray]:
+    if x.dtype == np.uint8 and len(x) == 1:
+        return [x[0, 0] if x.shape[1] == 1 else x[0].transpose(1, 2, 0)]
+    counts = x.astype(np.float64)
+    picked = np.linspace(0, len(counts) - 1, min(FRAMES, len(counts))).round().astype(int)
+    bright = np.clip(counts / max(np.quantile(counts[counts > 0], 0.95) if counts.any() else 1, 1), 0, 1)
+    out = []
+    for frame in bright[picked]:
+        off, on = (frame[0], frame[1]) if len(frame) == 2 else (frame[0] * 0, frame[0])
+        out.append((np.stack([on, np.minimum(on, off), off], -1) * 255).astype(np.uint8))
+    return out
+
+
+def _rows(files: tuple[str, ...], ids: np.ndarray) -> pa.Table:
+    found = []
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                of_group = parquet.read_row_group(group, columns=["id"]).column("id").to_numpy()
+                wanted = np.isin(of_group, ids)
+                if wanted.any():
+                    rows = parquet.read_row_group(group, columns=["id", "image", "label"])
+                    found.append(rows.filter(pa.array(wanted)))
+    return pa.concat_tables(found).sort_by("id")
+
+
+def _classes(labels: np.ndarray, names: list[str]) -> Table:
+    counts = np.bincount(labels, minlength=len(names))
+    table = Table(box=None, header_style="bold")
+    for title in ("class", "examples", ""):
+        table.add_column(title, justify="right" if title == "examples" else "left")
+    shown = np.arange(len(counts)) if len(counts) <= 30 else np.argsort(-counts, kind="stable")[:30]
+    for k in shown:
+        name = names[k] if k < len(names) else str(k)
+        table.add_row(name, f"{counts[k]:,}", "█" * round(BAR * counts[k] / counts.max()))
+    if len(shown) < len(counts):
+        table.add_row(f"and {len(counts) - len(shown)} more", "", "")
+    return table
+
+
+def _told(folder: Path, split: str) -> list[str]:
+    if not (folder / MANIFEST).exists():
+        return []
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    of_split = manifest["splits"].get(split, {})
+    told = of_split.get("statistics") or manifest.get("statistics", {})
+    lines = []
+    if "mean" in told:
+        numbers = (f"{m:.4g} ± {s:.4g}" for m, s in zip(told["mean"], told["std"], strict=True))
+        lines.append(f"values per channel: {', '.join(numbers)}")
+    if "events" in told:
+        lines.append(
+            f"{told['events']:,} events, {told['events_per_recording']:,.0f} a recording "
+            f"({told['fewest_events']:,} to {told['most_events']:,}), {told['on_share']:.1%} ON, "
+            f"{told['seconds_per_recording']:.3g} s a recording"
+        )
+    for name in ("sensor_size", "frames", "source"):
+        if name in manifest:
+            lines.append(f"{name}: {manifest[name]}")
+    return lines

@@ -1,0 +1,27 @@
+"""Readers of datasets by name: one file a family, every one a function from `Options` to a `Source`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from pipelines.data.sources.base import Options, Source
+from pipelines.data.sources.folders import EVENT_SUFFIXES, event_folder, image_folder
+from pipelines.data.sources.gesture import dvs_gesture
+from pipelines.data.sources.pixels import cifar, mnist
+from pipelines.data.sources.spikes import shd
+from pipelines.data.sources.tables import arrays, digits, parquet
+
+SOURCES: dict[str, Callable[[Options], Source]] = {
+    "digits": digits,
+    "cifar10": partial(cifar, "cifar10"),
+    "cifar100": partial(cifar, "cifar100"),
+    "mnist": partial(mnist, "mnist"),
+    "fashion-mnist": partial(mnist, "fashion-mnist"),
+    "imagefolder": image_folder,
+    "parquet": parquet,
+    "huggingface": parquet,
+    "numpy": arrays,
+    "dvs-gesture": dvs_gesture,
+    "shd": shd,
+    **{name: partial(event_folder, name) for name in EVENT_SUFFIXES},
+}
+"""What ``spikeprune data ingest --source`` names."""

@@ -1,0 +1,222 @@
+"""Class folders: images in the ImageNet layout, and recordings in that of tonic and spikingjelly."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.events import Sensor
+from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.recordings import Reader
+from pipelines.data.sources.storage import Fingerprint, Folder, reason
+from pipelines.errors import UserError
+
+TRAIN = ("train", "Train", "training")
+TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
+EVENT_SUFFIXES = {
+    "n-mnist": ("bin", "bs2"),
+    "cifar10-dvs": ("aedat", "aedat4", "npz"),
+    "aedat": ("aedat",),
+    "aedat4": ("aedat4",),
+    "h5": ("h5", "hdf5"),
+    "npy": ("npy", "npz"),
+}
+_SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A split of one file per example. The paths are kept in Arrow's compact form: there may be millions."""
+
+    folder: Folder
+    paths: pa.Array
+    labels: np.ndarray
+    reader: Reader | None
+    """``None`` for images, which are kept as they are."""
+
+    @property
+    def rows(self) -> int:
+        """See `Split`."""
+        return len(self.paths)
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`."""
+        for row in range(start, stop):
+            path = self.paths[row].as_py()
+            try:
+                data = self.folder.read(path)
+                value = data if self.reader is None else self.reader.read(path, data)[0]
+                if not data:
+                    raise ValueError("zero bytes")
+            except (OSError, ValueError) as error:
+                yield Bad(path, reason(error))
+            else:
+                yield Example(value, int(self.labels[row]), path)
+
+
+def image_folder(options: Options) -> Source:
+    """Images in class folders, below train and test (or val) folders or split here."""
+    from PIL import Image
+
+    suffixes = tuple(s.lstrip(".") for s in Image.registered_extensions())
+    return _open("imagefolder", options, suffixes, None, None)
+
+
+def event_folder(name: str, options: Options) -> Source:
+    """Recordings in class folders.
+
+    Args:
+        name: a key of ``EVENT_SUFFIXES``.
+        options: sensor, columns and time unit where the files do not tell.
+    """
+    reader = Reader(columns=options.columns, time_unit=options.time_unit, cifar10_dvs=name == "cifar10-dvs")
+    sensor = Sensor(*options.sensor) if options.sensor else _SENSORS.get(name)
+    return _open(name, options, EVENT_SUFFIXES[name], reader, sensor)
+
+
+def _open(
+    name: str, options: Options, suffixes: tuple[str, ...], reader: Reader | None, sensor: Sensor | None
+) -> Source:
+    folder = Folder.of(options.input)
+    places = _places(folder)
+    listing = _Listing(folder, suffixes, Fingerprint(name, reader, sensor, options.split_seed))
+    for split, place in places.items():
+        listing.add(split, place)
+    classes = listing.classes()
+    if not classes:
+        raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
+    official = "test" in places
+    rng = np.random.default_rng(options.split_seed)
+    parts = (
+        {split: listing.rows(split, classes) for split in places}
+        if official
+        else _held_out(listing.rows("train", classes), options, rng)
+    )
+    splits = {}
+    for split, (paths, labels) in parts.items():
+        if len(paths) == 0:
+            raise UserError("--input", f"{folder} leaves the {split} split empty")
+        order = rng.permutation(len(paths))  # every shard holds all classes
+        splits[split] = Files(folder, paths.take(pa.array(order)), labels[order], reader)
+    if reader is not None and sensor is None:
+        sensor = _told(splits["train"], reader)
+    return Source(
+        splits=dict(splits),
+        class_names=tuple(classes),
+        sensor=sensor,
+        fingerprint=listing.fingerprint.result(),
+        bad=tuple(listing.bad),
+        notes={
+            "split": "official" if official else _share(options),
+            "order": f"shuffled with seed {options.split_seed}",
+            "ignored_files": listing.ignored,
+        },
+    )
+
+
+def _places(folder: Folder) -> dict[str, str]:
+    """Which folder holds which split; ``{"train": ""}`` where there are none."""
+    try:
+        names = folder.folders()
+    except OSError as error:
+        raise UserError("--input", f"{folder} cannot be read ({reason(error)})") from None
+    train = next((n for n in TRAIN if n in names), None)
+    test = next((n for n in TEST if n in names), None)
+    if train is None:
+        return {"train": ""}
+    if test is None:
+        return {"train": train}
+    return {"train": train, "test": test}
+
+
+class _Listing:
+    """Files by split and class."""
+
+    def __init__(self, folder: Folder, suffixes: tuple[str, ...], fingerprint: Fingerprint) -> None:
+        self._folder, self._suffixes = folder, suffixes
+        self._found: dict[str, dict[str, pa.Array]] = {}
+        self.fingerprint = fingerprint
+        self.bad: list[Bad] = []
+        self.ignored = 0
+
+    def add(self, split: str, place: str) -> None:
+        """List the class folders below ``place``."""
+        below = self._folder.below(place) if place else self._folder
+        try:
+            classes = below.folders()
+        except OSError as error:
+            self.bad.append(Bad(place, reason(error)))
+            return
+        self._found[split] = {}
+        for name in classes:
+            path = f"{place}/{name}" if place else name
+            try:
+                entries = list(self._folder.below(path).files(recursive=True))
+            except OSError as error:
+                self.bad.append(Bad(path, reason(error)))
+                continue
+            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
+            self.ignored += len(entries) - len(wanted)
+            if not wanted:
+                self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
+            for entry in wanted:
+                self.fingerprint.add(entry._replace(path=f"{path}/{entry.path}"))
+            paths = sorted((f"{path}/{e.path}" for e in wanted), key=_natural)
+            self._found[split][name] = pa.array(paths, pa.string())
+
+    def classes(self) -> list[str]:
+        """Names of all classes that have files; numbers in order of value."""
+        names = {name for found in self._found.values() for name, paths in found.items() if len(paths)}
+        return sorted(names, key=_natural)
+
+    def rows(self, split: str, classes: list[str]) -> tuple[pa.Array, np.ndarray]:
+        """Paths and labels, class by class."""
+        found = self._found.get(split, {})
+        empty = pa.array([], pa.string())
+        paths = [found.get(name, empty) for name in classes]
+        labels = np.repeat(np.arange(len(classes)), [len(p) for p in paths])
+        return pa.concat_arrays(paths), labels.astype(np.int32)
+
+
+def _held_out(
+    rows: tuple[pa.Array, np.ndarray], options: Options, rng: np.random.Generator
+) -> dict[str, tuple[pa.Array, np.ndarray]]:
+    """The same share of every class as test rows, drawn from the files in natural order."""
+    paths, labels = rows
+    test = np.zeros(len(paths), bool)
+    for k in np.unique(labels):
+        of_class = np.flatnonzero(labels == k)
+        test[rng.permutation(of_class)[: round(options.test_share * len(of_class))]] = True
+    return {
+        "train": (paths.filter(pa.array(~test)), labels[~test]),
+        "test": (paths.filter(pa.array(test)), labels[test]),
+    }
+
+
+def _told(split: Files, reader: Reader) -> Sensor:
+    """The sensor that the first readable recording tells of."""
+    for row in range(min(split.rows, 16)):
+        path = split.paths[row].as_py()
+        try:
+            sensor = reader.read(path, split.folder.read(path))[1]
+        except (OSError, ValueError):
+            continue
+        if sensor is None:
+            break
+        return sensor
+    raise UserError("--sensor", "is needed: width and height, which these files do not tell")
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Numbers within names by value: 9 before 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _globs(suffixes: tuple[str, ...]) -> str:
+    return ", ".join(f"*.{s}" for s in sorted(set(suffixes))[:6])
+
+
+def _share(options: Options) -> str:
+    return f"{options.test_share:.0%} of every class held out, drawn with seed {options.split_seed}"

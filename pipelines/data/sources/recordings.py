@@ -1,0 +1,137 @@
+"""Files of one recording each: N-MNIST's .bin, AEDAT, and events in .npy, .npz and HDF5."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.data.events import Recording, Sensor
+from pipelines.data.sources.aedat import read_aedat
+
+_NAMES = {
+    "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
+    "x": ("x", "xs"),
+    "y": ("y", "ys"),
+    "p": ("p", "ps", "pol", "polarity"),
+}
+_MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6, "ns": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """How files become recordings."""
+
+    columns: str | None = None
+    """Order of the columns of arrays ``[E, 4]``."""
+    time_unit: str = "us"
+    cifar10_dvs: bool = False
+    """AEDAT 2.0 files are CIFAR10-DVS's."""
+
+    def read(self, path: str, data: bytes) -> tuple[Recording, Sensor | None]:
+        """A file's events, in microseconds, and the sensor where the file tells.
+
+        AEDAT times, which count from the camera's start, are counted from the first event.
+
+        Raises:
+            ValueError: the file is not what its name says, or is cut short.
+        """
+        if not data:
+            raise ValueError("zero bytes")
+        suffix = path.rpartition(".")[2].lower()
+        if suffix in ("aedat", "aedat4"):
+            recording, sensor = read_aedat(data, cifar10_dvs=self.cifar10_dvs)
+            return _from_zero(recording), sensor
+        if suffix in ("bin", "bs2"):
+            return read_nmnist(data), Sensor(34, 34)
+        return self._in_microseconds(_ARRAYS[suffix](self, data)), None
+
+    def _in_microseconds(self, r: Recording) -> Recording:
+        t = np.asarray(r.t)
+        scaled = t if self.time_unit == "us" and t.dtype.kind in "iu" else self._rounded(t)
+        return Recording(scaled, *(np.asarray(v).astype(np.int64) for v in r[1:]))
+
+    def _rounded(self, t: np.ndarray) -> np.ndarray:
+        if not np.isfinite(t).all():
+            raise ValueError("has times that are not numbers")
+        return np.rint(t.astype(np.float64) * _MICROSECONDS[self.time_unit]).astype(np.int64)
+
+    def _npy(self, data: bytes) -> Recording:
+        array = _load(data)
+        if array.dtype.names:
+            return _named({n: array[n] for n in array.dtype.names})
+        if array.ndim != 2 or array.shape[1] != 4:
+            raise ValueError(f"has shape {array.shape}; events are records, or rows of 4 numbers")
+        if self.columns is None:
+            raise ValueError("has rows without names; give their order, such as --columns txyp")
+        return Recording(*(array[:, self.columns.index(c)] for c in "txyp"))
+
+    def _npz(self, data: bytes) -> Recording:
+        with _load(data) as arrays:
+            return _named({name: arrays[name] for name in arrays.files})
+
+    def _hdf5(self, data: bytes) -> Recording:
+        import h5py
+
+        try:
+            with h5py.File(io.BytesIO(data), "r") as file:
+                place = file.get("events", file)
+                if isinstance(place, h5py.Dataset):
+                    array = place[()]
+                    return _named({n: array[n] for n in array.dtype.names or ()})
+                return _named({n: v[()] for n, v in place.items() if isinstance(v, h5py.Dataset)})
+        except OSError as error:
+            raise ValueError(f"is not a whole HDF5 file ({error})") from None
+
+
+_ARRAYS: dict[str, Callable[[Reader, bytes], Recording]] = {
+    "npy": Reader._npy,
+    "npz": Reader._npz,
+    "h5": Reader._hdf5,
+    "hdf5": Reader._hdf5,
+}
+
+
+def read_nmnist(data: bytes) -> Recording:
+    """Events of an N-MNIST file: 40 bits each, of x, y, polarity and 23 bits of microseconds.
+
+    Rows of 240 are no events: they tell that 2^13 microseconds have passed.
+
+    Raises:
+        ValueError: cut short.
+    """
+    if len(data) % 5:
+        raise ValueError(f"is cut short: {len(data)} bytes are no multiple of 5")
+    rows = np.frombuffer(data, np.uint8).reshape(-1, 5).astype(np.int64)
+    x, y = rows[:, 0], rows[:, 1]
+    t = (rows[:, 2] & 127) << 16 | rows[:, 3] << 8 | rows[:, 4]
+    overflow = y == 240
+    t = t + (np.cumsum(overflow) << 13)
+    event = ~overflow
+    return Recording(t[event], x[event], y[event], rows[event, 2] >> 7)
+
+
+def _from_zero(r: Recording) -> Recording:
+    return r._replace(t=r.t - r.t[0]) if len(r.t) else r
+
+
+def _load(data: bytes) -> Any:
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"is not whole NumPy data ({error})") from None
+    except Exception as error:  # zipfile's own
+        raise ValueError(f"is not whole NumPy data ({error})") from None
+
+
+def _named(arrays: Mapping[str, np.ndarray]) -> Recording:
+    found = []
+    for column, names in _NAMES.items():
+        name = next((n for n in names if n in arrays), None)
+        if name is None:
+            raise ValueError(f"has no {column} (looked for {', '.join(names)}; it has {', '.join(arrays)})")
+        found.append(np.asarray(arrays[name]).reshape(-1))
+    if len({len(v) for v in found}) > 1:
+        raise ValueError(f"has {', '.join(str(len(v)) for v in found)} values of t, x, y, p")
+    return Recording(*found)

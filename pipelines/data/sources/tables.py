@@ -1,0 +1,289 @@
+"""Sources that are tables already: Parquet (the Hugging Face layout), NumPy arrays, and the digits."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.decode import is_encoded, is_numeric
+from pipelines.data.events import Recording, Sensor
+from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reason
+from pipelines.errors import UserError
+
+READ_ROWS = 256
+_TEST = ("test", "validation", "valid", "val")
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """A split of Parquet files."""
+
+    folder: Folder
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Rows of each file."""
+    columns: tuple[str, ...]
+    """Of the example: one image column, or t, x, y, p."""
+    label: str
+
+    @property
+    def rows(self) -> int:
+        """See `Split`."""
+        return sum(self.sizes)
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`. Only the row groups that hold the rows are read."""
+        first = 0
+        for path, size in zip(self.files, self.sizes, strict=True):
+            low, high = max(start - first, 0), min(stop - first, size)
+            if low < high:
+                yield from self._span(path, low, high)
+            first += size
+
+    def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
+        with self.folder.open(path) as stream, pq.ParquetFile(stream) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            begins = np.concatenate([[0], np.cumsum(sizes)])
+            groups = [g for g in range(len(sizes)) if begins[g] < high and begins[g + 1] > low]
+            row = int(begins[groups[0]])
+            for batch in file.iter_batches(READ_ROWS, groups, columns=[*self.columns, self.label]):
+                cut = slice(max(low - row, 0), min(high - row, batch.num_rows))
+                if cut.start < cut.stop:
+                    part = batch.slice(cut.start, cut.stop - cut.start)
+                    yield from self._examples(part, f"{path}#", row + cut.start)
+                row += batch.num_rows
+
+    def _examples(self, batch: pa.RecordBatch, name: str, row: int) -> Iterator[Example | Bad]:
+        labels = batch.column(self.label).to_pylist()
+        parts = [batch.column(c) for c in self.columns]
+        for k, label in enumerate(labels):
+            where = f"{name}{row + k}"
+            values = [part[k] for part in parts]
+            if label is None or any(not v.is_valid for v in values):
+                yield Bad(where, "has no label" if label is None else "has no image")
+            elif len(values) == 4:
+                yield Example(
+                    Recording(*(v.values.to_numpy().astype(np.int64) for v in values)), int(label), where
+                )
+            elif is_numeric(parts[0].type):
+                yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where)
+            else:
+                value = values[0].as_py()
+                data, path = (value["bytes"], value.get("path")) if isinstance(value, dict) else (value, None)
+                yield Example(data or b"", int(label), path or where)
+
+
+def parquet(options: Options) -> Source:
+    """Files named after their split (train*.parquet or a folder train/), numbered as they come.
+
+    The image column holds encoded images (bytes, or a struct with bytes) or lists of numbers, or the columns
+    t, x, y and p hold events; the label column holds integers. Their names are found by their types.
+    """
+    folder = Folder.of(options.input)
+    entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
+    found = Fingerprint("parquet", options.sensor)
+    for entry in entries:
+        found.add(entry)
+    splits: dict[str, Any] = {}
+    schema: pa.Schema | None = None
+    for split, prefixes in (("train", ("train",)), ("test", _TEST)):
+        prefix = next((p for p in prefixes if any(_of_split(e.path, p) for e in entries)), None)
+        if prefix is None:
+            raise UserError("--input", f"{folder} holds no {' or '.join(prefixes)}*.parquet")
+        files = tuple(e.path for e in entries if _of_split(e.path, prefix))
+        sizes = []
+        for file in files:
+            told, size = _footer(folder, file)
+            schema = schema or told
+            if not told.equals(schema):
+                raise UserError(folder.at(file), "has other columns than the files before")
+            sizes.append(size)
+        assert schema is not None
+        columns, label = _columns(schema, folder.at(files[0]))
+        splits[split] = ParquetRows(folder, files, tuple(sizes), columns, label)
+    assert schema is not None
+    sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
+    if len(columns) == 4 and sensor is None:
+        raise UserError("--sensor", "is needed: width and height, which these files do not tell")
+    return Source(
+        splits=splits,
+        class_names=_class_names(schema, label),
+        sensor=sensor if len(columns) == 4 else None,
+        fingerprint=found.result(),
+        notes={"split": "by file name", "order": "as in the files"},
+    )
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """A split of two arrays in .npy or .npz files."""
+
+    folder: Folder
+    x: tuple[str, str | None]
+    """File and, for .npz, the array's name."""
+    y: tuple[str, str | None]
+    rows: int
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`."""
+        values, labels = load_array(self.folder, *self.x), load_array(self.folder, *self.y)
+        for row in range(start, stop):
+            value = np.asarray(values[row])
+            if value.ndim == 1:
+                value = value.astype(np.float32)
+            elif value.ndim == 2:
+                value = value[None]
+            elif value.shape[0] not in (1, 3):
+                value = np.ascontiguousarray(value.transpose(2, 0, 1))
+            yield Example(value, int(labels[row]), f"{self.x[0]}#{row}")
+
+
+def arrays(options: Options) -> Source:
+    """``{train,test}.npz`` with x and y, ``{train,test}_{x,y}.npy``, or one .npz with x_train, y_train, ...
+
+    ``x`` is uint8 ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or numbers ``[N, D]``.
+    ``y`` is ``[N]``.
+    """
+    folder = Folder.of(options.input)
+    places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
+    single = options.input is not None and options.input.endswith(".npz")
+    if single:
+        root, _, name = folder.root.rpartition("/")
+        folder = Folder(folder.filesystem, root or ".")
+        places = {s: ((name, f"x_{s}"), (name, f"y_{s}")) for s in ("train", "test")}
+    elif folder.exists("train.npz"):
+        places = {s: ((f"{s}.npz", "x"), (f"{s}.npz", "y")) for s in ("train", "test")}
+    else:
+        places = {s: ((f"{s}_x.npy", None), (f"{s}_y.npy", None)) for s in ("train", "test")}
+    splits, most, shape = {}, 0, None
+    for split, (x, y) in places.items():
+        values, labels = load_array(folder, *x), load_array(folder, *y)
+        _check_arrays(folder.at(x[0]), values, labels)
+        if shape not in (None, values.shape[1:]):
+            raise UserError(folder.at(x[0]), f"holds examples of shape {values.shape[1:]}, train of {shape}")
+        shape, most = values.shape[1:], max(most, int(labels.max()))
+        splits[split] = ArrayRows(folder, x, y, len(labels))
+    files = sorted({f for pair in places.values() for f, _ in pair})
+    return Source(
+        splits=dict(splits),
+        class_names=tuple(str(k) for k in range(most + 1)),
+        fingerprint=fingerprint_of(folder, files, "numpy"),
+        notes={"split": "by name", "order": "as in the arrays"},
+    )
+
+
+def load_array(folder: Folder, file: str, name: str | None) -> np.ndarray:
+    """An array of a .npy file (mapped into memory where it lies on a local disk) or of an .npz file.
+
+    Raises:
+        UserError: no such file or array, or Python objects in it.
+    """
+    from pyarrow import fs
+
+    try:
+        if name is None and isinstance(folder.filesystem, fs.LocalFileSystem):
+            return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
+        found = np.load(io.BytesIO(folder.read(file)), allow_pickle=False)
+        return found if name is None else found[name]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(folder.at(file), f"cannot be read ({reason(error)})") from None
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A split of the digits, by their places in scikit-learn's table."""
+
+    places: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """See `Split`."""
+        return len(self.places)
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`."""
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        table = load_digits()
+        for place in self.places[start:stop]:
+            buffer = io.BytesIO()
+            pixels = np.rint(table.images[place] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            yield Example(buffer.getvalue(), int(table.target[place]), f"{place}.png")
+
+
+def digits(_: Options) -> Source:
+    """The 8x8 handwritten digits that ship with scikit-learn: 1,437 train and 360 test, stratified."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise UserError("--source digits", "needs scikit-learn; pip install 'spikeprune[demo]'") from None
+    table = load_digits()
+    train, test = train_test_split(
+        np.arange(len(table.target)), test_size=360, random_state=0, stratify=table.target
+    )
+    return Source(
+        splits={"train": Digits(tuple(train.tolist())), "test": Digits(tuple(test.tolist()))},
+        class_names=tuple(str(n) for n in table.target_names),
+        fingerprint="digits",
+        notes={"split": "stratified, 360 held out", "order": "as split"},
+    )
+
+
+def _of_split(path: str, split: str) -> bool:
+    return any(part.startswith(split) for part in Path(path).parts)
+
+
+def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
+    try:
+        with folder.open(file) as stream, pq.ParquetFile(stream) as opened:
+            return opened.schema_arrow, opened.metadata.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(folder.at(file), f"is not a readable Parquet file ({reason(error)})") from None
+
+
+def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
+    labels = [n for n in ("label", "fine_label", "labels") if n in schema.names]
+    labels += [f.name for f in schema if "label" in f.name and f.name not in labels]
+    label = next((n for n in labels if pa.types.is_integer(schema.field(n).type)), None)
+    if label is None:
+        raise UserError(file, f"column 'label' is missing; it has {', '.join(schema.names)}")
+    if all(n in schema.names and pa.types.is_list(schema.field(n).type) for n in "txyp"):
+        return tuple("txyp"), label
+    images = [n for n in ("image", "img") if n in schema.names]
+    images += [f.name for f in schema if f.name not in images and is_encoded(f.type)]
+    fitting = [n for n in images if is_encoded(schema.field(n).type) or is_numeric(schema.field(n).type)]
+    if not fitting:
+        raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
+    return (fitting[0],), label
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    metadata = schema.metadata or {}
+    if raw := metadata.get(b"class_names"):
+        return tuple(str(n) for n in json.loads(raw))
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return tuple(str(n) for n in features.get(label, {}).get("names", ()))
+
+
+def _check_arrays(where: str, values: np.ndarray, labels: np.ndarray) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(values) or not len(labels):
+        raise UserError(where, f"{labels.dtype} labels of shape {labels.shape} do not fit {len(values)} rows")
+    if labels.min() < 0:
+        raise UserError(where, f"label {labels.min()} is out of range; labels start at 0")
+    numbers = values.ndim == 2 and values.dtype.kind in "iuf"
+    pixels = values.ndim in (3, 4) and values.dtype == np.uint8
+    if not (numbers or pixels):
+        raise UserError(
+            where,
+            f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers",
+        )
