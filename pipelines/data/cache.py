@@ -12,9 +12,9 @@ from pipelines.data.dataset import read_split
 from pipelines.data.events import Sensor, from_arrow, is_events
 from pipelines.data.frames import By, Frames, smallest
 from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, write_dataset
-from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.base import Bad, Example, Source
 from pipelines.data.sources.storage import Folder, fingerprint_of
-from pipelines.data.sources.tables import parquet
+from pipelines.data.sources.tables import class_names
 from pipelines.data.verify import MANIFEST, verify
 from pipelines.errors import UserError
 
@@ -105,10 +105,9 @@ def cache_frames(
             raise UserError(str(output), f"holds {manifest.get('frames') or manifest['source']} already")
         return manifest
     local = Folder.of(str(folder))
-    opened = parquet(Options(input=str(folder)))
     source = Source(
         splits={split: FramedRows(paths, _sizes(paths), frames) for split, paths in files.items()},
-        class_names=opened.class_names,
+        class_names=class_names(schema, "label"),
         fingerprint=fingerprint_of(local, [Path(p).name for f in files.values() for p in f], rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )

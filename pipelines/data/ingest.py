@@ -170,7 +170,7 @@ def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[_Shard]
         sensor=source.sensor,
         group_rows=group_rows,
         size=size,
-        shape=_first_shape(source.splits["train"], size),
+        shape=None if source.sensor else _first_shape(source.splits["train"], size),
         on_bad=writing.on_bad,
     )
     shards = []

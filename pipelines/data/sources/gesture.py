@@ -5,7 +5,6 @@ spikingjelly's ``events_np`` folder is class folders of .npz files: source npy r
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -47,11 +46,14 @@ class Trials:
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
         """See `Split`."""
+        opened, whole = "", Recording(*[np.zeros(0, np.int64)] * 4)
         for row in range(start, stop):
             path, label, begin, end = self.trials[row]
             try:
                 if end:
-                    events, name = _trial(self.folder, path, begin, end), f"{path}#{begin}"
+                    if path != opened:  # trials of one recording follow one another
+                        whole, opened = read_aedat(self.folder.read(path))[0], path
+                    events, name = _trial(whole, begin, end), f"{path}#{begin}"
                 else:
                     events, name = _own_file(self.folder, path), path
             except (OSError, ValueError) as error:
@@ -115,13 +117,7 @@ def _tonic(folder: Folder, name: str) -> tuple[tuple[str, int, int, int], ...]:
     return tuple(trials)
 
 
-@lru_cache(maxsize=1)
-def _recording(folder: Folder, path: str) -> Recording:
-    return read_aedat(folder.read(path))[0]
-
-
-def _trial(folder: Folder, path: str, begin: int, end: int) -> Recording:
-    whole = _recording(folder, path)
+def _trial(whole: Recording, begin: int, end: int) -> Recording:
     inside = (whole.t >= begin) & (whole.t < end)
     cut = Recording(*(values[inside] for values in whole))
     return cut._replace(t=cut.t - begin)

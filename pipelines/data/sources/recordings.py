@@ -32,7 +32,7 @@ class Reader:
     def read(self, path: str, data: bytes) -> tuple[Recording, Sensor | None]:
         """A file's events, in microseconds, and the sensor where the file tells.
 
-        AEDAT times, which count from the camera's start, are counted from the first event.
+        AEDAT times, which count from the camera's start, are counted from the earliest event.
 
         Raises:
             ValueError: the file is not what its name says, or is cut short.
@@ -113,7 +113,7 @@ def read_nmnist(data: bytes) -> Recording:
 
 
 def _from_zero(r: Recording) -> Recording:
-    return r._replace(t=r.t - r.t[0]) if len(r.t) else r
+    return r._replace(t=r.t - r.t.min()) if len(r.t) else r
 
 
 def _load(data: bytes) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import is_encoded, is_numeric
-from pipelines.data.events import Recording, Sensor
+from pipelines.data.events import Recording, Sensor, from_arrow, is_events
 from pipelines.data.sources.base import Bad, Example, Options, Source
 from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reason
 from pipelines.errors import UserError
@@ -63,6 +63,7 @@ class ParquetRows:
     def _examples(self, batch: pa.RecordBatch, name: str, row: int) -> Iterator[Example | Bad]:
         labels = batch.column(self.label).to_pylist()
         parts = [batch.column(c) for c in self.columns]
+        recordings = from_arrow(parts[0]) if is_events(parts[0].type) else None
         for k, label in enumerate(labels):
             where = f"{name}{row + k}"
             values = [part[k] for part in parts]
@@ -72,6 +73,8 @@ class ParquetRows:
                 yield Example(
                     Recording(*(v.values.to_numpy().astype(np.int64) for v in values)), int(label), where
                 )
+            elif recordings is not None:
+                yield Example(Recording(*(v.astype(np.int64) for v in recordings[k])), int(label), where)
             elif is_numeric(parts[0].type):
                 yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where)
             else:
@@ -110,12 +113,13 @@ def parquet(options: Options) -> Source:
         splits[split] = ParquetRows(folder, files, tuple(sizes), columns, label)
     assert schema is not None
     sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
-    if len(columns) == 4 and sensor is None:
+    events = len(columns) == 4 or is_events(schema.field(columns[0]).type)
+    if events and sensor is None:
         raise UserError("--sensor", "is needed: width and height, which these files do not tell")
     return Source(
         splits=splits,
-        class_names=_class_names(schema, label),
-        sensor=sensor if len(columns) == 4 else None,
+        class_names=class_names(schema, label),
+        sensor=sensor if events else None,
         fingerprint=found.result(),
         notes={"split": "by file name", "order": "as in the files"},
     )
@@ -261,13 +265,15 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
         return tuple("txyp"), label
     images = [n for n in ("image", "img") if n in schema.names]
     images += [f.name for f in schema if f.name not in images and is_encoded(f.type)]
-    fitting = [n for n in images if is_encoded(schema.field(n).type) or is_numeric(schema.field(n).type)]
+    kinds = {n: schema.field(n).type for n in images}
+    fitting = [n for n, kind in kinds.items() if is_encoded(kind) or is_numeric(kind) or is_events(kind)]
     if not fitting:
         raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
     return (fitting[0],), label
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """From our own metadata or Hugging Face's; none where neither tells."""
     metadata = schema.metadata or {}
     if raw := metadata.get(b"class_names"):
         return tuple(str(n) for n in json.loads(raw))

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from PIL import Image
 
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import ingest
+from pipelines.data.sources import SOURCES
+from pipelines.data_commands import SourceName
 from pipelines.errors import UserError
 
 
@@ -83,3 +86,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         ingest("digits", tmp_path / "file")
+
+
+def test_source_names_equal_the_registry() -> None:
+    assert set(get_args(SourceName)) == set(SOURCES)
