@@ -386,11 +386,12 @@ def _finish(folder: Path, output: Path | None = None) -> int:
     from rich.console import Console
 
     from pipelines.report.page import write_page
-    from pipelines.report.summary import summarise
+    from pipelines.report.summary import summarise, write_summary
     from pipelines.report.tables import print_report
 
     summary = summarise(folder)
     page = write_page(summary, output)
+    write_summary(summary)
     print_report(summary, page, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 

@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, keep_copy
 
 CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
 CODE = "code"
 PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 FREE_TO_CHANGE = (
@@ -51,7 +52,7 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None) 
     left as it is."""
     folder = run_path(config)
     if not (folder / CONFIG).exists():
-        write_json(folder / "provenance.json", _provenance(config, command))
+        write_json(folder / PROVENANCE, _provenance(config, command))
         if code is not None and code.files:
             keep_copy(code, folder / CODE)
             config = replace(config, code=CODE)

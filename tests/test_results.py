@@ -1,5 +1,6 @@
 """Every figure in a table of README and docs/results comes from a JSON file that a benchmark wrote."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks import digits_accuracy, sadp_cost, sadp_quality, sadp_training
+from pipelines.report.summary import PhaseSummary
+from pipelines.report.tables import phase_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 Result = dict[str, Any]
@@ -55,3 +59,14 @@ def test_every_result_page_is_listed_and_names_its_file() -> None:
             assert f"({page.name})" in index, page.name
     for name in re.findall(r"\]\(([\w-]+\.json)\)", index):
         assert (RESULTS / name).exists(), name
+
+
+def test_the_readme_shows_the_stored_demo() -> None:
+    stored = json.loads((RESULTS / "demo.json").read_text())
+    console = Console(file=io.StringIO(), width=120)
+    console.print(phase_table(stored["run"], [PhaseSummary(**p) for p in stored["phases"]]))
+    printed = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    readme = (RESULTS.parents[1] / "README.md").read_text().splitlines()
+    assert len(printed) > 5
+    assert [line for line in printed if line not in readme] == []
+    assert stored["about"]["git_commit"]

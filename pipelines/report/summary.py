@@ -1,13 +1,14 @@
 """A run's records condensed to the rows of its table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
+from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
-from pipelines.run_folder import flat_config, read_config, read_metrics
+from pipelines.run_folder import PROVENANCE, flat_config, read_config, read_metrics
 
 TITLES = {
     "baseline": "full data",
@@ -68,6 +69,20 @@ def summarise(folder: Path) -> RunSummary:
         records=records,
         phases=[_phase(name, [r for r in records if r["phase"] == name], config) for name in names],
     )
+
+
+def write_summary(run: RunSummary) -> Path:
+    """Write ``report.json`` into the run's folder: what its table says, with command, commit and versions.
+
+    Returns:
+        its path.
+    """
+    path = run.folder / "report.json"
+    provenance = run.folder / PROVENANCE
+    told = read_json(provenance) if provenance.exists() else {}
+    phases = [asdict(p) for p in run.phases]
+    write_json(path, {"run": run.config.name, "about": told, "phases": phases})
+    return path
 
 
 def different_settings(configs: Sequence[Config]) -> list[tuple[str, tuple[str, ...]]]:

@@ -24,12 +24,12 @@ def phase_cells(p: PhaseSummary) -> tuple[str, ...]:
 HEADINGS = ("", "test accuracy", "examples processed", "training seconds", "density", "SynOps per inference")
 
 
-def phase_table(run: RunSummary) -> RenderableType:
+def phase_table(name: str, phases: Sequence[PhaseSummary]) -> RenderableType:
     """One row per phase."""
-    table = Table(title=f"run {run.config.name}", title_justify="left")
+    table = Table(title=f"run {name}", title_justify="left")
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i == 0 else "right")
-    for p in run.phases:
+    for p in phases:
         table.add_row(*phase_cells(p))
     return table
 
@@ -48,5 +48,5 @@ def print_comparison(runs: Sequence[RunSummary], page: Path, console: Console) -
 
 def print_report(run: RunSummary, page: Path, console: Console) -> None:
     """The table and where everything lies."""
-    console.print(phase_table(run))
+    console.print(phase_table(run.config.name, run.phases))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from pipelines.config_io import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import STYLE, write_page
 from pipelines.report.plots import COLOURS
-from pipelines.report.summary import summarise
+from pipelines.report.summary import PhaseSummary, summarise
 from pipelines.report.tables import phase_cells
 from pipelines.run import run
 
@@ -97,6 +97,9 @@ def test_report_verb_prints_the_table(folder: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "SADP at ratio 0.5" in printed
     assert (folder / "report.html").exists()
+    stored = json.loads((folder / "report.json").read_text())
+    assert [PhaseSummary(**p) for p in stored["phases"]] == summarise(folder).phases
+    assert stored["about"]["seed"] == 0
 
 
 def test_a_run_without_epochs_has_nothing_to_report(folder: Path, tmp_path: Path) -> None:
