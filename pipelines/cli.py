@@ -34,6 +34,7 @@ verbs:
   prune          prune a trained network's weights and retrain it
   compare        prune a trained network by several criteria, side by side
   run            train, prune, retrain, report: the whole story of one config
+  search         search the config's fields for the best trade-offs
   export         write a run's network for other software
   report         tables and one HTML file of a run, or of several side by side
   bench          measure speed on this machine, ours beside the alternative
@@ -256,6 +257,13 @@ def _compare(args: list[str]) -> int:
     return 0
 
 
+def _search(args: list[str]) -> int:
+    """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
+    from pipelines.search.command import main
+
+    return main(args)
+
+
 def _export(args: list[str]) -> int:
     """Write a run's last network with its masks and a table per layer; on demand compacted and as NIR."""
     overrides, rest = split_overrides(args)
@@ -376,6 +384,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "prune": _prune,
     "compare": _compare,
     "run": _run,
+    "search": _search,
     "export": _export,
     "report": _report,
     "bench": _bench,

@@ -1,0 +1,52 @@
+"""The verb ``search``: options, and what the command does with them. Imports no torch and no Ray."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipelines.config_io import load_tree, split_overrides
+from pipelines.errors import UserError
+from pipelines.search.config import SearchTree
+
+
+@dataclass(kw_only=True)
+class SearchCommand:
+    """Options of ``search``; every config field can be set here by its path."""
+
+    config: Annotated[Path | None, tyro.conf.Positional] = None
+    """YAML file with any part of the config, and the search below `search:`."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the search of that name where it stopped."""
+    plot: Path | None = None
+    """Folder of a search whose table, configs and report are drawn anew; nothing runs."""
+    settings: Annotated[SearchTree, tyro.conf.arg(name="")] = field(default_factory=SearchTree)
+    """Config."""
+
+
+def main(args: list[str]) -> int:
+    """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
+    overrides, rest = split_overrides(args, SearchTree)
+    options = tyro.cli(SearchCommand, args=rest, prog="spikeprune search", description=main.__doc__)
+    if options.plot is not None:
+        if options.config is not None or overrides or options.resume:
+            raise UserError(
+                "--plot", "redraws a search as it is; leave out the config, --resume and settings"
+            )
+        return _show(options.plot)
+    from pipelines.search.search import search
+
+    return _show(search(load_tree(SearchTree, options.config, overrides), resume=options.resume))
+
+
+def _show(folder: Path) -> int:
+    from rich.console import Console
+
+    from pipelines.search.results import print_results, read_results, write_results
+
+    found = read_results(folder)
+    write_results(found)
+    print_results(found, Console() if sys.stdout.isatty() else Console(width=120))
+    return 0

@@ -1,0 +1,104 @@
+"""A trial's stages: runs of our own, keyed by what they depend on, each worked on by one trial at a time.
+
+Trials that differ only in the pruning half name the same training stage; whoever comes first trains it,
+the others wait and take it over.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.config import ClusterConfig, Config, WeightsConfig
+from pipelines.config_io import dump_config
+from pipelines.run import is_finished
+from pipelines.search.config import Stages
+from pipelines.training.phases import Command, Phase, phases_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of a trial."""
+
+    command: Command
+    config: Config
+    """Complete, with the stage's own name and folder."""
+    initial: Path | None
+    """The network that it starts from."""
+
+    @property
+    def name(self) -> str:
+        """The stage's key: the same for all trials that share it."""
+        return self.config.name
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.storage) / self.config.name
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What it runs."""
+        return phases_of(self.config, self.command)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its phases are behind it."""
+        return is_finished(self.folder, len(self.phases))
+
+
+def stages_of(config: Config, folder: Path, stages: Stages) -> list[Stage]:
+    """The stages of a trial's config, in order.
+
+    Args:
+        config: of the trial.
+        folder: the search's folder, absolute.
+        stages: train, or run: train, then prune and retrain.
+    """
+    storage = str(folder / "stages")
+    dense = replace(config, weights=WeightsConfig(), storage=storage)
+    train = replace(dense, name=f"train-{_key(dense)}")
+    first = Stage(command="train", config=train, initial=None)
+    if stages == "train":
+        return [first]
+    whole = replace(config, storage=storage)
+    prune = replace(whole, name=f"prune-{_key(whole)}")
+    network = first.folder / "checkpoints" / "train.safetensors"
+    return [first, Stage(command="prune", config=prune, initial=network)]
+
+
+def _key(config: Config) -> str:
+    """A hash of what a stage's results depend on."""
+    plain = replace(config, name="x", cluster=replace(ClusterConfig(), workers=config.cluster.workers))
+    return hashlib.sha256(dump_config(replace(plain, storage="x")).encode()).hexdigest()[:16]
+
+
+class Claims:
+    """Which trial works on which stage; an actor, so that trials on all nodes agree."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, str] = {}
+        self._free_at: dict[str, float] = {}
+
+    def claim(self, stage: str, owner: str) -> bool:
+        """Whether ``owner`` may work on the stage now."""
+        if self._owners.get(stage, owner) != owner or time.monotonic() < self._free_at.get(stage, 0.0):
+            return False
+        self._owners[stage] = owner
+        return True
+
+    def release(self, stage: str, owner: str) -> None:
+        """The owner is done with the stage."""
+        if self._owners.get(stage) == owner:
+            del self._owners[stage]
+
+    def drop(self, owner: str, seconds: float) -> None:
+        """The owner is gone; its stages are free once what it started has surely ended.
+
+        Args:
+            owner: a trial.
+            seconds: to wait for the processes that it leaves behind.
+        """
+        for stage in [s for s, o in self._owners.items() if o == owner]:
+            del self._owners[stage]
+            self._free_at[stage] = time.monotonic() + seconds

@@ -1,0 +1,165 @@
+"""A trial: our own runs for one config, inside a process that Ray Tune places.
+
+With one worker a trial trains in its own process, which starts once and takes trial after trial; with
+more it launches Ray Train runs. Both give the results of `spikeprune run` on the trial's config.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from pipelines.data.dataset import DatasetInfo
+from pipelines.data.files import write_beside
+from pipelines.errors import UserError
+from pipelines.run_folder import create_run
+from pipelines.search.config import Stages
+from pipelines.search.journal import Journal, Record
+from pipelines.search.objectives import measure
+from pipelines.search.stages import Stage, stages_of
+from pipelines.training.checkpoint import latest_checkpoint, load_progress
+from pipelines.training.worker import RunSpec
+
+ACCURACY = "test_accuracy"
+WAIT_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all trials have in common; one copy in the object store."""
+
+    journal: Journal
+    stages: Stages
+    nested: bool
+    """Whether trials launch Ray Train runs."""
+    asha: bool
+    """Whether every epoch is reported, for trials to be stopped early."""
+    info: DatasetInfo
+    ids: np.ndarray
+    """Training ids, ascending."""
+    present: np.ndarray
+    """Which training ids exist, bool by id from the first."""
+    train: Any
+    """Encoded training rows: an Arrow table, or a materialised dataset where trials are nested."""
+    test: Any
+    """As ``train``, for the test rows."""
+    claims: Any
+    """Handle of `pipelines.search.stages.Claims`."""
+    command: list[str]
+    """Command line of the search."""
+
+
+def run_trial(config: dict[str, Any], shared: Shared) -> None:
+    """Tune's trainable: do what is left of the trial whose number ``config`` holds, and write it down."""
+    torch.set_num_threads(1)  # as Ray Train's workers
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    journal = shared.journal
+    record = journal.read(config["number"])
+    if record.status == "open":
+        started = time.monotonic()
+        record.node = ray.get_runtime_context().get_node_id()
+        try:
+            _work(record, shared)
+            record.status = "finished"
+        except ray.exceptions.RayError:
+            raise  # the cluster's trouble, not the trial's: Tune starts it again
+        except Exception as error:
+            record.status, record.reason, record.metrics = "failed", _reason(error), {}
+            trace = traceback.format_exc()
+            path = journal.path(record.number).with_suffix(".error.txt")
+            write_beside(path, lambda p: p.write_text(trace))
+        record.seconds = round(time.monotonic() - started, 3)
+        journal.write(record)
+    tune.report({"status": record.status})
+
+
+def _work(record: Record, shared: Shared) -> None:
+    journal = shared.journal
+    config = journal.space.config_of(record.values)
+    stages = stages_of(config, journal.folder, shared.stages)
+    record.stages = [s.name for s in stages]
+    for stage in stages:
+        if _complete(stage, shared) and stage.name not in record.trained:
+            record.trained.append(stage.name)
+        journal.write(record)
+    record.metrics = measure([s.folder for s in stages])
+
+
+def _complete(stage: Stage, shared: Shared) -> bool:
+    """Run what is left of a stage, or wait until another trial has; whether this one worked on it."""
+    owner, claims = tune.get_context().get_trial_id(), shared.claims
+    tell = _report if shared.asha else _keep_quiet
+    while not stage.finished:
+        if not ray.get(claims.claim.remote(stage.name, owner)):
+            time.sleep(WAIT_SECONDS)
+            continue
+        try:
+            if not stage.finished:
+                create_run(stage.config, shared.command)
+                _tell_history(stage, tell)
+                _launch(stage, shared, tell)
+                return True
+        finally:
+            ray.get(claims.release.remote(stage.name, owner))
+    _tell_history(stage, tell)
+    return False
+
+
+def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], None]) -> None:
+    spec = RunSpec(
+        config=stage.config,
+        info=shared.info,
+        phases=stage.phases,
+        folder=str(stage.folder),
+        ids=shared.ids,
+        initial=None if stage.initial is None else str(stage.initial),
+    )
+    rows = {"train": shared.train, "test": shared.test, "present": shared.present}
+    if shared.nested:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        from pipelines.training.distributed import train_on_datasets
+
+        callbacks = [TuneReportCallback()] if shared.asha else []
+        train_on_datasets(spec, **rows, watch=_keep_quiet, callbacks=callbacks)
+    else:
+        from pipelines.training.local import train_on_tables
+
+        device = torch.device("cuda" if stage.config.cluster.gpus_per_worker else "cpu")
+        train_on_tables(spec, **rows, watch=_keep_quiet, told=tell, device=device)
+
+
+def _tell_history(stage: Stage, tell: Callable[[dict[str, object]], None]) -> None:
+    """Tell of the epochs that were done before, by whichever trial: asha compares from the first on."""
+    newest = latest_checkpoint(stage.folder / "checkpoints")
+    for record in load_progress(newest).history if newest is not None else []:
+        tell(record)
+
+
+def _report(record: dict[str, object]) -> None:
+    tune.report({ACCURACY: record[ACCURACY]})
+
+
+def _keep_quiet(record: dict[str, object]) -> None:
+    pass
+
+
+def _reason(error: Exception) -> str:
+    """One line."""
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else "no message"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+
+
+def history_of(folders: list[Path]) -> list[dict[str, Any]]:
+    """All records of a trial's stages so far."""
+    found = (latest_checkpoint(folder / "checkpoints") for folder in folders)
+    return [record for newest in found if newest is not None for record in load_progress(newest).history]

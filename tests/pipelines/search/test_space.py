@@ -1,0 +1,212 @@
+"""The search space: what it may hold, what it draws, and one line for every mistake in it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import cli
+from pipelines.config import field_paths
+from pipelines.config_io import dump_config, load_config, load_tree, with_values
+from pipelines.errors import UserError
+from pipelines.search.config import SearchTree
+from pipelines.search.search import open_search
+from pipelines.search.space import READY_MADE, Choice, Range, Space
+from pipelines.search.stages import stages_of
+
+
+def tree(search: dict[str, Any], **rest: Any) -> SearchTree:
+    return load_tree(SearchTree, None, {f"search.{k}": v for k, v in search.items()} | rest)
+
+
+def space(search: dict[str, Any], **rest: Any) -> Space:
+    return open_search(tree(search, **rest))[0].space
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        (
+            {"space": {"examples.ration": [0.1]}},
+            "search.space.examples.ration: is not a field of the config; did you mean examples.ratio?",
+        ),
+        (
+            {"space": {"train.lr": {"low": 0.5, "high": 0.1}}},
+            "search.space.train.lr: is reversed or empty: low is 0.5 and high is 0.1",
+        ),
+        (
+            {"space": {"examples.ratio": {"low": 0.1, "high": 1.5}}},
+            "search.space.examples.ratio: 1.5 is not possible; it must be in [0, 1)",
+        ),
+        ({"space": {"train.lr": {"low": 0, "high": 1, "log": True}}}, "a logarithmic range starts above 0"),
+        ({"space": {"train.lr": {"low": 0.1}}}, "search.space.train.lr: needs high"),
+        ({"space": {"train.lr": {"low": "a", "high": 1}}}, "search.space.train.lr.low: 'a' is not possible"),
+        (
+            {"space": {"train.lr": {"lo": 0.1, "high": 1}}},
+            "'lo' is unknown; a range has low, high, log, step",
+        ),
+        ({"space": {"model.T": {"low": 1.5, "high": 4}}}, "it must be whole numbers"),
+        (
+            {"space": {"train.lr": {"low": 0.1, "high": 1, "step": 0.1, "log": True}}},
+            "log and step, which exclude one another",
+        ),
+        ({"space": {"train.lr": {"low": 0.1, "high": 1, "step": 2}}}, "search.space.train.lr.step: 2 is not"),
+        ({"space": {"examples.policy": {"low": 0, "high": 1}}}, "is no number and has no range; list"),
+        ({"space": {"model.hidden": {"low": 16, "high": 32}}}, "is no number and has no range; list"),
+        ({"space": {"examples.policy": ["sadp", "sapd"]}}, "'sapd' is unknown; choose one of"),
+        ({"space": {"examples.policy": []}}, "search.space.examples.policy: lists no values"),
+        ({"space": {"train.lr": [0.1, 0.1]}}, "lists a value twice"),
+        ({"space": {"train.lr": 0.1}}, "list values, or give {low: , high: }"),
+        ({"space": {"cluster.workers": [1, 2]}}, "search.space.cluster.workers: cannot be searched"),
+        ({"space": {"name": ["a", "b"]}}, "search.space.name: cannot be searched"),
+        (
+            {"space": {"weights.sparsity": [0.5], "weights.budget": [0.1]}},
+            "which is searched too; keep one",
+        ),
+        ({"space": ["examples.ratio"]}, "search.space: ['examples.ratio'] is not possible"),
+        (
+            {"space": {"weights.budget": [0.1]}, "stages": "train"},
+            "search.space.weights.budget: changes nothing in the stage train; set search.stages to run",
+        ),
+        (
+            {"question": "data", "stages": "train", "objectives": ["accuracy", "density"]},
+            "search.objectives: density is not produced by the stage train",
+        ),
+        ({"objectives": ["accuracy", "accuracy"]}, "search.objectives: ['accuracy', 'accuracy'] is not"),
+        ({"objectives": ["acuracy"]}, "search.objectives: 'acuracy' is unknown"),
+        (
+            {"scheduler": "asha", "objectives": ["accuracy", "synops"]},
+            "search.scheduler: asha compares trials by accuracy alone, not by accuracy, synops",
+        ),
+        (
+            {"scheduler": "asha", "objectives": ["synops"]},
+            "search.scheduler: asha compares trials by accuracy alone, not by synops",
+        ),
+        (
+            {"scheduler": "asha", "objectives": ["accuracy"], "grace_epochs": 99},
+            "search.grace_epochs: 99 is more than a trial's 21 epochs",
+        ),
+        ({"trials": 0}, "search.trials: 0 is not possible; it must be at least 1"),
+        ({"minutes": -1}, "search.minutes: -1.0 is not possible; it must be positive"),
+        ({"trails": 3}, "search.trails: is not a field"),
+        ({"concurrent": 99}, "search.concurrent: 99 trials at once do not fit; set it to "),
+    ],
+)
+def test_mistakes_are_one_line(
+    search: dict[str, Any], line: str, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump({"search": search, "cluster": {"workers": 1}}))
+    args = ["search", str(path), "--data.path", str(digits), "--storage", str(tmp_path / "runs")]
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("spikeprune: ")
+    assert error.count("\n") == 1, error
+    assert line in error
+    assert not (tmp_path / "runs" / "search").exists()
+
+
+def test_plot_needs_a_search_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "--plot", str(tmp_path)]) == 2
+    assert "is not a search: it has no search.yaml" in capsys.readouterr().err
+    assert cli.main(["search", "--plot", str(tmp_path), "--search.trials", "3"]) == 2
+    assert "redraws a search as it is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("question", ["data", "network", "both"])
+def test_ready_made_spaces_are_possible(question: Any) -> None:
+    journal, stages = open_search(tree({"question": question}))
+    assert set(journal.space.paths) == set(READY_MADE[question])
+    assert stages == ("train" if question == "data" else "run")
+    for values in journal.space.grid(3):
+        journal.space.config_of(values)
+
+
+def test_a_space_beside_a_question_adds_to_it() -> None:
+    both = space({"question": "data", "space": {"train.lr": [0.1, 0.2], "examples.policy": ["sadp"]}})
+    assert set(both.paths) == {"examples.ratio", "examples.policy", "train.lr"}
+    assert next(d for d in both.dimensions if d.path == "examples.policy") == Choice(
+        path="examples.policy", values=("sadp",)
+    )
+
+
+def test_a_searched_target_replaces_the_configs() -> None:
+    found = space({"space": {"weights.budget": [0.1, 0.2]}}, **{"weights.sparsity": 0.8})
+    config = found.config_of({"weights.budget": 0.2})
+    assert (config.weights.budget, config.weights.sparsity) == (0.2, None)
+
+
+numbers = st.floats(0.001, 100).map(lambda x: float(f"{x:.6g}"))
+
+
+@given(
+    low=numbers, span=numbers, log=st.booleans(), u=st.floats(0, 1, exclude_max=True), steps=st.integers(1, 9)
+)
+def test_ranges_stay_within_their_ends(low: float, span: float, log: bool, u: float, steps: int) -> None:
+    plain = Range(path="train.lr", low=low, high=low + span, log=log)
+    stepped = Range(path="train.lr", low=low, high=low + span, step=span / steps)
+    for d in (plain, stepped):
+        assert d.low <= d.at(u) * (1 + 1e-9)
+        assert d.at(u) <= (low + span) * (1 + 1e-9)
+        assert 0 <= d.position(d.at(u)) + 1e-6 <= 1 + 2e-6
+    assert stepped.at(u) in stepped.grid(99)
+    assert len(stepped.grid(99)) == steps + 1
+    assert stepped.snap(stepped.at(u)) == stepped.at(u)
+
+
+@given(
+    low=st.integers(1, 20), span=st.integers(1, 30), log=st.booleans(), u=st.floats(0, 1, exclude_max=True)
+)
+def test_whole_ranges_draw_whole_numbers_at_both_ends(low: int, span: int, log: bool, u: float) -> None:
+    d = Range(path="model.T", low=low, high=low + span, log=log, whole=True)
+    assert isinstance(d.at(u), int)
+    assert low <= d.at(u) <= low + span
+    assert (d.at(0.0), d.at(np.nextafter(1.0, 0))) == (low, low + span)
+
+
+def test_random_draws_cover_the_space_and_depend_on_seed_and_number_alone() -> None:
+    s = space({"space": {"examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.2}, "model.T": [2, 4, 8]}})
+    draws = [s.draw(7, i) for i in range(300)]
+    assert draws == [s.draw(7, i) for i in range(300)]
+    assert draws[:5] != [s.draw(8, i) for i in range(5)]
+    cells = {(d["examples.ratio"], d["model.T"]) for d in draws}
+    assert cells == {(r, t) for r in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (2, 4, 8)}
+
+
+def test_the_grid_is_whole_and_varies_the_training_fastest() -> None:
+    s = space(
+        {"space": {"examples.ratio": [0.1, 0.5], "weights.budget": {"low": 0.1, "high": 10, "log": True}}}
+    )
+    points = list(s.grid(3))
+    assert len(points) == s.grid_size(3) == 6
+    assert {p["weights.budget"] for p in points} == {0.1, 1.0, 10.0}
+    assert [p["examples.ratio"] for p in points[:2]] == [0.1, 0.5]
+
+
+def test_trials_that_differ_in_the_pruning_half_share_the_training(tmp_path: Path) -> None:
+    base = load_config(None, {"storage": str(tmp_path)})
+
+    def names(values: dict[str, Any]) -> list[str]:
+        return [s.name for s in stages_of(with_values(base, values), tmp_path, "run")]
+
+    first = names({"weights.budget": 0.1})
+    assert names({"weights.budget": 0.2})[0] == first[0]
+    assert names({"weights.budget": 0.2, "weights.criterion": "lamp"})[0] == first[0]
+    assert len({names({"weights.budget": b})[1] for b in (0.1, 0.2, 0.3)}) == 3
+    for path, value in (("train.lr", 0.2), ("seed", 1), ("examples.ratio", 0.1), ("model.T", 2)):
+        assert names({"weights.budget": 0.1, path: value})[0] != first[0], path
+    assert names({"weights.budget": 0.1, "cluster.address": "auto", "name": "other"}) == first
+
+
+def test_search_settings_survive_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    given = tree({"space": {"train.lr": {"low": 0.1, "high": 0.2}}, "objectives": ["accuracy"], "trials": 3})
+    path.write_text(dump_config(given))
+    assert load_tree(SearchTree, path) == given
+    assert "search.trials" in field_paths(SearchTree)
+    with pytest.raises(UserError, match="search: is not a field"):
+        load_config(path)
