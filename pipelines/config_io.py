@@ -162,6 +162,8 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
 
 
 def _suggestion(path: str, hints: Mapping[str, Any], prefix: str) -> str:
+    if path == "search":
+        return "; `spikeprune search` reads it"
     close = difflib.get_close_matches(path, field_paths(), n=1)
     if close:
         return f"; did you mean {close[0]}?"

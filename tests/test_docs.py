@@ -9,6 +9,7 @@ import pytest
 
 from pipelines import cli
 from pipelines.config import field_paths
+from pipelines.search.config import SearchTree
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +28,7 @@ def test_python_blocks_run(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known = {f"--{p}" for p in field_paths()} | {f"--{p.replace('_', '-')}" for p in field_paths()}
+    known |= {f"--{p}" for p in field_paths(SearchTree)} | {"--plot"}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
     known |= {"--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--source", "--input", "--output", "--address"}

@@ -49,4 +49,4 @@ def _show(folder: Path) -> int:
     found = read_results(folder)
     write_results(found)
     print_results(found, Console() if sys.stdout.isatty() else Console(width=120))
-    return 0
+    return 0 if found.finished else 1

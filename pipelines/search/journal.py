@@ -43,6 +43,8 @@ class Record:
     """Wall time of its last launch."""
     node: str | None = None
     """Ray's id of the node that its last launch was on."""
+    process: int | None = None
+    """Its process there."""
 
 
 class Journal:
@@ -50,6 +52,7 @@ class Journal:
 
     def __init__(self, folder: Path, space: Space, objectives: Sequence[Objective]) -> None:
         self.folder, self.space, self.objectives = folder, space, tuple(objectives)
+        self._configs: dict[int, str | None] = {}
 
     def path(self, number: int) -> Path:
         """The record's file."""
@@ -80,6 +83,15 @@ class Journal:
         """All records, by number."""
         return [self.read(int(p.stem)) for p in sorted((self.folder / "trials").glob("[0-9]*.json"))]
 
+    def config_text(self, record: Record) -> str | None:
+        """The trial's config as YAML; ``None`` for an impossible combination, whose reason says so."""
+        if record.number not in self._configs:  # a record's values never change
+            try:
+                self._configs[record.number] = dump_config(self.space.config_of(record.values))
+            except UserError:
+                self._configs[record.number] = None
+        return self._configs[record.number]
+
     def stage_folders(self, record: Record) -> list[Path]:
         """Where the trial's stages are."""
         return [self.folder / "stages" / name for name in record.stages]
@@ -103,6 +115,7 @@ def write_table(journal: Journal, records: Sequence[Record]) -> Path:
         "wall_seconds": [r.seconds for r in records],
         "records": [r.records for r in records],
         "node": pa.array([r.node for r in records], pa.string()),
+        "process": pa.array([r.process for r in records], pa.int64()),
         "stages": pa.array([r.stages for r in records], pa.list_(pa.string())),
         "trained": pa.array([r.trained for r in records], pa.list_(pa.string())),
     }
@@ -110,7 +123,7 @@ def write_table(journal: Journal, records: Sequence[Record]) -> Path:
         columns[name] = pa.array([r.metrics.get(name) for r in records], pa.float64())
     for path in journal.space.paths:
         columns[path] = _column([r.values[path] for r in records])
-    columns["config"] = pa.array([_config(journal, r) for r in records], pa.string())
+    columns["config"] = pa.array([journal.config_text(r) for r in records], pa.string())
     file = journal.folder / "search.parquet"
     write_beside(file, lambda p: pq.write_table(pa.table(columns), p, compression="zstd"))
     return file
@@ -128,10 +141,3 @@ def value_text(value: Any) -> str:
         return f"{value:.4g}"
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n...\n").strip()
-
-
-def _config(journal: Journal, record: Record) -> str | None:
-    try:
-        return dump_config(journal.space.config_of(record.values))
-    except UserError:
-        return None  # an impossible combination; the reason says so

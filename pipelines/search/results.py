@@ -52,7 +52,7 @@ def read_results(folder: Path) -> Found:
     journal, stages = open_search(tree)
     records = journal.records()
     if all(r.status == "open" for r in records):
-        raise UserError(str(folder), "has no finished trial yet; nothing to show")
+        raise UserError(str(folder), "has no trial that ended yet; --resume goes on with it")
     finished = [r for r in records if r.status == "finished"]
     best = {}
     if finished:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pipelines.config import Config
 from pipelines.config_io import dump_config, load_tree
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
+from pipelines.own_code import OURS, refuse_shadowing, use_own_code
 from pipelines.preflight import CheckedData, check_data, check_storage
 from pipelines.run_folder import run_path
 from pipelines.search.config import SearchConfig, SearchTree, Stages
@@ -34,7 +36,7 @@ SPENT = "spent.json"
 DEFAULT_TRIALS = 20
 LINGER_SECONDS = 10.0  # Ray frees a Ray Train run's workers some seconds after the trial that started it
 FREE_TO_CHANGE = (
-    "cluster.address", "storage", "search.trials", "search.minutes", "search.concurrent"
+    "cluster.address", "storage", "code", "search.trials", "search.minutes", "search.concurrent"
 )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     _check_settings(settings, journal.objectives, journal.space, stages)
     folder = journal.folder
     _check_folder(tree, folder, resume)
+    refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
     checked = check_data(journal.space.config)
     if tree.cluster.address is None:
         here = float(local_cpus() if nests(tree) else os.cpu_count() or 1)
@@ -121,6 +124,7 @@ class _Run:
         left: float | None,
     ) -> None:
         self.tree, self.journal, self.stages, self.checked = tree, journal, stages, checked
+        self.code = use_own_code(journal.space.config)
         self.resources, self.limit, self.spent, self.left = resources, limit, spent, left
         self.records = {r.number: r for r in records}
         self.started = time.monotonic()
@@ -146,6 +150,8 @@ class _Run:
         from pipelines.search.trials import run_trial
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        scratch = self.journal.folder / ".ray"  # Tune's own files; a search goes on without them
+        shutil.rmtree(scratch, ignore_errors=True)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.claims = ray.remote(Claims).options(num_cpus=0, scheduling_strategy=here).remote()
         first = max(self.records, default=-1) + 1
@@ -175,7 +181,7 @@ class _Run:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(self.journal.folder / ".ray"),
+                storage_path=str(scratch),
                 stop=self._stopper(),
                 callbacks=[self._watcher()],
                 failure_config=tune.FailureConfig(max_failures=self.tree.cluster.max_failures),
@@ -189,6 +195,7 @@ class _Run:
             finally:
                 self._write_spent()
                 ray.kill(self.claims)
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def conclude(self, number: int, result: dict[str, Any], error: bool) -> Record:
         """A trial has ended: complete its record, and rewrite the table."""
@@ -226,9 +233,8 @@ class _Run:
             stages=self.stages,
             nested=self.resources.nested,
             asha=self.tree.search.scheduler == "asha",
-            info=self.checked.info,
-            ids=train.ids,
-            present=train.present(),
+            checked=self.checked,
+            code=self.code,
             train=load(train.files),
             test=load(test.files),
             claims=self.claims,

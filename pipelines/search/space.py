@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 import numpy as np
 
-from pipelines.config import Config, field_paths
+from pipelines.config import Config, field_paths, is_own
 from pipelines.config_io import leaf_hint, with_values
 from pipelines.errors import UserError
 from pipelines.search.config import Question, SearchTree
@@ -27,7 +27,8 @@ READY_MADE: dict[Question, dict[str, Any]] = {
         "weights.budget": {"low": 0.05, "high": 3.0, "log": True},
     },
 }
-_FIXED = ("name", "storage", "baseline", "data", "cluster", "search")
+_FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
+_FIXED_DATA = ("data.path", "data.train_split", "data.test_split")
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
 _RANGE = ("low", "high", "log", "step")
 
@@ -180,13 +181,23 @@ def make_space(tree: SearchTree, base: Config) -> Space:
         )
     for dimension in space.dimensions:
         for value in dimension.bounds():
-            try:
-                space.config_of({dimension.path: value})
-            except UserError as error:
-                if error.where.startswith(dimension.path):
-                    raise UserError(f"search.space.{dimension.path}", error.what) from None
-                # Impossible beside the base config's other fields; another trial's may allow it.
+            _check_value(space, dimension, value)
     return space
+
+
+def _check_value(space: Space, dimension: Dimension, value: Any) -> None:
+    """That the config takes the value, as it is or beside some value of another searched field."""
+    others = [{d.path: v} for d in space.dimensions if d is not dimension for v in d.bounds()]
+    refusals = []
+    for beside in ({}, *others):
+        try:
+            space.config_of({**beside, dimension.path: value})
+            return
+        except UserError as error:
+            refusals.append(error)
+    first = refusals[0]
+    where = f"search.space.{dimension.path}"
+    raise UserError(where, first.what if first.where == dimension.path else f"{value!r}: {first}") from None
 
 
 def _dimension(path: str, given: Any) -> Dimension:
@@ -197,7 +208,7 @@ def _dimension(path: str, given: Any) -> Dimension:
         close = difflib.get_close_matches(path, field_paths(), n=1)
         hint_text = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
         raise UserError(where, f"is not a field of the config{hint_text}")
-    if path.split(".")[0] in _FIXED:
+    if path.split(".")[0] in _FIXED or path in _FIXED_DATA:
         raise UserError(where, "cannot be searched: all trials of a search share it")
     if isinstance(given, list):
         return _choice(path, given, where)
@@ -210,6 +221,11 @@ def _choice(path: str, given: Sequence[Any], where: str) -> Choice:
     if not given:
         raise UserError(where, "lists no values")
     hint = leaf_hint(path)
+    for value in given:
+        if path in ("model.name", "examples.policy") and isinstance(value, str) and is_own(value):
+            raise UserError(
+                where, f"{value!r} cannot be searched: one search uses one model or policy of yours"
+            )
     values = [1.0 * v if hint is float and type(v) is int else v for v in given]
     if any(values[i] in values[:i] for i in range(len(values))):
         raise UserError(where, f"{list(given)!r} lists a value twice")

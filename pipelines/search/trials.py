@@ -5,6 +5,7 @@ more it launches Ray Train runs. Both give the results of `spikeprune run` on th
 """
 
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import tune
 
-from pipelines.data.dataset import DatasetInfo
+from pipelines.data.dataset import describe
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
+from pipelines.own_code import OwnCode, activate
+from pipelines.preflight import CheckedData
 from pipelines.run_folder import create_run
 from pipelines.search.config import Stages
 from pipelines.search.journal import Journal, Record
@@ -42,11 +44,10 @@ class Shared:
     """Whether trials launch Ray Train runs."""
     asha: bool
     """Whether every epoch is reported, for trials to be stopped early."""
-    info: DatasetInfo
-    ids: np.ndarray
-    """Training ids, ascending."""
-    present: np.ndarray
-    """Which training ids exist, bool by id from the first."""
+    checked: CheckedData
+    """The dataset."""
+    code: OwnCode | None
+    """The user's own model and policy, if the config names any."""
     train: Any
     """Encoded training rows: an Arrow table, or a materialised dataset where trials are nested."""
     test: Any
@@ -60,12 +61,14 @@ class Shared:
 def run_trial(config: dict[str, Any], shared: Shared) -> None:
     """Tune's trainable: do what is left of the trial whose number ``config`` holds, and write it down."""
     torch.set_num_threads(1)  # as Ray Train's workers
+    activate(shared.code)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     journal = shared.journal
     record = journal.read(config["number"])
     if record.status == "open":
         started = time.monotonic()
-        record.node = ray.get_runtime_context().get_node_id()
+        record.node, record.process = ray.get_runtime_context().get_node_id(), os.getpid()
+        journal.write(record)
         try:
             _work(record, shared)
             record.status = "finished"
@@ -103,7 +106,7 @@ def _complete(stage: Stage, shared: Shared) -> bool:
             continue
         try:
             if not stage.finished:
-                create_run(stage.config, shared.command)
+                create_run(stage.config, shared.command, shared.code)
                 _tell_history(stage, tell)
                 _launch(stage, shared, tell)
                 return True
@@ -114,15 +117,20 @@ def _complete(stage: Stage, shared: Shared) -> bool:
 
 
 def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], None]) -> None:
+    config, checked = stage.config, shared.checked
+    info = checked.info
+    if info.frames is not None:  # recordings become frames in a way that may be searched
+        info = describe(checked.train, checked.test, config.data.path, config.data, config.model.T)
     spec = RunSpec(
-        config=stage.config,
-        info=shared.info,
+        config=config,
+        info=info,
         phases=stage.phases,
         folder=str(stage.folder),
-        ids=shared.ids,
+        ids=checked.train.ids,
+        code=shared.code,
         initial=None if stage.initial is None else str(stage.initial),
     )
-    rows = {"train": shared.train, "test": shared.test, "present": shared.present}
+    rows = {"train": shared.train, "test": shared.test, "present": checked.train.present()}
     if shared.nested:
         from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -133,7 +141,7 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
     else:
         from pipelines.training.local import train_on_tables
 
-        device = torch.device("cuda" if stage.config.cluster.gpus_per_worker else "cpu")
+        device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
         train_on_tables(spec, **rows, watch=_keep_quiet, told=tell, device=device)
 
 

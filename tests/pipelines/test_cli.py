@@ -13,7 +13,9 @@ import pytest
 
 from cluster.connect import local_cpus
 from pipelines import cli
-from pipelines.config import Config, field_paths
+from pipelines.config import field_paths
+from pipelines.search.command import SearchCommand
+from pipelines.search.config import SearchTree
 
 _COMMANDS = [c for n, c in vars(cli).items() if n.endswith("Command") and c is not cli.RunCommand]
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
@@ -26,11 +28,11 @@ def surface() -> str:
         source = inspect.getsource(function)
         command = next(
             (c for c in _COMMANDS if c.__name__ in source),
-            cli.RunCommand,
+            SearchCommand if verb == "search" else cli.RunCommand,
         )
         lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")
-    for path in field_paths():
-        cls: type = Config
+    for path in field_paths(SearchTree):
+        cls: type = SearchTree
         *branches, leaf = path.split(".")
         for branch in branches:
             cls = get_type_hints(cls)[branch]

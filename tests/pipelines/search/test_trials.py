@@ -1,0 +1,262 @@
+"""Trials under trouble: stopped early, killed, on nodes that vanish, out of time; none starves."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.config_io import dump_config, load_config
+from pipelines.report.summary import summarise
+from pipelines.run import run
+from pipelines.search.config import SearchTree
+from pipelines.search.search import search
+from pipelines.search.trials import history_of
+from tests.pipelines.search.conftest import QUIET, journal_of, records_of, tree
+from tests.pipelines.training.conftest import wait_for
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+BUDGETS = {"weights.sparsity": [0.5, 0.7, 0.8, 0.9]}
+
+
+def on_ray_of_its_own(folder: Path, start: str, found: SearchTree, timeout: float = 580) -> str:
+    """Run a search in a process that starts Ray by the statements in ``start``."""
+    path = folder / "settings.yaml"
+    path.write_text(dump_config(found))
+    script = folder / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+            import ray
+            from pathlib import Path
+            from rich.console import Console
+            from pipelines.config_io import load_tree
+            from pipelines.search.config import SearchTree
+            from pipelines.search.search import search
+            tree = load_tree(SearchTree, Path(sys.argv[1]))
+            """
+        )
+        + textwrap.dedent(start)
+        + "\nsearch(tree, console=Console(quiet=True))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(path)], env=env, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_example_ends_in_time_and_its_best_configs_hold(tmp_path: Path, digits: Path) -> None:
+    config = yaml.safe_load((ROOT / "examples" / "search-digits.yaml").read_text())
+    assert config["search"]["trials"] == 12
+    assert len(config["search"]["objectives"]) == 2
+    args = ["--data.path", str(digits), "--storage", str(tmp_path)]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pipelines.cli",
+            "search",
+            str(ROOT / "examples" / "search-digits.yaml"),
+            *args,
+        ],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        check=True,
+        timeout=600,
+        stdout=subprocess.DEVNULL,
+    )
+    rows = pq.read_table(tmp_path / "search-digits" / "search.parquet").to_pylist()
+    assert [r["status"] for r in rows] == ["finished"] * 12
+    points = {r["trial"]: (r["accuracy"], r["synops"]) for r in rows}
+    front = {
+        t
+        for t, (a, s) in points.items()
+        if not any(q >= a and o <= s and (q, o) != (a, s) for q, o in points.values())
+    }
+    assert {r["trial"] for r in rows if r["on_front"]} == front
+    for kind in ("accuracy", "synops", "balanced"):
+        path = tmp_path / "search-digits" / "best" / f"{kind}.yaml"
+        trial = int(path.read_text().split()[2])
+        folder = run(load_config(path, {"cluster.engine": "local"}), console=QUIET)
+        last = summarise(folder).phases[-1]
+        assert last.accuracy == pytest.approx(points[trial][0], abs=0.006)  # threads may differ here
+
+
+def test_asha_stops_laggards_and_goes_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    """One trial at a time: a stopped one that held its place would end the search."""
+    settings = {
+        "space": {"train.lr": [0.2, 0.1, 0.05, 1e-5, 2e-5, 3e-5, 4e-5, 5e-5]},
+        "objectives": ["accuracy"],
+        "sampler": "grid",
+        "scheduler": "asha",
+        "grace_epochs": 1,
+        "reduction": 2,
+        "concurrent": 1,
+    }
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 6})
+    search(found, console=QUIET)
+    records = records_of(found)
+    statuses = Counter(r.status for r in records)
+    assert statuses["finished"] >= 1
+    assert statuses["stopped"] >= 4
+    assert sum(statuses.values()) == 8
+    journal = journal_of(found)
+    for r in records:
+        done = len(history_of(journal.stage_folders(r)))
+        if r.status == "stopped":
+            assert r.records < 6
+            assert r.records <= done <= r.records + 1
+            assert r.values["train.lr"] < 0.2
+            assert r.reason is not None
+            assert "asha" in r.reason
+        else:
+            assert done == 6
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "concurrent"), [(1, 0.5, 2), (1, 2.0, 1), (2, 0.25, 1), (2, 0.2, 2)]
+)
+def test_allowed_settings_end_at_two_cpus(
+    workers: int, cpus: float, concurrent: int, tmp_path: Path, digits: Path
+) -> None:
+    """Also where several trials share the one CPU that feeds them, and want the same training."""
+    settings = {
+        "space": {"weights.sparsity": [0.5, 0.9]},
+        "sampler": "grid",
+        "objectives": ["accuracy", "density"],
+    }
+    found = tree(
+        tmp_path,
+        digits,
+        settings | {"concurrent": concurrent},
+        **{"cluster.workers": workers, "cluster.cpus_per_worker": cpus},
+    )
+    on_ray_of_its_own(
+        tmp_path, "ray.init(num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)", found
+    )
+    records = records_of(found)
+    assert [r.status for r in records] == ["finished"] * 2
+    trainings = Counter(n for r in records for n in r.trained if n.startswith("train-"))
+    assert list(trainings.values()) == [1]
+    assert records[0].metrics["density"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> None:
+    settings = {
+        "space": {"train.lr": [0.2, 0.1, 1e-5, 2e-5]},
+        "objectives": ["accuracy"],
+        "sampler": "grid",
+        "scheduler": "asha",
+        "grace_epochs": 1,
+        "reduction": 2,
+        "concurrent": 1,
+    }
+    nested: dict[str, Any] = {"cluster.workers": 2, "cluster.cpus_per_worker": 0.25, "train.epochs": 4}
+    found = tree(tmp_path, digits, settings, **nested)
+    on_ray_of_its_own(
+        tmp_path, "ray.init(num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)", found
+    )
+    statuses = Counter(r.status for r in records_of(found))
+    assert statuses["stopped"] >= 1
+    assert statuses["finished"] >= 1
+    assert sum(statuses.values()) == 4
+
+
+def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    """Two trials want the same training; the process of the one that trains is killed."""
+    settings = {"space": BUDGETS, "sampler": "grid", "concurrent": 2, "objectives": ["accuracy", "density"]}
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 40})
+    journal = journal_of(found)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: len(list(journal.folder.glob("stages/train-*/metrics.jsonl"))) > 0, "an epoch")
+        owners = [r for r in journal.records() if r.process is not None]
+        (folder,) = journal.folder.glob("stages/train-*")
+        wait_for(lambda: len((folder / "metrics.jsonl").read_text().splitlines()) >= 3, "three epochs")
+        assert len({r.process for r in owners}) == len(owners)
+        for r in owners:  # whichever of them trains, and whoever waits
+            os.kill(r.process or 0, signal.SIGKILL)
+            killed.append(r.number)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    search(found, console=QUIET)
+    thread.join()
+    assert killed
+    records = journal.records()
+    assert [r.status for r in records] == ["finished"] * 4
+    assert len({r.stages[0] for r in records}) == 1
+    lines = history_of([journal.stage_folders(records[0])[0]])
+    assert [line["epoch"] for line in lines] == list(range(40))
+
+
+def test_time_runs_out_and_more_time_ends_it(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    settings: dict[str, Any] = {
+        "space": BUDGETS,
+        "sampler": "grid",
+        "concurrent": 1,
+        "objectives": ["accuracy", "density"],
+        "minutes": 0.2,
+    }
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 150})
+    search(found, console=QUIET)
+    records = records_of(found)
+    assert [r.status for r in records] == ["open"]
+    before = len(history_of(journal_of(found).stage_folders(records[0])))
+    search(found, resume=True, console=QUIET)  # the minutes are spent
+    assert len(records_of(found)) == 1
+    more = tree(tmp_path, digits, {**settings, "minutes": 60}, **{"train.epochs": 150})
+    search(more, resume=True, console=QUIET)
+    records = records_of(more)
+    assert [r.status for r in records] == ["finished"] * 4
+    history = history_of([journal_of(more).stage_folders(records[0])[0]])
+    assert [h["epoch"] for h in history] == list(range(150))
+    assert before > 0
+
+
+def test_two_nodes_of_which_one_is_lost(tmp_path: Path, digits: Path) -> None:
+    space = {"seed": [0, 1, 2, 3, 4, 5], "weights.sparsity": [0.8]}
+    settings = {"space": space, "sampler": "grid", "objectives": ["accuracy", "density"]}
+    address = {"cluster.address": "auto", "train.epochs": 12}
+    found = tree(tmp_path, digits, settings, **address)
+    trials = journal_of(found).folder / "trials"
+    start = f"""
+    import json, threading, time
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+    second = cluster.add_node(num_cpus=1)
+    tree.cluster.address = cluster.address
+    def lose():
+        while True:
+            records = [json.loads(p.read_text()) for p in Path({str(trials)!r}).glob("[0-9]*.json")]
+            here = [r for r in records if r["node"] == second.node_id]
+            busy = [r for r in here if r["status"] == "open" and r["process"]]
+            if any(r["status"] == "finished" for r in here) and busy:
+                break
+            time.sleep(0.05)
+        time.sleep(1)
+        cluster.remove_node(second, allow_graceful=False)
+        print("lost", second.node_id, flush=True)
+    threading.Thread(target=lose, daemon=True).start()
+    """
+    printed = on_ray_of_its_own(tmp_path, start, found)
+    lost = printed.split("lost ")[1].split()[0]
+    records = records_of(found)
+    assert [r.status for r in records] == ["finished"] * 6
+    nodes = Counter(r.node for r in records)
+    assert len(nodes) == 2
+    assert nodes[lost] >= 1
+    assert len({name for r in records for name in r.stages}) == 12
