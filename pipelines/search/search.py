@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +22,14 @@ from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.own_code import OURS, refuse_shadowing, use_own_code
 from pipelines.preflight import CheckedData, check_data, check_storage
-from pipelines.run_folder import run_path
+from pipelines.run_folder import flat_config, run_path
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
 from pipelines.search.objectives import Objective, choose_objectives
 from pipelines.search.progress import SearchProgress
 from pipelines.search.resources import Node, TrialResources, nests, plan_resources
 from pipelines.search.space import Space, make_space
+from pipelines.search.stages import ACCURACY, Claims, history_of
 from pipelines.training.phases import phases_of
 
 SETTINGS = "search.yaml"
@@ -145,7 +146,6 @@ class _Run:
         from ray import tune
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from pipelines.search.stages import Claims
         from pipelines.search.suggest import JournaledSearcher, make_sampler
         from pipelines.search.trials import run_trial
 
@@ -208,7 +208,7 @@ class _Run:
         elif record.status == "open":
             record.status = "stopped"
             record.records = int(result.get("training_iteration", 0))
-            record.metrics = {"accuracy": float(result["test_accuracy"])}
+            record.metrics = {"accuracy": float(result[ACCURACY])}
             record.reason = f"asha stopped it after {record.records} epochs and pruning steps"
             self.journal.write(record)
         self.records[number] = record
@@ -247,8 +247,6 @@ class _Run:
         if settings.scheduler == "none":
             return None
         from ray.tune.schedulers import ASHAScheduler
-
-        from pipelines.search.trials import ACCURACY, history_of
 
         scheduler = ASHAScheduler(
             metric=ACCURACY,
@@ -375,7 +373,7 @@ def _check_folder(tree: SearchTree, folder: Path, resume: bool) -> None:
             "name",
             f"search {tree.name!r} exists in {tree.storage}; --resume continues it, --name starts another",
         )
-    stored, given = _flat(asdict(read_search(folder))), _flat(asdict(tree))
+    stored, given = flat_config(read_search(folder)), flat_config(tree)
     for path in sorted(stored.keys() | given.keys()):
         if stored.get(path) != given.get(path) and path not in FREE_TO_CHANGE:
             raise UserError(
@@ -383,12 +381,6 @@ def _check_folder(tree: SearchTree, folder: Path, resume: bool) -> None:
                 f"is {given.get(path)!r} here and {stored.get(path)!r} in the search that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".strip(".")).items()}
 
 
 def _write_settings(tree: SearchTree, folder: Path) -> None:

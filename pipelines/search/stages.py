@@ -6,14 +6,19 @@ the others wait and take it over.
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import ClusterConfig, Config, WeightsConfig
 from pipelines.config_io import dump_config
 from pipelines.run import is_finished
 from pipelines.search.config import Stages
+from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, Phase, phases_of
+
+ACCURACY = "test_accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,12 @@ def _key(config: Config) -> str:
     """A hash of what a stage's results depend on."""
     plain = replace(config, name="x", cluster=replace(ClusterConfig(), workers=config.cluster.workers))
     return hashlib.sha256(dump_config(replace(plain, storage="x")).encode()).hexdigest()[:16]
+
+
+def history_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """All records that the newest checkpoints of a trial's stages hold, in order."""
+    found = (latest_checkpoint(folder / "checkpoints") for folder in folders)
+    return [record for newest in found if newest is not None for record in load_progress(newest).history]
 
 
 class Claims:

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,11 +25,9 @@ from pipelines.run_folder import create_run
 from pipelines.search.config import Stages
 from pipelines.search.journal import Journal, Record
 from pipelines.search.objectives import measure
-from pipelines.search.stages import Stage, stages_of
-from pipelines.training.checkpoint import latest_checkpoint, load_progress
+from pipelines.search.stages import ACCURACY, Stage, history_of, stages_of
 from pipelines.training.worker import RunSpec
 
-ACCURACY = "test_accuracy"
 WAIT_SECONDS = 0.3
 
 
@@ -147,8 +144,7 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
 
 def _tell_history(stage: Stage, tell: Callable[[dict[str, object]], None]) -> None:
     """Tell of the epochs that were done before, by whichever trial: asha compares from the first on."""
-    newest = latest_checkpoint(stage.folder / "checkpoints")
-    for record in load_progress(newest).history if newest is not None else []:
+    for record in history_of([stage.folder]):
         tell(record)
 
 
@@ -165,9 +161,3 @@ def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else "no message"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
-
-
-def history_of(folders: list[Path]) -> list[dict[str, Any]]:
-    """All records of a trial's stages so far."""
-    found = (latest_checkpoint(folder / "checkpoints") for folder in folders)
-    return [record for newest in found if newest is not None for record in load_progress(newest).history]

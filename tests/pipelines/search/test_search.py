@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from pipelines import cli
@@ -110,7 +109,7 @@ def test_plot_redraws_without_running(searched: SearchTree, capsys: pytest.Captu
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3  # front, parallel coordinates, importance
     assert "http" not in page.split("</style>")[0]
-    assert "<script" not in page
+    assert "src=" not in page
     assert "2 is not possible" in page
     assert {p: p.stat().st_mtime_ns for p in (folder / "stages").rglob("*")} == before
 
@@ -131,6 +130,8 @@ def test_a_search_of_that_name_needs_resume_and_the_same_settings(
 
 def test_trials_share_one_copy_of_the_rows(digits: Path, ray_session: None) -> None:
     """What a trial gets of the rows lies in the object store: its process allocates next to nothing."""
+    import ray  # not before Ray is started: it reads its settings when it is imported
+
     from pipelines.training.local import read_rows
 
     rows = read_rows((str(digits / "train-00000.parquet"),))

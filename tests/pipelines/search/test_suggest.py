@@ -12,7 +12,6 @@ from pipelines.search.journal import Record
 from pipelines.search.objectives import OBJECTIVES
 from pipelines.search.search import search
 from pipelines.search.space import Space
-from pipelines.search.suggest import JournaledSearcher, make_sampler
 from tests.pipelines.search.conftest import journal_of, tree
 
 SPACE = {
@@ -21,6 +20,12 @@ SPACE = {
     "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
     "model.hidden": [[16], [32, 32]],
 }
+
+
+def make_sampler(*args: Any) -> Any:
+    from pipelines.search import suggest  # not before Ray is started: importing it imports Ray
+
+    return suggest.make_sampler(*args)
 
 
 def space(tmp_path: Path) -> Space:
@@ -35,7 +40,7 @@ def finished(number: int, values: dict[str, Any]) -> Record:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
-def test_learned_samplers_draw_better_than_at_first(sampler: Any, tmp_path: Path) -> None:
+def test_learned_samplers_draw_better_than_at_first(sampler: Any, tmp_path: Path, ray_session: None) -> None:
     objectives = [OBJECTIVES["accuracy"], OBJECTIVES["synops"]]
     learned = make_sampler(SearchConfig(sampler=sampler, trials=60), space(tmp_path), objectives, 0, 0)
     records = []
@@ -52,7 +57,7 @@ def test_learned_samplers_draw_better_than_at_first(sampler: Any, tmp_path: Path
         assert r.values["model.hidden"] in [(16,), (32, 32)]
 
 
-def test_a_sampler_that_is_told_of_the_past_goes_on_from_there(tmp_path: Path) -> None:
+def test_a_sampler_that_is_told_of_the_past_goes_on_from_there(tmp_path: Path, ray_session: None) -> None:
     objectives = [OBJECTIVES["accuracy"]]
     found = space(tmp_path)
     past = [finished(i, found.draw(1, i)) for i in range(60)]
@@ -65,7 +70,9 @@ def test_a_sampler_that_is_told_of_the_past_goes_on_from_there(tmp_path: Path) -
     assert np.mean(near) > np.mean([r.metrics["accuracy"] for r in past]) + 0.1
 
 
-def test_open_trials_come_first_under_their_numbers(tmp_path: Path) -> None:
+def test_open_trials_come_first_under_their_numbers(tmp_path: Path, ray_session: None) -> None:
+    from pipelines.search.suggest import JournaledSearcher
+
     journal = journal_of(tree(tmp_path, tmp_path, {"space": SPACE}))
     random = make_sampler(SearchConfig(sampler="random"), journal.space, [], 3, 0)
     concluded = []

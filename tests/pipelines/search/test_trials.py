@@ -19,7 +19,7 @@ from pipelines.report.summary import summarise
 from pipelines.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.search import search
-from pipelines.search.trials import history_of
+from pipelines.search.stages import history_of
 from tests.pipelines.search.conftest import QUIET, journal_of, records_of, tree
 from tests.pipelines.training.conftest import wait_for
 
