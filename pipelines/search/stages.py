@@ -72,6 +72,11 @@ def stages_of(config: Config, folder: Path, stages: Stages) -> list[Stage]:
     return [first, Stage(command="prune", config=prune, initial=network)]
 
 
+def steps_of(config: Config, stages: Stages) -> int:
+    """Epochs and pruning steps of a trial, as asha counts them."""
+    return sum(max(p.epochs, 1) for p in phases_of(config, stages))
+
+
 def _key(config: Config) -> str:
     """A hash of what a stage's results depend on."""
     plain = replace(config, name="x", cluster=replace(ClusterConfig(), workers=config.cluster.workers))
