@@ -56,7 +56,7 @@ def run(
     if is_finished(folder, len(phases)):
         return folder
     with console.status("preparing"):
-        _prepare_engines()
+        prepare_engines()
     with ExitStack() as stack:
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
@@ -88,7 +88,7 @@ def run(
     return folder
 
 
-def _prepare_engines() -> None:
+def prepare_engines() -> None:
     """Compile once here what every worker would compile at once on its first step."""
     from snn import kernels
 

@@ -16,6 +16,7 @@ from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OURS, refuse_shadowing
 from pipelines.preflight import check_data, check_storage
+from pipelines.run import prepare_engines
 from pipelines.run_folder import flat_config, run_path
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
@@ -28,7 +29,7 @@ from pipelines.search.stages import steps_of
 SETTINGS = "search.yaml"
 DEFAULT_TRIALS = 20
 FREE_TO_CHANGE = (
-    "cluster.address", "storage", "code", "search.trials", "search.minutes", "search.concurrent"
+    "cluster.address", "storage", "code", "data.path", "search.trials", "search.minutes", "search.concurrent"
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts.
     """
     console = console or Console(stderr=True)
+    tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
     journal, stages = open_search(tree)
     settings = tree.search
     _check_settings(settings, journal.objectives, journal.space, stages)
@@ -64,6 +66,8 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     spent = read_json(folder / SPENT)["seconds"] if (folder / SPENT).exists() else 0.0
     left = None if settings.minutes is None else 60 * settings.minutes - spent
     if _work_left(records, limit) and (left is None or left > 0):
+        with console.status("preparing"):
+            prepare_engines()
         with ExitStack() as stack:
             with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
                 stack.enter_context(connect(tree.cluster.address))
@@ -100,10 +104,9 @@ def read_search(folder: Path) -> SearchTree:
 
 
 def _base_config(tree: SearchTree) -> Config:
-    """The config of a trial before its values: with the data's absolute path, without a baseline."""
+    """The config of a trial before its values: the tree's without the search, and without a baseline."""
     own = {f.name: getattr(tree, f.name) for f in fields(Config)}
-    data = replace(tree.data, path=str(Path(tree.data.path).absolute()))
-    return Config(**{**own, "data": data, "baseline": "none"})
+    return Config(**{**own, "baseline": "none"})
 
 
 def _stages(settings: SearchConfig, space: Space) -> Stages:

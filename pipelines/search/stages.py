@@ -78,9 +78,16 @@ def steps_of(config: Config, stages: Stages) -> int:
 
 
 def _key(config: Config) -> str:
-    """A hash of what a stage's results depend on."""
-    plain = replace(config, name="x", cluster=replace(ClusterConfig(), workers=config.cluster.workers))
-    return hashlib.sha256(dump_config(replace(plain, storage="x")).encode()).hexdigest()[:16]
+    """A hash of what a stage's results depend on: names and places are not among it."""
+    same = replace(
+        config,
+        name="x",
+        storage="x",
+        code=None,
+        data=replace(config.data, path="x"),
+        cluster=replace(ClusterConfig(), workers=config.cluster.workers),
+    )
+    return hashlib.sha256(dump_config(same).encode()).hexdigest()[:16]
 
 
 def history_of(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from tests.pipelines.training.conftest import wait_for
 
 def test_every_combination_is_there_once(searched: SearchTree) -> None:
     records = records_of(searched)
-    assert [r.number for r in records] == list(range(12))
+    assert [r.number for r in records] == list(range(8))
     seen = Counter(tuple(sorted(r.values.items())) for r in records)
     assert set(seen.values()) == {1}
     for path, values in SPACE.items():
@@ -46,18 +46,18 @@ def test_each_training_is_done_once(searched: SearchTree) -> None:
     journal = journal_of(searched)
     finished = [r for r in journal.records() if r.status == "finished"]
     trainings = Counter(name for r in finished for name in r.trained if name.startswith("train-"))
-    assert sorted(trainings.values()) == [1, 1, 1]  # with three sparsities on each
+    assert sorted(trainings.values()) == [1, 1, 1]  # with two sparsities on each
     for name in trainings:
         lines = (journal.folder / "stages" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
-    assert len({r.stages[1] for r in finished}) == 9
+    assert len({r.stages[1] for r in finished}) == 6
 
 
 def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -> None:
     """Every trial evaluated again by `spikeprune run`'s own path, and the front found by comparing all."""
     table = pq.read_table(searched.storage + "/search/search.parquet").to_pylist()
     finished = [row for row in table if row["status"] == "finished"]
-    assert len(finished) == 9
+    assert len(finished) == 6
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     points = {}
@@ -104,7 +104,7 @@ def test_plot_redraws_without_running(searched: SearchTree, capsys: pytest.Captu
     assert cli.main(["search", "--plot", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "Pareto front" in printed
-    assert "12 trials: 9 finished, 3 failed; 3 different trainings before pruning" in printed
+    assert "8 trials: 6 finished, 2 failed; 3 different trainings before pruning" in printed
     assert str(folder / "best" / "balanced.yaml") in printed
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3  # front, parallel coordinates, importance
@@ -149,7 +149,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, digits: Path, ray_
     settings = {
         "space": {"weights.sparsity": {"low": 0.5, "high": 0.95}},
         "objectives": ["accuracy", "density"],
-        "trials": 6,
+        "trials": 4,
         "concurrent": 1,
     }
     wanted = tree(tmp_path, digits, settings)
@@ -168,18 +168,18 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, digits: Path, ray_
         done = [r.number for r in journal.records() if r.status == "finished"]
         return {n: journal.path(n).stat().st_mtime_ns for n in done}
 
-    wait_for(lambda: len(ended()) >= 2 or driver.poll() is not None, "two trials")
+    wait_for(lambda: len(ended()) >= 1 or driver.poll() is not None, "a trial")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = ended()
-    assert 2 <= len(before) < 6
+    assert 1 <= len(before) < 4
     assert cli.main(["search", str(path), "--resume"]) == 0
     records = journal.records()
-    assert [(r.number, r.status) for r in records] == [(n, "finished") for n in range(6)]
+    assert [(r.number, r.status) for r in records] == [(n, "finished") for n in range(4)]
     assert {n: t for n, t in ended().items() if n in before} == before
     trainings = Counter(name for r in records for name in r.trained if name.startswith("train-"))
     assert len(trainings) == 1  # the dense network was trained before the kill, and not again
     sparsities = [r.values["weights.sparsity"] for r in records]
-    assert len(set(sparsities)) == 6  # the sampler did not draw its first values again
+    assert len(set(sparsities)) == 4  # the sampler did not draw its first values again
     table = pq.read_table(journal.folder / "search.parquet")
-    assert table.column("trial").to_pylist() == list(range(6))
+    assert table.column("trial").to_pylist() == list(range(4))
