@@ -13,6 +13,7 @@ from pipelines.config import Config
 from pipelines.config_io import load_config, split_overrides
 from pipelines.data_commands import FramesCommand, IngestCommand, ShowCommand, VerifyCommand
 from pipelines.errors import UserError
+from pipelines.interrupts import TERMINATED, end_on_sigterm, was_terminated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,13 +175,16 @@ class SelectCommand:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        end_on_sigterm()
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
-        print("interrupted; --resume continues a run from its last epoch", file=sys.stderr)  # noqa: T201
-        return 130
+        word, code = ("terminated", TERMINATED) if was_terminated() else ("interrupted", 130)
+        print(f"{word}; --resume continues a run from its last epoch", file=sys.stderr)  # noqa: T201
+        return code
     except ValueError as error:
         if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
             print(f"spikeprune: {error}", file=sys.stderr)  # noqa: T201

@@ -339,6 +339,9 @@ class ClusterConfig:
     """Address of a running Ray cluster; without one, Ray is started here and stopped afterwards."""
     workers: int = 2
     """Training workers."""
+    min_workers: int | None = None
+    """Fewest workers to go on with while nodes are lost, and to grow from when they return; without it a
+    run waits for all of them. The batch of a step stays the same."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
     max_failures: int = 3
@@ -348,6 +351,9 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
+        if self.min_workers is not None:
+            allowed = f"between 1 and cluster.workers ({self.workers})"
+            _check(1 <= self.min_workers <= self.workers, "cluster.min_workers", self.min_workers, allowed)
         _check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
         _check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
         _check(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "zero or more")

@@ -10,6 +10,7 @@ from cluster.connect import connect, local_cpus
 from pipelines.config import Config
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
+from pipelines.interrupts import renew
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.preflight import check_cluster, check_data, check_storage
 from pipelines.progress import TrainingProgress
@@ -61,6 +62,7 @@ def run(
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
                 cluster = stack.enter_context(connect(config.cluster.address))
+            renew()
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
             from pipelines.training.distributed import train_on_ray as launch
         else:

@@ -35,8 +35,17 @@ def checkpoint_name(phase: int, phase_name: str, epoch: int) -> str:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below ``folder``, if any."""
-    found = sorted(p.parent for p in folder.glob(f"*/{PROGRESS}"))
-    return found[-1] if found else None
+    found = sorted((p.parent for p in folder.glob(f"*/{PROGRESS}")), reverse=True)
+    return next((f for f in found if _is_whole(f)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files have the sizes that were written: uploads may end in any order."""
+    try:
+        sizes = read_json(folder / PROGRESS)["files"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, UserError, KeyError):
+        return False
 
 
 def save(
@@ -59,7 +68,12 @@ def save(
         masks.save(folder / "masks.safetensors")
     write_json(
         folder / PROGRESS,
-        {"phase": progress.phase, "epoch": progress.epoch, "history": progress.history},
+        {
+            "phase": progress.phase,
+            "epoch": progress.epoch,
+            "history": progress.history,
+            "files": {p.name: p.stat().st_size for p in sorted(folder.iterdir())},
+        },
     )
 
 

@@ -4,7 +4,6 @@ A run is one `TorchTrainer.fit`. Each worker fetches the rows that `order` assig
 them in Ray Data tasks from the materialised dataset, encoded, before anything is decoded.
 """
 
-import os
 import tempfile
 import threading
 import time
@@ -13,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -26,15 +26,18 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from cluster.connect import quiet_data
+from pipelines.config import ClusterConfig
 from pipelines.data.dataset import COLUMNS
 from pipelines.errors import UserError
 from pipelines.networks import architecture, in_layout, is_channels_last
 from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import Scoring, score_dataset, select
+from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.engine import Shared
 from pipelines.training.loop import run_phases
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import PolicySettings, ScoreBook, Wanted
+from pipelines.training.storage import explained, mend
 from pipelines.training.worker import RunSpec, start
 from pruning.examples.policies import Plan
 from pruning.examples.policy import Source
@@ -43,6 +46,7 @@ from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
 PROGRESS_SECONDS = 0.2
+CHECKPOINTS = "checkpoints"
 
 
 class BookActor(ScoreBook):
@@ -263,7 +267,7 @@ def train_on_datasets(
     cluster = spec.config.cluster
     book: Any = (
         ray.remote(BookActor)
-        .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{os.getpid()}")
+        .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{uuid4().hex}")
         .remote(present, spec.code)
     )
     job = Job(spec=spec, train=train, test=test, book=book)
@@ -272,7 +276,7 @@ def train_on_datasets(
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=_worker_counts(cluster),  # type: ignore[arg-type]  # stubs from before V2
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker={
                 "CPU": cluster.cpus_per_worker,
@@ -280,7 +284,7 @@ def train_on_datasets(
             },
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's stubs describe the class before V2
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=spec.folder,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
@@ -291,9 +295,16 @@ def train_on_datasets(
     stop = threading.Event()
     watcher = threading.Thread(target=_follow, args=(book, watch, stop), daemon=True)
     watcher.start()
+    mistake = None
     try:
+        mend(Path(spec.folder) / CHECKPOINTS)
         trainer.fit()
         mistake = ray.get(book.mistake.remote())
+    except ray.train.TrainingFailedError:
+        mistake = ray.get(book.mistake.remote())
+        if mistake is None:
+            with explained(Path(spec.folder)):
+                raise
     except SystemExit:  # how Ray Train's own handler ends on Ctrl-C
         raise KeyboardInterrupt from None
     finally:
@@ -302,6 +313,12 @@ def train_on_datasets(
         ray.kill(book)
     if mistake is not None:
         raise UserError(*mistake)
+
+
+def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
+    if cluster.min_workers is None or cluster.min_workers == cluster.workers:
+        return cluster.workers
+    return cluster.min_workers, cluster.workers
 
 
 def _score_beside(
@@ -329,7 +346,9 @@ def _train_worker(config: dict[str, Any]) -> None:
         return  # the group was restarted after a mistake that the driver will report
     try:
         resume = ray.train.get_checkpoint()
-        with resume.as_directory() if resume is not None else nullcontext() as folder:
+        run = Path(job.spec.folder)
+        unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS))
+        with explained(run), resume.as_directory() if resume is not None else unlisted as folder:
             path = Path(folder) if folder is not None else None
             run_phases(start(job.spec, RayEngine(job), path), path)
     except UserError as error:

@@ -16,6 +16,7 @@ from pipelines.training.engine import Shared
 from pipelines.training.loop import run_phases
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import ScoreBook
+from pipelines.training.storage import explained
 from pipelines.training.worker import RunSpec, start
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
@@ -157,4 +158,5 @@ def train_on_tables(
         device=device,
     )
     resume = checkpoint.latest_checkpoint(checkpoints)
-    run_phases(start(spec, engine, resume), resume)
+    with explained(Path(spec.folder)):
+        run_phases(start(spec, engine, resume), resume)

@@ -72,6 +72,8 @@ class Worker:
             record["start_seconds"], self.start_seconds = round(self.start_seconds, 3), 0.0
         self.progress = Progress(phase=next_phase, epoch=next_epoch, history=[*self.progress.history, record])
         if self.engine.rank == 0:
+            if not Path(self.spec.folder).is_dir():  # never begin another one in its place
+                raise FileNotFoundError(f"{self.spec.folder} has vanished")
             write_metrics(Path(self.spec.folder), self.progress.history)
         self.engine.report(
             record,

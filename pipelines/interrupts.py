@@ -1,0 +1,35 @@
+"""SIGTERM, as schedulers send it before they take a machine away, ends a run as Ctrl-C does."""
+
+import signal
+import threading
+from types import FrameType
+
+TERMINATED = 143
+"""Exit code of a command that SIGTERM has ended."""
+
+_wanted = False
+_received = False
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM does what Ctrl-C does, whoever handles that; for commands, not libraries."""
+    global _wanted
+    _wanted = True
+    renew()
+
+
+def renew() -> None:
+    """Take SIGTERM back from Ray, which claims it when it connects; nothing where nobody asked for it."""
+    if _wanted and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def was_terminated() -> bool:
+    """Whether SIGTERM has come."""
+    return _received
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _received
+    _received = True
+    signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,136 @@
+"""A disk that fills up, storage that vanishes, SIGTERM: one line each, and --resume ends the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Config
+from pipelines.config_io import dump_config
+from pipelines.errors import UserError
+from pipelines.run import run
+from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
+from tests.pipelines.training.test_loop import LOCAL
+
+LONG = {"train.epochs": "10", "weights.retrain_epochs": "0"}
+ENGINES = [pytest.param(LOCAL, id="local"), pytest.param({}, id="ray", marks=pytest.mark.slow)]
+
+
+def job(storage: Path, digits: Path, engine: dict[str, str], **more: str) -> Config:
+    """Enough epochs to get in between."""
+    return small(storage, digits, **{**engine, **LONG, **more})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here ({done.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@contextmanager
+def filled(disk: Path, folder: Path, records: int) -> Iterator[None]:
+    """Once the run has so many records, the disk is full and stays so."""
+    over = threading.Event()
+
+    def fill() -> None:
+        wait_for(lambda: len(metrics(folder)) >= records or over.is_set(), f"{records} records")
+        with (disk / "ballast").open("wb", buffering=0) as file:
+            while not over.is_set():
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    over.wait(0.002)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        (disk / "ballast").unlink()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_full_disk_is_named_and_the_run_resumes(
+    engine: dict[str, str], small_disk: Path, tmp_path: Path, digits: Path, request: pytest.FixtureRequest
+) -> None:
+    if not engine:
+        request.getfixturevalue("ray_session")
+    config = job(small_disk, digits, engine, name="full")
+    with filled(small_disk, small_disk / "full", 3), pytest.raises(UserError) as caught:
+        run(config, "train", console=QUIET)
+    assert str(caught.value).startswith("storage: ")
+    assert "No space left" in str(caught.value)
+    assert "--resume" in str(caught.value)
+    whole = metrics(run(job(tmp_path, digits, engine, name="whole"), "train", console=QUIET))
+    assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_storage_that_vanishes_is_named_and_the_run_resumes(
+    engine: dict[str, str], tmp_path: Path, digits: Path, request: pytest.FixtureRequest
+) -> None:
+    if not engine:
+        request.getfixturevalue("ray_session")
+    config = job(tmp_path, digits, engine, name="here")
+    folder, away = tmp_path / "here", tmp_path / "away"
+
+    def move() -> None:
+        wait_for(lambda: len(metrics(folder)) >= 3, "3 records")
+        folder.rename(away)
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    with pytest.raises(UserError, match=r"storage: .*here has vanished.*--resume"):
+        run(config, "train", console=QUIET)
+    thread.join()
+    if folder.exists():  # what Ray Train has written after the move
+        folder.rename(tmp_path / "leftover")
+    away.rename(folder)
+    whole = metrics(run(job(tmp_path, digits, engine, name="whole"), "train", console=QUIET))
+    assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
+    engine: dict[str, str], tmp_path: Path, digits: Path, request: pytest.FixtureRequest
+) -> None:
+    config = job(tmp_path, digits, engine, name="taken", **{"train.epochs": "40"})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        start_new_session=True,
+    )
+    wait_for(lambda: len(metrics(tmp_path / "taken")) >= 2 or driver.poll() is not None, "2 records")
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=120)
+    assert errors.splitlines()[-1] == "terminated; --resume continues a run from its last epoch"
+    assert "Traceback" not in errors
+    assert driver.returncode == 143
+    done = len(metrics(tmp_path / "taken"))
+    assert 2 <= done < 40
+    if not engine:
+        request.getfixturevalue("ray_session")
+    assert len(metrics(run(config, "train", resume=True, console=QUIET))) == 40
