@@ -362,6 +362,16 @@ class ClusterConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class TrackConfig:
+    """Who else is told of every epoch; metrics.jsonl and Ray's metrics always are."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run's folder."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server, or a folder; needs the package mlflow."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """Everything a run depends on."""
 
@@ -386,6 +396,8 @@ class Config:
     """Data pruning."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     """Weight pruning."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Tracking."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
 

@@ -17,6 +17,7 @@ from pipelines.progress import TrainingProgress
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, phases_of
+from pipelines.training.trackers import check_trackers
 
 
 def run(
@@ -52,6 +53,7 @@ def run(
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
     checked = check_data(config)
+    check_trackers(config)
     check_storage(folder.parent)
     phases = phases_of(config, command)
     if is_finished(folder, len(phases)):

@@ -23,6 +23,7 @@ import ray.train.collective
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.util.metrics import Gauge
 from torch import Tensor, nn
 
 from cluster.connect import quiet_data
@@ -139,6 +140,7 @@ class RayEngine:
         self._job = job
         self._test: Rows | None = None
         self._noted = 0.0
+        self._gauges: dict[str, Gauge] = {}
 
     def warm_up(self) -> None:
         """Ray Data's executor and task processes."""
@@ -193,6 +195,16 @@ class RayEngine:
         if self.rank == 0 and (now - self._noted > PROGRESS_SECONDS or "step" not in event):
             self._noted = now
             self._job.book.note.remote(event)
+
+    def publish(self, phase: str, values: dict[str, float]) -> None:
+        """As Ray metrics ``spikeprune_*``, with tags run and phase, from rank 0."""
+        if self.rank != 0:
+            return
+        tags = {"run": self._job.spec.config.name, "phase": phase}
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"spikeprune_{name}", name.replace("_", " "), tuple(tags))
+            self._gauges[name].set(value, tags)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """All-reduce."""

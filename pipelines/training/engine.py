@@ -78,6 +78,10 @@ class Engine(Protocol):
         """Tell whoever watches where the worker is; may be dropped."""
         ...
 
+    def publish(self, phase: str, values: dict[str, float]) -> None:
+        """Show numbers where the surroundings have a place for them."""
+        ...
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the workers, on each."""
         ...

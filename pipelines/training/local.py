@@ -80,6 +80,9 @@ class LocalEngine:
         """Straight to the watcher."""
         self._watch(event)
 
+    def publish(self, phase: str, values: dict[str, float]) -> None:
+        """There is no dashboard."""
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor

@@ -21,6 +21,7 @@ from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.optim import make_optimizer
 from pipelines.training.order import epoch_order, uniform_sample
+from pipelines.training.pace import pace
 from pipelines.training.phases import Phase
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.steps import Stepper
@@ -175,7 +176,7 @@ class _Trainer:
         seconds.lap("wait")
         engine.barrier()  # all scores of this epoch have reached the book
         seconds.lap("barrier")
-        return {
+        record = {
             "phase": self.phase.name,
             "epoch": epoch,
             **summarise(plan).to_dict(),
@@ -188,6 +189,18 @@ class _Trainer:
             **tested,
             **seconds.result(),
         }
+        return {**record, "speed": self._pace(record)}
+
+    def _pace(self, record: dict[str, Any]) -> dict[str, float]:
+        examples, T = self.phase.examples, self.worker.inputs.T
+        assert examples is not None
+        earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
+        return pace(
+            earlier,
+            record,
+            num_examples=len(self.worker.spec.ids),
+            scoring_share=(examples.score_timesteps or T) / T,
+        )
 
     def _averaged(self, epoch: int) -> AbstractContextManager[None]:
         """The averaged weights, where there are any; after the last epoch the network keeps them."""

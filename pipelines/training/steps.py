@@ -1,5 +1,6 @@
 """The optimiser's steps of an epoch: precision, accumulation, clipping, averaged weights, in-train scores."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -98,6 +99,8 @@ class Stepper:
         """All steps of an epoch; the weighted sum of the losses over all workers."""
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         seen: list[tuple[np.ndarray, np.ndarray]] = []
+        examples = int(self.engine.world_size * order.nominal_batch * order.steps)
+        started = time.perf_counter()
         self.module.train()
         for step in range(order.steps):
             fraction = (epoch + step / order.steps) / self.train.epochs
@@ -110,7 +113,14 @@ class Stepper:
                     total += self._backward(epoch, ids, weights, rows, order.nominal_batch, seen)
             self._step()
             self.engine.progress(
-                {"phase": self.phase.name, "epoch": epoch, "step": step + 1, "steps": order.steps}
+                {
+                    "phase": self.phase.name,
+                    "epoch": epoch,
+                    "step": step + 1,
+                    "steps": order.steps,
+                    "examples": examples,
+                    "rate": (step + 1) * self.train.batch_size / (time.perf_counter() - started),
+                }
             )
         if seen:
             ids, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))

@@ -20,8 +20,10 @@ from pipelines.own_code import OwnCode
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Engine
+from pipelines.training.pace import told
 from pipelines.training.phases import Phase
 from pipelines.training.rows import Inputs
+from pipelines.training.trackers import Tracker, gauges, make_trackers
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
@@ -54,6 +56,8 @@ class Worker:
     inputs: Inputs
     progress: Progress = field(default_factory=Progress)
     masks: Masks | None = None
+    trackers: list[Tracker] = field(default_factory=list)
+    """On worker 0, who else is told of every record."""
     start_seconds: float = 0.0
     """What `Engine.warm_up` took; told with the first record."""
 
@@ -88,11 +92,14 @@ class Worker:
                 masks=self.masks,
             ),
         )
+        for tracker in self.trackers:
+            tracker.record(len(self.progress.history) - 1, record)
+        self.engine.publish(record["phase"], gauges(record))
         self.engine.progress(
             {
                 "phase": record["phase"],
                 "epoch": record["epoch"],
-                "doing": f"accuracy {record['test_accuracy']:.2%}",
+                "doing": told(record),
                 "finished": next_phase != index,
             }
         )
@@ -135,6 +142,8 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
             load_weights(spec.initial, worker.model, architecture(spec.config.model, spec.info))
         except ValueError as error:
             raise UserError("model", str(error)) from None
+    if engine.rank == 0:
+        worker.trackers = make_trackers(spec.config, Path(spec.folder), len(worker.progress.history))
     started = time.perf_counter()
     engine.warm_up()
     worker.start_seconds = time.perf_counter() - started

@@ -36,7 +36,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """All records without what differs from run to run: times."""
     path = folder / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [{k: v for k, v in r.items() if "seconds" not in k} for r in records]
+    return [{k: v for k, v in r.items() if "seconds" not in k and k != "speed"} for r in records]
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:

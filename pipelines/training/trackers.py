@@ -1,0 +1,144 @@
+"""Who else is told of every epoch: TensorBoard's event files and an MLflow server."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.config import Config
+from pipelines.data.files import read_json, write_json
+from pipelines.errors import UserError
+
+_log = logging.getLogger(__name__)
+EXPERIMENT = "spikeprune"
+
+
+class Tracker(Protocol):
+    """Takes one record after the other."""
+
+    def record(self, index: int, record: Mapping[str, Any]) -> None:
+        """Show the run's ``index``-th record."""
+        ...
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a record by their path: ``train/test_accuracy``, ``train/seconds/score``, ..."""
+    phase = f"{record['phase']}/" if "phase" in record else ""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {phase + name: v for name, v in scalars(value, f"{prefix}{key}/").items()}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{phase}{prefix}{key}"] = float(value)
+    return found
+
+
+def gauges(record: Mapping[str, Any]) -> dict[str, float]:
+    """What dashboards show of a record while a run goes on."""
+    speed = record.get("speed", {})
+    found = {
+        "epoch": record["epoch"],
+        "accuracy": record["test_accuracy"],
+        "examples": record.get("examples"),
+        "examples_per_second": speed.get("examples_per_second"),
+        "achieved_over_theoretical_speedup": speed.get("achieved_over_theoretical"),
+        "score_age_epochs": record.get("mean_score_age"),
+        "workers": record.get("workers"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def check_trackers(config: Config) -> None:
+    """That what the config asks for is installed and answers.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.track.tensorboard:
+        _import("tensorboardX", "track.tensorboard")
+    if config.track.mlflow is not None:
+        mlflow = _import("mlflow", "track.mlflow")
+        # The client's own patience is minutes; a server that is not there is better known at once.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        try:
+            mlflow.MlflowClient(tracking_uri=config.track.mlflow).search_experiments(max_results=1)
+        except Exception as error:
+            told = " ".join(str(error).split())[:200]
+            raise UserError("track.mlflow", f"{config.track.mlflow} does not answer ({told})") from error
+
+
+def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
+    """The config's trackers of a run that has ``records`` records already."""
+    found: list[Tracker] = []
+    if config.track.tensorboard:
+        found.append(TensorBoard(folder / "tensorboard", records))
+    if config.track.mlflow is not None:
+        found.append(Mlflow(config, folder))
+    return found
+
+
+class TensorBoard:
+    """Event files below a run's folder: ``tensorboard --logdir runs``."""
+
+    def __init__(self, folder: Path, records: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        # What a killed run wrote beyond its last checkpoint is told again.
+        self._writer = SummaryWriter(str(folder), purge_step=records, write_to_disk=True)
+
+    def record(self, index: int, record: Mapping[str, Any]) -> None:
+        """All numbers, at step ``index``."""
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, index)
+        self._writer.flush()
+
+
+class Mlflow:
+    """One run of an MLflow server, continued when ours is."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._metric = Metric
+        self._client = MlflowClient(tracking_uri=config.track.mlflow)
+        known = folder / "mlflow.json"
+        if known.exists():
+            self._run = read_json(known)["run_id"]
+            return
+        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        id_ = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
+        self._run = self._client.create_run(id_, run_name=config.name).info.run_id
+        values = [Param(name, str(value)[:500]) for name, value in _leaves(asdict(config)).items()]
+        for start in range(0, len(values), 100):  # the server's limit per request
+            self._client.log_batch(self._run, params=values[start : start + 100])
+        write_json(known, {"run_id": self._run, "experiment": EXPERIMENT})
+
+    def record(self, index: int, record: Mapping[str, Any]) -> None:
+        """All numbers, at step ``index``; a server that is away for a while does not stop the training."""
+        import time
+
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, value, now, index) for name, value in scalars(record).items()]
+        try:
+            self._client.log_batch(self._run, metrics=metrics)
+        except Exception as error:
+            _log.warning("MLflow did not take record %d: %s", index, error)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _import(package: str, where: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(where, f"needs the package {package}; install it on every node") from None

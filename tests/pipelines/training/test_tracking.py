@@ -1,0 +1,155 @@
+"""Pace, progress, TensorBoard, MLflow and Ray's metrics show what metrics.jsonl holds."""
+
+import io
+import shutil
+import struct
+import time
+import urllib.request
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.errors import UserError
+from pipelines.run import run
+from pipelines.run_folder import read_metrics
+from pipelines.training.pace import pace, told
+from pipelines.training.trackers import scalars
+from tests.pipelines.training.conftest import QUIET, metrics, small
+from tests.pipelines.training.test_loop import LOCAL
+
+
+def record(examples: int, train: float, rescored: int = 0, score: float = 0.0) -> dict[str, Any]:
+    seconds = {"train": train, "score": score, "evaluate": 5.0, "total": train + score + 5.0}
+    return {"examples": examples, "rescored": rescored, "seconds": seconds}
+
+
+def test_pace_holds_pruned_epochs_against_full_ones() -> None:
+    full = record(1000, 10.0)
+    assert pace([], full, num_examples=1000) == {"examples_per_second": 100.0}
+    exact = record(500, 5.0, rescored=1000, score=3.1)
+    assert pace([full], exact, num_examples=1000)["achieved_over_theoretical"] == 1.0
+    half = record(500, 5.0, rescored=1000, score=1.55)
+    assert pace([full], half, num_examples=1000, scoring_share=0.5)["achieved_over_theoretical"] == 1.0
+    slow = record(500, 10.0)
+    assert pace([full], slow, num_examples=1000)["achieved_over_theoretical"] == 0.5
+    both = pace([full, record(500, 5.0)], slow, num_examples=1000)
+    assert both["achieved_over_theoretical"] == pytest.approx(10 / 15, abs=1e-3)
+
+
+def test_a_line_says_what_matters() -> None:
+    line = told(
+        {
+            "test_accuracy": 0.9752,
+            "examples": 1718,
+            "mean_score_age": 1.0,
+            "speed": {"examples_per_second": 1234.4, "achieved_over_theoretical": 0.934},
+        }
+    )
+    assert line == (
+        "accuracy 97.52%, 1,718 examples, 1,234/s, 0.93 of the theoretical speed-up, scores 1.0 epochs old"
+    )
+
+
+def test_progress_shows_it(tmp_path: Path, digits: Path) -> None:
+    out = io.StringIO()
+    run(small(tmp_path, digits, **LOCAL), "train", console=Console(file=out, width=200))
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("train epoch")]
+    assert len(lines) == 6
+    assert all("examples, " in line and "/s" in line for line in lines)
+    assert "of the theoretical speed-up, scores" in lines[2]
+
+
+def events(folder: Path) -> dict[str, dict[int, float]]:
+    """Scalars of TensorBoard event files as TensorBoard shows them: later files purge what they repeat."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.HasField("session_log") and event.session_log.status == 1:
+                for steps in found.values():
+                    for step in [s for s in steps if s >= event.step]:
+                        del steps[step]
+            for value in event.summary.value:
+                found[value.tag][event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_shows_every_record_once_also_after_a_resume(tmp_path: Path, digits: Path) -> None:
+    config = small(tmp_path, digits, **LOCAL, **{"track.tensorboard": "true"}, name="board")
+    folder = run(config, "train", console=QUIET)
+    newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
+    shutil.rmtree(newest)  # as if killed just before it
+    run(config, "train", resume=True, console=QUIET)
+    records = read_metrics(folder)
+    shown = events(folder / "tensorboard")
+    assert sorted(shown["train/test_accuracy"]) == list(range(6))
+    for index, r in enumerate(records):
+        for name, value in scalars(r).items():
+            assert shown[name][index] == pytest.approx(value, rel=1e-6), name
+    assert "train/speed/examples_per_second" in shown
+    assert "train/seconds/train" in shown
+
+
+def test_what_is_not_installed_or_does_not_answer_is_named(tmp_path: Path, digits: Path) -> None:
+    config = small(tmp_path, digits, **LOCAL, **{"track.mlflow": "http://127.0.0.1:9"}, name="lost")
+    with pytest.raises(UserError, match=r"track\.mlflow: (needs the package mlflow|http.* does not answer)"):
+        run(config, "train", console=QUIET)
+    assert not (tmp_path / "lost").exists()
+
+
+def test_mlflow_holds_every_record(tmp_path: Path, digits: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = small(tmp_path, digits, **LOCAL, **{"track.mlflow": uri}, name="flow")
+    folder = run(config, "train", console=QUIET)
+    newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
+    shutil.rmtree(newest)
+    run(config, "train", resume=True, console=QUIET)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("spikeprune").experiment_id])
+    assert found.data.params["examples.policy"] == "sadp"
+    history = {m.step: m.value for m in client.get_metric_history(found.info.run_id, "train/test_accuracy")}
+    assert history == {i: r["test_accuracy"] for i, r in enumerate(metrics(folder))}
+
+
+def test_ray_shows_gauges_while_a_run_goes_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    """Read from the endpoint that Prometheus and with it the dashboard read."""
+    import threading
+
+    import ray
+
+    config = small(tmp_path, digits, name="gauged", **{"train.epochs": "60", "weights.retrain_epochs": "0"})
+    thread = threading.Thread(target=_until_stopped, args=(config,))
+    (node,) = [n for n in ray.nodes() if n["Alive"]]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    thread.start()
+    wanted = (
+        "epoch",
+        "accuracy",
+        "examples_per_second",
+        "achieved_over_theoretical_speedup",
+        "score_age_epochs",
+    )
+    deadline = time.monotonic() + 240
+    while True:
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        mine = [line for line in text.splitlines() if 'run="gauged"' in line.replace("Run", "run")]
+        if all(any(f"spikeprune_{name}" in line for line in mine) for name in wanted):
+            break
+        assert time.monotonic() < deadline, mine or "no gauge"
+        time.sleep(0.5)
+    thread.join()
+    accuracy = [float(line.rsplit(" ", 1)[1]) for line in mine if "spikeprune_accuracy" in line]
+    assert 0 < accuracy[0] <= 1
+
+
+def _until_stopped(config: Any) -> None:
+    run(config, "train", console=QUIET)
