@@ -67,7 +67,7 @@ def events(folder: Path) -> dict[str, dict[int, float]]:
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted(folder.glob("events.out.tfevents.*")):  # named by when they were begun
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
