@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -83,15 +84,23 @@ class TensorBoard:
     """Event files below a run's folder: ``tensorboard --logdir runs``."""
 
     def __init__(self, folder: Path, records: int) -> None:
-        from tensorboardX import SummaryWriter
+        # Not its SummaryWriter, which writes from a thread and whose flush does not wait for it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
 
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(folder / "events"))
         # What a killed run wrote beyond its last checkpoint is told again.
-        self._writer = SummaryWriter(str(folder), purge_step=records, write_to_disk=True)
+        begun = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=records, session_log=begun))
 
     def record(self, index: int, record: Mapping[str, Any]) -> None:
         """All numbers, at step ``index``."""
-        for name, value in scalars(record).items():
-            self._writer.add_scalar(name, value, index)
+        values = [self._summary.Value(tag=n, simple_value=v) for n, v in scalars(record).items()]
+        summary = self._summary(value=values)
+        self._writer.write_event(self._event(wall_time=time.time(), step=index, summary=summary))
         self._writer.flush()
 
 
@@ -118,8 +127,6 @@ class Mlflow:
 
     def record(self, index: int, record: Mapping[str, Any]) -> None:
         """All numbers, at step ``index``; a server that is away for a while does not stop the training."""
-        import time
-
         now = int(time.time() * 1000)
         metrics = [self._metric(name, value, now, index) for name, value in scalars(record).items()]
         try:
