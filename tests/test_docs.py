@@ -31,6 +31,7 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {f"--{p}" for p in field_paths(SearchTree)} | {"--plot"}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
     known |= {"--criteria", "--levels", "--objective", "--compact", "--nir"}
+    known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--source", "--input", "--output", "--address"}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split()
