@@ -71,7 +71,8 @@ class Folder:
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted; hidden ones left out."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.root))
-        names = (i.base_name for i in found if i.type == fs.FileType.Directory)
+        # Listings of web servers end folders' names with a slash.
+        names = (i.path.rstrip("/").rpartition("/")[2] for i in found if i.type == fs.FileType.Directory)
         return sorted(n for n in names if not n.startswith("."))
 
     def files(self, recursive: bool = False) -> Iterator[Entry]:
