@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -170,3 +171,21 @@ def test_verbs_name_what_is_wrong(
     ):
         assert cli.main(["data", *args]) == 2
         assert line in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_trains_on_recordings_as_one_process_does(
+    nmnist: Path, tmp_path: Path, ray_session: None
+) -> None:
+    """The same rows, frames and augmentation reach the network through Ray Data and Ray Train."""
+    changes = {"data.augment.roll": "2", "data.augment.drop_time": "0.3", "train.epochs": "2"}
+    changes |= {"examples.policy": "random"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray's workers
+    try:
+        alone = run(config(nmnist, tmp_path, name="alone", **changes), "train", console=QUIET)
+    finally:
+        torch.set_num_threads(threads)
+    engine = {"cluster.engine": "ray", "cluster.workers": "1"}
+    on_ray = run(config(nmnist, tmp_path, name="ray", **changes, **engine), "train", console=QUIET)
+    assert metrics(on_ray) == metrics(alone)
