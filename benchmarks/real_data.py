@@ -10,7 +10,12 @@ from torch import Tensor
 
 from snn.coding import direct
 
-_FOLDERS = {"cifar10": "cifar10/full", "nmnist": "nmnist-small", "dvs128": "dvs128-objects"}
+_FOLDERS = {
+    "cifar10": "cifar10/full",
+    "nmnist": "nmnist-small",
+    "dvs128": "dvs128-objects",
+    "cifar10-dvs": "cifar10-dvs-sim",
+}
 _MEAN, _SD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 

@@ -25,7 +25,7 @@ from pipelines.training.evaluation import evaluate, measure_activity, reestimate
 from pipelines.training.local import LocalEngine, read_rows
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
-from pruning.weights.criteria import Objective
+from pruning.weights.criteria import Objective, needs_response
 
 LEVELS: dict[Objective, tuple[float, ...]] = {"weights": (0.8, 0.9, 0.95), "synops": (0.5, 0.2, 0.1)}
 """By default: sparsities, or shares of the SynOps to keep."""
@@ -119,7 +119,7 @@ def compare(
     with _bar(console or Console(stderr=True)) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
-        calibrated = calibrate(worker, sample)
+        calibrated = calibrate(worker, sample, response=any(map(needs_response, criteria)))
         dense = evaluate(worker.model, worker.inputs, config.train, worker.engine)
         synops = measure_activity(worker.model, worker.inputs, worker.engine)["synops"]
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}

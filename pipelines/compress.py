@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipelines.config import WeightsConfig
@@ -17,9 +19,11 @@ from pipelines.training.order import uniform_sample
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread
+from pruning.weights.criteria import needs_response
 from pruning.weights.masks import Masks
 
 if TYPE_CHECKING:
+    from pipelines.training.engine import Engine
     from pipelines.training.rows import Rows
     from pipelines.training.worker import Worker
 
@@ -40,7 +44,8 @@ def prune(worker: "Worker") -> None:
     phase = worker.spec.phases[worker.progress.phase]
     engine.progress({"phase": phase.name, "epoch": 0, "doing": "pruning weights"})
     sample = draw_sample(worker, phase.round)
-    calibrated = calibrate(worker, sample)
+    response = needs_response(config.weights.criterion)
+    calibrated = calibrate(worker, sample, response=response)
     before = evaluate(model, worker.inputs, config.train, engine)
     dense = _dense(worker, before["test_accuracy"])
     allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
@@ -133,27 +138,41 @@ def draw_sample(worker: "Worker", round_: int = 0) -> Sample:
     return Sample(rows=rows, calibration_ids=calibration_ids, norm_ids=norm_ids)
 
 
-def calibrate(worker: "Worker", sample: Sample) -> Calibrated:
-    """Statistics of all workers' examples in one pass.
+def calibrate(worker: "Worker", sample: Sample, *, response: bool) -> Calibrated:
+    """Statistics of all workers' examples in one pass; with ``response`` the layers' responses as well.
 
     Raises:
         UserError: no spikes, or weights that are not finite.
     """
     model, T = worker.model, worker.spec.config.model.T
-    halves = []
+    halves, examples = [], 0
+    if response:
+        examples = -(-worker.spec.config.weights.response_examples // (2 * worker.engine.world_size))
     for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
-        sums = CalibrationSums.collect(model, _batches(worker, sample.rows, half), T=T)
-        halves.append(worker.engine.sum(sums.to_vector()))
+        batches = _batches(worker, sample.rows, half)
+        sums = CalibrationSums.collect(model, batches, T=T, response_examples=examples)
+        halves.append(exact_sum(worker.engine, sums.to_vector()))
     try:
         whole = Calibration.from_sums(model, CalibrationSums.from_vector(model, halves[0] + halves[1], T))
     except ValueError as error:
         raise UserError("weights", str(error)) from None
     try:
         parts = [Calibration.from_sums(model, CalibrationSums.from_vector(model, v, T)) for v in halves]
-        spread = relative_spread(parts)
+        spread = relative_spread(parts, "response" if response else "membrane")
     except ValueError:  # a half without examples or spikes
         spread = None
     return Calibrated(calibration=whole, spread=spread)
+
+
+def exact_sum(engine: "Engine", vector: Tensor) -> Tensor:
+    """Sum of every worker's float64 ``vector``, correctly rounded: the order of adding does not matter.
+
+    An all-reduce adds in an order of its own; here it only collects, each worker's row beside zeros.
+    """
+    rows = torch.zeros(engine.world_size, len(vector), dtype=torch.float64)
+    rows[engine.rank] = vector
+    parts = engine.sum(rows)
+    return torch.tensor([fsum(column) for column in parts.T.tolist()], dtype=torch.float64)
 
 
 def _dense(worker: "Worker", accuracy: float) -> dict[str, Any]:
@@ -172,7 +191,7 @@ def _allocate(worker: "Worker", calibration: Calibration, target: dict[str, floa
             worker.model,
             calibration,
             criterion=weights.criterion,
-            objective=weights.objective,
+            objective=weights.saves,
             budget=target.get("budget"),
             sparsity=target.get("sparsity"),
             synops_fraction=target.get("synops_fraction"),

@@ -41,6 +41,7 @@ CriterionName = Literal[
     "slamp_membrane",
     "slamp_local",
     "slamp_root",
+    "slamp_response",
 ]
 
 
@@ -267,8 +268,8 @@ class WeightsConfig:
 
     criterion: CriterionName = "slamp"
     """slamp (time-aware layer scores), one of its variants, or a rival."""
-    objective: Literal["weights", "synops"] = "weights"
-    """What to save: surviving weights, or synaptic operations."""
+    objective: Literal["weights", "synops"] | None = None
+    """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
     sparsity: float | None = None
     """Share of weights to remove, in (0, 1)."""
     budget: float | None = None
@@ -283,6 +284,8 @@ class WeightsConfig:
     """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
     """Training examples that measure the layers' temporal statistics."""
+    response_examples: int = 128
+    """Of these, those on which slamp_response measures every layer's response at the readout."""
     diagnose_examples: int = 0
     """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
     min_keep: int = 1
@@ -312,6 +315,7 @@ class WeightsConfig:
             self.calibration_examples,
             "at least 1",
         )
+        _check(self.response_examples >= 1, "weights.response_examples", self.response_examples, "at least 1")
         _check(
             self.diagnose_examples >= 0, "weights.diagnose_examples", self.diagnose_examples, "zero or more"
         )
@@ -319,6 +323,11 @@ class WeightsConfig:
         self._check_rounds()
         _check(self.retrain_epochs >= 0, "weights.retrain_epochs", self.retrain_epochs, "zero or more")
         _check(self.retrain_lr > 0, "weights.retrain_lr", self.retrain_lr, "a positive number")
+
+    @property
+    def saves(self) -> Literal["weights", "synops"]:
+        """The objective; a share of the SynOps as target asks for SynOps, anything else for weights."""
+        return self.objective or ("weights" if self.synops is None else "synops")
 
     def _check_rounds(self) -> None:
         _check(1 <= self.rounds <= 40, "weights.rounds", self.rounds, "between 1 and 40")

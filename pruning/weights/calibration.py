@@ -12,23 +12,26 @@ R[t]        the same of the trace ``r[t] = x[t] + beta r[t-1]`` of the layer's i
             for the head
 tau         ``sum_t (kappa[t] / mean kappa) (R[t] / mean P) / T``: leak, timesteps, threshold distance
 sigma       ``mean kappa mean P ||W_hat||^2 / (fan n)``, over its geometric mean over living layers
+rho         measured squared change of the class scores per -log kept energy share of the layer pruned
+            alone, over its geometric mean over living layers (`pruning.weights.response`); on request
 price       synaptic operations that one weight costs per example (rule of `snn.activity`)
 ==========  ========================================================================================
 
 ``fan`` counts the weights of one neuron, ``n`` the layer's neurons per example. A dead layer (no input,
-no weight, or no potential near the threshold) has ``tau = sigma = 1``. With one timestep ``tau`` is
+no weight, or no potential near the threshold) has ``tau = sigma = rho = 1``. With one timestep ``tau`` is
 exactly 1. Several layers that feed one neuron take that neuron's ``kappa`` and ``beta``.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, isfinite, log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pruning.weights.collection import HALF_WIDTH, CalibratedNetwork, CalibrationSums
+from pruning.weights.response import fitted_response
 from snn.layers import Synapses
 
 __all__ = [
@@ -66,6 +69,8 @@ class LayerCalibration:
     channels: tuple[float, ...]
     """Mean squared trace of each input channel as a neuron sees it, mean over time."""
     dead: bool
+    rho: float | None = None
+    """Response at the readout over its geometric mean over living layers; None where not measured."""
 
     @property
     def firing_rate(self) -> float | None:
@@ -110,10 +115,16 @@ class Calibration:
                 " spikes (check the inputs' scale and the batch norm statistics)"
             )
         raw = [_statistics(s, sums) for s in synapses]
-        living = [log(layer.sigma) for layer in raw if not layer.dead]
-        mean = exp(sum(living) / len(living)) if living else 1.0
-        layers = tuple(replace(r, sigma=1.0 if r.dead else r.sigma / mean) for r in raw)
-        return cls(layers, sums.T, round(sums.examples))
+        mean = _geometric_mean([layer.sigma for layer in raw if not layer.dead])
+        layers = [replace(r, sigma=1.0 if r.dead else r.sigma / mean) for r in raw]
+        if any(bool(row["removed"].any()) for row in sums.layers.values()):
+            responses = [fitted_response(row["change"], row["removed"]) for row in sums.layers.values()]
+            mean = _geometric_mean([r for r in responses if r > 0])
+            layers = [
+                replace(layer, rho=r / mean if r > 0 else 1.0)
+                for layer, r in zip(layers, responses, strict=True)
+            ]
+        return cls(tuple(layers), sums.T, round(sums.examples))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
@@ -133,9 +144,19 @@ class Calibration:
         return cls(tuple(layers), values["T"], values["examples"])
 
 
-def calibrate(model: CalibratedNetwork, batches: Iterable[Tensor]) -> Calibration:
-    """Statistics of ``batches`` in one process; 100 examples give ``tau sigma`` within a few percent."""
-    return Calibration.from_sums(model, CalibrationSums.collect(model, batches))
+def calibrate(
+    model: CalibratedNetwork, batches: Iterable[Tensor], *, response_examples: int = 0
+) -> Calibration:
+    """Statistics of ``batches`` in one process; 100 examples give ``tau sigma`` within a few percent.
+
+    With ``response_examples`` the layers' responses are measured on that many of them.
+    """
+    sums = CalibrationSums.collect(model, batches, response_examples=response_examples)
+    return Calibration.from_sums(model, sums)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return exp(sum(map(log, values)) / len(values)) if values else 1.0
 
 
 def gain(s: Synapses) -> Tensor:
@@ -159,19 +180,33 @@ def effective_weight(s: Synapses) -> Tensor:
     return weight * gain(s).view(-1, *[1] * (weight.ndim - 1))
 
 
-def relative_spread(calibrations: Sequence[Calibration]) -> dict[str, float]:
-    """By layer, the largest relative deviation of ``tau sigma`` from its mean over several draws.
+def relative_spread(
+    calibrations: Sequence[Calibration], of: Literal["membrane", "response"] = "membrane"
+) -> dict[str, float]:
+    """By layer, the largest relative deviation from its mean over several draws.
+
+    Args:
+        calibrations: of one network.
+        of: ``membrane`` for ``tau sigma``, ``response`` for ``rho``.
 
     Raises:
-        ValueError: fewer than two calibrations.
+        ValueError: fewer than two calibrations, or responses that were not measured.
     """
     if len(calibrations) < 2:
         raise ValueError("calibrations: a spread needs at least two draws")
+
+    def value(layer: LayerCalibration) -> float:
+        if of == "membrane":
+            return layer.tau * layer.sigma
+        if layer.rho is None:
+            raise ValueError("calibrations: the layers' responses were not measured")
+        return layer.rho
+
     spread = {}
     for layer in calibrations[0].layers:
-        c = [calibration[layer.name].tau * calibration[layer.name].sigma for calibration in calibrations]
+        c = [value(calibration[layer.name]) for calibration in calibrations]
         mean = sum(c) / len(c)
-        spread[layer.name] = max(abs(value - mean) for value in c) / mean
+        spread[layer.name] = max(abs(one - mean) for one in c) / mean
     return spread
 
 

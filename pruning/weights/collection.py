@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pruning.weights.response import LEVELS, measure_response
 from snn.layers import Synapses, WeightLayer, is_static
 from snn.neurons import membrane_potential
 
@@ -23,9 +24,11 @@ class CalibratedNetwork(Protocol):
     def eval(self) -> Any: ...  # noqa: D102
 
 
-# One row of sums per layer: [T] each for these, then two scalars, then one value per input channel.
+# One row of sums per layer: [T] each for these, two scalars, one value per level of the response, then
+# one per input channel.
 _PER_STEP = ("near", "potentials", "spikes", "energy", "trace_energy")
 _SCALARS = ("outputs", "synops")
+_PER_LEVEL = ("change", "removed")
 
 
 def _input_channels(layer: WeightLayer) -> int:
@@ -39,8 +42,9 @@ class CalibrationSums:
         T: timesteps.
         examples: number of examples.
         layers: by layer name, the sums by their name: ``near``, ``potentials``, ``spikes``, ``energy``,
-            ``trace_energy`` ``[T]``; ``outputs``, ``synops`` ``[1]``; ``channels`` ``[C_in]``, the trace
-            energy by input channel, summed over time.
+            ``trace_energy`` ``[T]``; ``outputs``, ``synops`` ``[1]``; ``change``, ``removed`` by level (see
+            `pruning.weights.response`); ``channels`` ``[C_in]``, the trace energy by input channel,
+            summed over time.
     """
 
     def __init__(self, T: int, examples: float, layers: dict[str, dict[str, Tensor]]) -> None:
@@ -51,13 +55,19 @@ class CalibrationSums:
     @classmethod
     @torch.no_grad()
     def collect(
-        cls, model: CalibratedNetwork, batches: Iterable[Tensor], *, T: int | None = None
+        cls,
+        model: CalibratedNetwork,
+        batches: Iterable[Tensor],
+        *,
+        T: int | None = None,
+        response_examples: int = 0,
     ) -> "CalibrationSums":
         """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
 
         Neither weights nor statistics change; every module's training flag is restored. Elementwise work
         is in the model's dtype, sums are float64. With ``T`` given, no batch at all gives sums of no
-        examples (a worker without a share).
+        examples (a worker without a share). On the first ``response_examples`` each layer's response is
+        measured, with `pruning.weights.response.LEVELS` forward passes per layer; they are held in memory.
 
         Raises:
             ValueError: no batch, batches of different ``T``, or inputs of a shape that a layer refuses.
@@ -65,6 +75,8 @@ class CalibrationSums:
         sums = None if T is None else cls.zeros(model, T)
         modes = [(module, module.training) for module in model.modules()]
         taps = _Taps()
+        responding: list[Tensor] = []
+        wanted = response_examples
         model.eval()
         try:
             for x_TB in batches:
@@ -76,6 +88,11 @@ class CalibrationSums:
                     raise ValueError(f"batches: T={x_TB.shape[0]} where T={sums.T}; all need the same T")
                 if x_TB.shape[1]:
                     _collect_batch(model, x_TB, sums, taps)
+                if wanted > 0 and x_TB.shape[1]:
+                    responding.append(x_TB[:, :wanted])
+                    wanted -= responding[-1].shape[1]
+            if sums is not None and responding:
+                _collect_response(model, responding, sums)
         finally:
             for module, training in modes:
                 module.training = training
@@ -91,6 +108,7 @@ class CalibrationSums:
 
         def of(layer: WeightLayer) -> dict[str, Tensor]:
             sizes = dict.fromkeys(_PER_STEP, T) | dict.fromkeys(_SCALARS, 1)
+            sizes |= dict.fromkeys(_PER_LEVEL, len(LEVELS))
             sizes["channels"] = _input_channels(layer)
             return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
@@ -204,6 +222,14 @@ def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums
             hooks.callback(neuron.register_forward_pre_hook(at_neuron(fed[key])).remove)
         model(x_TB)
     sums.examples += B
+
+
+def _collect_response(model: CalibratedNetwork, batches_TB: list[Tensor], sums: CalibrationSums) -> None:
+    synapses = model.synapses()
+    found = measure_response(model, [s.layer for s in synapses], batches_TB)
+    for s, (change, removed) in zip(synapses, found, strict=True):
+        sums.layers[s.name]["change"] += change
+        sums.layers[s.name]["removed"] += removed
 
 
 def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -156,11 +156,11 @@ def _slamp(
 def slamp(
     synapses: Sequence[Synapses], calibration: Calibration | None, objective: Objective
 ) -> list[LayerRule]:
-    """Our default: ``slamp_time`` for the weight objective, ``slamp_membrane`` for SynOps.
+    """Our default: ``slamp_time`` for the weight objective, ``slamp_root`` for SynOps.
 
     Our derivation, docs/methods-slamp.md; at one timestep exactly LAMP.
     """
-    variant = slamp_time if objective == "weights" else slamp_membrane
+    variant = slamp_time if objective == "weights" else slamp_root
     return variant(synapses, calibration, objective)
 
 
@@ -196,6 +196,27 @@ def slamp_root(
     )
 
 
+def slamp_response(
+    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
+) -> list[LayerRule]:
+    """``c = tau (rho / tau)^(1 - 1/T)``: the layer's measured response at the readout, in squared logits.
+
+    ``rho / tau`` is the static part of the response, tempered as ``sigma`` is in ``slamp_membrane``.
+    """
+
+    def form(layer: LayerCalibration, T: int) -> float:
+        if layer.rho is None:
+            if T > 1:
+                raise ValueError(
+                    "calibration: criterion 'slamp_response' needs the layers' responses; calibrate with"
+                    " response_examples"
+                )
+            return layer.tau
+        return float(layer.tau * (layer.rho / layer.tau) ** (1 - 1 / T))
+
+    return _slamp(form, "slamp_response", synapses, calibration)
+
+
 CRITERIA: dict[str, Criterion] = {
     "uniform": uniform,
     "magnitude": magnitude,
@@ -208,5 +229,11 @@ CRITERIA: dict[str, Criterion] = {
     "slamp_membrane": slamp_membrane,
     "slamp_local": slamp_local,
     "slamp_root": slamp_root,
+    "slamp_response": slamp_response,
 }
 """Every criterion by its name."""
+
+
+def needs_response(criterion: str) -> bool:
+    """Whether the criterion asks calibration for the layers' responses (above one timestep)."""
+    return criterion == "slamp_response"

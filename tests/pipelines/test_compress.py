@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+from fractions import Fraction
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -60,6 +64,67 @@ def test_prune_at_a_sparsity(trained: Path) -> None:
     assert records[0]["activity"]["synops"] < stored["activity"]["dense"]["synops"]
     assert set(stored["calibration_spread"]) == {layer["name"] for layer in stored["allocation"]["layers"]}
     assert all(0 <= spread < 0.5 for spread in stored["calibration_spread"].values())
+
+
+def test_responses_are_measured_where_the_criterion_asks(trained: Path) -> None:
+    changes = {"weights.criterion": "slamp_response", "weights.response_examples": "40", "name": "response"}
+    changes |= {"weights.synops": "0.4", "weights.retrain_epochs": "0"}
+    stored = json.loads((prune(trained, changes, console=QUIET) / "pruning.json").read_text())
+    assert stored["allocation"]["objective"] == "synops"  # what a share of the SynOps asks for
+    layers = stored["calibration"]["layers"]
+    assert sum(log(layer["rho"]) for layer in layers) == pytest.approx(0, abs=1e-9)
+    for layer, allocated in zip(layers, stored["allocation"]["layers"], strict=True):
+        assert allocated["coefficient"] == pytest.approx(layer["tau"] ** 0.25 * layer["rho"] ** 0.75)
+    assert set(stored["calibration_spread"]) == {layer["name"] for layer in layers}
+    with pytest.raises(UserError, match=r"weights\.response_examples"):
+        prune(trained, {**changes, "weights.response_examples": "0"}, console=QUIET)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_sums_over_workers_do_not_depend_on_the_order_of_adding(data: st.DataObject) -> None:
+    wide = st.floats(-1e12, 1e12, allow_subnormal=False)
+    vectors = data.draw(st.lists(st.lists(wide, min_size=3, max_size=3), min_size=1, max_size=5))
+    order = data.draw(st.permutations(range(len(vectors))))
+    sums = [
+        merged_by(each, data.draw(st.permutations(order))) for each in (vectors, [vectors[i] for i in order])
+    ]
+    assert torch.equal(*sums)
+    exact = [float(sum(Fraction(v[i]) for v in vectors)) for i in range(3)]
+    assert sums[0].tolist() == exact
+
+
+def merged_by(vectors: list[list[float]], order: list[int]) -> torch.Tensor:
+    """What every worker gets when the reduction adds the workers' tensors in ``order``."""
+
+    class Reduction:
+        world_size = len(vectors)
+
+        def __init__(self, rank: int, others: list[torch.Tensor] | None) -> None:
+            self.rank, self.others = rank, others
+
+        def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+            if self.others is None:
+                raise RecordedError(tensor)
+            total = torch.zeros_like(tensor)
+            for i in order:
+                total = total + self.others[i]
+            return total
+
+    class RecordedError(Exception):
+        pass
+
+    sent = []
+    for rank, vector in enumerate(vectors):
+        with pytest.raises(RecordedError) as caught:
+            compress.exact_sum(Reduction(rank, None), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
+        sent.append(caught.value.args[0])
+    results = [
+        compress.exact_sum(Reduction(rank, sent), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
+        for rank, vector in enumerate(vectors)
+    ]
+    assert all(torch.equal(results[0], other) for other in results)
+    return results[0]
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -120,10 +185,10 @@ def test_rounds_resume_where_they_stopped(
     }
     calibrate = compress.calibrate
 
-    def stop(worker: Worker, sample: compress.Sample) -> compress.Calibrated:
+    def stop(worker: Worker, sample: compress.Sample, *, response: bool) -> compress.Calibrated:
         if worker.progress.phase == 2:
             raise KeyboardInterrupt
-        return calibrate(worker, sample)
+        return calibrate(worker, sample, response=response)
 
     monkeypatch.setattr(compress, "calibrate", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -97,11 +97,26 @@ def test_slamp_at_one_timestep_is_lamp(seed):
     N = sum(s.layer.weight.numel() for s in model.synapses())
     for sparsity in (0.3, 0.8, 0.95, 0.99):
         lamp = lamp_reference(model, round(sparsity * N))
-        for criterion in ("slamp", "slamp_time", "slamp_membrane", "slamp_root"):
+        for criterion in ("slamp", "slamp_time", "slamp_membrane", "slamp_root", "slamp_response"):
             allocation = allocate(model, calibration, criterion=criterion, sparsity=sparsity)
             assert [layer.coefficient for layer in allocation.layers] == [1.0] * 4
             for s, mask in zip(model.synapses(), lamp, strict=True):
                 assert np.array_equal(allocation.masks[s.name].numpy().ravel(), mask)
+
+
+def test_the_default_is_the_time_part_for_weights_and_the_root_for_synops():
+    model = build("convnet", input_shape=(2, 8, 8), num_classes=4, channels=(6, 8), hidden=(20,))
+    x = torch.rand(4, 16, 2, 8, 8) * 4
+    reestimate(model, [x])
+    calibration = calibrate(model, [x])
+    for objective, variant in (("weights", "slamp_time"), ("synops", "slamp_root")):
+        a, b = (
+            allocate(model, calibration, criterion=c, objective=objective, sparsity=0.8)
+            for c in ("slamp", variant)
+        )
+        assert a.masks == b.masks
+        assert [r.coefficient for r in a.layers] == [r.coefficient for r in b.layers]
+        assert len({r.coefficient for r in a.layers}) == len(a.layers)
 
 
 # --- exactness -----------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def calibration_of(
                 price=price[i] if price else 1.0,
                 channels=(1.0,) * s.layer.in_features,
                 dead=False,
+                rho=sigma[i] if sigma else 1.0,
             )
         )
     return Calibration(tuple(layers), T, 1)

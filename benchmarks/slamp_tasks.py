@@ -1,0 +1,166 @@
+"""The datasets and networks of `slamp_quality`: one small task each, trained on one core within minutes."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.real_data import folder
+from pruning.weights.masks import Masks
+from snn.coding import direct
+from snn.losses import rate_cross_entropy
+from snn.models import SpikingNetwork, build
+from snn.neurons import NeuronParameters
+
+BATCH = 64
+
+
+@dataclass
+class Task:
+    """A dataset in memory and how to train on it."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    T: int
+    events: bool
+    channels: tuple[int, ...]
+    hidden: tuple[int, ...]
+    epochs: int
+    retrain_epochs: int
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """``x_TB`` of examples: frames ``[B, T, ...]``, or images coded as a constant current."""
+        return x.float().transpose(0, 1) if self.events else direct(x, self.T)
+
+    def batches(self, x: Tensor) -> Iterator[Tensor]:
+        """Inputs in batches, in order."""
+        for part in x.split(BATCH):
+            yield self.inputs(part)
+
+    def network(self, seed: int) -> SpikingNetwork:
+        """The untrained network."""
+        torch.manual_seed(seed)
+        return build(
+            "convnet",
+            input_shape=tuple(self.x_train.shape[2 if self.events else 1 :]),
+            num_classes=int(self.y_train.max()) + 1,
+            neuron=NeuronParameters(),
+            channels=self.channels,
+            hidden=self.hidden,
+        )
+
+
+def _split(x: Tensor, y: Tensor, train: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    return x[:train], y[:train], x[train:], y[train:]
+
+
+def digits() -> Task:
+    """1,797 handwritten digits of scikit-learn, 8x8, 1,200 to train on; a convolutional net, T = 4."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    data = _split(x, torch.tensor(found.target), 1200)
+    return Task(*data, 4, False, (16, 32), (64,), 20, 2)
+
+
+def cifar10() -> Task:
+    """The first 4,000 training and 2,000 test images (JPEG re-encode), 32x32, T = 4."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    def read(kind: str, rows: int) -> tuple[Tensor, Tensor]:
+        table = pq.read_table(sorted(folder("cifar10").glob(f"{kind}-*"))[0]).slice(0, rows)
+        pixels = [np.asarray(Image.open(io.BytesIO(r["bytes"]))) for r in table["image"].to_pylist()]
+        x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+        return (x - 0.47) / 0.25, torch.tensor(table["label"].to_pylist())
+
+    return Task(*read("train", 4000), *read("test", 2000), 4, False, (32, 64, 96, 128), (128,), 16, 1)
+
+
+def _frames_of(name: str, pattern: str, size: int, T: int, pool: int) -> tuple[Tensor, Tensor]:
+    """Event counts by polarity in ``T`` equal windows of each recording, ``[N, T, 2, H, W]``."""
+    import pyarrow.parquet as pq
+
+    x, y = [], []
+    for path in sorted(folder(name).glob(pattern)):
+        table = pq.read_table(path, columns=["t", "x", "y", "p", "label"])
+        for row in table.to_pylist():
+            t = np.asarray(row["t"], dtype=np.int64)
+            frame = np.zeros((T, 2, size // pool, size // pool), dtype=np.float32)
+            window = np.minimum(t * T // (t[-1] + 1 if len(t) else 1), T - 1)
+            cell = [np.minimum(np.asarray(row[k], dtype=np.int64) // pool, size // pool - 1) for k in "yx"]
+            np.add.at(frame, (window, np.asarray(row["p"], dtype=np.int64), *cell), 1.0)
+            x.append(frame)
+            y.append(row["label"])
+    return torch.from_numpy(np.stack(x)), torch.tensor(y)
+
+
+def nmnist() -> Task:
+    """1,100 real N-MNIST recordings, 700 to train on; 34x34, T = 6."""
+    data = _split(*_frames_of("nmnist", "*.parquet", 34, 6, 1), 700)
+    return Task(*data, 6, True, (16, 32, 48, 64), (128,), 25, 1)
+
+
+def dvs128() -> Task:
+    """Five objects before a DVS128 camera, 1,631 windows; tested on the last fifth of each recording.
+
+    Pooled to 32x32; windows of one recording are correlated, so the split is the dataset's own.
+    """
+    train, test = (_frames_of("dvs128", f"{part}-*.parquet", 128, 6, 4) for part in ("train", "val"))
+    return Task(*train, *test, 6, True, (16, 32, 48, 64), (128,), 10, 1)
+
+
+def cifar_dvs() -> Task:
+    """Simulated events of 2,000 CIFAR-10 images, 500 to test on; 48x48, T = 6."""
+    train, test = (_frames_of("cifar10-dvs", f"{part}-*.parquet", 48, 6, 1) for part in ("train", "test"))
+    return Task(*train, *test, 6, True, (16, 32, 48, 64), (128,), 25, 1)
+
+
+TASKS = {"digits": digits, "nmnist": nmnist, "cifar10": cifar10, "dvs128": dvs128, "cifar-dvs": cifar_dvs}
+
+
+def train(
+    task: Task,
+    model: SpikingNetwork,
+    epochs: int,
+    lr: float,
+    seed: int,
+    masks: Masks | None = None,
+) -> None:
+    """AdamW with one cycle of the learning rate; with ``masks`` their weights stay zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-3)
+    steps = epochs * (len(task.x_train) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 1))
+    hold = None if masks is None else masks.keep(model, optimizer)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(task.x_train), generator=generator)
+        for ids in order.split(BATCH)[: len(order) // BATCH]:
+            optimizer.zero_grad()
+            logits_TBK = model(task.inputs(task.x_train[ids]))
+            rate_cross_entropy(logits_TBK, task.y_train[ids]).mean().backward()
+            optimizer.step()
+            schedule.step()
+    if hold is not None:
+        hold.remove()
+
+
+@torch.no_grad()
+def scores(task: Task, model: SpikingNetwork) -> Tensor:
+    """Time-mean logits of the test examples, in eval mode, ``[N, K]``."""
+    model.eval()
+    return torch.cat([model(x).mean(0) for x in task.batches(task.x_test)])
+
+
+def accuracy(task: Task, outputs: Tensor) -> float:
+    """Share of test examples whose largest score is their label's."""
+    return float((outputs.argmax(1) == task.y_test).float().mean())
