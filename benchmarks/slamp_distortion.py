@@ -61,34 +61,36 @@ def _means(model: SpikingNetwork, x_TB: torch.Tensor) -> torch.Tensor:
 
 def coefficients_of(row: Row, T: int) -> dict[str, float]:
     """``c`` of every criterion that predicts distortion."""
-    tau, sigma, rho = row["tau"], row["sigma"], row["rho"]
-    membrane = tau * sigma ** (1 - 1 / T)
-    return {
+    tau, rho = row["tau"], row.get("rho")
+    membrane = tau * row["sigma"] ** (1 - 1 / T)
+    found = {
         "lamp": 1.0,
         "slamp_time": tau,
         "slamp_membrane": membrane,
-        "slamp_local": tau * sigma,
+        "slamp_local": tau * row["sigma"],
         "slamp_root": membrane**0.5,
-        "slamp_response": tau * (rho / tau) ** (1 - 1 / T),
     }
+    if rho is not None:  # results before this criterion have none
+        found["slamp_response"] = tau * (rho / tau) ** (1 - 1 / T)
+    return found
 
 
 def spread_of_logs(rows: list[Row], T: int) -> dict[str, dict[str, float]]:
     """Standard deviation of log(measured / predicted) by criterion.
 
-    ``z``: the prediction is c times the removed share of the energy; ``phi``: c times -log of the kept
+    ``c z``: the prediction is c times the removed share of the energy; ``c phi``: c times -log of the kept
     share, which is what allocation adds up.
     """
     usable = [r for r in rows if r["measured"] > 0 and 0 < r["removed_energy"] < 1]
     return {
-        form: {
-            name: statistics.stdev(
+        name: {
+            form: statistics.stdev(
                 log(r["measured"] / (coefficients_of(r, T)[name] * loss(r["removed_energy"]))) for r in usable
             )
-            for name in coefficients_of(usable[0], T)
+            for form, loss in _LOSSES.items()
         }
-        for form, loss in _LOSSES.items()
+        for name in coefficients_of(usable[0], T)
     }
 
 
-_LOSSES: dict[str, Callable[[float], float]] = {"z": lambda z: z, "phi": lambda z: -log(1 - z)}
+_LOSSES: dict[str, Callable[[float], float]] = {"c z": lambda z: z, "c phi": lambda z: -log(1 - z)}

@@ -1,6 +1,6 @@
 """Accuracy, SynOps and density of every weight criterion on one trained network per dataset and seed.
 
-    python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--output FILE.json]
+    python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--first-seed 0] [--output FILE.json]
 
 For each dataset (`benchmarks.slamp_tasks`; ``dvs128`` and ``cifar-dvs`` are the longer ones) and seed one
 dense network is trained, and from it:
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.slamp_distortion import distortion_rows, spread_of_logs
-from benchmarks.slamp_tasks import BATCH, TASKS, Task, accuracy, scores, train
+from benchmarks.slamp_tasks import BATCH, STEPS, TASKS, Task, accuracy, scores, train
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import calibrate, relative_spread
 from pruning.weights.compaction import compact
@@ -156,28 +156,28 @@ def measure_seed(name: str, task: Task, seed: int, quick: bool) -> dict[str, Any
         ],
         "spread_over_draws": {kind: relative_spread(draws, kind) for kind in ("membrane", "response")},
         "distortion": layers,
-        "sd_log_measured_over_predicted": spread_of_logs(layers, task.T),
+        "sd_log_measured_over_predicted": spread_of_logs(layers, STEPS[name]),
         "certificate_violations": sum(r["violations"] for r in layers),
         "rows": rows,
         "seconds": time.perf_counter() - start,
     }
 
 
-def print_summary(runs: list[dict[str, Any]]) -> None:
-    for task in dict.fromkeys(run["task"] for run in runs):
-        of = [run for run in runs if run["task"] == task]
+def tables(result: dict[str, Any]) -> str:
+    """What is printed of a stored result: means and standard deviations over its seeds."""
+    lines = []
+    for task in dict.fromkeys(run["task"] for run in result["runs"]):
+        of = [run for run in result["runs"] if run["task"] == task]
         mean = statistics.mean(run["dense_accuracy"] for run in of)
-        print(f"\n{task}: {len(of)} seeds, dense accuracy {mean:.3f}")
-        print("  certificate violations", sum(run["certificate_violations"] for run in of))
-        for name in of[0]["sd_log_measured_over_predicted"]["z"]:
-            z, phi = (
-                statistics.mean(run["sd_log_measured_over_predicted"][form][name] for run in of)
-                for form in ("z", "phi")
-            )
-            print(f"  sd log(measured / predicted) {name:<15} c z {z:.2f}, c phi {phi:.2f}")
+        lines.append(f"{task}: {len(of)} seeds, dense accuracy {mean:.3f}")
+        lines.append(f"  certificate violations {sum(run['certificate_violations'] for run in of)}")
+        spreads = [spread_of_logs(run["distortion"], STEPS[task]) for run in of]
+        for name, forms in spreads[0].items():
+            values = (f"{form} {statistics.mean(s[name][form] for s in spreads):.2f}" for form in forms)
+            lines.append(f"  sd log(measured / predicted) {name:<15} {', '.join(values)}")
         kinds = dict.fromkeys((r["part"], r["level"], r["criterion"], r["objective"]) for r in of[0]["rows"])
-        for kind in kinds:
-            print_kind(kind, of)
+        lines += [table_line(kind, of) for kind in kinds]
+    return "\n".join(lines)
 
 
 def rows_of(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -190,7 +190,8 @@ def rows_of(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> list[dict[str,
     ]
 
 
-def print_kind(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> None:
+def table_line(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> str:
+    """One criterion at one level."""
     rows = rows_of(kind, runs)
     accuracies = [r["accuracy"] for r in rows]
     line = (
@@ -207,7 +208,7 @@ def print_kind(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> None:
             f" time {statistics.mean(r['time_after_compaction'] for r in rows):.2f}"
             f" over priced lamp {_mean_sd(gains, '+.3f')}"
         )
-    print(line)
+    return line
 
 
 def _mean_sd(values: list[float], form: str = ".3f") -> str:
@@ -219,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=["digits", "nmnist", "cifar10"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="two epochs and one level, to see it run")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -226,19 +228,20 @@ def main() -> None:
     runs = []
     for name in options.tasks:
         task = TASKS[name]()
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             runs.append(measure_seed(name, task, seed, options.quick))
             print(f"{name} seed {seed}: {runs[-1]['seconds']:.0f} s", flush=True)
             if options.output:
                 about = {
                     "command": f"python -m benchmarks.slamp_quality --tasks {' '.join(options.tasks)}"
-                    f" --seeds {options.seeds}{' --quick' if options.quick else ''}",
+                    f" --seeds {options.seeds}{' --quick' if options.quick else ''}"
+                    f"{f' --first-seed {options.first_seed}' if options.first_seed else ''}",
                     "date": time.strftime("%Y-%m-%d"),
                     "python": platform.python_version(),
                     "torch": torch.__version__,
                 }
                 options.output.write_text(json.dumps({"about": about, "runs": runs}, indent=1) + "\n")
-    print_summary(runs)
+    print(tables({"runs": runs}))
 
 
 if __name__ == "__main__":

@@ -149,8 +149,9 @@ def rounds_rows(source: Path) -> Iterator[Row]:
             yield {"part": "rounds", "level": level, **row, "method": row["method"].removeprefix(f"{name} ")}
 
 
-def summary(rows: list[Row]) -> Iterator[str]:
-    """A line per task, part, level and method."""
+def tables(result: dict[str, Any]) -> str:
+    """What is printed of a stored result: a line per task, part, level and method."""
+    rows, lines = result["rows"], []
     for key in dict.fromkeys((r["task"], r["part"], r["level"], r["method"]) for r in rows):
         of = [r for r in rows if (r["task"], r["part"], r["level"], r["method"]) == key]
         accuracies = [r["accuracy"] for r in of]
@@ -162,7 +163,8 @@ def summary(rows: list[Row]) -> Iterator[str]:
             f" density {statistics.mean(r['density'] for r in of):.3f} SynOps {synops:.3f}"
         )
         compute = [r["compute"] for r in of if "compute" in r]
-        yield line + (f" compute {statistics.mean(compute):.2f}" if compute else "")
+        lines.append(line + (f" compute {statistics.mean(compute):.2f}" if compute else ""))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -192,7 +194,7 @@ def main() -> None:
                 print(f"{task} seed {seed}: dense {accuracy:.3f}", flush=True)
                 if options.output:
                     write_json(options.output, {"about": about, "rows": rows})
-    print(*summary(rows), sep="\n")
+    print(tables({"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from snn.models import SpikingNetwork, build
 from snn.neurons import NeuronParameters
 
 BATCH = 64
+STEPS = {"digits": 4, "nmnist": 6, "cifar10": 4, "dvs128": 6, "cifar-dvs": 6}
+"""Timesteps of each task."""
 
 
 @dataclass
@@ -68,7 +70,7 @@ def digits() -> Task:
     found = load_digits()
     x = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
     data = _split(x, torch.tensor(found.target), 1200)
-    return Task(*data, 4, False, (16, 32), (64,), 20, 2)
+    return Task(*data, STEPS["digits"], False, (16, 32), (64,), 20, 2)
 
 
 def cifar10() -> Task:
@@ -82,7 +84,8 @@ def cifar10() -> Task:
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
         return (x - 0.47) / 0.25, torch.tensor(table["label"].to_pylist())
 
-    return Task(*read("train", 4000), *read("test", 2000), 4, False, (32, 64, 96, 128), (128,), 16, 1)
+    data = *read("train", 4000), *read("test", 2000)
+    return Task(*data, STEPS["cifar10"], False, (32, 64, 96, 128), (128,), 16, 1)
 
 
 def _frames_of(name: str, pattern: str, size: int, T: int, pool: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +108,8 @@ def _frames_of(name: str, pattern: str, size: int, T: int, pool: int) -> tuple[T
 
 def nmnist() -> Task:
     """1,100 real N-MNIST recordings, 700 to train on; 34x34, T = 6."""
-    data = _split(*_frames_of("nmnist", "*.parquet", 34, 6, 1), 700)
-    return Task(*data, 6, True, (16, 32, 48, 64), (128,), 25, 1)
+    data = _split(*_frames_of("nmnist", "*.parquet", 34, STEPS["nmnist"], 1), 700)
+    return Task(*data, STEPS["nmnist"], True, (16, 32, 48, 64), (128,), 25, 1)
 
 
 def dvs128() -> Task:
@@ -114,14 +117,19 @@ def dvs128() -> Task:
 
     Pooled to 32x32; windows of one recording are correlated, so the split is the dataset's own.
     """
-    train, test = (_frames_of("dvs128", f"{part}-*.parquet", 128, 6, 4) for part in ("train", "val"))
-    return Task(*train, *test, 6, True, (16, 32, 48, 64), (128,), 10, 1)
+    train, test = (
+        _frames_of("dvs128", f"{part}-*.parquet", 128, STEPS["dvs128"], 4) for part in ("train", "val")
+    )
+    return Task(*train, *test, STEPS["dvs128"], True, (16, 32, 48, 64), (128,), 10, 1)
 
 
 def cifar_dvs() -> Task:
     """Simulated events of 2,000 CIFAR-10 images, 500 to test on; 48x48, T = 6."""
-    train, test = (_frames_of("cifar10-dvs", f"{part}-*.parquet", 48, 6, 1) for part in ("train", "test"))
-    return Task(*train, *test, 6, True, (16, 32, 48, 64), (128,), 25, 1)
+    train, test = (
+        _frames_of("cifar10-dvs", f"{part}-*.parquet", 48, STEPS["cifar-dvs"], 1)
+        for part in ("train", "test")
+    )
+    return Task(*train, *test, STEPS["cifar-dvs"], True, (16, 32, 48, 64), (128,), 25, 1)
 
 
 TASKS = {"digits": digits, "nmnist": nmnist, "cifar10": cifar10, "dvs128": dvs128, "cifar-dvs": cifar_dvs}

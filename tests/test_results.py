@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import digits_accuracy, sadp_cost, sadp_quality, sadp_training
+from benchmarks import digits_accuracy, sadp_cost, sadp_quality, sadp_training, slamp_quality
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
 
@@ -28,6 +28,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         lambda result: sadp_quality.table(result["rows"]),
         ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
     ),
+    "slamp-quality.md": (slamp_quality.tables, ("slamp_quality.json",)),
 }
 """How a page's tables are printed from which files."""
 

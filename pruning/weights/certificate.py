@@ -2,7 +2,7 @@
 
 A spike is a discontinuity: no Lipschitz constant bounds it. But a neuron's spikes can only change once
 its potential has moved by its distance to the threshold. From the dense network's potentials ``u`` (in
-thresholds) and the pruned weights, layer by layer and step by step (docs/methods-slamp.md, section 3)::
+thresholds) and the pruned weights, layer by layer and step by step (docs/methods-slamp.md, section 6)::
 
     d[t]  = beta dv[t-1] + |dW_hat s[t]| + |W_hat'| e[t]     bound on the change of the potential
     f[t]  = 1{|u[t] - 1| <= d[t]}                            the spike may differ
