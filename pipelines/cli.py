@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-from pipelines import data_commands
+from pipelines import cluster_verbs, data_commands
 from pipelines.config import Config
 from pipelines.config_io import load_config, split_overrides
 from pipelines.data_commands import FramesCommand, IngestCommand, ShowCommand, VerifyCommand
@@ -39,6 +39,14 @@ verbs:
   export         write a run's network for other software
   report         tables and one HTML file of a run, or of several side by side
   bench          measure speed on this machine, ours beside the alternative
+  submit         run a command on a cluster as a job
+  doctor         check this machine or a cluster for what usually goes wrong
+  cluster manifest  a cluster's description for KubeRay, ray up, SLURM or Docker
+  jobs list      the jobs of a cluster
+  jobs status    how a job is doing
+  jobs logs      what a job has printed; with --follow until it ends
+  jobs stop      end a job
+  jobs fetch     copy the folder of a job's run to this machine
 
 spikeprune VERB --help explains a verb and every field of its config.
 """
@@ -52,6 +60,8 @@ class RunCommand:
     """YAML file with any part of the config; the defaults fill the rest."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run of that name where it stopped."""
+    address: str | None = None
+    """A running Ray cluster (short for --cluster.address)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -64,6 +74,8 @@ class PruneCommand:
     """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the pruning run where it stopped."""
+    address: str | None = None
+    """A running Ray cluster (short for --cluster.address)."""
     sparsity: float | None = None
     """Share of weights to remove (short for --weights.sparsity)."""
     budget: float | None = None
@@ -142,6 +154,8 @@ class ScoreCommand:
     """Scores: sadp, el2n, loss, margin, entropy."""
     split: str | None = None
     """Prefix of the files to score; the training split when not given."""
+    address: str | None = None
+    """A running Ray cluster (short for --cluster.address)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -188,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
             print(f"spikeprune: {error}", file=sys.stderr)  # noqa: T201
-            return 2
+            return getattr(error, "code", 2)
         raise
 
 
@@ -202,13 +216,15 @@ def _dispatch(args: list[str]) -> int:
         print(version("spikeprune"))  # noqa: T201
         return 0
     verb, rest = args[0], args[1:]
-    if verb == "data":
+    if seconds := [v.split()[1] for v in _VERBS if v.startswith(f"{verb} ")]:
         if rest[:1] in (["-h"], ["--help"]):
-            rest = ["ingest", *rest]
-        if not rest or f"data {rest[0]}" not in _VERBS:
-            own = ", ".join(v.removeprefix("data ") for v in _VERBS if v.startswith("data "))
-            raise UserError("data", f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use {own}")
-        verb, rest = f"data {rest[0]}", rest[1:]
+            rest = [seconds[0], *rest]
+        if not rest or rest[0] not in seconds:
+            raise UserError(
+                verb,
+                f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use {', '.join(seconds)}",
+            )
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in _VERBS:
         import difflib
 
@@ -231,16 +247,23 @@ def _run(args: list[str]) -> int:
 def _run_phases(verb: Literal["run", "train"], args: list[str]) -> int:
     overrides, rest = split_overrides(args)
     options = _parse(RunCommand, rest, verb)
+    _set_address(options.address, overrides)
     config = load_config(options.config, overrides)
     from pipelines.run import run
 
     return _finish(run(config, verb, resume=options.resume))
 
 
+def _set_address(address: str | None, overrides: dict[str, str]) -> None:
+    if address is not None:
+        overrides["cluster.address"] = address
+
+
 def _prune(args: list[str]) -> int:
     """Prune the weights of a trained network under a budget and retrain what is left."""
     overrides, rest = split_overrides(args)
     options = _parse(PruneCommand, rest, "prune")
+    _set_address(options.address, overrides)
     from pipelines.run import prune
 
     for name in ("sparsity", "budget", "synops", "criterion"):
@@ -367,6 +390,7 @@ def _score(args: list[str]) -> int:
     """Score every example of a dataset by a trained network: a ranking of the data, as Parquet."""
     overrides, rest = split_overrides(args)
     options = _parse(ScoreCommand, rest, "score")
+    _set_address(options.address, overrides)
     from pipelines.ranking import rank
     from pipelines.run import network_of
 
@@ -392,6 +416,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": _export,
     "report": _report,
     "bench": _bench,
+    **cluster_verbs.VERBS,
 }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.connect import connect, local_cpus
+from cluster.connect import check_cluster_answers, connect, local_cpus
+from cluster.nodes import check_shared
 from pipelines.config import Config
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
@@ -49,6 +50,8 @@ def run(
         check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
     if config.cluster.engine == "ray":
         refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+    if config.cluster.engine == "ray" and config.cluster.address is not None:
+        check_cluster_answers(config.cluster.address)
     check_run(config, resume=resume)
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
@@ -66,6 +69,8 @@ def run(
                 cluster = stack.enter_context(connect(config.cluster.address))
             renew()
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
+            if cluster.nodes > 1:
+                check_shared(folder.parent, (*checked.train.files, *checked.test.files))
             from pipelines.training.distributed import train_on_ray as launch
         else:
             from pipelines.training.local import train_locally as launch
@@ -153,6 +158,7 @@ def checkpoint_of(source: Path) -> tuple[Path, Path]:
     Raises:
         UserError: it is neither, or the run's training has not finished.
     """
+    source = source.expanduser()
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"
         if not checkpoint.exists():

@@ -61,7 +61,7 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None) 
 
 def run_path(config: Config) -> Path:
     """Where a config's run lies, absolute."""
-    return (Path(config.storage) / config.name).absolute()
+    return (Path(config.storage).expanduser() / config.name).absolute()
 
 
 def read_config(folder: Path) -> Config:

@@ -33,11 +33,13 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {"--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--source", "--input", "--output", "--address"}
+    known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
+    known |= {"--"}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split()
         if words[:1] != ["spikeprune"]:
             continue
-        verb = " ".join(words[1:3]) if words[1] == "data" else words[1]
+        verb = " ".join(words[1:3]) if " ".join(words[1:3]) in cli._VERBS else words[1]
         assert verb in cli._VERBS, line
         for word in words:
             if word.startswith("--"):

@@ -12,12 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.connect import local_cpus
-from pipelines import cli
+from pipelines import cli, cluster_verbs
 from pipelines.config import field_paths
 from pipelines.search.command import SearchCommand
 from pipelines.search.config import SearchTree
 
-_COMMANDS = [c for n, c in vars(cli).items() if n.endswith("Command") and c is not cli.RunCommand]
+_COMMANDS = [
+    c
+    for n, c in {**vars(cli), **vars(cluster_verbs)}.items()
+    if n.endswith("Command") and c is not cli.RunCommand
+]
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 
 
@@ -27,7 +31,7 @@ def surface() -> str:
     for verb, function in cli._VERBS.items():
         source = inspect.getsource(function)
         command = next(
-            (c for c in _COMMANDS if c.__name__ in source),
+            (c for c in _COMMANDS if f"({c.__name__}," in source),
             SearchCommand if verb == "search" else cli.RunCommand,
         )
         lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")

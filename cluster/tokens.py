@@ -1,0 +1,86 @@
+"""Tokens of clusters that ask for one: where they come from, and nothing that could show them.
+
+Ray switches authentication on by itself only for some ways to connect (never for an explicit
+address), so the mode is always set here. Variables and lookup order are Ray's: ``RAY_AUTH_MODE``,
+``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+REMEDY = f"give --token-file FILE, or set {TOKEN_PATH}, or put the token into ~/.ray/auth_token"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and where it was found; the value is in no representation of it."""
+
+    value: str = field(repr=False)
+    source: str
+
+
+def find_token(path: Path | None = None) -> Token | None:
+    """The token to use: of ``path``, or where Ray would look; ``None`` when there is none.
+
+    Raises:
+        ClusterError: a file that is named but cannot be read, or holds no token.
+    """
+    if path is not None:
+        return _read(path, "--token-file")
+    if os.environ.get(MODE, "").lower() == "disabled":
+        return None
+    if value := os.environ.get(TOKEN, "").strip():
+        return Token(_checked(value, TOKEN), TOKEN)
+    if named := os.environ.get(TOKEN_PATH):
+        return _read(Path(named), TOKEN_PATH)
+    default = Path.home() / ".ray" / "auth_token"
+    return _read(default, str(default)) if default.exists() else None
+
+
+def use_token(path: Path | None = None) -> Token | None:
+    """Set Ray's authentication mode for this process, and where it finds the token.
+
+    An explicit mode in the environment is respected. Returns the token in use, if any.
+
+    Raises:
+        ClusterError: as `find_token`.
+    """
+    token = find_token(path)
+    if path is not None:
+        os.environ.pop(TOKEN, None)  # it would win over the file
+        os.environ[TOKEN_PATH] = str(path.expanduser())
+        os.environ[MODE] = "token"
+    os.environ.setdefault(MODE, "token" if token is not None else "disabled")
+    refresh()
+    return token
+
+
+def refresh() -> None:
+    """Let a Ray that is already imported see the environment's mode and token."""
+    if "ray" in sys.modules:
+        import ray._raylet
+
+        core: Any = ray._raylet
+        core.Config.initialize("")
+        core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _read(path: Path, where: str) -> Token:
+    try:
+        value = path.expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ClusterError(where, f"no token can be read from {path} ({reason})") from None
+    return Token(_checked(value, f"{where} ({path})" if where != str(path) else where), str(path))
+
+
+def _checked(value: str, where: str) -> str:
+    if not value or not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
+        raise ClusterError(where, "holds no token; a token is one line of printable characters")
+    return value

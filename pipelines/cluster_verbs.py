@@ -1,0 +1,365 @@
+"""The verbs of clusters: thin functions on `cluster`, which knows nothing of networks."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import tyro
+
+from pipelines.config import Config
+from pipelines.config_io import _read, load_config, split_overrides
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.doctor import Needs
+    from cluster.jobs import Job, Jobs
+
+C = TypeVar("C")
+
+
+@dataclass(kw_only=True)
+class SubmitCommand:
+    """Options of ``submit``; the command to run follows behind ``--``."""
+
+    address: str | None = None
+    """The cluster's dashboard, as http://HEAD:8265; RAY_API_SERVER_ADDRESS when not given."""
+    token_file: Path | None = None
+    """File with the cluster's token; where Ray looks for it when not given."""
+    follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show what the job prints until it ends, and exit as it does; Ctrl-C leaves the job running."""
+    id: str | None = None
+    """The job's id; chosen when not given."""
+    working_dir: Path = Path()
+    """Folder that is sent: code and configs, and data that the config names by a relative path."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files left out, beside caches, results, secrets and what git ignores."""
+    storage: str = "~/spikeprune-runs"
+    """Folder of runs on the cluster, where the command names no absolute one."""
+    pip: tuple[str, ...] = ()
+    """Requirements (or .txt files of them) that the job gets on top of the cluster's environment."""
+    env: tuple[str, ...] = ()
+    """Environment variables, NAME=VALUE, or NAME for its value here. Whoever may list jobs can read them."""
+
+
+@dataclass(kw_only=True)
+class JobsCommand:
+    """Options of ``jobs list``."""
+
+    address: str | None = None
+    """The cluster's dashboard, as http://HEAD:8265; RAY_API_SERVER_ADDRESS when not given."""
+    token_file: Path | None = None
+    """File with the cluster's token; where Ray looks for it when not given."""
+
+
+@dataclass(kw_only=True)
+class JobCommand(JobsCommand):
+    """Options of ``jobs status`` and ``jobs stop``."""
+
+    id: Annotated[str, tyro.conf.Positional]
+    """The job."""
+
+
+@dataclass(kw_only=True)
+class JobLogsCommand(JobCommand):
+    """Options of ``jobs logs``."""
+
+    follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on until the job ends, and exit as it does; Ctrl-C leaves the job running."""
+
+
+@dataclass(kw_only=True)
+class JobFetchCommand(JobCommand):
+    """Options of ``jobs fetch``."""
+
+    output: Path | None = None
+    """Folder to make; runs/NAME when not given."""
+
+
+@dataclass(kw_only=True)
+class DoctorCommand:
+    """Options of ``doctor``."""
+
+    config: Annotated[Path | None, tyro.conf.Positional] = None
+    """The run that the machine or cluster is held against; every config field can be set as well."""
+    address: str | None = None
+    """A cluster, as auto or host:port from one of its nodes, or its dashboard's URL from elsewhere."""
+    dashboard: str | None = None
+    """Dashboard to check beside a cluster's address."""
+    token_file: Path | None = None
+    """File with the cluster's token; where Ray looks for it when not given."""
+
+
+@dataclass(kw_only=True)
+class ManifestCommand:
+    """Options of ``cluster manifest``."""
+
+    kind: Annotated[
+        Literal["kuberay", "kuberay-cluster", "ray-up", "ray-up-aws", "ray-up-gcp", "slurm", "docker"],
+        tyro.conf.Positional,
+    ]
+    """kuberay (a RayJob), kuberay-cluster, ray-up (machines of one's own), ray-up-aws, ray-up-gcp, slurm
+    (a batch script) or docker (the image)."""
+    config: Path | None = None
+    """YAML file with fields of the manifest (name, image, workers, cpus, memory, gpus, command, ...)."""
+    set: tuple[str, ...] = ()
+    """Fields, as KEY=VALUE; a command as 'command=[run, my.yaml]'."""
+
+
+def submit(args: list[str]) -> int:
+    """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
+    split = args.index("--") if "--" in args else len(args)
+    o = parse(SubmitCommand, args[:split], "submit")
+    from cluster.package import Package, megabytes
+    from cluster.submit import Submission, requirements, variables
+    from cluster.submit import submit as send
+    from pipelines.remote import remote_command
+
+    command = remote_command(args[split + 1 :], o.working_dir, o.storage)
+    job = Submission(
+        words=command.words,
+        name=command.name,
+        id=o.id,
+        working_dir=o.working_dir,
+        include=command.include,
+        excludes=o.exclude,
+        extra=command.extra,
+        pip=requirements(o.pip),
+        env=variables(o.env, os.environ),
+        metadata={"run": command.run} if command.run else {},
+    )
+    jobs = _jobs(o.address, o.token_file)
+
+    def tell(package: Package) -> None:
+        _say(
+            f"sending {package.files} files of {o.working_dir.absolute()}, {megabytes(package.bytes)} packed"
+        )
+
+    id = send(jobs, job, tell)
+    print(id)  # noqa: T201  # alone on stdout, for scripts
+    if command.run:
+        _say(f"its run will be in {command.run} on the cluster")
+    if o.follow:
+        return _follow(jobs, id)
+    at = f"--address {jobs.url}"
+    _say(f"follow it: spikeprune jobs logs {id} --follow {at}")
+    if command.run:
+        _say(f"fetch its run: spikeprune jobs fetch {id} {at}")
+    return 0
+
+
+def jobs_list(args: list[str]) -> int:
+    """The jobs of a cluster, the newest first."""
+    o = parse(JobsCommand, args, "jobs list")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("job", "status", "exit", "started", "seconds", "run")
+    for job in _jobs(o.address, o.token_file).list():
+        code = "" if job.exit_code is None else str(job.exit_code)
+        table.add_row(
+            job.id, job.status, code, _clock(job.started), _seconds(job), job.metadata.get("run", "")
+        )
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    return 0
+
+
+def jobs_status(args: list[str]) -> int:
+    """How a job is doing; the exit code is 0 whatever became of the job."""
+    o = parse(JobCommand, args, "jobs status")
+    job = _jobs(o.address, o.token_file).get(o.id)
+    print(f"{job.id}: {_state(job)}")  # noqa: T201
+    return 0
+
+
+def jobs_logs(args: list[str]) -> int:
+    """What a job has printed; with --follow until it ends."""
+    o = parse(JobLogsCommand, args, "jobs logs")
+    jobs = _jobs(o.address, o.token_file)
+    if o.follow:
+        return _follow(jobs, o.id)
+    print(jobs.logs(o.id), end="")  # noqa: T201
+    return 0
+
+
+def jobs_stop(args: list[str]) -> int:
+    """End a job; its run can be resumed."""
+    o = parse(JobCommand, args, "jobs stop")
+    jobs = _jobs(o.address, o.token_file)
+    if not jobs.stop(o.id):
+        _say(f"{o.id} had ended already: {_state(jobs.get(o.id))}")
+        return 0
+    while not (job := jobs.get(o.id)).over:
+        time.sleep(0.3)
+    _say(f"{o.id}: {_state(job)}")
+    return 0
+
+
+def jobs_fetch(args: list[str]) -> int:
+    """Copy the folder of a job's run to this machine, finished or not."""
+    o = parse(JobFetchCommand, args, "jobs fetch")
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from cluster.fetch import fetch
+
+    jobs = _jobs(o.address, o.token_file)
+    console = Console(stderr=True)
+    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("fetching", total=None)
+        folder = fetch(
+            jobs, jobs.get(o.id), o.output, lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    print(folder)  # noqa: T201
+    return 0
+
+
+def doctor(args: list[str]) -> int:
+    """Check this machine, and a cluster, against what a run needs; exits with 1 if something is wrong."""
+    overrides, rest = split_overrides(args)
+    o = parse(DoctorCommand, rest, "doctor")
+    from rich.console import Console
+    from rich.markup import escape
+
+    from cluster.doctor import examine
+
+    config = load_config(o.config, overrides)
+    address = config.cluster.address if o.address is None else o.address
+    dashboard = (
+        address if address is not None and address.startswith(("http://", "https://")) else o.dashboard
+    )
+    lines = examine(
+        needs_of(config),
+        address=None if address == dashboard else address,
+        dashboard=dashboard,
+        token_file=o.token_file,
+    )
+    console, wrong = Console(soft_wrap=True), 0
+    for line in lines:
+        wrong += not line.ok
+        mark = "[green]ok   [/]" if line.ok else "[red]wrong[/]"
+        console.print(f"{mark} {line.name}: {escape(line.what)}", highlight=False)
+    return 1 if wrong else 0
+
+
+def needs_of(config: Config) -> "Needs":
+    """What a config asks of a machine or cluster; data that is not there yet counts nothing."""
+    from cluster.doctor import Needs
+
+    c, data = config.cluster, Path(config.data.path)
+    files = sorted(p.absolute() for p in data.glob("*.parquet")) if data.is_dir() else []
+    return Needs(
+        cpus=c.workers * c.cpus_per_worker + 1,
+        gpus=c.workers * c.gpus_per_worker,
+        workers=c.workers,
+        data=tuple(map(str, files)) or (str(data.absolute()),),
+        data_bytes=sum(p.stat().st_size for p in files),
+        storage=Path(config.storage).expanduser().absolute(),
+    )
+
+
+def manifest(args: list[str]) -> int:
+    """Describe a cluster for the tool that starts it: spikeprune cluster manifest kuberay > job.yaml."""
+    o = parse(ManifestCommand, args, "cluster manifest")
+    import yaml
+
+    from cluster.manifests import KINDS
+    from cluster.manifests.spec import read_spec
+
+    values = _read(o.config) if o.config is not None else {}
+    for text in o.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError("--set", f"{text!r} is not KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError("--set", f"{text!r} cannot be read") from None
+    print(KINDS[o.kind](read_spec(values)), end="")  # noqa: T201
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "submit": submit,
+    "jobs list": jobs_list,
+    "jobs status": jobs_status,
+    "jobs logs": jobs_logs,
+    "jobs stop": jobs_stop,
+    "jobs fetch": jobs_fetch,
+    "doctor": doctor,
+    "cluster manifest": manifest,
+}
+
+
+def parse(command: type[C], args: Sequence[str], verb: str) -> C:
+    """A verb's options, with its help."""
+    return tyro.cli(command, args=list(args), prog=f"spikeprune {verb}", description=VERBS[verb].__doc__)
+
+
+def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
+    from rich.console import Console
+
+    from cluster.jobs import Jobs
+
+    with Console(stderr=True).status("asking the cluster"):
+        return Jobs(address, token_file=token_file)
+
+
+def _follow(jobs: "Jobs", id: str) -> int:
+    try:
+        job = jobs.follow(id, _show)
+    except KeyboardInterrupt:
+        _say(f"\ndetached, {id} goes on; come back: spikeprune jobs logs {id} --follow --address {jobs.url}")
+        return 130
+    if job.result:
+        raise JobFailedError(id, f"{_state(job)}{_remedy(jobs, job)}", job.result)
+    _say(f"{id}: {_state(job)}")
+    return 0
+
+
+class JobFailedError(UserError):
+    """A job that was followed has failed."""
+
+    def __init__(self, where: str, what: str, code: int) -> None:
+        super().__init__(where, what)
+        self.code = code
+
+
+def _state(job: "Job") -> str:
+    if job.status == "FAILED" and job.exit_code is not None:
+        ended = f"failed with exit code {job.exit_code}"
+        if job.signal is not None:
+            ended = f"was killed by signal {job.signal}"
+        return f"{ended} after {_seconds(job)} s"
+    if job.status == "FAILED":
+        return f"failed before its command ended ({job.message or 'no reason given'})"
+    if job.status in ("SUCCEEDED", "STOPPED"):
+        return f"{'succeeded' if job.status == 'SUCCEEDED' else 'was stopped'} after {_seconds(job)} s"
+    return f"{job.status.lower()} for {_seconds(job)} s" if job.started else job.status.lower()
+
+
+def _remedy(jobs: "Jobs", job: "Job") -> str:
+    if "run" in job.metadata and job.status != "SUCCEEDED":
+        return "; the same command with --resume continues its run"
+    return ""
+
+
+def _seconds(job: "Job") -> str:
+    return "" if job.started is None else f"{(job.ended or time.time()) - job.started:.0f}"
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else time.strftime("%d %b %H:%M:%S", time.localtime(seconds))
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

@@ -1,0 +1,137 @@
+"""What a command needs on a cluster that does not see this machine's files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pipelines.config import Config
+from pipelines.config_io import load_config, split_overrides
+from pipelines.errors import UserError
+
+STORAGE = "~/spikeprune-runs"
+TRAINING = ("run", "train")
+ON_RUNS = ("prune", "compare", "score")
+VERBS = (*TRAINING, *ON_RUNS, "export", "report", "search", "data", "doctor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteCommand:
+    """A command as a job: words for the cluster's interpreter, files that go along, where its run lies."""
+
+    words: tuple[str, ...]
+    name: str
+    """For the job's id."""
+    run: str | None = None
+    """The run's folder on the cluster, if the command makes one."""
+    include: tuple[Path, ...] = ()
+    extra: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
+
+
+def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORAGE) -> RemoteCommand:
+    """How a command line of this machine runs on a cluster.
+
+    ``run`` and ``train`` are checked here first; runs go below ``storage`` on the cluster unless the
+    command or its config names an absolute one; data named by a relative path goes along.
+
+    Args:
+        words: a verb of ``spikeprune`` and its options, or ``python`` and its arguments.
+        working_dir: what is sent.
+        storage: folder of runs on the cluster.
+
+    Raises:
+        UserError: not such a command, or one that could not run there.
+    """
+    if not words:
+        raise UserError("submit", "nothing to run; put the command behind --, as in: -- run my.yaml")
+    verb, rest = words[0], list(words[1:])
+    if verb == "python":
+        if not rest:
+            raise UserError("submit", "python needs a script or -m MODULE")
+        return RemoteCommand(words=tuple(rest), name=Path(rest[0]).stem if rest[0] != "-m" else "python")
+    if verb not in VERBS:
+        raise UserError("submit", f"{verb!r} is no command to send; use one of {', '.join(VERBS)}, or python")
+    here = ("-m", "pipelines.cli", verb)
+    overrides, others = split_overrides(rest)
+    if verb in TRAINING:
+        return _training(here, overrides, others, rest, working_dir, storage)
+    if verb in ON_RUNS:
+        rest = [*rest, *_cluster_address(verb, overrides)]
+    run = _pruned(overrides, others) if verb == "prune" else None
+    return RemoteCommand(
+        words=(*here, *rest), name=f"{verb}-{PurePosixPath(run).name}" if run else verb, run=run
+    )
+
+
+def _training(
+    here: tuple[str, ...],
+    overrides: Mapping[str, str],
+    others: list[str],
+    rest: list[str],
+    working_dir: Path,
+    storage: str,
+) -> RemoteCommand:
+    if "--address" in others:
+        raise UserError("--address", "belongs before the --; the job runs on the cluster that it is sent to")
+    file = next((Path(w) for w in others if not w.startswith("-")), None)
+    config = load_config(file, overrides)
+    extra: tuple[tuple[str, bytes], ...] = ()
+    include = _data(config, working_dir)
+    if file is not None:  # wherever it is named from, it goes along; where it is inside, it stays in place
+        inside = file.resolve().is_relative_to(working_dir.resolve())
+        sent = (
+            str(file.resolve().relative_to(working_dir.resolve())) if inside else f".spikeprune/{file.name}"
+        )
+        if inside:
+            include = (*include, working_dir.resolve() / sent)
+        else:
+            extra = ((sent, file.read_bytes()),)
+        rest[next(i for i, w in enumerate(rest) if Path(w) == file)] = sent
+    if not _absolute(config.storage):
+        rest += ["--storage", storage]
+    else:
+        storage = config.storage
+    rest += _cluster_address(here[-1], overrides)
+    return RemoteCommand(
+        words=(*here, *rest),
+        name=config.name,
+        run=f"{storage.rstrip('/')}/{config.name}",
+        include=include,
+        extra=extra,
+    )
+
+
+def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:
+    if _absolute(config.data.path):
+        return ()
+    found = (working_dir / config.data.path).resolve()
+    where = "data.path"
+    if not found.is_relative_to(working_dir.resolve()):
+        raise UserError(where, f"{config.data.path} is outside of what is sent; give a path of the cluster's")
+    if not found.exists():
+        raise UserError(
+            where,
+            f"{config.data.path} does not exist in {working_dir}; give an absolute path of the cluster's",
+        )
+    return (working_dir.resolve() / config.data.path,)
+
+
+def _pruned(overrides: Mapping[str, str], others: list[str]) -> str | None:
+    source = next((w for w in others if not w.startswith("-")), None)
+    if source is None:
+        return None
+    folder = PurePosixPath(source)
+    if folder.suffix == ".safetensors":
+        folder = folder.parent.parent
+    storage = overrides.get("storage", str(folder.parent))
+    return f"{storage.rstrip('/')}/{overrides.get('name', folder.name + '-pruned')}"
+
+
+def _cluster_address(verb: str, overrides: Mapping[str, str]) -> list[str]:
+    """The job uses the cluster that it runs on."""
+    if verb == "compare" or "cluster.address" in overrides or overrides.get("cluster.engine") == "local":
+        return []
+    return ["--cluster.address", "auto"]
+
+
+def _absolute(path: str) -> bool:
+    return path.startswith(("/", "~")) or "://" in path

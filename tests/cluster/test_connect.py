@@ -1,0 +1,87 @@
+"""Addresses, what a local start listens on, and nodes that do not share their storage."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.connect import check_address
+from cluster.errors import ClusterError
+from tests.cluster.heads import Head, environment
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("ray://host:10001", "is a Ray Client address, which cannot run training; submit"),
+        (
+            "http://host:8265",
+            "is a dashboard, which takes jobs: spikeprune submit --address http://host:8265",
+        ),
+        ("host", "is not an address; give auto or host:port"),
+        ("local", "leave it out"),
+    ],
+)
+def test_addresses_that_cannot_train(address: str, line: str) -> None:
+    with pytest.raises(ClusterError, match=r"^cluster\.address: ") as caught:
+        check_address(address)
+    assert line in str(caught.value)
+
+
+LISTENING = """
+import ray
+from cluster.connect import connect
+with connect() as cluster:
+    import psutil
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    for process in family:
+        for c in process.net_connections(kind="inet"):
+            if c.status == psutil.CONN_LISTEN or c.type.name == "SOCK_DGRAM":
+                print("listens", c.laddr.ip, process.name())
+"""
+
+
+def test_a_local_start_listens_on_loopback_only(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment(HOME=str(tmp_path)), capture_output=True, text=True
+    )
+    found = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
+    assert found, done.stderr
+    assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, done.stdout
+    assert not (tmp_path / ".ray").exists()
+
+
+SHARING = """
+import sys
+from pathlib import Path
+from cluster.connect import connect
+from cluster.nodes import check_shared, look
+with connect(sys.argv[1]) as cluster:
+    here = Path(sys.argv[2])
+    [view] = look(here, [str(here / "data"), str(here / "none")])
+    assert view.seen and view.sees_driver and view.unwritable is None, view
+    assert view.unreadable == (str(here / "none"),), view
+    assert abs(view.skew) < 1, view
+    assert view.interface == "lo", view
+    check_shared(here, [str(here / "data")])
+    try:
+        check_shared(here, [str(here / "none")])
+    except ValueError as error:
+        print(error)
+    print(sorted(p.name for p in here.iterdir()))
+"""
+
+
+def test_a_node_is_asked_what_it_sees(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("x")
+    done = subprocess.run(
+        [sys.executable, "-c", SHARING, head.address, str(tmp_path)],
+        env=environment(RAY_AUTH_TOKEN_PATH=str(head.token)),
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    refused, left = done.stdout.splitlines()
+    assert refused.startswith("data.path: node 127.0.0.1 cannot read"), done
+    assert left == "['data']"

@@ -1,0 +1,244 @@
+"""Jobs on a real cluster that asks for a token: sent, followed, stopped, fetched, and every mistake."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from cluster.tokens import refresh
+from pipelines import cli
+from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
+
+
+def call(head: Head, project: Path, *args: str, **env: str) -> Said:
+    verb, rest = (args[:1], args[1:]) if args[0] == "submit" else (args[:2], args[2:])
+    return spikeprune(
+        *verb, "--address", head.url, *rest, cwd=project, env={"RAY_AUTH_TOKEN_PATH": str(head.token), **env}
+    )
+
+
+def one_line(said: Said, code: int, *parts: str) -> None:
+    """Failed with this code and one line of our own at the end, without a trace of the inside."""
+    assert said.code == code, said
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("spikeprune: "), said
+    for part in parts:
+        assert part in last, said
+    assert "Traceback" not in said.err
+
+
+class User:
+    """Somebody who mistypes, in this process: each time one line, and exit code 2."""
+
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home, self._capsys = home, capsys
+
+    def fails(self, line: str, *args: str, **env: str) -> str:
+        clean = environment(HOME=str(self.home), **env)
+        with mock.patch.dict(os.environ, clean, clear=True):
+            code = cli.main(list(args))
+            refresh()
+        error = self._capsys.readouterr().err
+        assert code == 2, error
+        assert error.startswith("spikeprune: "), error
+        assert error.count("\n") == 1, error
+        assert line in error
+        return error
+
+
+@pytest.fixture
+def user(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> User:
+    monkeypatch.chdir(project)
+    return User(tmp_path, capsys)
+
+
+def wait_for(head: Head, project: Path, id: str, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while text not in call(head, project, "jobs", "logs", id).out:
+        assert time.monotonic() < deadline, f"{text!r} in the log of {id} within 120 s"
+        time.sleep(0.2)
+
+
+def processes(*words: str) -> list[int]:
+    """Python's processes with these words in their command."""
+    lines = command_lines()
+    return [pid for pid, line in lines.items() if line[1 : len(words) + 1] == list(words)]
+
+
+def test_run_is_sent_followed_and_fetched(head: Head, project: Path, tmp_path: Path) -> None:
+    """A training by one process, so that this stays short; on Ray's workers below."""
+    storage = tmp_path / "on the cluster"
+    local = ("--cluster.engine", "local", "--cluster.workers", "1")
+    sent = call(
+        head, project, "submit", "--follow", "--storage", str(storage), "--", "run", "small.yaml", *local
+    )
+    assert sent.code == 0, sent
+    id = sent.out.splitlines()[0]
+    assert re.fullmatch(r"small-\d{4}-\d{6}-[0-9a-f]{4}", id)
+    assert re.search(r"sending \d+ files of .*, [\d.]+ [KM]iB packed", sent.err)
+    assert "train epoch 2/2: accuracy" in sent.out
+    assert f"{id}: succeeded" in sent.err
+
+    fetched = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
+    assert fetched.code == 0, fetched
+    there = {p.relative_to(storage / "small"): p for p in (storage / "small").rglob("*") if p.is_file()}
+    assert Path("report.html") in there
+    for name, path in there.items():
+        assert (tmp_path / "here" / name).read_bytes() == path.read_bytes()
+    again = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
+    one_line(again, 2, "--output", "exists")
+    listed = call(head, project, "jobs", "list")
+    assert listed.code == 0
+    assert any(id in line and "SUCCEEDED" in line for line in listed.out.splitlines())
+    assert "fetch-" not in listed.out
+
+    secret = head.token.read_text().strip()
+    for path in [*storage.rglob("*"), *head.temp.glob("ray/session_latest/logs/**/*")]:
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    for said in (sent, fetched, listed):
+        assert secret not in said.out + said.err
+
+
+def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
+    """Both jobs at a time; their words reach them as given, whatever a shell would make of them."""
+    words = ["a b", "$(touch pwned)", "`x`", "'", '"', ";exit 9", "*", "\\", "é\n2"]
+    with ThreadPoolExecutor() as pool:
+        failing = pool.submit(
+            call, head, project, "submit", "--follow", "--env", "SECRET", "--", "python", "script.py", "3",
+            "0", *words, SECRET="from-here",
+        )  # fmt: skip
+        killed = pool.submit(
+            call,
+            head,
+            project,
+            "submit",
+            "--follow",
+            "--id",
+            "to-kill",
+            "--",
+            "python",
+            "script.py",
+            "0",
+            "600",
+        )
+        deadline = time.monotonic() + 120
+        while not (victims := processes("script.py", "0", "600")):
+            assert time.monotonic() < deadline, "the job starts within 120 s"
+            time.sleep(0.1)
+        secret = head.token.read_text().strip()
+        assert secret not in str(command_lines())
+        os.kill(victims[0], signal.SIGKILL)
+    one_line(failing.result(), 3, "failed with exit code 3")
+    assert f"words {['3', '0', *words]} secret from-here" in failing.result().out
+    assert "from-here" not in failing.result().err
+    one_line(killed.result(), 137, "to-kill: was killed by signal 9")
+    assert "the end" not in killed.result().out
+    status = call(head, project, "jobs", "status", "to-kill")
+    assert status.code == 0
+    assert "signal 9" in status.out
+
+
+def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
+    command = [str(BIN / "spikeprune"), "submit", "--address", head.url, "--token-file", str(head.token)]
+    command += ["--follow", "--id", "long", "--", "python", "script.py", "0", "601"]
+    following = subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
+    wait_until_there = time.monotonic() + 120
+    while "long" not in call(head, project, "jobs", "list").out:
+        assert time.monotonic() < wait_until_there
+    wait_for(head, project, "long", "words")
+    following.send_signal(signal.SIGINT)
+    out, err = following.communicate(timeout=60)
+    assert following.returncode == 130, (out, err)
+    assert f"spikeprune jobs logs long --follow --address {head.url}" in err
+    assert "Traceback" not in err
+    assert "long: running" in call(head, project, "jobs", "status", "long").out
+    stopped = call(head, project, "jobs", "stop", "long")
+    assert stopped.code == 0
+    assert "long: was stopped" in stopped.err
+    assert not processes("script.py", "0", "601")
+    one_line(call(head, project, "jobs", "logs", "long", "--follow"), 143, "long: was stopped")
+    one_line(call(head, project, "submit", "--id", "long", "--", "python", "script.py"), 2, "long", "already")
+
+
+MISTAKES = [
+    pytest.param({"RAY_AUTH_TOKEN": "0" * 64}, "refuses the token of RAY_AUTH_TOKEN", id="wrong token"),
+    pytest.param({}, "asks for a token; give --token-file", id="no token"),
+    pytest.param({"RAY_AUTH_TOKEN_PATH": "/none"}, "no token can be read from /none", id="no token file"),
+]
+
+
+@pytest.mark.parametrize(("env", "line"), MISTAKES)
+def test_tokens(head: Head, user: User, env: dict[str, str], line: str) -> None:
+    user.fails(line, "jobs", "list", "--address", head.url, **env)
+    user.fails(line, "train", "small.yaml", "--address", head.address, **env)
+    assert not (user.home / ".ray").exists()
+
+
+def test_no_cluster(user: User) -> None:
+    user.fails("no Ray dashboard answers at http://127.0.0.1:9", "jobs", "list", "--address", "127.0.0.1:9")
+    user.fails("--address: give the cluster's dashboard", "jobs", "list")
+    user.fails("--address: 'http://a b' is not the URL", "jobs", "list", "--address", "http://a b")
+    user.fails("--address: ray://h:1 is a Ray Client address", "jobs", "list", "--address", "ray://h:1")
+    nobody = "cluster.address: no Ray cluster answers at 127.0.0.1:9 (connection refused)"
+    user.fails(nobody, "train", "small.yaml", "--address", "127.0.0.1:9")
+
+
+def test_other_version(head: Head, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This side says that it is another Ray; the cluster's answer is its own."""
+    import ray
+
+    monkeypatch.setattr(ray, "__version__", "2.41.0")
+    token = {"RAY_AUTH_TOKEN_PATH": str(head.token)}
+    for words, address in ((("submit",), head.url), (("train", "small.yaml"), head.address)):
+        after = ("--", "train", "small.yaml") if words == ("submit",) else ()
+        line = user.fails(f"{address} runs Ray 2.6", *words, "--address", address, *after, **token)
+        assert "Ray 2.41.0" in line
+        assert "they must agree" in line
+
+
+def test_what_else_is_refused_before_anything_is_sent(head: Head, user: User) -> None:
+    token = {"RAY_AUTH_TOKEN_PATH": str(head.token)}
+    user.fails("none: is not a job", "jobs", "status", "none", "--address", head.url, **token)
+    for words, line in [
+        (("--", "train", "small.yaml", "--train.lr", "-1"), "train.lr"),
+        (("--", "train", "small.yaml", "--data.path", "none"), "data.path: none does not exist"),
+        (("--", "train", "small.yaml", "--data.path", "../x"), "data.path: ../x is outside of what is sent"),
+        (("--", "fly"), "'fly' is no command to send"),
+        (("--", "train", "--address", "auto"), "--address: belongs before the --"),
+        ((), "nothing to run"),
+        (("--id", "a b", "--", "python", "x.py"), "--id: 'a b' is not possible"),
+        (("--env", "RAY_AUTH_TOKEN=x", "--", "python", "x.py"), "--env: RAY_AUTH_TOKEN stays here"),
+        (("--env", "NOT_SET", "--", "python", "x.py"), "--env: NOT_SET has no value here"),
+        (("--working-dir", "none", "--", "python", "x.py"), "--working-dir: none is not a folder"),
+    ]:
+        user.fails(line, "submit", "--address", head.url, *words, **token)
+
+
+@pytest.mark.slow
+def test_trains_on_the_clusters_workers(head: Head, project: Path, tmp_path: Path) -> None:
+    sent = call(
+        head, project, "submit", "--follow", "--storage", str(tmp_path), "--", "train", "small.yaml",
+        "--name", "ray",
+    )  # fmt: skip
+    assert sent.code == 0, sent
+    records = [json.loads(line) for line in (tmp_path / "ray" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    assert str(BIN) in sys.executable
