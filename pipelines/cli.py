@@ -41,7 +41,7 @@ verbs:
   bench          measure speed on this machine, ours beside the alternative
   submit         run a command on a cluster as a job
   doctor         check this machine or a cluster for what usually goes wrong
-  cluster manifest  a cluster's description for KubeRay, ray up, SLURM or Docker
+  cluster manifest  a cluster's description for KubeRay, ray-up, SLURM or Docker
   jobs list      the jobs of a cluster
   jobs status    how a job is doing
   jobs logs      what a job has printed; with --follow until it ends
