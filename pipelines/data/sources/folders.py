@@ -123,12 +123,21 @@ def _places(folder: Folder) -> dict[str, str]:
     except OSError as error:
         raise UserError("--input", f"{folder} cannot be read ({reason(error)})") from None
     train = next((n for n in TRAIN if n in names), None)
-    test = next((n for n in TEST if n in names), None)
+    held_out = [n for n in TEST if n in names]
+    # ImageNet's test folder has no classes: its val folder is meant.
+    test = next((n for n in held_out if _has_folders(folder.below(n))), held_out[0] if held_out else None)
     if train is None:
         return {"train": ""}
     if test is None:
         return {"train": train}
     return {"train": train, "test": test}
+
+
+def _has_folders(folder: Folder) -> bool:
+    try:
+        return bool(folder.folders())
+    except OSError:
+        return True  # the listing names it
 
 
 class _Listing:

@@ -168,7 +168,8 @@ def test_imagefolder_with_official_splits_and_any_format(tmp_path: Path) -> None
         for k in range(3)
         for i in range(6)
     }
-    class_folders(tmp_path / "in", {**files, "train/n00/readme.txt": b"no image"})
+    unlabelled = {"test/unknown.png": image(1, "PNG")}
+    class_folders(tmp_path / "in", {**files, **unlabelled, "train/n00/readme.txt": b"no image"})
     manifest = ingest("imagefolder", tmp_path / "out", tmp_path / "in", writing=ALONE)
     assert manifest["split"] == "official"
     assert manifest["ignored_files"] == 1
