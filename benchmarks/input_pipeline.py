@@ -28,10 +28,11 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from benchmarks.about import about
 from benchmarks.ingest import SETS, SHARED, extract
 from pipelines.data import decode as decoding
-from pipelines.data.dataset import describe, iter_rows, read_split
+from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.files import write_json
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.layout import read_rows
 from pipelines.scoring import select
 from pipelines.training.rows import Inputs, Rows
 
@@ -94,7 +95,7 @@ def measure(name: str, rows: int, repeats: int) -> dict[str, object]:
         info = describe(train, test, place / "out")
         inputs = Inputs.of(info, 4)
         started = time.perf_counter()
-        table = pa.concat_tables(iter_rows(train.files, 8192)).combine_chunks()
+        table = read_rows(train.layout, train.ids).combine_chunks()
         reading = time.perf_counter() - started
         steps = Compose([ToTensor(), Normalize(*(np.array(v) / 255 for v in (info.mean, info.std)))])
         images = ImageFolder(str(place / "in" / "train"), steps)

@@ -22,7 +22,7 @@ from pipelines.report.plots import new_figure, to_svg
 from pipelines.run import checkpoint_of
 from pipelines.run_folder import CONFIG
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.local import LocalEngine, read_rows
+from pipelines.training.local import LocalEngine
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs_response
@@ -187,21 +187,16 @@ def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
 
 def _worker(config: Config, checkpoint: Path) -> Worker:
     checked = check_data(config)
-    engine = LocalEngine(
-        train=read_rows(checked.train.files),
-        test=read_rows(checked.test.files),
-        present=checked.train.present(),
-        checkpoints=checkpoint.parent,
-        watch=lambda event: None,
-    )
     spec = RunSpec(
         config=config,
         info=checked.info,
         phases=(),
         folder=str(checkpoint.parent),
-        ids=checked.train.ids,
+        train=checked.train,
+        test=checked.test,
         initial=str(checkpoint),
     )
+    engine = LocalEngine(spec, checkpoints=checkpoint.parent, watch=lambda event: None)
     return start(spec, engine, None)
 
 

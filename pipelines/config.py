@@ -104,6 +104,25 @@ class DataConfig:
     """Event frames."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation."""
+    reading: Literal["auto", "memory", "shards"] = "auto"
+    """memory (all training rows are held, still encoded), shards (row groups are read as an epoch goes on,
+    in bounded memory) or auto (shards where the rows would take more than data.memory_gb)."""
+    memory_gb: float | None = None
+    """Gigabytes up to which auto holds rows in memory; half of Ray's object store (engine local: a quarter
+    of the machine's free memory) when not given."""
+    shuffle_rows: int | None = None
+    """Rows that are shuffled together when reading by shards; as many as make 64 MB, from 1,024 to 65,536,
+    when not given."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """stop at the first row that cannot be used, or skip such rows: all are looked for before training,
+    counted, and listed in the run's skipped.json."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.memory_gb is None or self.memory_gb >= 0, "data.memory_gb", self.memory_gb, "zero or more"
+        )
+        ok = self.shuffle_rows is None or self.shuffle_rows >= 1
+        _check(ok, "data.shuffle_rows", self.shuffle_rows, "at least 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -357,6 +376,12 @@ class ClusterConfig:
     """Lost workers or nodes after which a run gives up; --resume still continues it."""
     gpus_per_worker: float = 0
     """GPUs that each training worker reserves."""
+    scorers: int = 0
+    """Actors that score examples, each started once per pass; 0 scores in tasks, which is cheaper on CPUs."""
+    gpus_per_scorer: float = 0
+    """GPUs that each scoring actor reserves."""
+    ids_per_book: int = 50_000_000
+    """Ids that one actor of the score book holds; beyond, the book is spread over several actors."""
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
@@ -366,6 +391,10 @@ class ClusterConfig:
         _check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
         _check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
         _check(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "zero or more")
+        _check(self.scorers >= 0, "cluster.scorers", self.scorers, "zero or more")
+        ok = self.gpus_per_scorer >= 0 and (self.scorers > 0 or not self.gpus_per_scorer)
+        _check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
+        _check(self.ids_per_book >= 1, "cluster.ids_per_book", self.ids_per_book, "at least 1")
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
 

@@ -30,7 +30,7 @@ def measure_distortion(worker: "Worker", allocation: Allocation, examples: int) 
     """
     model, engine = worker.model, worker.engine
     share = -(-examples // engine.world_size)
-    rows = engine.test_rows()
+    rows = engine.test_rows().head(share)
     batches = [rows.ids[:share][i : i + BATCH] for i in range(0, min(share, len(rows.ids)), BATCH)]
 
     def scores() -> Tensor:

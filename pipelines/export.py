@@ -16,7 +16,6 @@ from torch import nn
 
 from pipelines.config import is_own
 from pipelines.config_io import load_config
-from pipelines.data.dataset import iter_rows
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.own_code import keep_copy, use_own_code
@@ -203,7 +202,7 @@ def _compacted(
         raise UserError("--compact", f"{architecture['name']} cannot be compacted: {error}") from None
     config = load_config(run / CONFIG, overrides)
     checked = check_data(config)
-    rows = Rows(next(iter_rows(checked.test.files, CHECKED_EXAMPLES)))
+    rows = Rows(checked.test.head(CHECKED_EXAMPLES))
     ids = rows.ids[:CHECKED_EXAMPLES]
     x_TB = Inputs.of(checked.info, config.model.T)(rows.get(ids)[0])
     difference = float((_logits(model, x_TB.double()) - _logits(small.model, x_TB.double())).abs().max())

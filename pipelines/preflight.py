@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipelines.config import Config, is_own
-from pipelines.data.dataset import DatasetInfo, Split, describe, read_split
+from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_examples, describe, read_split
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
@@ -29,7 +29,11 @@ def check_data(config: Config) -> CheckedData:
     """
     use_own_code(config)
     data = config.data
-    train, test = read_split(data.path, data.train_split), read_split(data.path, data.test_split)
+    train, test = (
+        read_split(data.path, split, data.on_bad_row) for split in (data.train_split, data.test_split)
+    )
+    if data.on_bad_row == "skip" or train.num_bytes + test.num_bytes <= CHEAP_BYTES:
+        train, test = check_examples(train), check_examples(test)
     info = describe(train, test, data.path, data, config.model.T)
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)

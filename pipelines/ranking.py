@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -13,18 +12,16 @@ from rich.text import Text
 
 from cluster.connect import connect
 from pipelines.config import Config
-from pipelines.data.dataset import describe, iter_rows, read_split
+from pipelines.data.dataset import describe, read_split
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.own_code import use_own_code
-from pipelines.scoring import Scoring, score_table, stream_scores
+from pipelines.scoring import Scoring, parts_of, score_layout, scorers_of, stream_scores
 from pipelines.training.rows import Inputs
 from pruning.examples.scores import SCORES
 from snn.interchange import load_checkpoint
 from snn.models import SpikingNetwork
-
-READ_ROWS = 4096
 
 
 def rank(
@@ -69,23 +66,37 @@ def rank(
         timesteps=config.examples.score_timesteps,
         inputs=Inputs.of(info, config.model.T),
     )
+    layout = scored.layout.by_id()
     with ExitStack() as stack:
+        pieces = scored.layout if layout is None else layout
         if config.cluster.engine == "ray":
             with console.status("starting Ray"):
                 stack.enter_context(connect(config.cluster.address))
-            parts = stream_scores(scored.files, model, architecture(config.model, info), scoring)
+            weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+            described = architecture(config.model, info)
+            scorers = scorers_of(config.cluster)
+            parts = stream_scores(pieces, scored.ids, weights, described, scoring, scorers)
         else:
-            parts = (score_table(rows, model, scoring) for rows in iter_rows(scored.files, READ_ROWS))
+            parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(pieces))
         bar = stack.enter_context(_bar(console))
-        table = pa.concat_tables(_counted(parts, bar, scored.num_examples))
-    if table.num_rows != scored.num_examples:
-        raise RuntimeError(
-            f"scored {table.num_rows} of {scored.num_examples} rows: the data changed meanwhile"
-        )
-    table = table.take(pa.array(np.argsort(table.column("id").to_numpy(), kind="stable")))
-    table = table.replace_schema_metadata({b"checkpoint": str(checkpoint).encode()})
-    write_beside(output, lambda p: pq.write_table(table, p, compression="zstd"))
-    return table.num_rows
+        counted = _counted(parts, bar, scored.num_examples)
+        if layout is None:  # scattered ids are sorted at the end: 12 bytes and more of memory per example
+            counted = iter([pa.concat_tables(counted).sort_by("id")])
+        metadata = {b"checkpoint": str(checkpoint).encode()}
+        write_beside(output, lambda path: _write(path, counted, metadata, scored.num_examples))
+    return scored.num_examples
+
+
+def _write(path: Path, parts: Iterator[pa.Table], metadata: dict[bytes, bytes], expected: int) -> None:
+    first = next(parts).replace_schema_metadata(metadata)
+    written = first.num_rows
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for part in parts:
+            writer.write_table(part.replace_schema_metadata(metadata))
+            written += part.num_rows
+    if written != expected:
+        raise RuntimeError(f"scored {written} of {expected} rows: the data changed meanwhile")
 
 
 def _network(checkpoint: Path, wanted: dict[str, object]) -> SpikingNetwork:

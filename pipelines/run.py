@@ -15,6 +15,7 @@ from pipelines.interrupts import renew
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.preflight import check_cluster, check_data, check_storage
 from pipelines.progress import TrainingProgress
+from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, phases_of
@@ -76,24 +77,22 @@ def run(
             from pipelines.training.local import train_locally as launch
         from pipelines.training.worker import RunSpec
 
+        config = settle_reading(config, checked.train, folder)
         create_run(config, sys.argv, code)
         spec = RunSpec(
             config=config,
             info=checked.info,
             phases=phases,
             folder=str(folder),
-            ids=checked.train.ids,
+            train=checked.train,
+            test=checked.test,
+            shards=config.data.reading == "shards",
+            window_rows=window_rows(config, checked.train),
             code=code,
             initial=None if initial is None else str(initial.absolute()),
         )
         watch = stack.enter_context(TrainingProgress(phases, console))
-        launch(
-            spec,
-            train_files=checked.train.files,
-            test_files=checked.test.files,
-            present=checked.train.present(),
-            watch=watch,
-        )
+        launch(spec, watch=watch)
     return folder
 
 

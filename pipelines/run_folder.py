@@ -89,7 +89,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _check_same(stored: Config, given: Config, folder: Path) -> None:
     a, b = flat_config(stored), flat_config(given)
     for path in {**a, **b}:
-        if a.get(path) != b.get(path) and path not in FREE_TO_CHANGE:
+        settled = path == "data.reading" and b.get(path) == "auto"  # the run goes on as it began
+        if a.get(path) != b.get(path) and path not in FREE_TO_CHANGE and not settled:
             raise UserError(
                 path,
                 f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "

@@ -1,7 +1,7 @@
 """Scores of examples: the function that every launcher runs on a block of rows, and its Ray Data pass."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from cluster.connect import quiet_data
 from pipelines import own_code
-from pipelines.config import LossName
-from pipelines.data.dataset import COLUMNS
+from pipelines.config import ClusterConfig, LossName
+from pipelines.data.ids import IdSet
+from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
 from pipelines.errors import UserError
 from pipelines.networks import in_layout, is_channels_last
 from pipelines.training.rows import Inputs, Rows
@@ -20,6 +21,7 @@ from snn.interchange import build_described
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
+PART_ROWS = 8192  # rows that one task reads and scores, row group by row group
 CHUNK = 256  # rows per forward: tensors stay below the size at which the C library maps memory anew
 
 
@@ -65,8 +67,60 @@ def score_table(
     return pa.table({"id": rows.ids, **{name: torch.cat(part).numpy() for name, part in parts.items()}})
 
 
+def parts_of(layout: Layout) -> Iterator[Layout]:
+    """The row groups that are scored by one task each: the same for every launcher."""
+    for part in _parts(layout):
+        yield layout.take(part)
+
+
+def _parts(layout: Layout) -> Iterator[np.ndarray]:
+    return chunked(layout.rows, PART_ROWS)
+
+
+def score_layout(
+    layout: Layout,
+    wanted: np.ndarray | IdSet,
+    model: SpikingNetwork,
+    scoring: Scoring,
+    device: torch.device | str = "cpu",
+) -> pa.Table:
+    """As `score_table`, for the wanted rows of row groups, one row group in memory at a time.
+
+    Raises:
+        UserError: an image that cannot be decoded or a row group that cannot be read, with its file.
+    """
+    found = []
+    for i in range(len(layout)):
+        piece = layout.take([i])
+        rows = read_rows(piece, wanted)
+        if rows.num_rows:
+            with naming_rows(piece):
+                found.append(score_table(rows, model, scoring, device))
+    return pa.concat_tables(found) if found else pa.table({"id": np.zeros(0, np.int64)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorers:
+    """Who scores on Ray."""
+
+    actors: int = 0
+    """Long-lived actors; 0 for tasks, which need no start of their own between passes."""
+    gpus: float = 0
+    """GPUs of each actor."""
+
+
+def scorers_of(cluster: ClusterConfig) -> Scorers:
+    """As the config says."""
+    return Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer)
+
+
 def score_dataset(
-    dataset: Any, model: SpikingNetwork, architecture: dict[str, Any], ids: np.ndarray, scoring: Scoring
+    dataset: Any,
+    weights: dict[str, torch.Tensor],
+    architecture: dict[str, Any],
+    ids: np.ndarray,
+    scoring: Scoring,
+    scorers: Scorers = Scorers(),
 ) -> np.ndarray:
     """The first score of the rows with these ids in a Ray Dataset, computed by its tasks.
 
@@ -74,17 +128,19 @@ def score_dataset(
 
     Args:
         dataset: materialised rows with columns id, image and label.
-        model: whose weights score.
-        architecture: of ``model``.
+        weights: of the network that scores, on the CPU.
+        architecture: of the network.
         ids: ascending.
         scoring: what to compute.
+        scorers: who does it.
 
     Returns:
         float32, in the order of ``ids``.
     """
     import ray
 
-    blocks = _scored(dataset, model, architecture, scoring, ids).to_arrow_refs()
+    job = _Job(architecture, weights, scoring, wanted=ids)
+    blocks = _mapped(dataset, job, scorers).to_arrow_refs()
     table = pa.concat_tables([t for t in ray.get(blocks) if t.num_rows])
     found, scores = table.column("id").to_numpy(), table.column(scoring.scores[0]).to_numpy()
     order = np.argsort(found, kind="stable")
@@ -94,72 +150,128 @@ def score_dataset(
 
 
 def stream_scores(
-    files: tuple[str, ...], model: SpikingNetwork, architecture: dict[str, Any], scoring: Scoring
+    layout: Layout,
+    wanted: Any,
+    weights: dict[str, torch.Tensor],
+    architecture: dict[str, Any],
+    scoring: Scoring,
+    scorers: Scorers = Scorers(),
 ) -> Iterator[pa.Table]:
-    """Tables of scores of all rows of Parquet files, as Ray Data finishes them; nothing is kept.
+    """Tables of scores of row groups, in their order, as Ray Data finishes them; nothing is kept.
+
+    Every task reads and scores the row groups of its own, so that no more rows than theirs are in
+    memory anywhere.
+
+    Args:
+        layout: the row groups.
+        wanted: an `IdSet`, or a score book whose open pass says whom to score.
+        weights: of the network, on the CPU.
+        architecture: of the network.
+        scoring: what to compute.
+        scorers: who does it.
 
     Raises:
-        UserError: an image that cannot be decoded.
+        UserError: an image that cannot be decoded or a row group that cannot be read, with its file.
     """
     import ray.data
 
     quiet_data()
-    rows = ray.data.read_parquet(list(files)).select_columns(list(COLUMNS))
-    scored = _scored(rows, model, architecture, scoring, None)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    parts = sum(1 for _ in _parts(layout))
+    job = _Job(architecture, weights, scoring, wanted=wanted, layout=layout)
+    scored = _mapped(ray.data.range(parts, override_num_blocks=parts), job, scorers)
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             if table.num_rows:
                 yield table
     except ray.exceptions.RayError as error:
-        raise _mistake(error) or error from None
+        raise mistake(error) or error from None
 
 
-def _scored(
-    dataset: Any,
-    model: SpikingNetwork,
-    architecture: dict[str, Any],
-    scoring: Scoring,
-    ids: np.ndarray | None,
-) -> Any:
+@dataclass(frozen=True)
+class _Job:
+    architecture: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    scoring: Scoring
+    wanted: Any
+    layout: Layout | None = None
+    code: own_code.OwnCode | None = field(default_factory=own_code.active)
+    device: str = "cpu"
+
+
+def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     import ray
 
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    job = ray.put((architecture, weights, scoring, ids, own_code.active()))
+    ref = ray.put(replace(job, device="cuda") if scorers.gpus else job)
+    shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
+    if not scorers.actors:
+        return dataset.map_batches(_score_block, fn_kwargs={"job": [ref], "key": ref.hex()}, **shared)
     return dataset.map_batches(
-        _score_block,
-        fn_kwargs={"job": [job], "key": job.hex()},
-        batch_format="pyarrow",
-        batch_size=None,
-        zero_copy_batch=True,
+        _ScoringActor,
+        fn_constructor_kwargs={"job": [ref]},
+        compute=ray.data.ActorPoolStrategy(size=scorers.actors),
+        **({"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}),
+        **shared,
     )
 
 
-_cached: tuple[str, tuple[SpikingNetwork, Scoring, np.ndarray | None]] | None = None
+class _Runner:
+    """A job with its network, ready for blocks."""
+
+    def __init__(self, job: _Job) -> None:
+        own_code.activate(job.code)
+        tune_allocator()
+        torch.set_num_threads(1)
+        self._job = job
+        self._device = job.device
+        self._model = in_layout(
+            build_described(job.architecture), channels_last=is_channels_last(job.weights)
+        )
+        self._model.load_state_dict(job.weights)
+        self._model.to(self._device)
+        self._parts = None if job.layout is None else list(_parts(job.layout))
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        job = self._job
+        if job.layout is None:
+            rows = select(block, job.wanted)
+            if rows.num_rows:
+                yield score_table(rows, self._model, job.scoring, self._device)
+            return
+        assert self._parts is not None
+        for part in block.column("id").to_pylist():
+            layout = job.layout.take(self._parts[part])
+            wanted = job.wanted if isinstance(job.wanted, IdSet) else job.wanted.wanted(layout.ranges)
+            if len(wanted):
+                yield score_layout(layout, wanted, self._model, job.scoring, self._device)
+
+
+class _ScoringActor:
+    """A member of a pool of scoring actors."""
+
+    def __init__(self, job: list[Any]) -> None:
+        import ray
+
+        self._runner = _Runner(ray.get(job[0]))
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        return self._runner(block)
+
+
+_cached: tuple[str, _Runner] | None = None
 
 
 def _score_block(block: pa.Table, job: list[Any], key: str) -> Iterator[pa.Table]:
-    model, scoring, ids = _load_job(job[0], key)
-    rows = block if ids is None else select(block, ids)
-    if rows.num_rows:
-        yield score_table(rows, model, scoring)
-
-
-def _load_job(ref: Any, key: str) -> tuple[SpikingNetwork, Scoring, np.ndarray | None]:
     global _cached
     if _cached is None or _cached[0] != key:
         import ray
 
-        architecture, weights, scoring, ids, code = ray.get(ref)
-        own_code.activate(code)
-        tune_allocator()
-        torch.set_num_threads(1)
-        model = in_layout(build_described(architecture), channels_last=is_channels_last(weights))
-        model.load_state_dict(weights)
-        _cached = (key, (model, scoring, ids))
-    return _cached[1]
+        _cached = (key, _Runner(ray.get(job[0])))
+    return _cached[1](block)
 
 
-def _mistake(error: BaseException) -> UserError | None:
+def mistake(error: BaseException) -> UserError | None:
     """The user's mistake that a task's failure stems from, if one does."""
     seen: BaseException | None = error
     while seen is not None:
@@ -167,13 +279,3 @@ def _mistake(error: BaseException) -> UserError | None:
             return UserError(seen.where, seen.what)
         seen = getattr(seen, "cause", None) or seen.__cause__
     return None
-
-
-def select(block: pa.Table, ids: np.ndarray) -> pa.Table:
-    """The block's rows whose id is among ``ids`` (ascending)."""
-    of_block = block.column("id").to_numpy()
-    if len(ids) == 0:
-        return block.slice(0, 0)
-    at = np.minimum(np.searchsorted(ids, of_block), len(ids) - 1)
-    keep = ids[at] == of_block
-    return block if keep.all() else block.filter(pa.array(keep))

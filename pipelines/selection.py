@@ -6,12 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.dataset import read_split, split_files
+from pipelines.data.dataset import read_split
 from pipelines.data.files import write_beside
+from pipelines.data.ids import IdCollector, IdSet
+from pipelines.data.scan import split_files
 from pipelines.errors import UserError
-from pruning.examples.policies import Plan, make_policy
+from pruning.examples.policies import Plan, Policy, make_policy
 
 ROW_GROUP_ROWS = 1024
+READ_ROWS = 65_536
 
 
 def select_subset(
@@ -55,7 +58,7 @@ def select_subset(
             policy,
             num_examples=data.id_span,
             first_id=data.first_id,
-            present=data.present(),
+            present=None if data.ids.dense else data.ids.mask(),
             ratio=ratio,
             seed=seed,
             epochs=epoch + 1,
@@ -71,7 +74,7 @@ def select_subset(
     if drawn.score is not None:
         if scores is None:
             raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
-        drawn.observe(data.ids, _read_scores(scores, drawn.score, data.ids), epoch, "pass")
+        _read_scores(scores, drawn, data.ids, epoch)
     plan = drawn.plan(epoch)
     probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
     table = pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
@@ -81,42 +84,52 @@ def select_subset(
     return plan
 
 
-def _read_scores(path: Path, name: str, ids: np.ndarray) -> np.ndarray:
+def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
+    """Let the policy see a file of scores, a bounded number of rows at a time."""
+    assert policy.score is not None
     try:
-        table = pq.read_table(path)
+        parquet = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
         ) from None
-    for column in ("id", name):
-        if column not in table.column_names:
+    with parquet:
+        for column in ("id", policy.score):
+            if column not in parquet.schema_arrow.names:
+                names = ", ".join(parquet.schema_arrow.names)
+                raise UserError("--scores", f"{path} has no column {column!r}; it has {names}")
+        seen, known = IdCollector(), True
+        for batch in parquet.iter_batches(READ_ROWS, columns=["id", policy.score]):
+            found = batch.column("id").to_numpy()
+            known = bool(known and ids.contains(found).all() and not len(seen.add(found)))
+            if known:
+                policy.observe(found, batch.column(policy.score).to_numpy(), epoch, "pass")
+        if not known or parquet.metadata.num_rows != len(ids):
+            rows = parquet.metadata.num_rows
             raise UserError(
-                "--scores", f"{path} has no column {column!r}; it has {', '.join(table.column_names)}"
+                "--scores", f"{path} scores {rows} examples with other ids than the dataset's {len(ids)}"
             )
-    found = table.column("id").to_numpy()
-    order = np.argsort(found, kind="stable")
-    if not np.array_equal(found[order], ids):
-        raise UserError(
-            "--scores", f"{path} scores {len(found)} examples with other ids than the dataset's {len(ids)}"
-        )
-    return table.column(name).to_numpy()[order]
 
 
 def _write_filtered(folder: Path, split: str, plan: Plan, output: Path) -> None:
     """The chosen rows of every file under its own name, with their weights."""
     for file in split_files(folder, split):
-        with pq.ParquetFile(file) as parquet:
-            chosen = [_chosen(pa.Table.from_batches([b]), plan) for b in parquet.iter_batches(65_536)]
-            metadata = parquet.schema_arrow.metadata
-        table = pa.concat_tables(chosen).replace_schema_metadata(metadata)
-        write_beside(
-            output / Path(file).name,
-            lambda p, table=table: pq.write_table(
-                table, p, compression="zstd", row_group_size=ROW_GROUP_ROWS
-            ),  # type: ignore[misc]
-        )
+        write_beside(output / Path(file).name, lambda path, file=file: _filter(Path(file), plan, path))  # type: ignore[misc]
+
+
+def _filter(file: Path, plan: Plan, path: Path) -> None:
+    with pq.ParquetFile(file) as parquet:
+        metadata = parquet.schema_arrow.metadata
+        writer: pq.ParquetWriter | None = None
+        for batch in parquet.iter_batches(READ_ROWS):
+            chosen = _chosen(pa.Table.from_batches([batch]), plan).replace_schema_metadata(metadata)
+            if writer is None:
+                writer = pq.ParquetWriter(path, chosen.schema, compression="zstd")
+            writer.write_table(chosen, row_group_size=ROW_GROUP_ROWS)
+        if writer is not None:
+            writer.close()
 
 
 def _chosen(rows: pa.Table, plan: Plan) -> pa.Table:

@@ -1,48 +1,77 @@
 """A folder of Parquet files as a dataset: its splits, their columns, and what a run must know of them."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config import DataConfig
-from pipelines.data.decode import decode, is_encoded, is_numeric
+from pipelines.data.bad_rows import BadRows, OnBadRow
+from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Sensor, is_events
 from pipelines.data.files import read_json
 from pipelines.data.frames import Frames
+from pipelines.data.ids import IdSet
+from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
+from pipelines.data.scan import MANIFEST, check_shards, class_names, scan, split_files
 from pipelines.errors import UserError
 
-COLUMNS = ("id", "image", "label")
 STATISTICS_ROWS = 2048
 STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images
-MAX_ID_GAP = 32  # ids may spread over this many times the number of rows before scores would waste memory
+CHECKED_ROWS = 1024  # examples that are decoded together
+CHEAP_BYTES = 256 << 20  # data up to this size are looked through before a run
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One split of a dataset, checked.
-
-    ``ids`` are unique; ``first_id`` and ``id_span`` give the range ``[first_id, first_id + id_span)``
-    that they lie in.
-    """
+    """One split of a dataset, checked. What it holds grows by an eighth of a byte per id at most."""
 
     files: tuple[str, ...]
-    num_examples: int
-    first_id: int
-    id_span: int
-    ids: np.ndarray
-    labels: np.ndarray
+    ids: IdSet
+    """Unique."""
+    layout: Layout
+    num_bytes: int
+    """Of its rows in memory, still encoded."""
+    class_counts: dict[int, int]
+    """Rows of each label that occurs."""
+    bad: BadRows
+    """What was left out, if that was asked for."""
 
-    def present(self) -> np.ndarray:
-        """Which ids of the range exist, bool ``[id_span]``."""
-        mask = np.zeros(self.id_span, bool)
-        mask[self.ids - self.first_id] = True
-        return mask
+    @property
+    def num_examples(self) -> int:
+        """Examples that exist and are not left out."""
+        return len(self.ids)
+
+    @property
+    def max_label(self) -> int:
+        """The highest label."""
+        return max(self.class_counts)
+
+    @property
+    def first_id(self) -> int:
+        """The lowest id of the range ``[first_id, first_id + id_span)``."""
+        return self.ids.first
+
+    @property
+    def id_span(self) -> int:
+        """Length of that range."""
+        return self.ids.span
+
+    def without(self, ids: np.ndarray) -> "Split":
+        """The split without these examples."""
+        return replace(self, ids=self.ids.without(ids)) if len(ids) else self
+
+    def head(self, rows: int) -> pa.Table:
+        """At least its first ``rows`` rows in order of file (or all there are), encoded."""
+        parts: list[pa.Table] = []
+        for part in self.layout.parts(rows):
+            parts.append(read_rows(part, self.ids))
+            if sum(p.num_rows for p in parts) >= rows:
+                break
+        return pa.concat_tables(parts).slice(0, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,66 +96,33 @@ class DatasetInfo:
         return asdict(self)
 
 
-def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
-    """The Parquet files of a split, in order of their names.
+def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") -> Split:
+    """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
+
+    Args:
+        folder: the dataset.
+        split: prefix of its files.
+        on_bad_row: ``stop`` refuses bad rows; ``skip`` leaves them out and lists them in the result.
 
     Raises:
-        UserError: no such folder, or no file of that split.
+        UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
+            duplicate or negative ids, ids spread too far, or a bad label, each with its file.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise UserError("data.path", f"{folder} does not exist; `spikeprune data ingest` writes one")
-    files = sorted(folder.glob(f"{split}*.parquet"))
-    if not files:
-        raise UserError("data.path", f"{folder} has no file {split}*.parquet")
-    return tuple(str(f.resolve()) for f in files)
-
-
-def read_split(folder: Path | str, split: str) -> Split:
-    """Check a split's schema, ids and labels by reading those two columns.
-
-    Raises:
-        UserError: not Parquet, a missing or mistyped column, no rows, duplicate or negative ids, ids
-            spread too far, or a negative label, each with its file.
-    """
+    bad = BadRows(skip=on_bad_row == "skip")
     files = split_files(folder, split)
-    ids, labels = [], []
-    schema: pa.Schema | None = None
-    for file in files:
-        schema = _check_schema(file, schema)
-        table = pq.read_table(file, columns=["id", "label"], partitioning=None)
-        for name in ("id", "label"):
-            if table.column(name).null_count:
-                raise UserError(file, f"column {name!r} has {table.column(name).null_count} empty values")
-        ids.append(table.column("id").to_numpy())
-        labels.append(table.column("label").to_numpy().astype(np.int64))
-    all_ids, all_labels = np.concatenate(ids), np.concatenate(labels)
-    if all_ids.size == 0:
+    check_shards(folder, split, bad)
+    found = scan(files, bad)
+    if not len(found.layout):
         raise UserError(files[0], f"split {split!r} has no rows")
-    if all_labels.min() < 0:
-        raise UserError(files[0], f"label {all_labels.min()} is out of range; labels start at 0")
-    order = np.argsort(all_ids, kind="stable")
-    sorted_ids = all_ids[order]
-    duplicate = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
-    if duplicate.size:
-        raise UserError(files[0], f"id {sorted_ids[duplicate[0]]} occurs twice in split {split!r}")
-    first, span = int(sorted_ids[0]), int(sorted_ids[-1] - sorted_ids[0]) + 1
-    if first < 0:
-        raise UserError(files[0], f"id {first} is negative; ids start at 0")
-    if span > MAX_ID_GAP * all_ids.size + 65536:
-        raise UserError(
-            files[0],
-            f"ids spread over {span} values for {all_ids.size} rows; "
-            "`spikeprune data ingest --source parquet` numbers them densely",
-        )
-    return Split(
+    whole = Split(
         files=files,
-        num_examples=all_ids.size,
-        first_id=first,
-        id_span=span,
-        ids=sorted_ids,
-        labels=all_labels[order],
+        ids=found.ids,
+        layout=found.layout,
+        num_bytes=found.num_bytes,
+        class_counts=found.class_counts,
+        bad=bad,
     )
+    return whole.without(np.concatenate(bad.ids)) if bad.ids else whole
 
 
 def describe(
@@ -145,28 +141,22 @@ def describe(
         UserError: a test label that no training label reaches, undecodable or unequal examples, or NaN.
     """
     schema = pq.read_schema(train.files[0])
-    names = _class_names(schema)
-    num_classes = max(len(names), int(train.labels.max()) + 1)
-    if names and train.labels.max() >= len(names):
-        raise UserError(
-            train.files[0],
-            f"label {train.labels.max()} is out of range; the schema names {len(names)} classes",
-        )
-    if test.labels.max() >= num_classes:
+    names = class_names(schema)
+    num_classes = max(len(names), train.max_label + 1)
+    if test.max_label >= num_classes:
         raise UserError(
             test.files[0],
-            f"label {test.labels.max()} is out of range; training has {num_classes} classes",
+            f"label {test.max_label} is out of range; training has {num_classes} classes",
         )
-    if is_numeric(schema.field("image").type):
-        _check_finite(train.files + test.files)
     event_frames = _frames(schema, train.files[0], data or DataConfig(), T)
-    rows = next(iter_rows(train.files, STATISTICS_FRAMES if event_frames else STATISTICS_ROWS))
-    x = decode(rows.column("image"), rows.column("id").to_numpy())
+    rows = train.head(STATISTICS_FRAMES if event_frames else STATISTICS_ROWS)
+    with naming_rows(train.layout):
+        x = decode(rows.column("image"), rows.column("id").to_numpy())
     if isinstance(x, EventBatch):
         assert event_frames is not None
         x = event_frames.batch(x)
     mean, std = _statistics(x)
-    manifest = Path(folder) / "manifest.json"
+    manifest = Path(folder) / MANIFEST
     if manifest.exists() and event_frames is None:
         stored = read_json(manifest).get("statistics", {})
         mean = np.asarray(stored.get("mean", mean), np.float64)
@@ -201,54 +191,54 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.atleast_1d(x.mean(axes, np.float64)), np.atleast_1d(x.std(axes, dtype=np.float64))
 
 
-def iter_rows(files: tuple[str, ...], batch_rows: int) -> Iterator[pa.Table]:
-    """Tables of up to ``batch_rows`` rows with the columns of a training example, file by file."""
-    for file in files:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_rows, columns=list(COLUMNS)):
-                yield pa.Table.from_batches([batch])
+def check_examples(split: Split, shape: tuple[int, ...] | None = None) -> Split:
+    """Decode every example of a split; the split without those that cannot be used.
+
+    Args:
+        split: already scanned.
+        shape: of one decoded example; that of the first good one when not given.
+
+    Raises:
+        UserError: an example that cannot be decoded, is not finite or of another shape, with its file and
+            row; only where bad rows are not skipped.
+    """
+    bad: list[np.ndarray] = []
+    for part in split.layout.parts(CHECKED_ROWS):
+        rows = read_rows(part, split.ids)
+        ids = rows.column("id").to_numpy()
+        for start in range(0, len(ids), CHECKED_ROWS):
+            of = slice(start, start + CHECKED_ROWS)
+            images = rows.column("image").slice(start, CHECKED_ROWS)
+            try:
+                found = _shape(decode(images, ids[of]))
+                shape = found if shape is None else shape
+                if found == shape:
+                    continue
+            except UserError:
+                pass
+            bad.append(_check_each(split, part, images, ids[of], shape))
+    return split.without(np.concatenate(bad)) if bad else split
 
 
-def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(file, f"is not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    for name in COLUMNS:
-        if name not in schema.names:
-            raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")
-    if schema.field("id").type != pa.int64():
-        raise UserError(file, f"column 'id' is {schema.field('id').type}; it must be int64")
-    if not pa.types.is_integer(schema.field("label").type):
-        raise UserError(file, f"column 'label' is {schema.field('label').type}; it must be an integer")
-    kind = schema.field("image").type
-    if not (is_encoded(kind) or is_numeric(kind) or is_events(kind)):
-        raise UserError(
-            file,
-            f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events",
-        )
-    if expected is not None and schema.field("image").type != expected.field("image").type:
-        raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
-    return schema
+def _shape(x: Examples) -> tuple[int, ...]:
+    """Of one example; recordings have none."""
+    return () if isinstance(x, EventBatch) else x.shape[1:]
 
 
-def _check_finite(files: tuple[str, ...]) -> None:
-    for file in files:
-        for rows in iter_rows((file,), 65536):
-            values = rows.column("image").combine_chunks()
-            flat = values.flatten()
-            if flat.null_count or (
-                pa.types.is_floating(flat.type) and not pc.all(pc.is_finite(flat)).as_py()
-            ):
-                ids = rows.column("id").to_numpy()
-                x = decode(rows.column("image"), ids)
-                assert isinstance(x, np.ndarray)
-                bad = ids[~np.isfinite(x).all(1)]
-                raise UserError(file, f"column 'image' is NaN or infinite at id {bad[0]}")
-
-
-def _class_names(schema: pa.Schema) -> list[str]:
-    import json
-
-    raw = (schema.metadata or {}).get(b"class_names")
-    return [str(n) for n in json.loads(raw)] if raw else []
+def _check_each(
+    split: Split, part: Layout, images: pa.ChunkedArray, ids: np.ndarray, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    bad = []
+    for i in range(len(ids)):
+        one = ids[i : i + 1]
+        try:
+            found = _shape(decode(images.slice(i, 1), one))
+            shape = found if shape is None else shape
+            if found[-2:] == shape[-2:]:
+                continue
+            raise ExampleError(int(one[0]), f"has shape {found}, others {shape}; make them equal")
+        except ExampleError as error:
+            file, row = place_of(part, error.example) or (split.files[0], 0)
+            split.bad.found(file, error.what, first_row=row, rows=1, ids=one)
+            bad.append(one)
+    return np.concatenate(bad) if bad else np.zeros(0, np.int64)

@@ -18,6 +18,22 @@ Examples = np.ndarray | EventBatch
 """Decoded examples of a batch."""
 
 
+class ExampleError(UserError):
+    """An example that cannot be decoded.
+
+    Args:
+        example: its id.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, example: int, what: str) -> None:
+        super().__init__("image", f"id {example} {what}")
+        self.example, self.problem = example, what
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.example, self.problem)
+
+
 def is_encoded(kind: pa.DataType) -> bool:
     """Whether rows of this type hold encoded images."""
     return _bytes_type(kind) is not None
@@ -68,18 +84,21 @@ def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
     lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
     if lengths is not None and lengths.size and (lengths != lengths[0]).any():
         row = int(np.argmax(lengths != lengths[0]))
-        raise UserError(
-            "image", f"id {ids[row]} has {lengths[row]} values, other rows {lengths[0]}; make them equal"
+        raise ExampleError(
+            int(ids[row]), f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
         )
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return flat.reshape(len(column), -1)
+    x = flat.reshape(len(column), -1)
+    if not np.isfinite(x).all():
+        raise ExampleError(int(ids[~np.isfinite(x).all(1)][0]), "is NaN or infinite")
+    return x
 
 
 def _image(data: bytes | None, example: int) -> np.ndarray:
     try:
         return decode_image(data or b"")
     except ValueError as error:
-        raise UserError("image", f"id {example} cannot be decoded ({error})") from None
+        raise ExampleError(example, f"cannot be decoded ({error})") from None
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -105,9 +124,9 @@ def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:
     batch = np.empty((len(images), *size), np.result_type(*{image.dtype for image in images}))
     for row, image in enumerate(images):
         if image.shape[1:] != size[1:]:
-            raise UserError(
-                "image",
-                f"id {ids[row]} is {image.shape[1]}x{image.shape[2]} pixels, others {size[1]}x{size[2]}; "
+            raise ExampleError(
+                int(ids[row]),
+                f"is {image.shape[1]}x{image.shape[2]} pixels, others {size[1]}x{size[2]}; "
                 "resize them when ingesting",
             )
         batch[row] = image  # a greyscale image among RGB ones fills all channels

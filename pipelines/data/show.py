@@ -17,7 +17,7 @@ from pipelines.data.files import read_json, write_beside
 from pipelines.data.frames import Frames
 from pipelines.data.verify import MANIFEST
 from pipelines.errors import UserError
-from pruning.examples.sampling import uniform
+from pipelines.training.order import uniform_sample
 
 SHOW_STREAM = 301
 FRAMES = 5  # of a recording on the sheet
@@ -44,11 +44,11 @@ def show(
     """
     checked = read_split(folder, split)
     schema = pq.read_schema(checked.files[0])
-    chosen = checked.ids[np.argsort(uniform(seed, 0, checked.ids, SHOW_STREAM), kind="stable")[:rows]]
-    table = _rows(checked.files, np.sort(chosen))
+    chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM, rank=0, world_size=1)
+    table = _rows(checked.files, chosen)
     names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
-    console.print(_classes(checked.labels, [str(n) for n in names]))
+    console.print(_classes(checked.class_counts, [str(n) for n in names]))
     for line in _told(Path(folder), split):
         console.print(line, highlight=False)
     return table, Sensor.of(schema)
@@ -124,8 +124,9 @@ def _rows(files: tuple[str, ...], ids: np.ndarray) -> pa.Table:
     return pa.concat_tables(found).sort_by("id")
 
 
-def _classes(labels: np.ndarray, names: list[str]) -> Table:
-    counts = np.bincount(labels, minlength=len(names))
+def _classes(found: dict[int, int], names: list[str]) -> Table:
+    counts = np.zeros(max(len(names), max(found) + 1), np.int64)
+    counts[list(found)] = list(found.values())
     table = Table(box=None, header_style="bold")
     for title in ("class", "examples", ""):
         table.add_column(title, justify="right" if title == "examples" else "left")

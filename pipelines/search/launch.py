@@ -142,7 +142,7 @@ class Launch:
 
             quiet_data()
         else:
-            from pipelines.training.local import read_rows as load
+            from pipelines.training.local import load_rows as load
         return Shared(
             journal=self.journal,
             stages=self.stages,
@@ -150,8 +150,8 @@ class Launch:
             asha=self.tree.search.scheduler == "asha",
             checked=self.checked,
             code=self.code,
-            train=load(train.files),
-            test=load(test.files),
+            train=load(train),
+            test=load(test),
             claims=self.claims,
             command=sys.argv,
         )

@@ -123,11 +123,12 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
         info=info,
         phases=stage.phases,
         folder=str(stage.folder),
-        ids=checked.train.ids,
+        train=checked.train,
+        test=checked.test,
         code=shared.code,
         initial=None if stage.initial is None else str(stage.initial),
     )
-    rows = {"train": shared.train, "test": shared.test, "present": checked.train.present()}
+    rows = {"train": shared.train, "test": shared.test}
     if shared.nested:
         from ray.tune.integration.ray_train import TuneReportCallback
 

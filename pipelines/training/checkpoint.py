@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
 
 PROGRESS = "progress.json"
+BOOK_PART = 1 << 20  # entries of a score book that pass through a worker at once
 
 
 @dataclass(kw_only=True)
@@ -55,15 +56,15 @@ def save(
     model: SpikingNetwork,
     architecture: dict[str, Any],
     optimizer: dict[str, Any] | None,
-    book: dict[str, np.ndarray],
+    book: "BookState | None",
     masks: Masks | None,
 ) -> None:
     """Write all of a run's state below ``folder``; the progress file last, so that it marks a whole one."""
     save_checkpoint(folder / "model.safetensors", model, architecture)
     if optimizer is not None:
         torch.save(optimizer, folder / "optimizer.pt")
-    if book:
-        np.savez(folder / "book.npz", allow_pickle=False, **book)
+    if book is not None:
+        save_book(folder, book)
     if masks is not None:
         masks.save(folder / "masks.safetensors")
     write_json(
@@ -103,10 +104,40 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
         raise UserError(str(path), f"is not an optimiser state ({str(error).splitlines()[0]})") from error
 
 
-def load_book(folder: Path) -> dict[str, np.ndarray]:
-    """The score book's state in the checkpoint; empty when there is none."""
-    path = folder / "book.npz"
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+class BookState(Protocol):
+    """A score book's state, part by part (see `pipelines.training.score_book.ScoreBook`)."""
+
+    def state_arrays(self) -> dict[str, tuple[str, int]]: ...  # noqa: D102
+    def state_part(self, name: str, low: int, high: int) -> np.ndarray: ...  # noqa: D102
+    def load_part(self, name: str, low: int, values: np.ndarray) -> None: ...  # noqa: D102
+
+
+def save_book(folder: Path, book: BookState) -> None:
+    """Write the score book's arrays, a bounded part at a time, however many actors hold them."""
+    for name, (dtype, length) in book.state_arrays().items():
+        with (folder / f"book-{name}.npy").open("wb") as file:
+            header = {"descr": dtype, "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for low in range(0, length, BOOK_PART):
+                file.write(book.state_part(name, low, min(low + BOOK_PART, length)).tobytes())
+
+
+def load_book(folder: Path, book: BookState) -> None:
+    """Give a fresh score book the checkpoint's state.
+
+    Raises:
+        UserError: arrays of another policy or dataset.
+    """
+    arrays = book.state_arrays()
+    for name, (dtype, length) in arrays.items():
+        path = folder / f"book-{name}.npy"
+        try:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False) if length else np.zeros(0, dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(str(path), f"is not a score book's state ({error})") from None
+        if stored.shape != (length,) or stored.dtype.str != dtype:
+            raise UserError(
+                str(path), f"holds {stored.shape} {stored.dtype}, this run needs ({length},) {dtype}"
+            )
+        for low in range(0, length, BOOK_PART):
+            book.load_part(name, low, np.array(stored[low : low + BOOK_PART]))

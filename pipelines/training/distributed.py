@@ -7,7 +7,7 @@ them in Ray Data tasks from the materialised dataset, encoded, before anything i
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,34 +28,38 @@ from torch import Tensor, nn
 
 from cluster.connect import quiet_data
 from pipelines.config import ClusterConfig
-from pipelines.data.dataset import COLUMNS
+from pipelines.data.dataset import Split
+from pipelines.data.ids import IdSet
+from pipelines.data.layout import Layout, read_rows, read_stretch, select
 from pipelines.errors import UserError
-from pipelines.networks import architecture, in_layout, is_channels_last
+from pipelines.networks import architecture
 from pipelines.own_code import OwnCode, activate
-from pipelines.scoring import Scoring, score_dataset, select
+from pipelines.scoring import Scorers, Scoring, mistake, score_dataset, scorers_of, stream_scores
 from pipelines.training.checkpoint import latest_checkpoint
-from pipelines.training.engine import Shared
+from pipelines.training.engine import Shared, TestRows
+from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
+from pipelines.training.remote_book import RemoteBook
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import PolicySettings, ScoreBook, Wanted
+from pipelines.training.score_book import Drawn, ScoreBook
+from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.storage import explained, mend
-from pipelines.training.worker import RunSpec, start
-from pruning.examples.policies import Plan
-from pruning.examples.policy import Source
-from snn.interchange import build_described
+from pipelines.training.worker import RunSpec, memory_feed, start
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
 PROGRESS_SECONDS = 0.2
 CHECKPOINTS = "checkpoints"
+READ_ROWS = 4096  # of row groups that one task reads at least
+MAX_READS = 8  # tasks that read for a worker at once
 
 
 class BookActor(ScoreBook):
     """The score book as an actor, which also keeps each epoch's latest progress event."""
 
-    def __init__(self, present: np.ndarray, code: OwnCode | None) -> None:
+    def __init__(self, ids: IdSet, code: OwnCode | None) -> None:
         activate(code)
-        super().__init__(present)
+        super().__init__(ids)
         self._events: dict[tuple[object, object], dict[str, object]] = {}
         self._mistake: tuple[str, str] | None = None
 
@@ -76,52 +80,13 @@ class BookActor(ScoreBook):
         return list(self._events.values())
 
 
-class RemoteBook:
-    """The score book of another process, asked synchronously."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> Wanted | None:
-        """See `ScoreBook`, as all that follow."""
-        return ray.get(self.actor.begin.remote(settings, state))
-
-    def rescore(self, epoch: int) -> np.ndarray | None:
-        """Ids to score."""
-        return ray.get(self.actor.rescore.remote(epoch))
-
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
-        """Deliver scores."""
-        ray.get(self.actor.observe.remote(ids, scores, epoch, source))
-
-    def draw(self, epoch: int) -> Plan:
-        """The epoch's plan."""
-        return ray.get(self.actor.draw.remote(epoch))
-
-    def state(self) -> dict[str, np.ndarray]:
-        """For a checkpoint."""
-        return ray.get(self.actor.state.remote())
-
-    def scores(self, ids: np.ndarray) -> np.ndarray:
-        """What is known of these examples."""
-        return ray.get(self.actor.scores.remote(ids))
-
-    def costs(self) -> dict[str, float]:
-        """Of the phase."""
-        return ray.get(self.actor.costs.remote())
-
-    def table(self, epoch: int) -> dict[str, np.ndarray]:
-        """For scores.parquet."""
-        return ray.get(self.actor.table.remote(epoch))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What every Ray Train worker is started with."""
 
     spec: RunSpec
     train: Any
-    """Materialised Ray Dataset of the training rows, encoded."""
+    """Materialised Ray Dataset of the training rows, encoded; ``None`` where they are read by row groups."""
     test: Any
     """As ``train``, for the test rows."""
     book: Any
@@ -138,52 +103,67 @@ class RayEngine:
         self.device = get_device()
         self.book = RemoteBook(job.book)
         self._job = job
-        self._test: Rows | None = None
+        self._test: TestRows | None = None
         self._noted = 0.0
         self._gauges: dict[str, Gauge] = {}
+        spec = job.spec
+        self._source = (
+            ShardSource(spec.train, spec.window_rows, self.rank, self.world_size, _read_by_tasks)
+            if spec.shards
+            else None
+        )
 
     def warm_up(self) -> None:
         """Ray Data's executor and task processes."""
-        self.fetch(self._job.spec.ids[:1])
+        first = self._job.spec.ids.first
+        self.fetch(self._job.spec.ids.array(first, first + 1))
         self.barrier()
 
     def fetch(self, ids: np.ndarray) -> Rows:
-        """Select by Ray Data tasks that read the object store and nothing else."""
-        return Rows(_select_rows(self._job.train, ids))
+        """Select by tasks that read the object store, or the row groups, and nothing else."""
+        return self._source.fetch(ids) if self._source else Rows(_select_rows(self._job.train, ids))
 
-    def test_rows(self) -> Rows:
-        """Every ``world_size``-th test row, fetched once."""
-        if self._test is None:
+    def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
+        """From the object store, or from row groups."""
+        if self._source:
+            return self._source.feed(self.book, drawn, seed=seed, global_batch=global_batch, also=also)
+        return memory_feed(self, self._job.spec, drawn, seed=seed, global_batch=global_batch, also=also)
+
+    def test_rows(self) -> TestRows:
+        """Every ``world_size``-th test row, fetched once; an equal stretch, where they are read."""
+        if self._test is None and self._source:
+            self._test = StreamedRows(self._job.spec.test, self.rank, self.world_size, _read_by_tasks)
+        elif self._test is None:
             rows = Rows(pa.concat_tables(ray.get(self._job.test.to_arrow_refs())))
             self._test = rows.share(self.rank, self.world_size)
         return self._test
 
-    def score(self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring) -> np.ndarray:
-        """By Ray Data tasks, while the workers wait."""
-        spec = self._job.spec
-        return score_dataset(self._job.train, model, architecture(spec.config.model, spec.info), ids, scoring)
-
     def start_scoring(
-        self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring
-    ) -> Callable[[], np.ndarray]:
+        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
+    ) -> Callable[[], int]:
         """In a task that needs no CPU of its own; its Ray Data tasks take the spare ones."""
         spec = self._job.spec
-        weights = ray.put(
-            {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        pass_ = ScoringPass(
+            weights, architecture(spec.config.model, spec.info), scoring, scorers_of(spec.config.cluster)
         )
-        ref = (
-            ray.remote(_score_beside)
-            .options(num_cpus=0)
-            .remote(
-                self._job.train,
-                weights,
-                architecture(spec.config.model, spec.info),
-                ids,
-                scoring,
-                spec.code,
-            )
-        )
-        return lambda: ray.get(ref)
+        beside = ray.remote(_score_beside).options(num_cpus=0)
+        if spec.shards:
+            count = self.book.open_pass(epoch)
+            if not count:
+                return lambda: 0
+            ref = beside.remote(ray.put(pass_), spec.code, ordered_layout(spec.train), self.book, stamp)
+            return lambda: count if _result(ref) is None else 0
+        ids = self.book.rescore(epoch)
+        if ids is None or not len(ids):
+            return lambda: 0
+        ref = beside.remote(ray.put(pass_), spec.code, self._job.train, ids)
+
+        def deliver() -> int:
+            self.book.observe(ids, _result(ref), stamp, "pass")
+            return len(ids)
+
+        return deliver
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """DistributedDataParallel; batch norm statistics are re-estimated, so buffers stay put."""
@@ -234,41 +214,30 @@ class RayEngine:
             )
 
 
-def train_on_ray(
-    spec: RunSpec,
-    *,
-    train_files: tuple[str, ...],
-    test_files: tuple[str, ...],
-    present: np.ndarray,
-    watch: Callable[[dict[str, object]], None],
-) -> None:
+def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -> None:
     """Run a spec's phases on the connected Ray cluster, from its newest checkpoint if there is one.
 
     Raises:
         UserError: a mistake that only the workers could see.
     """
-    quiet_data()
-    train_on_datasets(
-        spec, train=load_rows(train_files), test=load_rows(test_files), present=present, watch=watch
-    )
+    train_on_datasets(spec, watch=watch)
 
 
 def train_on_datasets(
     spec: RunSpec,
     *,
-    train: Any,
-    test: Any,
-    present: np.ndarray,
+    train: Any = None,
+    test: Any = None,
     watch: Callable[[dict[str, object]], None],
     callbacks: Sequence[Any] = (),
 ) -> None:
-    """As `train_on_ray`, on what `load_rows` made of the files.
+    """As `train_on_ray`, on rows that are in the object store already.
 
     Args:
         spec: of the run.
-        train: materialised dataset of the training rows.
+        train: materialised dataset of the training rows, from `load_rows`; loaded, or read by row groups,
+            as the spec says when not given.
         test: and of the test rows.
-        present: which training ids exist, bool by id from the first.
         watch: is shown progress events.
         callbacks: for Ray Train's `RunConfig`.
 
@@ -276,11 +245,13 @@ def train_on_datasets(
         UserError: a mistake that only the workers could see.
     """
     quiet_data()
+    if train is None and not spec.shards:
+        train, test = load_rows(spec.train), load_rows(spec.test)
     cluster = spec.config.cluster
     book: Any = (
         ray.remote(BookActor)
         .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{uuid4().hex}")
-        .remote(present, spec.code)
+        .remote(spec.ids, spec.code)
     )
     job = Job(spec=spec, train=train, test=test, book=book)
     trainer = TorchTrainer(
@@ -333,19 +304,45 @@ def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
     return cluster.min_workers, cluster.workers
 
 
+@dataclass(frozen=True)
+class ScoringPass:
+    """One pass's network and settings, on their way to a task."""
+
+    weights: dict[str, Tensor]
+    architecture: dict[str, Any]
+    scoring: Scoring
+    scorers: Scorers
+
+
 def _score_beside(
-    dataset: Any,
-    weights: dict[str, Tensor],
-    architecture: dict[str, Any],
-    ids: np.ndarray,
-    scoring: Scoring,
-    code: OwnCode | None,
-) -> np.ndarray:
+    pass_: ScoringPass, code: OwnCode | None, source: Any, whom: Any, stamp: int | None = None
+) -> np.ndarray | None:
+    """Scores of the rows ``whom`` of a dataset; or, from row groups, straight into the book ``whom``."""
     quiet_data()
     activate(code)
-    model = in_layout(build_described(architecture), channels_last=is_channels_last(weights))
-    model.load_state_dict(weights)
-    return score_dataset(dataset, model, architecture, ids, scoring)
+    p = pass_
+    if stamp is None:
+        return score_dataset(source, p.weights, p.architecture, whom, p.scoring, p.scorers)
+    for table in stream_scores(source, whom, p.weights, p.architecture, p.scoring, p.scorers):
+        scores = table.column(p.scoring.scores[0]).to_numpy()
+        whom.observe(table.column("id").to_numpy(), scores, stamp, "pass")
+    return None
+
+
+def _result(ref: Any) -> Any:
+    """A task's result; a user's mistake that it met is raised as such."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        raise mistake(error) or error from None
+
+
+def _read_by_tasks(layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
+    """Read row groups in a few tasks, each of which owns a stretch of them."""
+    read = ray.remote(read_rows)
+    rows = max(READ_ROWS, -(-int(layout.rows.sum()) // MAX_READS))
+    refs = [read.remote(part, ids) for part in layout.parts(rows)]
+    return lambda: pa.concat_tables([table for table in _result(refs) if table.num_rows])
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -368,13 +365,36 @@ def _train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def load_rows(files: tuple[str, ...]) -> Any:
-    """Encoded rows in the object store, in about one block per CPU and in the files' order."""
+def load_rows(split: Split) -> Any:
+    """Encoded rows in the object store, in about one block per CPU and in the files' order.
+
+    Raises:
+        UserError: a row group that cannot be read.
+    """
     context = ray.data.DataContext.get_current()
     # Blocks must hold the same rows in every run: scores depend on them in their last bits.
     context.execution_options.preserve_order = True
     blocks = max(2, int(ray.cluster_resources().get("CPU", 2)))
-    return ray.data.read_parquet(list(files)).select_columns(list(COLUMNS)).repartition(blocks).materialize()
+    source = ray.put((split.layout, split.ids, blocks))
+    try:
+        return (
+            ray.data.range(blocks, override_num_blocks=blocks)
+            .map_batches(
+                _load_block,  # type: ignore[arg-type]  # Ray's stubs know no functions with more arguments
+                fn_kwargs={"source": [source]},
+                batch_format="pyarrow",
+                batch_size=None,
+            )
+            .materialize()
+        )
+    except ray.exceptions.RayError as error:
+        raise mistake(error) or error from None
+
+
+def _load_block(block: Any, source: list[Any]) -> Iterator[Any]:
+    layout, ids, blocks = ray.get(source[0])
+    for number in block.column("id").to_pylist():
+        yield read_stretch(layout, number, blocks, ids)
 
 
 def _select_rows(dataset: Any, ids: np.ndarray) -> pa.Table:

@@ -3,18 +3,18 @@
 Two launchers answer: `pipelines.training.distributed` (Ray) and `pipelines.training.local`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.scoring import Scoring
+from pipelines.training.feed import Feed
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import PolicySettings, Wanted
-from pruning.examples.policies import Plan
+from pipelines.training.score_book import Drawn, PolicySettings, Wanted
 from pruning.examples.policy import Source
 from snn.models import SpikingNetwork
 
@@ -24,16 +24,33 @@ Shared = TypeVar("Shared")
 class Book(Protocol):
     """The score book as a worker sees it (see `pipelines.training.score_book.ScoreBook`)."""
 
-    def begin(  # noqa: D102
-        self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None
-    ) -> Wanted | None: ...
+    def begin(self, settings: PolicySettings) -> Wanted | None: ...  # noqa: D102
     def rescore(self, epoch: int) -> np.ndarray | None: ...  # noqa: D102
+    def open_pass(self, epoch: int) -> int: ...  # noqa: D102
+    def wanted(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102
     def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None: ...  # noqa: D102
-    def draw(self, epoch: int) -> Plan: ...  # noqa: D102
-    def state(self) -> dict[str, np.ndarray]: ...  # noqa: D102
     def scores(self, ids: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def draw(self, epoch: int) -> Drawn: ...  # noqa: D102
+    def counts(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102
+    def chosen(self, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # noqa: D102
     def costs(self) -> dict[str, float]: ...  # noqa: D102
-    def table(self, epoch: int) -> dict[str, np.ndarray]: ...  # noqa: D102
+    def state_arrays(self) -> dict[str, tuple[str, int]]: ...  # noqa: D102
+    def state_part(self, name: str, low: int, high: int) -> np.ndarray: ...  # noqa: D102
+    def load_part(self, name: str, low: int, values: np.ndarray) -> None: ...  # noqa: D102
+    def open_table(self, epoch: int) -> bool: ...  # noqa: D102
+    def table(self, low: int, high: int) -> dict[str, np.ndarray]: ...  # noqa: D102
+
+
+class TestRows(Protocol):
+    """A worker's share of the test split."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
+        """Ids, decoded examples and labels in ascending order of the ids."""
+        ...
+
+    def head(self, rows: int) -> Rows:
+        """The first ``rows`` rows (perhaps more), or all there are."""
+        ...
 
 
 class Engine(Protocol):
@@ -56,18 +73,22 @@ class Engine(Protocol):
         """The training rows with these ids (ascending, unique)."""
         ...
 
-    def test_rows(self) -> Rows:
+    def test_rows(self) -> "TestRows":
         """This worker's share of the test split."""
         ...
 
-    def score(self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring) -> np.ndarray:
-        """Fresh scores of these training examples, float32 in the order of ``ids``; on rank 0 alone."""
+    def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
+        """This worker's batches of an epoch; and the rows with the ids ``also``, perhaps among others."""
         ...
 
     def start_scoring(
-        self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring
-    ) -> Callable[[], np.ndarray]:
-        """As `score`, by the weights of now, beside whatever follows; the result waits for the scores."""
+        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
+    ) -> Callable[[], int]:
+        """Score, by the weights of now, whom the policy wants scored before ``epoch``; on rank 0 alone.
+
+        The pass runs beside whatever follows, as far as the engine can. The result waits for it and
+        says how many it scored; by then they are in the book, stamped with the epoch ``stamp``.
+        """
         ...
 
     def distribute(self, model: nn.Module) -> nn.Module:

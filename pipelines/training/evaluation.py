@@ -40,8 +40,8 @@ def evaluate(model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: 
 
 def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine) -> dict[str, Any]:
     """SynOps, density, energy and firing rates on up to 1,024 test examples, for JSON."""
-    rows = engine.test_rows()
     share = -(-ACTIVITY_EXAMPLES // engine.world_size)
+    rows = engine.test_rows().head(share)
     sums = activity.collect(model, _inputs(rows, rows.ids[:share], inputs, engine))
     merged = activity.ActivitySums(engine.sum(sums.vector)).activity(model)
     return {

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,42 +10,50 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.dataset import iter_rows
-from pipelines.scoring import Scoring, score_table, select
+from pipelines.data.dataset import Split
+from pipelines.data.layout import Layout, naming_rows, read_rows, select
+from pipelines.scoring import Scoring, parts_of, score_layout, score_table
 from pipelines.training import checkpoint
-from pipelines.training.engine import Shared
+from pipelines.training.engine import Shared, TestRows
+from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import ScoreBook
+from pipelines.training.score_book import Drawn, ScoreBook
+from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.storage import explained
-from pipelines.training.worker import RunSpec, start
+from pipelines.training.worker import RunSpec, memory_feed, start
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
-READ_ROWS = 8192
-
 
 class LocalEngine:
-    """The only worker there is, with all rows in memory."""
+    """The only worker there is; it reads its rows itself."""
 
     rank = 0
     world_size = 1
 
     def __init__(
         self,
+        spec: RunSpec,
         *,
-        train: pa.Table,
-        test: pa.Table,
-        present: np.ndarray,
         checkpoints: Path,
         watch: Callable[[dict[str, object]], None],
+        train: pa.Table | None = None,
+        test: pa.Table | None = None,
         told: Callable[[dict[str, object]], None] = lambda record: None,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.book = ScoreBook(present)
+        self.book = ScoreBook(spec.ids)
+        self._spec = spec
+        self._source: ShardSource | None = None
         self._train = train
-        self._test = Rows(test)
+        self._test: TestRows | None = None if test is None else Rows(test)
+        if spec.shards:
+            self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
+            self._source = ShardSource(spec.train, spec.window_rows, 0, 1, self._read)
+        elif train is None:
+            self._train = load_rows(spec.train)
         self._checkpoints = checkpoints
         self._watch = watch
         self._told = told
@@ -53,24 +62,57 @@ class LocalEngine:
         """See `pipelines.training.engine.Engine`, as all that follow: nothing to start."""
 
     def fetch(self, ids: np.ndarray) -> Rows:
-        """By mask, from memory."""
+        """By mask, from memory; or from the row groups that hold them."""
+        if self._source is not None:
+            return self._source.fetch(ids)
+        assert self._train is not None
         return Rows(select(self._train, ids))
 
-    def test_rows(self) -> Rows:
+    def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
+        """From memory, or from row groups."""
+        if self._source is not None:
+            return self._source.feed(self.book, drawn, seed=seed, global_batch=global_batch, also=also)
+        return memory_feed(self, self._spec, drawn, seed=seed, global_batch=global_batch, also=also)
+
+    def test_rows(self) -> TestRows:
         """All test rows."""
+        if self._test is None:
+            test = self._spec.test
+            self._test = StreamedRows(test, 0, 1, self._read) if self._spec.shards else Rows(load_rows(test))
         return self._test
 
-    def score(self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring) -> np.ndarray:
-        """In this process."""
-        table = score_table(select(self._train, ids), model, scoring, self.device)
-        return table.column(scoring.scores[0]).to_numpy()
-
     def start_scoring(
-        self, model: SpikingNetwork, ids: np.ndarray, scoring: Scoring
-    ) -> Callable[[], np.ndarray]:
+        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
+    ) -> Callable[[], int]:
         """At once: there is nobody else to do it."""
-        scores = self.score(model, ids, scoring)
-        return lambda: scores
+        if self._spec.shards:
+            count = self.book.open_pass(epoch)
+            layout = ordered_layout(self._spec.train)
+            if count:
+                for part in parts_of(layout):
+                    wanted = self.book.wanted(part.ranges)
+                    if len(wanted):
+                        self._deliver(score_layout(part, wanted, model, scoring, self.device), scoring, stamp)
+            return lambda: count
+        ids = self.book.rescore(epoch)
+        if ids is None or not len(ids):
+            return lambda: 0
+        assert self._train is not None
+        with naming_rows(self._spec.train.layout):
+            scores = score_table(select(self._train, ids), model, scoring, self.device)
+
+        def deliver() -> int:
+            self._deliver(scores, scoring, stamp)
+            return scores.num_rows
+
+        return deliver
+
+    def _deliver(self, scores: pa.Table, scoring: Scoring, stamp: int) -> None:
+        found = scores.column(scoring.scores[0]).to_numpy()
+        self.book.observe(scores.column("id").to_numpy(), found, stamp, "pass")
+
+    def _read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
+        return self._ahead.submit(read_rows, layout, ids).result
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """The model itself."""
@@ -105,46 +147,35 @@ class LocalEngine:
         self._told(metrics)
 
 
-def train_locally(
-    spec: RunSpec,
-    *,
-    train_files: tuple[str, ...],
-    test_files: tuple[str, ...],
-    present: np.ndarray,
-    watch: Callable[[dict[str, object]], None],
-) -> None:
+def train_locally(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -> None:
     """Run a spec's phases in this process, from its newest checkpoint if there is one."""
-    train_on_tables(
-        spec,
-        train=read_rows(train_files),
-        test=read_rows(test_files),
-        present=present,
-        watch=watch,
-    )
+    train_on_tables(spec, watch=watch)
 
 
-def read_rows(files: tuple[str, ...]) -> pa.Table:
-    """All rows of a split, encoded, in one piece."""
-    return pa.concat_tables(iter_rows(files, READ_ROWS)).combine_chunks()
+def load_rows(split: Split) -> pa.Table:
+    """All rows of a split, encoded, in one piece.
+
+    Raises:
+        UserError: a row group that cannot be read.
+    """
+    return read_rows(split.layout, split.ids).combine_chunks()
 
 
 def train_on_tables(
     spec: RunSpec,
     *,
-    train: pa.Table,
-    test: pa.Table,
-    present: np.ndarray,
+    train: pa.Table | None = None,
+    test: pa.Table | None = None,
     watch: Callable[[dict[str, object]], None],
     told: Callable[[dict[str, object]], None] = lambda record: None,
     device: torch.device | None = None,
 ) -> None:
-    """As `train_locally`, on rows in memory.
+    """As `train_locally`, on rows that are in memory already.
 
     Args:
         spec: of the run.
-        train: encoded training rows.
+        train: encoded training rows, from `load_rows`; read as the spec says when not given.
         test: and test rows.
-        present: which training ids exist, bool by id from the first.
         watch: is shown progress events.
         told: gets each record once its checkpoint is whole.
         device: to train on; a GPU where there is one when not given.
@@ -152,11 +183,11 @@ def train_on_tables(
     tune_allocator()
     checkpoints = Path(spec.folder) / "checkpoints"
     engine = LocalEngine(
-        train=train,
-        test=test,
-        present=present,
+        spec,
         checkpoints=checkpoints,
         watch=watch,
+        train=train,
+        test=test,
         told=told,
         device=device,
     )

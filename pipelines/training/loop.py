@@ -4,14 +4,11 @@ It runs on every worker of whatever launched it, knows of the others only throug
 leaves a checkpoint after each epoch from which it goes on as if nothing had happened.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipelines.compress import prune
 from pipelines.networks import make_network
@@ -20,14 +17,12 @@ from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.optim import make_optimizer
-from pipelines.training.order import epoch_order, uniform_sample
+from pipelines.training.order import uniform_sample
 from pipelines.training.pace import pace
 from pipelines.training.phases import Phase
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.steps import Stepper
 from pipelines.training.worker import Worker
-from pruning.examples.diagnostics import summarise
-from pruning.examples.policies import Plan
 from pruning.examples.policy import FORWARD_COST
 
 NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
@@ -58,7 +53,9 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
     else:
         model.load_state_dict(worker.model.state_dict())
     worker.model = model
-    scoring, in_training = _begin(worker, phase, checkpoint.load_book(resume) if resume is not None else None)
+    scoring, in_training = _begin(worker, phase)
+    if resume is not None and engine.rank == 0:
+        checkpoint.load_book(resume, engine.book)
     optimizer = make_optimizer(model.parameters(), phase.train)
     masked = worker.masks.keep(model, optimizer) if worker.masks is not None else nullcontext()
     with masked:
@@ -80,7 +77,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
                 next_phase=worker.progress.phase + last,
                 next_epoch=0 if last else epoch + 1,
                 optimizer=stepper.state(),
-                book=engine.book.state() if engine.rank == 0 else None,
+                book=engine.book,
             )
 
 
@@ -89,15 +86,15 @@ def _last_pruned(phase: Phase) -> int:
     return max(phase.epochs - phase.examples.anneal_epochs - 1, 0)
 
 
-def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) -> tuple[Scoring | None, bool]:
+def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
     """Open the score book for a phase: how its policy wants examples scored, and whether in training."""
     spec, engine = worker.spec, worker.engine
     assert phase.train is not None
     assert phase.examples is not None
     settings = PolicySettings(
         name=phase.examples.policy,
-        num_examples=int(spec.ids[-1] - spec.ids[0]) + 1,
-        first_id=int(spec.ids[0]),
+        num_examples=spec.ids.span,
+        first_id=spec.ids.first,
         ratio=phase.examples.ratio,
         seed=spec.config.seed,
         epochs=phase.train.epochs,
@@ -111,7 +108,7 @@ def _begin(worker: Worker, phase: Phase, state: dict[str, np.ndarray] | None) ->
         rescore_every=phase.examples.rescore_every,
         design=phase.examples.design,
     )
-    wanted = engine.share(engine.book.begin(settings, state) if engine.rank == 0 else None)
+    wanted = engine.share(engine.book.begin(settings) if engine.rank == 0 else None)
     if wanted is None:
         return None, False
     scoring = Scoring(
@@ -138,32 +135,25 @@ class _Trainer:
         """Score, draw, train, evaluate: the epoch's record."""
         engine, seconds = self.engine, _Clock()
         rescored = self._rescore(epoch)
-        ahead = self._score_ahead(epoch)
+        drawn = engine.share(engine.book.draw(epoch) if engine.rank == 0 else None)
+        assert drawn is not None
+        diagnosis = None if drawn.full else self._diagnose(epoch)
+        ahead = self._score_ahead(epoch)  # after the draw, which its scores are not for
         seconds.lap("score")
-        plan = engine.book.draw(epoch)
-        diagnosis = None if plan.full else self._diagnose(epoch)
-        seconds.lap("diagnose")
         seed = self.worker.spec.config.seed
-        place = {"rank": engine.rank, "world_size": engine.world_size}
-        order = epoch_order(
-            plan.ids,
-            plan.weights,
-            seed=seed,
-            epoch=epoch,
-            global_batch=self.train.batch_size,
-            **place,
-        )
         sample = uniform_sample(
             self.worker.spec.ids,
             self.train.norm_examples,
             seed=seed,
-            epoch=epoch,
+            # Scattered rows are dear where row groups are read: there one sample serves all epochs.
+            epoch=0 if self.worker.spec.shards else epoch,
             stream=NORM_STREAM,
-            **place,
+            rank=engine.rank,
+            world_size=engine.world_size,
         )
-        rows = engine.fetch(np.union1d(order.ids, sample))
+        feed, rows = engine.feed(drawn, seed=seed, global_batch=self.train.batch_size, also=sample)
         seconds.lap("select")
-        loss = self.stepper.epoch(epoch, order, rows) / max(len(plan.ids), 1)
+        loss = self.stepper.epoch(epoch, feed) / max(drawn.size, 1)
         seconds.lap("train")
         reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
         seconds.lap("norm")
@@ -179,8 +169,8 @@ class _Trainer:
         record = {
             "phase": self.phase.name,
             "epoch": epoch,
-            **summarise(plan).to_dict(),
-            "subset": _fingerprint(plan),
+            **drawn.summary,
+            "subset": drawn.fingerprint,
             "workers": engine.world_size,
             "rescored": rescored,
             "rescored_ahead": rescored_ahead,
@@ -220,16 +210,10 @@ class _Trainer:
         """Start scoring for the next epoch; called, it delivers the scores and says how many they were."""
         if self.scoring is None or epoch + 1 >= self.train.epochs or not self._overlaps(epoch + 1):
             return lambda: 0
-        ids = self.engine.book.rescore(epoch + 1) if self.engine.rank == 0 else None
-        if ids is None:
+        if self.engine.rank != 0:
             return lambda: int(self.engine.share(0))
-        scores = self.engine.start_scoring(self.worker.model, ids, self.scoring)
-
-        def deliver() -> int:
-            self.engine.book.observe(ids, scores(), epoch, "pass")
-            return int(self.engine.share(len(ids)))
-
-        return deliver
+        waiting = self.engine.start_scoring(self.worker.model, self.scoring, epoch=epoch + 1, stamp=epoch)
+        return lambda: int(self.engine.share(waiting()))
 
     def _rescore(self, epoch: int) -> int:
         """Fresh scores of the examples that the policy asks for; how many those were."""
@@ -237,12 +221,8 @@ class _Trainer:
             return 0
         rescored = 0
         if self.scoring is not None and self.engine.rank == 0:
-            ids = self.engine.book.rescore(epoch)
-            if ids is not None and len(ids):
-                self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
-                scores = self.engine.score(self.worker.model, ids, self.scoring)
-                self.engine.book.observe(ids, scores, epoch, "pass")
-                rescored = len(ids)
+            self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
+            rescored = self.engine.start_scoring(self.worker.model, self.scoring, epoch=epoch, stamp=epoch)()
         return int(self.engine.share(rescored)) if self.scoring is not None else 0
 
     def _diagnose(self, epoch: int) -> dict[str, float] | None:
@@ -256,13 +236,6 @@ class _Trainer:
             engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "diagnosing"})
             found = diagnose_scores(self.worker, self.train, examples, epoch)
         return engine.share(found)
-
-
-def _fingerprint(plan: Plan) -> str:
-    """Tells whether two runs drew the same examples with the same weights."""
-    digest = hashlib.sha256(np.ascontiguousarray(plan.ids, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(plan.weights, dtype="<f4").tobytes())
-    return digest.hexdigest()[:16]
 
 
 class _Clock:

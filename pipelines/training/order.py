@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.examples.sampling import shuffled, uniform
+from pipelines.data.ids import IdSet
+from pipelines.data.layout import chunked
+from pruning.examples.sampling import hash64, shuffled, uniform
+
+STREAM_PIECES = 105
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,6 @@ class EpochOrder:
         """Ids and weights of one step."""
         rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
         return self.ids[rows], self.weights[rows]
-
-    def parts(self, step: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """A step's rows in at most ``count`` parts of nearly equal size."""
-        ids, weights = self.batch(step)
-        count = min(count, len(ids))
-        return list(zip(np.array_split(ids, count), np.array_split(weights, count), strict=True))
 
 
 def epoch_order(
@@ -82,13 +80,95 @@ def epoch_order(
     )
 
 
+@dataclass(frozen=True)
+class Window:
+    """Row groups whose chosen rows are shuffled together, and which of these a worker trains on."""
+
+    pieces: np.ndarray
+    """Positions of the row groups in their layout, int64."""
+    skip: int
+    """Rows of the shuffled window that belong to the worker before."""
+    take: int
+    """Rows that are this worker's."""
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """The rows of one worker for one epoch where data are read by row groups, window by window.
+
+    All workers take ``steps``; those that run out of rows repeat their last ones with weight 0.
+    """
+
+    windows: tuple[Window, ...]
+    rows: int
+    """Chosen rows of this worker; with none, the one row of its only window is padding."""
+    steps: int
+    batch_size: int
+    """Rows per step of this worker."""
+    real: int
+    """How many of these are not padding, as long as there are rows."""
+    nominal_batch: float
+    """As of `EpochOrder`."""
+
+
+def shard_order(
+    counts: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    window_rows: int,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+) -> ShardOrder:
+    """This worker's part of an epoch that is read by row groups.
+
+    The row groups that hold chosen rows are permuted by a hash of (seed, epoch, row group) and cut into
+    windows of at least ``window_rows`` chosen rows, the rows of each window are shuffled by a hash of (seed,
+    epoch, id): that sequence does not depend on the workers. Each worker trains on an equal stretch of
+    it, so that (but for the two ends of a stretch) every row group is read once an epoch.
+
+    Args:
+        counts: chosen rows of each row group, int64 ``[P]``.
+        seed: of the run.
+        epoch: of the run.
+        window_rows: rows that are shuffled together.
+        global_batch: rows per step over all workers, shared as in `epoch_order`.
+        rank: this worker.
+        world_size: number of workers.
+    """
+    used = np.flatnonzero(counts)
+    used = used[np.argsort(hash64(seed, epoch, used, STREAM_PIECES))]
+    total = int(counts.sum())
+    share = -(-global_batch // world_size)
+    before, after = min(rank * share, global_batch), min((rank + 1) * share, global_batch)
+    low, high = total * before // global_batch, total * after // global_batch
+    windows: list[Window] = []
+    at = 0
+    for part in chunked(counts[used], window_rows):
+        size = int(counts[used[part]].sum())
+        first = min(low, total - 1)  # one row at least, to pad with
+        skip, stop = max(first - at, 0), min(max(high, first + 1) - at, size)
+        if skip < stop:
+            windows.append(Window(used[part], skip, stop - skip))
+        at += size
+    return ShardOrder(
+        windows=tuple(windows),
+        rows=high - low,
+        steps=-(-total // global_batch),
+        batch_size=share,
+        real=after - before,
+        nominal_batch=global_batch / world_size,
+    )
+
+
 def uniform_sample(
-    ids: np.ndarray, size: int, *, seed: int, epoch: int, stream: int, rank: int, world_size: int
+    ids: np.ndarray | IdSet, size: int, *, seed: int, epoch: int, stream: int, rank: int, world_size: int
 ) -> np.ndarray:
     """This worker's share of a uniform sample without replacement, of equal size on every worker.
 
     Args:
-        ids: all examples, int64 ``[N]``.
+        ids: all examples, int64 ``[N]`` or a set.
         size: of the sample over all workers; fewer when there are fewer examples.
         seed: of the run.
         epoch: keys the sample together with ``seed`` and ``stream``.
@@ -100,8 +180,13 @@ def uniform_sample(
         int64, ascending; at least one row.
     """
     size = min(size, len(ids))
-    keys = uniform(seed, epoch, ids, stream=stream)
-    chosen = ids[np.argsort(keys, kind="stable")[:size]]
+    chosen, keys = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    held = ids if isinstance(ids, IdSet) else IdSet.of(ids)
+    for block in held.blocks():  # the lowest keys so far; of equal ones the earlier
+        chosen = np.concatenate([chosen, block])
+        keys = np.concatenate([keys, uniform(seed, epoch, block, stream=stream)])
+        order = np.argsort(keys, kind="stable")[:size]
+        chosen, keys = chosen[order], keys[order]
     share = max(size // world_size, 1)
     start = rank * share % size
     return np.sort(chosen[start : start + share])

@@ -89,6 +89,15 @@ class Rows:
         images = self._images.take(pa.array(at))
         return decode(images, ids), self._labels[at]
 
+    def table(self, ids: np.ndarray) -> pa.Table:
+        """Some of the rows (ascending ids that were fetched), as they came."""
+        at = np.searchsorted(self.ids, ids)
+        return pa.table({"id": ids, "image": self._images.take(pa.array(at)), "label": self._labels[at]})
+
+    def head(self, rows: int) -> "Rows":
+        """At least the first ``rows`` rows: all of them."""
+        return self
+
     def share(self, rank: int, world_size: int) -> "Rows":
         """Every ``world_size``-th row, from the ``rank``-th on."""
         at = np.arange(rank, len(self), world_size)

@@ -1,17 +1,24 @@
 """The score book: what a run knows of its examples, and who is in each epoch.
 
 One book per run holds the policy of the current phase: scores, their ages, and whatever else the
-policy needs. It is plain Python; under Ray one named actor wraps it (`distributed`). All it answers
-is a pure function of its state, so asking twice, or after a restart with the same state, gives the
-same subset.
+policy needs. It is plain Python; under Ray a named actor wraps it, or several by id range
+(`pipelines.training.book_shards`). All it answers is a pure function of its state, so asking twice, or
+after a restart with the same state, gives the same subset. Nobody needs to hold what it knows of all
+examples: draws, scoring passes, tables and states are asked for by id range.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 
+from pipelines.data.ids import IdSet
+from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Plan, Policy, make_policy
 from pruning.examples.policy import Source
+from pruning.examples.sampling import hash64
+
+DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,8 @@ class PolicySettings:
     rescore_every: int | None
     rescore_who: str
     design: str
+    population: int | None = None
+    """Examples of the whole dataset, where the book holds a range of them."""
 
 
 @dataclass(frozen=True)
@@ -45,52 +54,135 @@ class Wanted:
     """Whether scores met while training are worth their cost: passes do not replace all of them."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """An epoch's draw in short; who was drawn is asked by id range."""
+
+    epoch: int
+    size: int
+    """Examples drawn."""
+    full: bool
+    """Whether they are all that exist."""
+    fingerprint: str
+    """Tells whether two runs drew the same examples with the same weights."""
+    summary: dict[str, float | None]
+    """`pruning.examples.diagnostics.PlanSummary` for the metrics."""
+
+
 class ScoreBook:
-    """Scores and draws of one run.
+    """Scores and draws of one run, or of a range of its ids.
 
     Args:
-        present: which ids of the range ``[first_id, first_id + len(present))`` exist.
+        ids: the examples that exist.
     """
 
-    def __init__(self, present: np.ndarray) -> None:
-        self._present = present
+    def __init__(self, ids: IdSet) -> None:
+        self._ids = ids
         self._policy: Policy | None = None
+        self._drawn: Drawn | None = None
+        self._chosen: tuple[np.ndarray, np.ndarray] | None = None
+        self._pass: np.ndarray | None = None
+        self._probabilities: np.ndarray | None = None
 
-    def begin(self, settings: PolicySettings, state: dict[str, np.ndarray] | None = None) -> Wanted | None:
-        """Start a phase with a fresh policy, or with one restored from ``state``.
+    def begin(self, settings: PolicySettings) -> Wanted | None:
+        """Start a phase with a fresh policy.
 
         Returns:
             the scores that the policy lives on, if it needs any.
         """
         given = {name: value for name, value in asdict(settings).items() if value is not None}
-        self._policy = policy = make_policy(present=self._present, **given)
-        if state:
-            policy.load(state)
+        given |= {"num_examples": self._ids.span, "first_id": self._ids.first}
+        self._policy = policy = make_policy(present=None if self._ids.dense else self._ids.mask(), **given)
+        self._drawn = self._chosen = self._pass = self._probabilities = None
         if policy.score is None:
             return None
         s = policy.settings
         return Wanted(policy.score, in_training=s.rescore_every != 1 or s.rescore_who != "all")
 
+    # Scores.
+
     def rescore(self, epoch: int) -> np.ndarray | None:
         """Ids whose scores the policy wants fresh before ``epoch``; ``None`` for none."""
         return self._current().rescore(epoch)
+
+    def open_pass(self, epoch: int) -> int:
+        """Fix whom the pass before ``epoch`` scores, whatever scores come in meanwhile; how many they are."""
+        policy = self._current()
+        ids = policy.rescore(epoch)
+        self._pass = None
+        if ids is not None:
+            self._pass = np.zeros(policy.settings.num_examples, bool)
+            self._pass[ids - policy.settings.first_id] = True
+        return 0 if ids is None else len(ids)
+
+    def wanted(self, ranges: np.ndarray) -> np.ndarray:
+        """Ids in these ranges ``[low, high)``, int64 ``[P, 2]``, that the open pass scores."""
+        first = self._ids.first
+        if self._pass is None:
+            return np.zeros(0, np.int64)
+        found = [
+            np.flatnonzero(self._pass[low - first : high - first]) + low
+            for low, high in self._own(ranges).tolist()
+        ]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
         """Scores made by the weights of ``epoch``, in a scoring ``pass`` or while they ``train``."""
         self._current().observe(ids, scores, epoch, source)
 
-    def draw(self, epoch: int) -> Plan:
-        """The epoch's examples and weights."""
-        return self._current().plan(epoch)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint must hold of the policy."""
-        return self._current().state()
-
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""
         policy = self._current()
         return policy.scores[ids - policy.settings.first_id]
+
+    # Draws.
+
+    def draw(self, epoch: int) -> Drawn:
+        """Decide on the epoch's examples and weights; asked again, the same ones."""
+        if self._drawn is None or self._drawn.epoch != epoch:
+            policy = self._current()
+            self._probabilities = None
+            if policy.is_full(epoch):
+                self.take_all(epoch)
+                n = policy.settings.num_present
+                summary = PlanSummary(n, 1.0, 1.0, 1.0, 1.0, 1.0, policy.mean_score_age(epoch), 0)
+                every = sum(fingerprint(ids, np.ones(len(ids), np.float32)) for ids in self._ids.blocks())
+                self._drawn = Drawn(epoch, n, True, hexadecimal(every), summary.to_dict())
+            else:
+                plan = policy.plan(epoch)
+                self.keep(plan)
+                found = hexadecimal(fingerprint(plan.ids, plan.weights))
+                self._drawn = Drawn(epoch, len(plan.ids), False, found, summarise(plan).to_dict())
+        return self._drawn
+
+    def take_all(self, epoch: int) -> None:
+        """Draw every example."""
+        self._chosen = None
+
+    def keep(self, plan: Plan) -> None:
+        """Hold the ids and weights that were drawn."""
+        self._chosen = plan.ids, plan.weights
+
+    def counts(self, ranges: np.ndarray) -> np.ndarray:
+        """How many examples of each id range ``[low, high)`` are in the last draw, int64 ``[P]``."""
+        self._current()
+        if self._chosen is None:
+            return np.array([self._ids.mask(low, high).sum() for low, high in ranges.tolist()], np.int64)
+        low, high = np.searchsorted(self._chosen[0], ranges.T)
+        return high - low
+
+    def chosen(self, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int64 and weights float32 of the last draw's examples in these ranges, range by range."""
+        self._current()
+        if self._chosen is None:
+            found = [self._ids.array(low, high) for low, high in self._own(ranges).tolist()]
+            ids = np.concatenate(found) if found else np.zeros(0, np.int64)
+            return ids, np.ones(len(ids), np.float32)
+        ids, weights = self._chosen
+        at = [slice(a, b) for a, b in np.searchsorted(ids, ranges).tolist()]
+        return np.concatenate([ids[i] for i in at]), np.concatenate([weights[i] for i in at])
+
+    # What is written down.
 
     def costs(self) -> dict[str, float]:
         """What this phase costs in theory, scoring passes included: its speed-up over full epochs, and
@@ -101,22 +193,92 @@ class ScoreBook:
             "equal_compute_ratio": policy.equal_compute_ratio(),
         }
 
-    def table(self, epoch: int) -> dict[str, np.ndarray]:
-        """What is known of every example: id, score, epoch of the weights that made it (-1: none), and
-        inclusion probability in ``epoch``; empty when the policy has no scores."""
+    def state_arrays(self) -> dict[str, tuple[str, int]]:
+        """Type and length of each array that a checkpoint must hold; one entry per id."""
+        return {name: (a.dtype.str, len(a)) for name, a in self._current().arrays().items()}
+
+    def state_part(self, name: str, low: int, high: int) -> np.ndarray:
+        """The entries ``[low, high)`` of a state's array, counted from the book's first id."""
+        return self._current().arrays()[name][low:high].copy()
+
+    def load_part(self, name: str, low: int, values: np.ndarray) -> None:
+        """Restore entries that `state_part` gave."""
+        self._current().arrays()[name][low : low + len(values)] = values
+
+    def open_table(self, epoch: int) -> bool:
+        """Make ready what `table` tells of ``epoch``; whether there is anything to tell."""
         policy = self._current()
         if policy.score is None:
-            return {}
-        probability = np.ones(len(policy.scores)) if policy.is_full(epoch) else policy.inclusion(epoch)[0]
-        at = np.flatnonzero(self._present)
+            return False
+        self._probabilities = None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
+        return True
+
+    def table(self, low: int, high: int) -> dict[str, np.ndarray]:
+        """What is known of the examples with ids in ``[low, high)``: id, score, epoch of the weights that
+        made it (-1: none), and inclusion probability in the epoch of `open_table`."""
+        policy = self._current()
+        ids = self._ids.array(low, high)
+        at = ids - policy.settings.first_id
         return {
-            "id": at + policy.settings.first_id,
+            "id": ids,
             "score": policy.scores[at],
-            "scored_at": np.where(policy.stamps < 0, -1, policy.stamps // 2)[at].astype(np.int32),
-            "probability": probability[at],
+            "scored_at": np.where(policy.stamps[at] < 0, -1, policy.stamps[at] // 2).astype(np.int32),
+            "probability": np.ones(len(ids)) if self._probabilities is None else self._probabilities[at],
         }
+
+    def _own(self, ranges: np.ndarray) -> np.ndarray:
+        """The parts of id ranges that lie in the book's own."""
+        own = np.clip(ranges, self._ids.first, self._ids.end)
+        return own[own[:, 0] < own[:, 1]]
 
     def _current(self) -> Policy:
         if self._policy is None:
             raise RuntimeError("the score book has lost its state; the run restarts from its last checkpoint")
         return self._policy
+
+
+def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:
+    """A number that changes with any example or weight; those of parts add up (modulo 2^64)."""
+    bits = np.ascontiguousarray(weights, np.float32).view(np.uint32).astype(np.uint64)
+    return int((hash64(0, 0, ids) * (2 * bits + 1)).sum(dtype=np.uint64))
+
+
+def hexadecimal(number: int) -> str:
+    """A fingerprint as text."""
+    return f"{number % (1 << 64):016x}"
+
+
+class ScoreBuffer:
+    """Scores met in training on their way to the book, in deliveries of a bounded size."""
+
+    def __init__(self, book: "Observer", epoch: int) -> None:
+        self._book, self._epoch = book, epoch
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._held = 0
+
+    def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take a batch's scores."""
+        self._parts.append((ids, scores))
+        self._held += len(ids)
+        if self._held >= DELIVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Deliver what is held."""
+        if self._parts:
+            ids, scores = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+            self._book.observe(ids, scores, self._epoch, "train")
+            self._parts, self._held = [], 0
+
+
+class Observer(Protocol):
+    """Where scores go."""
+
+    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
+        """See `ScoreBook`."""
+        ...
+
+
+def everything(ids: IdSet) -> np.ndarray:
+    """The one range that holds all ids of a set."""
+    return np.array([[ids.first, ids.end]])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.scoring import Scoring
+from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
-from pipelines.training.order import EpochOrder
 from pipelines.training.phases import Phase
-from pipelines.training.rows import Rows
+from pipelines.training.score_book import ScoreBuffer
 from pipelines.training.worker import Worker
 from pruning.examples.scores import ExampleScorer
 from snn.losses import LOSSES
@@ -95,36 +95,34 @@ class Stepper:
         if scoring is not None:
             self._scorer = replace(scoring, timesteps=None).scorer(worker.model)
 
-    def epoch(self, epoch: int, order: EpochOrder, rows: Rows) -> float:
+    def epoch(self, epoch: int, feed: Feed) -> float:
         """All steps of an epoch; the weighted sum of the losses over all workers."""
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
-        seen: list[tuple[np.ndarray, np.ndarray]] = []
-        examples = int(self.engine.world_size * order.nominal_batch * order.steps)
+        seen = ScoreBuffer(self.engine.book, epoch)
+        examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
         self.module.train()
-        for step in range(order.steps):
-            fraction = (epoch + step / order.steps) / self.train.epochs
+        for step, batch in enumerate(feed):
+            fraction = (epoch + step / feed.steps) / self.train.epochs
             set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
             self.optimizer.zero_grad()
-            parts = order.parts(step, self.train.accumulate)
+            parts = batch.parts(self.train.accumulate)
             for i, (ids, weights) in enumerate(parts):
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
-                    total += self._backward(epoch, ids, weights, rows, order.nominal_batch, seen)
+                    total += self._backward(epoch, ids, weights, batch, feed.nominal_batch, seen)
             self._step()
             self.engine.progress(
                 {
                     "phase": self.phase.name,
                     "epoch": epoch,
                     "step": step + 1,
-                    "steps": order.steps,
+                    "steps": feed.steps,
                     "examples": examples,
                     "rate": (step + 1) * self.train.batch_size / (time.perf_counter() - started),
                 }
             )
-        if seen:
-            ids, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-            self.engine.book.observe(ids, scores, epoch, "train")
+        seen.flush()
         return float(self.engine.sum(total))
 
     def state(self) -> dict[str, Any]:
@@ -147,13 +145,13 @@ class Stepper:
         epoch: int,
         ids: np.ndarray,
         weights: np.ndarray,
-        rows: Rows,
+        batch: Batch,
         nominal_batch: float,
-        seen: list[tuple[np.ndarray, np.ndarray]],
+        seen: ScoreBuffer,
     ) -> Tensor:
         """Add the gradient of some rows; their weighted sum of losses."""
         device = self.engine.device
-        x, y = rows.get(ids)
+        x, y = batch.get(ids)
         labels = torch.from_numpy(y).to(device)
         inputs, scorer = self.worker.inputs, self._scorer
         free = scorer is not None and inputs.augmentation is None
@@ -168,7 +166,7 @@ class Stepper:
             else:  # a pass of its own: the example as it is, not as training changed it
                 found = scorer.score(inputs(x, device), labels)
             real = weights > 0
-            seen.append((ids[real], found[self._score].float().cpu().numpy()[real]))
+            seen.add(ids[real], found[self._score].float().cpu().numpy()[real])
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
         weighted = (torch.from_numpy(weights).to(device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.

@@ -12,21 +12,27 @@ import pyarrow.parquet as pq
 
 from pipelines.config import Config
 from pipelines.data.augment import Augmentation
-from pipelines.data.dataset import DatasetInfo
+from pipelines.data.dataset import DatasetInfo, Split
 from pipelines.data.files import write_beside
+from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.own_code import OwnCode
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Book, Engine
+from pipelines.training.feed import Feed, MemoryFeed
+from pipelines.training.order import epoch_order
 from pipelines.training.pace import told
 from pipelines.training.phases import Phase
-from pipelines.training.rows import Inputs
+from pipelines.training.rows import Inputs, Rows
+from pipelines.training.score_book import Drawn, everything
 from pipelines.training.trackers import Tracker, gauges, make_trackers
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
+
+TABLE_IDS = 1 << 20  # of scores.parquet that pass through a worker at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +44,23 @@ class RunSpec:
     phases: tuple[Phase, ...]
     folder: str
     """The run's folder, on storage that all workers share."""
-    ids: np.ndarray
-    """Training ids, int64 ``[N]``, ascending."""
+    train: Split
+    """Training rows: their ids and where they lie."""
+    test: Split
+    """Test rows."""
+    shards: bool = False
+    """Read training rows by row groups as an epoch goes on, instead of holding all in memory."""
+    window_rows: int = 0
+    """Rows that are shuffled together then."""
     code: OwnCode | None = None
     """The user's own model and policy, if the config names any."""
     initial: str | None = None
     """Checkpoint file of the network that a first phase without new weights starts from."""
+
+    @property
+    def ids(self) -> IdSet:
+        """Training ids."""
+        return self.train.ids
 
 
 @dataclass(kw_only=True)
@@ -68,7 +85,7 @@ class Worker:
         next_phase: int,
         next_epoch: int,
         optimizer: dict[str, Any] | None = None,
-        book: dict[str, np.ndarray] | None = None,
+        book: Book | None = None,
     ) -> None:
         """Add a record to the history, write metrics.jsonl, and register a checkpoint."""
         index = self.progress.phase
@@ -88,7 +105,7 @@ class Worker:
                 model=self.model,
                 architecture=architecture(self.spec.config.model, self.spec.info),
                 optimizer=optimizer,
-                book=book or {},
+                book=book,
                 masks=self.masks,
             ),
         )
@@ -117,11 +134,21 @@ class Worker:
 
     def keep_scores(self, epoch: int) -> None:
         """Write scores.parquet: what the score book knows, and the inclusion probabilities of ``epoch``."""
-        if self.engine.rank == 0 and (table := self.engine.book.table(epoch)):
-            write_beside(
-                Path(self.spec.folder) / "scores.parquet",
-                lambda p: pq.write_table(pa.table(table), p, compression="zstd"),
-            )
+        if self.engine.rank == 0 and self.engine.book.open_table(epoch):
+            write_beside(Path(self.spec.folder) / "scores.parquet", self._write_scores)
+
+    def _write_scores(self, path: Path) -> None:
+        ids, book = self.spec.ids, self.engine.book
+        parts = (
+            pa.table(book.table(low, min(low + TABLE_IDS, ids.end)))
+            for low in range(ids.first, ids.end, TABLE_IDS)
+        )
+        first = next(parts)
+        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            writer.write_table(first)
+            for part in parts:
+                if part.num_rows:
+                    writer.write_table(part)
 
 
 def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
@@ -148,6 +175,24 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
     engine.warm_up()
     worker.start_seconds = time.perf_counter() - started
     return worker
+
+
+def memory_feed(
+    engine: Engine, spec: RunSpec, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
+) -> tuple[Feed, Rows]:
+    """`Engine.feed` where all rows are in memory: the draw's rows and ``also`` are fetched together."""
+    ids, weights = engine.book.chosen(everything(spec.ids))
+    order = epoch_order(
+        ids,
+        weights,
+        seed=seed,
+        epoch=drawn.epoch,
+        global_batch=global_batch,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+    rows = engine.fetch(np.union1d(order.ids, also))
+    return MemoryFeed(order, rows, spec.train.layout), rows
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -222,8 +222,9 @@ class Ucb(Highest):
         super().accept(at[finite], (past * old + (1 - past) * scores)[finite], stamp)
         self.visits[at[finite]] += 1
 
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return {**super()._arrays(), "visits": self.visits}
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """With the number of visits."""
+        return {**super().arrays(), "visits": self.visits}
 
 
 POLICIES: dict[str, type[Policy]] = {

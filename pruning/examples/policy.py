@@ -108,6 +108,8 @@ class Settings:
     """``systematic`` (fixed size) or ``poisson``."""
     scoring_cost: float = FORWARD_COST
     """A pass over all examples, in units of a full training epoch (half of it at half the timesteps)."""
+    population: int | None = None
+    """Examples of the whole data set, where these ids are a shard of it; the present ones when not given."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -146,7 +148,9 @@ class Settings:
 
     @property
     def num_present(self) -> int:
-        """Examples that exist."""
+        """Examples that exist, those of other shards included."""
+        if self.population is not None:
+            return self.population
         return self.num_examples if self.present is None else int(self.present.sum())
 
     @property
@@ -304,11 +308,15 @@ class Policy:
 
     def mean_score_age(self, epoch: int) -> float | None:
         """Mean age in epochs of the present examples' scores, as ``epoch`` starts; ``None`` without any."""
+        total, count = self.score_ages()
+        return epoch - total / count / 2 if count else None
+
+    def score_ages(self) -> tuple[int, int]:
+        """Sum of the present examples' stamps (in half epochs) and their number; both add up over shards."""
         scored = self.stamps != _NEVER
         if self.settings.present is not None and self.score:
             scored &= self.settings.present
-        count = int(scored.sum())
-        return epoch - int(self.stamps.sum(where=scored, dtype=np.int64)) / count / 2 if count else None
+        return int(self.stamps.sum(where=scored, dtype=np.int64)), int(scored.sum())
 
     def num_missing(self) -> int:
         """Present examples whose score is missing or not finite."""
@@ -354,7 +362,7 @@ class Policy:
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Copies of the arrays that `load` takes; empty for policies without scores."""
-        return {name: array.copy() for name, array in self._arrays().items()}
+        return {name: array.copy() for name, array in self.arrays().items()}
 
     def load(self, state: dict[str, NDArray[np.generic]]) -> None:
         """Restore what `state` gave.
@@ -362,7 +370,7 @@ class Policy:
         Raises:
             ValueError: other names or shapes than this policy's.
         """
-        arrays = self._arrays()
+        arrays = self.arrays()
         if set(state) != set(arrays):
             raise ValueError(f"state: holds {sorted(state)}, policy {self.name} needs {sorted(arrays)}")
         for name, array in arrays.items():
@@ -371,8 +379,8 @@ class Policy:
         for name, array in arrays.items():
             array[...] = state[name]
 
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The arrays of the state themselves."""
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays of the state themselves, one entry per id each."""
         return {"scores": self.scores, "stamps": self.stamps} if self.score else {}
 
     def _check_positions(self, at: Ints) -> None:

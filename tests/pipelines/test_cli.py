@@ -128,7 +128,7 @@ def test_an_existing_run_needs_resume_and_the_same_config(
         ("column", "column 'label' is missing"),
         ("label", "label 11 is out of range; the schema names 10 classes"),
         ("empty", "split 'test' has no rows"),
-        ("nan", "is NaN or infinite at id 1"),
+        ("nan", "id 1 is NaN or infinite"),
     ],
 )
 def test_bad_data_is_refused_before_training(

@@ -45,7 +45,7 @@ def test_real_cifar10_layout_with_sparse_ids(shared_data: Path) -> None:
     info = describe(train, test, folder)
     assert (train.num_examples, test.num_examples) == (2000, 1000)
     assert train.id_span > train.num_examples
-    assert train.present().sum() == 2000
+    assert train.ids.mask().sum() == 2000
     assert info.input_shape == (3, 32, 32)
     assert info.class_names[0] == "airplane"
 
@@ -91,7 +91,7 @@ def test_nan_is_found_with_its_id(tmp_path: Path) -> None:
     x[3, 2] = np.nan
     write(tmp_path, "train", image=pa.array(x.tolist(), pa.list_(pa.float32())))
     write(tmp_path, "test")
-    with pytest.raises(UserError, match="NaN or infinite at id 3"):
+    with pytest.raises(UserError, match="id 3 is NaN or infinite"):
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
 
 

@@ -132,9 +132,10 @@ def test_trials_share_one_copy_of_the_rows(digits: Path, ray_session: None) -> N
     """What a trial gets of the rows lies in the object store: its process allocates next to nothing."""
     import ray  # not before Ray is started: it reads its settings when it is imported
 
-    from pipelines.training.local import read_rows
+    from pipelines.data.dataset import read_split
+    from pipelines.training.local import load_rows
 
-    rows = read_rows((str(digits / "train-00000.parquet"),))
+    rows = load_rows(read_split(digits, "train"))
     copies = pa.concat_tables([rows] * 20).combine_chunks()
 
     @ray.remote

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.run import run
-from pipelines.training.local import read_rows
+from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.order import uniform_sample
 from pipelines.training.rows import Inputs, Rows
@@ -79,7 +79,7 @@ def test_validation_and_batch_norm_are_those_of_all_workers_together(undisturbed
     inputs = Inputs.of(describe(train, test, str(digits)), 4)
     model, _ = load_checkpoint(undisturbed / "checkpoints" / "retrain.safetensors")
     last = metrics(undisturbed)[-1]
-    rows = Rows(read_rows(test.files))
+    rows = Rows(load_rows(test))
     x, labels = rows.get(rows.ids)
     with torch.no_grad():
         logits_TBK = model.eval()(inputs(x))
@@ -87,7 +87,7 @@ def test_validation_and_batch_norm_are_those_of_all_workers_together(undisturbed
     assert last["test_accuracy"] == float((logits_TBK.mean(0).argmax(1) == y).double().mean())
     assert last["test_loss"] == pytest.approx(float(cross_entropy(logits_TBK.mean(0), y)), rel=1e-5)
 
-    trained, expected = Rows(read_rows(train.files)), copy.deepcopy(model)
+    trained, expected = Rows(load_rows(train)), copy.deepcopy(model)
     shares = [
         uniform_sample(train.ids, 256, seed=0, epoch=1, stream=NORM_STREAM, rank=rank, world_size=2)
         for rank in (0, 1)

@@ -1,0 +1,124 @@
+"""Epochs read by row groups: every chosen row once, whatever the workers, row groups and windows."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.data.dataset import Split, read_split
+from pipelines.data.layout import read_rows
+from pipelines.training.feed import Batch
+from pipelines.training.order import shard_order
+from pipelines.training.score_book import Drawn, PolicySettings, ScoreBook
+from pipelines.training.shards import ShardSource, StreamedRows
+from pruning.examples.sampling import shuffled
+
+N = 700
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Two files, row groups of 64 rows, ids with gaps; a row's features are its id."""
+    folder = tmp_path_factory.mktemp("rows")
+    ids = np.flatnonzero(np.random.default_rng(0).random(N) < 0.8) + 1000
+    for part, of_file in enumerate(np.array_split(ids, 2)):
+        image = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(of_file, 3).astype(np.float32)), 3)
+        table = pa.table({"id": of_file, "image": image, "label": of_file % 7})
+        pq.write_table(table, folder / f"train-{part}.parquet", row_group_size=64)
+    return read_split(folder, "train")
+
+
+def book(split: Split, ratio: float) -> tuple[ScoreBook, Drawn]:
+    made = ScoreBook(split.ids)
+    given = {"warmup_epochs": 0, "anneal_epochs": 0, "alpha": 0.1, "stale_alpha": 0.3, "score_from": 0}
+    given |= {"scoring_cost": 0.3, "rescore_every": None, "rescore_who": "all", "design": "systematic"}
+    span = {"num_examples": split.id_span, "first_id": split.first_id}
+    made.begin(PolicySettings(name="random", ratio=ratio, seed=3, epochs=9, **span, **given))  # type: ignore[arg-type]
+    return made, made.draw(2)
+
+
+def batches(split: Split, ratio: float, window: int, rank: int, workers: int, batch: int) -> list[Batch]:
+    known, drawn = book(split, ratio)
+
+    def read(layout, ids):  # type: ignore[no-untyped-def]
+        return lambda: read_rows(layout, ids)
+
+    source = ShardSource(split, window, rank, workers, read)
+    also = split.ids.array()[::50]
+    feed, rows = source.feed(known, drawn, seed=3, global_batch=batch, also=also)
+    assert np.array_equal(rows.ids, also)
+    found = list(feed)
+    assert len(found) == feed.steps
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ratio=st.sampled_from([0.0, 0.3, 0.9, 0.997]),
+    window=st.integers(1, 800),
+    workers=st.integers(1, 4),
+    batch=st.integers(1, 90),
+)
+def test_every_chosen_row_once_with_its_own_content(
+    split: Split, ratio: float, window: int, workers: int, batch: int
+) -> None:
+    plan = book(split, ratio)[0].chosen(np.array([[0, 5000]]))
+    parts = [batches(split, ratio, window, rank, workers, batch) for rank in range(workers)]
+    assert {len(p) for p in parts} == {-(-len(plan[0]) // batch)}
+    every = [b for p in parts for b in p]
+    for b in every:
+        assert np.array_equal(b.get(b.ids)[0], np.repeat(b.ids[:, None], 3, 1))
+        assert np.array_equal(b.get(b.ids)[1], b.ids % 7)
+    ids = np.concatenate([b.ids[b.weights > 0] for b in every])
+    weights = np.concatenate([b.weights[b.weights > 0] for b in every])
+    order = np.argsort(ids)
+    assert np.array_equal(ids[order], plan[0])
+    assert np.array_equal(weights[order], plan[1])
+
+
+def test_one_window_is_the_order_of_rows_in_memory(split: Split) -> None:
+    ids = np.concatenate([b.ids for b in batches(split, 0.5, 10_000, 0, 1, 1)])
+    chosen = book(split, 0.5)[0].chosen(np.array([[0, 5000]]))[0]
+    assert np.array_equal(ids, shuffled(chosen, seed=3, epoch=2))
+
+
+def test_the_sequence_does_not_depend_on_the_workers(split: Split) -> None:
+    whole = np.concatenate([b.ids for b in batches(split, 0.3, 100, 0, 1, 1)])
+    parts = [batches(split, 0.3, 100, rank, 3, 3) for rank in range(3)]
+    rows = [np.concatenate([b.ids[b.weights > 0] for b in p]) for p in parts]
+    assert np.array_equal(np.concatenate(rows), whole)
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_row_groups_are_read_once_but_for_the_ends() -> None:
+    counts = np.random.default_rng(1).integers(0, 90, 500)
+    given = {"seed": 0, "epoch": 1, "window_rows": 300, "global_batch": 64, "world_size": 4}
+    read = np.concatenate(
+        [w.pieces for rank in range(4) for w in shard_order(counts, rank=rank, **given).windows]  # type: ignore[arg-type]
+    )
+    assert set(read) == set(np.flatnonzero(counts))
+    assert len(read) <= np.count_nonzero(counts) + 3 * 12  # three cuts, each within one window
+
+
+def test_a_streamed_split_is_shared_equally(split: Split) -> None:
+    for workers in (1, 3):
+        shares = [
+            StreamedRows(split, rank, workers, lambda layout, ids: lambda: read_rows(layout, ids))
+            for rank in range(workers)
+        ]
+        ids = [np.concatenate([b[0] for b in s.batches(50)]) for s in shares]
+        assert np.array_equal(np.concatenate(ids), split.ids.array())
+        assert [len(s) for s in shares] == [len(i) for i in ids]
+        assert np.array_equal(shares[-1].head(20).ids[:20], ids[-1][:20])
+
+
+def test_damage_is_named_with_its_file(split: Split, tmp_path: Path) -> None:
+    import dataclasses
+
+    gone = dataclasses.replace(split.layout, files=tuple(str(tmp_path / Path(f).name) for f in split.files))
+    with pytest.raises(ValueError, match=r"train-0.parquet: row group 0 \(rows 0 to 63\) cannot be read"):
+        read_rows(gone, split.ids)
