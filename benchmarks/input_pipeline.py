@@ -102,7 +102,7 @@ def measure(name: str, rows: int, repeats: int) -> dict[str, object]:
         alone = DataLoader(images, BATCH, shuffle=True)
         two = DataLoader(images, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
         rng = np.random.default_rng(0)
-        half = np.sort(rng.choice(train.ids, len(train.ids) // 2, replace=False))
+        half = np.sort(rng.choice(train.ids.array(), len(train.ids) // 2, replace=False))
         raw_table = packed(table)
         runs = {
             "ours": lambda: ours(table, train.ids, rng.permutation(train.ids), inputs),

@@ -15,6 +15,8 @@ import yaml
 from pipelines.config import Config, field_paths, is_own
 from pipelines.errors import UserError
 
+SHORT = {"on-bad-row": "data.on_bad_row"}
+"""Options that stand for a field without its path."""
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
 Tree = TypeVar("Tree", bound=Config)
 
@@ -82,6 +84,7 @@ def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[di
     while words:
         word = words.pop(0)
         option, equals, value = word.removeprefix("--").partition("=")
+        option = SHORT.get(option, option)
         negated = option.startswith("no-")
         dotted = option.removeprefix("no-").replace("-", "_")
         if not word.startswith("--") or not (dotted in known or "." in dotted):

@@ -10,10 +10,11 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
 from pipelines.config import Config
 from pipelines.config_io import load_config
+from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
-from pipelines.preflight import check_cluster, check_data, check_storage
+from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
 from pipelines.progress import TrainingProgress
 from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
@@ -79,6 +80,7 @@ def run(
 
         config = settle_reading(config, checked.train, folder)
         create_run(config, sys.argv, code)
+        _tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,
             info=checked.info,
@@ -105,6 +107,15 @@ def prepare_engines() -> None:
     except ValueError as error:
         where, _, what = str(error).partition(": ")
         raise UserError(where, what) from None
+
+
+def _tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
+    if config.data.on_bad_row == "skip":
+        splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
+        write_skipped(folder / "skipped.json", splits)
+        rows = sum(bad.num_rows for bad in splits.values())
+        if rows:
+            console.print(f"{rows:,} bad rows are left out; see {folder / 'skipped.json'}", highlight=False)
 
 
 def is_finished(folder: Path, phases: int) -> bool:

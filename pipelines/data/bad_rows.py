@@ -53,11 +53,13 @@ class BadRows:
         listed = tuple(int(i) for i in ids[:LISTED_IDS])
         self.skipped.append(Skipped(file=file, first_row=first_row, rows=rows, ids=listed, reason=reason))
 
-    def mistake(self, error: UserError, *, rows: int | None = None, ids: Any = ()) -> None:
+    def mistake(
+        self, error: UserError, *, first_row: int | None = None, rows: int | None = None, ids: Any = ()
+    ) -> None:
         """As `found`, for what came as an error of a whole file or row group."""
         if not self.skip:
             raise error
-        self.found(error.where, error.what, rows=rows, ids=ids)
+        self.found(error.where, error.what, first_row=first_row, rows=rows, ids=ids)
 
     @property
     def num_rows(self) -> int:

@@ -203,8 +203,17 @@ def check_examples(split: Split, shape: tuple[int, ...] | None = None) -> Split:
             row; only where bad rows are not skipped.
     """
     bad: list[np.ndarray] = []
-    for part in split.layout.parts(CHECKED_ROWS):
-        rows = read_rows(part, split.ids)
+    readable = np.ones(len(split.layout), bool)
+    for piece in range(len(split.layout)):
+        part = split.layout.take([piece])
+        try:
+            rows = read_rows(part, split.ids)
+        except UserError as error:
+            lost = split.ids.array(int(part.low[0]), int(part.high[0]))
+            split.bad.mistake(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=lost)
+            readable[piece] = False
+            bad.append(lost)
+            continue
         ids = rows.column("id").to_numpy()
         for start in range(0, len(ids), CHECKED_ROWS):
             of = slice(start, start + CHECKED_ROWS)
@@ -217,7 +226,10 @@ def check_examples(split: Split, shape: tuple[int, ...] | None = None) -> Split:
             except UserError:
                 pass
             bad.append(_check_each(split, part, images, ids[of], shape))
-    return split.without(np.concatenate(bad)) if bad else split
+    if not bad:
+        return split
+    whole = replace(split, layout=split.layout.take(np.flatnonzero(readable)))
+    return whole.without(np.concatenate(bad))
 
 
 def _shape(x: Examples) -> tuple[int, ...]:

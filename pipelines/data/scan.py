@@ -110,7 +110,7 @@ class _Scan:
                         except UNREADABLE as error:
                             count = int(rows[g])
                             mistake = unreadable(file, int(starts[g]), count, int(g), error)
-                            self.bad.mistake(mistake, rows=count)
+                            self.bad.mistake(mistake, first_row=int(starts[g]), rows=count)
 
     def _part(
         self,

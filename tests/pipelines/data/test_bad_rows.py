@@ -1,0 +1,196 @@
+"""Bad data: refused before training with file and row, or left out, counted and listed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import cli
+from pipelines.data.dataset import check_examples, read_split
+from pipelines.errors import UserError
+from pipelines.run import run
+from tests.pipelines.training.conftest import QUIET, metrics, small
+
+
+@pytest.fixture
+def data(tmp_path: Path, digits: Path) -> Path:
+    """The digits' training rows in three files of row groups of 100 rows."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(digits / "test-00000.parquet", folder)
+    table = pq.read_table(digits / "train-00000.parquet")
+    for part in range(3):
+        write(folder, part, table.slice(part * 500, 500))
+    return folder
+
+
+def write(folder: Path, part: int, table: pa.Table) -> None:
+    pq.write_table(table, folder / f"train-{part}.parquet", row_group_size=100)
+
+
+def changed(folder: Path, part: int, change: Callable[[pa.Table], pa.Table]) -> None:
+    write(folder, part, change(pq.read_table(folder / f"train-{part}.parquet")))
+
+
+def with_value(name: str, row: int, value: object) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table.column(name).to_pylist()
+        values[row] = value
+        at = table.column_names.index(name)
+        return table.set_column(at, name, pa.array(values, table.schema.field(name).type))
+
+    return change
+
+
+def damaged(folder: Path, part: int, group: int, column: int) -> None:
+    """Overwrite a column chunk's pages of one row group."""
+    path = folder / f"train-{part}.parquet"
+    chunk = pq.read_metadata(path).row_group(group).column(column)
+    at = min(x for x in (chunk.dictionary_page_offset, chunk.data_page_offset) if x)
+    raw = bytearray(path.read_bytes())
+    raw[at : at + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(raw)
+
+
+def undecodable(folder: Path) -> None:
+    changed(folder, 1, with_value("image", 120, {"bytes": b"\x89PNG", "path": "x"}))
+
+
+def other_size(folder: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(buffer, format="PNG")
+    changed(folder, 2, with_value("image", 7, {"bytes": buffer.getvalue(), "path": "x"}))
+
+
+def missing(folder: Path) -> None:
+    files = [{"path": f"train-{k}.parquet", "first_id": 500 * k, "rows": 500} for k in range(4)]
+    (folder / "manifest.json").write_text(json.dumps({"splits": {"train": {"files": files}}}))
+
+
+def schema(folder: Path) -> None:
+    table = pq.read_table(folder / "train-1.parquet")
+    bare = table.column("image").combine_chunks().field("bytes")
+    write(folder, 1, table.set_column(1, "image", bare))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str, str, set[int]]] = {
+    "undecodable image": (undecodable, "train-1.parquet", "row 120: id 620 cannot be decoded", {620}),
+    "image of another size": (other_size, "train-2.parquet", "row 7: id 1007 has shape", {1007}),
+    "damaged ids": (
+        lambda f: damaged(f, 1, 2, 0),
+        "train-1.parquet",
+        "row group 2 (rows 200 to 299) cannot be read",
+        set(range(700, 800)),
+    ),
+    "damaged images": (
+        lambda f: damaged(f, 2, 1, 1),
+        "train-2.parquet",
+        "row group 1 (rows 100 to 199) cannot be read",
+        set(range(1100, 1200)),
+    ),
+    "duplicate id": (
+        lambda f: changed(f, 2, with_value("id", 3, 4)),
+        "train-2.parquet",
+        "row 3: id 4 occurs twice",
+        {4, 1003},
+    ),
+    "negative id": (
+        lambda f: changed(f, 0, with_value("id", 3, -4)),
+        "train-0.parquet",
+        "row 3: id -4 is negative",
+        {3},
+    ),
+    "id out of range": (
+        lambda f: changed(f, 0, with_value("id", 3, 10**9)),
+        "train-0.parquet",
+        "ids spread over",
+        set(),
+    ),
+    "label out of range": (
+        lambda f: changed(f, 1, with_value("label", 450, 10)),
+        "train-1.parquet",
+        "row 450: label 10 is out of range; the schema names 10 classes",
+        {950},
+    ),
+    "no label": (
+        lambda f: changed(f, 1, with_value("label", 9, None)),
+        "train-1.parquet",
+        "row 9: column 'label' has 1 empty values",
+        {509},
+    ),
+    "missing file": (
+        missing,
+        "train-3.parquet",
+        "is missing, manifest.json lists it (ids 1500 to 1999)",
+        set(),
+    ),
+    "another schema": (schema, "train-1.parquet", "column 'image' is binary here", set(range(500, 1000))),
+    "not Parquet": (
+        lambda f: (f / "train-1.parquet").write_bytes(b"PAR1") and None,
+        "train-1.parquet",
+        "is not a readable Parquet file",
+        set(range(500, 1000)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_it_stops_before_training_with_file_and_row(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, file, line, _ = DAMAGE[name]
+    damage(data)
+    local = ["--cluster.engine", "local", "--cluster.workers", "1"]
+    assert cli.main(["train", "--data.path", str(data), "--storage", str(tmp_path / "runs"), *local]) == 2
+    error = capsys.readouterr().err
+    assert file in error
+    assert line in error
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("name", [n for n, d in DAMAGE.items() if n != "id out of range"])
+def test_skipping_leaves_out_exactly_the_bad_rows(name: str, data: Path) -> None:
+    damage, file, line, gone = DAMAGE[name]
+    damage(data)
+    split = check_examples(read_split(data, "train", "skip"))
+    assert set(split.ids.array()) == set(range(1437)) - gone
+    (found,) = split.bad.skipped
+    assert found.file.endswith(file)
+    assert line.partition(": ")[2] in found.reason or line in found.reason
+
+
+def test_a_run_that_skips_trains_on_the_rest_and_lists_what_it_left_out(data: Path, tmp_path: Path) -> None:
+    undecodable(data)
+    damaged(data, 2, 1, 1)
+    runs = []
+    for reading in ("memory", "shards"):
+        settings = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "2"}
+        settings |= {"data.on_bad_row": "skip", "data.reading": reading, "examples.policy": "random"}
+        folder = run(small(tmp_path, data, name=reading, **settings), "train", console=QUIET)
+        runs.append([r["subset"] for r in metrics(folder)])
+        assert metrics(folder)[0]["examples"] == 1437 - 101
+        listed = json.loads((folder / "skipped.json").read_text())["train"]
+        assert listed["rows"] == 101
+        assert [(s["first_row"], s["rows"]) for s in listed["skipped"]] == [(120, 1), (100, 100)]
+    assert runs[0] == runs[1]
+
+
+def test_an_example_that_breaks_while_training_is_named(data: Path, tmp_path: Path) -> None:
+    """Data too large to look through: the run stops where it meets the row."""
+    from pipelines import preflight
+
+    undecodable(data)
+    settings = {"cluster.engine": "local", "cluster.workers": "1", "data.reading": "shards"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight, "CHEAP_BYTES", 0)
+        with pytest.raises(UserError, match=r"train-1.parquet: row 120: id 620 cannot be decoded"):
+            run(small(tmp_path, data, **settings), "train", console=QUIET)
