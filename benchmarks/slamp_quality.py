@@ -1,6 +1,7 @@
 """Accuracy, SynOps and density of every weight criterion on one trained network per dataset and seed.
 
-    python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--first-seed 0] [--output FILE.json]
+    python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--first-seed 0]
+        [--output FILE.json]
 
 For each dataset (`benchmarks.slamp_tasks`; ``dvs128`` and ``cifar-dvs`` are the longer ones) and seed one
 dense network is trained, and from it:
