@@ -144,7 +144,9 @@ def test_allowed_settings_end_at_two_cpus(
         **{"cluster.workers": workers, "cluster.cpus_per_worker": cpus},
     )
     on_ray_of_its_own(
-        tmp_path, "ray.init(num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)", found
+        tmp_path,
+        "ray.init(address='local', num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)",
+        found,
     )
     records = records_of(found)
     assert [r.status for r in records] == ["finished"] * 2
@@ -166,7 +168,9 @@ def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> No
     nested: dict[str, Any] = {"cluster.workers": 2, "cluster.cpus_per_worker": 0.25, "train.epochs": 4}
     found = tree(tmp_path, digits, settings, **nested)
     on_ray_of_its_own(
-        tmp_path, "ray.init(num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)", found
+        tmp_path,
+        "ray.init(address='local', num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)",
+        found,
     )
     statuses = Counter(r.status for r in records_of(found))
     assert statuses["stopped"] >= 1
@@ -234,9 +238,11 @@ def test_two_nodes_of_which_one_is_lost(tmp_path: Path, digits: Path) -> None:
     found = tree(tmp_path, digits, settings, **address)
     trials = journal_of(found).folder / "trials"
     start = f"""
-    import json, threading, time
+    import json, tempfile, threading, time
     from ray.cluster_utils import Cluster
-    cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+    place = tempfile.mkdtemp(prefix="sp-")  # others on this machine would take it for their cluster
+    head = {{"num_cpus": 1, "include_dashboard": False, "temp_dir": place}}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1)
     tree.cluster.address = cluster.address
     def lose():
