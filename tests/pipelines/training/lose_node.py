@@ -19,8 +19,17 @@ SECOND = {"num_cpus": 2}
 
 def main(folder: Path) -> None:
     """Print, as JSON, after how many records each run lost its node."""
+    # Otherwise a node installs a signal handler, which only the main thread may.
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3}, shutdown_at_exit=False)
+    try:
+        print(json.dumps(run_all(nodes, folder)))
+    finally:
+        nodes.shutdown()
+
+
+def run_all(nodes: Cluster, folder: Path) -> dict[str, int]:
+    """Run the configs one after the other."""
     lost_at: dict[str, int] = {}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     second = nodes.add_node(**SECOND)
     with connect(nodes.address):
         for name in ("calm", "replaced", "elastic"):
@@ -45,7 +54,7 @@ def main(folder: Path) -> None:
             if thread is not None:
                 thread.join()
                 second = again[0] if again else None
-    print(json.dumps(lost_at))
+    return lost_at
 
 
 if __name__ == "__main__":
