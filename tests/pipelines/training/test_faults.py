@@ -15,6 +15,8 @@ from pipelines.config import Config
 from pipelines.config_io import dump_config
 from pipelines.errors import UserError
 from pipelines.run import run
+from pipelines.training.checkpoint import latest_checkpoint
+from pipelines.training.storage import mend
 from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
 
@@ -134,3 +136,26 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
     if not engine:
         request.getfixturevalue("ray_session")
     assert len(metrics(run(config, "train", resume=True, console=QUIET))) == 40
+
+
+def test_what_a_full_disk_cut_off_is_not_trusted(tmp_path: Path, digits: Path) -> None:
+    """Ray's list of checkpoints in half, and a checkpoint one of whose files is shorter than was written."""
+    config = small(tmp_path, digits, **{**LOCAL, "train.epochs": "3"}, name="cut")
+    checkpoints = run(config, "train", console=QUIET) / "checkpoints"
+    whole = metrics(tmp_path / "cut")
+    newest = latest_checkpoint(checkpoints)
+    assert newest is not None
+    assert newest.name == "00-train-0002"
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before = latest_checkpoint(checkpoints)
+    assert before is not None
+    assert before.name == "00-train-0001"
+    state = checkpoints / "checkpoint_manager_snapshot.json"
+    state.write_text('{"ray_version": "2.60.0", "checkpoint_results": [{')
+    mend(checkpoints)
+    assert not state.exists()
+    state.write_text("{}")
+    mend(checkpoints)
+    assert state.exists()
+    assert metrics(run(config, "train", resume=True, console=QUIET)) == whole

@@ -120,6 +120,7 @@ def test_mlflow_holds_every_record(tmp_path: Path, digits: Path) -> None:
     assert history == {i: r["test_accuracy"] for i, r in enumerate(metrics(folder))}
 
 
+@pytest.mark.slow
 def test_ray_shows_gauges_while_a_run_goes_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
     """Read from the endpoint that Prometheus and with it the dashboard read."""
     import threading

@@ -41,6 +41,7 @@ def test_any_number_of_workers_draws_the_same_and_survives_a_kill(
     assert metrics(hurt) == metrics(whole)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_cluster_do_not_disturb_each_other(
     undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
