@@ -188,3 +188,11 @@ def test_ray_trains_on_recordings_as_one_process_does(
     engine = {"cluster.engine": "ray", "cluster.workers": "1"}
     on_ray = run(config(nmnist, tmp_path, name="ray", **changes, **engine), "train", console=QUIET)
     assert metrics(on_ray) == metrics(alone)
+
+
+def test_scores_met_in_training_are_of_the_originals(digits: Path, tmp_path: Path) -> None:
+    """A cutout larger than the image leaves training nothing to see; scores still tell examples apart."""
+    blank = {"data.augment.cutout": "99", "examples.policy": "infobatch", "model.hidden": "[32]"}
+    folder = run(config(digits, tmp_path, **blank), "train", console=QUIET)
+    scores = pq.read_table(folder / "scores.parquet").column("score").to_numpy()
+    assert len(np.unique(scores[np.isfinite(scores)])) > 1000

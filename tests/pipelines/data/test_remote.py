@@ -1,7 +1,11 @@
 """Sources that lie elsewhere: a web server and fsspec's memory filesystem read as a local folder does."""
 
+import gzip
+import hashlib
 import http.server
 import io
+import pickle
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +19,9 @@ import pytest
 from PIL import Image
 
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.sources.base import Options
 from pipelines.errors import UserError
+from tests.pipelines.data import writers
 from tests.pipelines.data.writers import class_folders
 
 ALONE = Writing(workers=1, shard_rows=8)
@@ -89,3 +95,42 @@ def test_addresses_that_lead_nowhere_are_named(tmp_path: Path, server: str) -> N
             ingest("parquet", tmp_path / "out", address, writing=ALONE)
         assert line in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_download_fetches_as_torchvision_does(
+    folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From our own server instead of the originals', under torchvision's names and checksums."""
+    from torchvision.datasets import CIFAR10, MNIST
+
+    rng = np.random.default_rng(0)
+    resources = []
+    for part in ("train", "t10k"):
+        for kind, array in (("images-idx3", rng.integers(0, 9, (6, 28, 28))), ("labels-idx1", np.arange(6))):
+            data, name = gzip.compress(writers.idx(array)), f"{part}-{kind}-ubyte.gz"
+            class_folders(folder / "mnist", {name: data})
+            resources.append((name, hashlib.md5(data).hexdigest()))
+    monkeypatch.setattr(MNIST, "mirrors", [f"{server}/mnist/"])
+    monkeypatch.setattr(MNIST, "resources", resources)
+    options = Options(download=True)
+    manifest = ingest("mnist", folder / "out1", folder / "got", options=options, writing=ALONE)
+    assert manifest["splits"]["train"]["rows"] == 6
+
+    packed = io.BytesIO()
+    names = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+    files = {n: pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 4}) for n in names}
+    files["batches.meta"] = pickle.dumps({"label_names": ["a"]})
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    class_folders(folder, {"cifar.tar.gz": packed.getvalue()})
+    monkeypatch.setattr(CIFAR10, "url", f"{server}/cifar.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(packed.getvalue()).hexdigest())
+    manifest = ingest("cifar10", folder / "out2", folder / "got", options=options, writing=ALONE)
+    assert manifest["splits"]["train"]["rows"] == 20
+    monkeypatch.setattr(CIFAR10, "url", f"{server}/none.tar.gz")
+    monkeypatch.setattr(CIFAR10, "filename", "none.tar.gz")
+    with pytest.raises(UserError, match="--download: cifar10 could not be fetched"):
+        ingest("cifar10", folder / "out3", folder / "nothing", options=options, writing=ALONE)
