@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 SHORT = ("suite",)
-HELPERS = {"__init__", "__main__", "about", "cifar16", "compare", "real_data"}
+HELPERS = {"__init__", "__main__", "about", "cifar16", "compare", "real_data", "snn_levels", "snn_peers"}
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """What spiking costs: our networks beside the same networks without neurons, and beside other libraries.
 
-    python -m benchmarks.snn_speed [--cases B1 B2 B3] [--rounds 9] [--device cpu] [--output FILE.json]
+    python -m benchmarks.snn_speed [--cases B1 B2 B3] [--networks vgg6:8 ...] [--output FILE.json]
 
 B1: forward and forward+backward of whole networks; B2: the LIF layer alone; B3: bytes of activations
 kept for the backward pass. All variants of a case run in one process, in turn, round after round, on
@@ -9,41 +9,44 @@ of wall time with synchronisation) beside its spread. Ratios of one run are what
 
 Every variant has the same weights, folded convolutions and input; only the neurons differ:
 
-- ``ours``: this package's engine, static first layer computed once; ``ours, channels_last`` the same;
-- ``limit``: no neurons (identity), on T copies of the images;
-- ``spikingjelly``: its multi-step LIFNode (2.0.0);
-- ``snntorch``, ``norse``: one call of the whole network per timestep, their idiom (1.0.0, 1.1.0).
+- ``ours``: this package's engine as the model comes (VGG in channels_last), static first layer computed
+  once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, norm apart``: batch norm
+  not fused with the neurons;
+- ``limit``: no neurons (identity), on T copies of the images, in NCHW;
+- ``spikingjelly``, ``snntorch``, ``norse``: `benchmarks.snn_peers`; those not installed are left out.
 
-Libraries that are not installed are left out and said so.
+With ``--output`` the rows also go to FILE.json, in place of earlier ones of the same case there, and as
+tables to FILE.md.
 """
 
 import argparse
-import copy
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.snn_levels import key, page, show
+from benchmarks.snn_peers import NEURON, PEERS, installed, layer_variants, network_variants
 from snn.coding import direct
 from snn.kernels import choose
 from snn.kernels.allocator import tune_allocator
 from snn.losses import rate_cross_entropy
 from snn.models import build
-from snn.neurons import LIF, NeuronParameters, lif
+from snn.models.base import SpikingNetwork
 
 T = 4
-NEURON = NeuronParameters(beta=0.5, decay_input=True)
 LAYERS = ((4, 32, 256, 8, 8), (4, 32, 64, 32, 32), (8, 16, 64, 32, 32))
 NETWORKS = (("vgg6", 8), ("vgg6", 32), ("sew_resnet18", 4))
 NETWORKS_CUDA = (("vgg6", 128), ("sew_resnet18", 128))
+Row = dict[str, Any]
 
 
 @dataclass
@@ -83,116 +86,23 @@ class Machine:
         }
 
 
-class Stepwise(nn.Module):
-    """A network called once per timestep, its neurons' state cleared at the start."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x_TB: Tensor) -> Tensor:
-        for module in self.model.modules():
-            if isinstance(module, StepNeuron):
-                module.state = None
-        return torch.cat([self.model(x_TB[t : t + 1]) for t in range(len(x_TB))])
-
-
-class StepNeuron(nn.Module):
-    """One timestep of another library's neuron, with the state it wants back."""
-
-    def __init__(self, step: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
-        super().__init__()
-        self.step = step
-        self.state: Any = None
-
-    def forward(self, current_TB: Tensor) -> Tensor:
-        spikes, self.state = self.step(current_TB[0], self.state)
-        return spikes[None]
-
-
-class SpikingJellyNeuron(nn.Module):
-    """Its multi-step LIF, reset before every sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from spikingjelly.activation_based import neuron, surrogate
-
-        self.node = neuron.LIFNode(
-            tau=2.0, v_reset=0.0, detach_reset=True, surrogate_function=surrogate.ATan(), step_mode="m"
-        )
-
-    def forward(self, current_TB: Tensor) -> Tensor:
-        self.node.reset()
-        return self.node(current_TB)
-
-
-def snntorch_step() -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
-    import snntorch
-    from snntorch import surrogate
-
-    leaky = snntorch.Leaky(beta=0.5, spike_grad=surrogate.atan(alpha=2.0), reset_mechanism="zero")
-
-    def step(current: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return leaky(current * 0.5, leaky.init_leaky() if state is None else state)
-
-    return step
-
-
-def norse_step() -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
-    import norse.torch as norse
-
-    cell = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)), dt=0.001)
-    return lambda current, state: cell(current, state)
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def with_neurons(model: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-    """A copy of the network with other neurons."""
-    model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LIF):
-                setattr(module, name, make())
-    return model
-
-
-def network_variants(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
-    """Networks by name, and whether each is given the static view (else T copies of the images)."""
-    variants = {
-        "limit": (with_neurons(model, nn.Identity), False),
-        "ours": (copy.deepcopy(model), True),
-        "ours, channels_last": (copy.deepcopy(model).to(memory_format=torch.channels_last), True),
-    }
-    if installed("spikingjelly"):
-        variants["spikingjelly"] = (with_neurons(model, SpikingJellyNeuron), False)
-    if installed("snntorch"):
-        variants["snntorch"] = (Stepwise(with_neurons(model, lambda: StepNeuron(snntorch_step()))), False)
-    if installed("norse"):
-        variants["norse"] = (Stepwise(with_neurons(model, lambda: StepNeuron(norse_step()))), False)
-    return variants
-
-
-def prepared(name: str, batch: int, machine: Machine) -> tuple[nn.Module, Tensor, Tensor]:
+def prepared(name: str, batch: int, machine: Machine) -> tuple[SpikingNetwork, Tensor, Tensor]:
     torch.manual_seed(0)
     model = build(name, input_shape=(3, 32, 32), num_classes=10, neuron=NEURON).to(machine.device)
     x_B = torch.rand(batch, 3, 32, 32, device=machine.device)
     return model, x_B, torch.arange(batch, device=machine.device) % 10
 
 
-def networks(machine: Machine) -> list[dict[str, Any]]:
+def networks(machine: Machine, chosen: list[str] | None) -> list[Row]:
     """B1."""
     rows = []
     for name, batch in NETWORKS_CUDA if machine.device.type == "cuda" else NETWORKS:
+        if chosen and f"{name}:{batch}" not in chosen:
+            continue
         model, x_B, labels = prepared(name, batch, machine)
         steps = {}
         for variant, (net, static) in network_variants(model).items():
-            steps[variant] = network_steps(net.train(), x_B, labels, static, variant, machine)
+            steps[variant] = network_steps(net.train(), x_B, labels, static, machine)
         seconds = machine.time(steps)
         for variant, measured in seconds.items():
             rows.append(
@@ -202,10 +112,8 @@ def networks(machine: Machine) -> list[dict[str, Any]]:
 
 
 def network_steps(
-    net: nn.Module, x_B: Tensor, labels: Tensor, static: bool, variant: str, machine: Machine
+    net: nn.Module, x_B: Tensor, labels: Tensor, static: bool, machine: Machine
 ) -> dict[str, Callable[[], Any]]:
-    if "channels_last" in variant:
-        x_B = x_B.to(memory_format=torch.channels_last)
     x_TB = direct(x_B, T) if static else direct(x_B, T).contiguous()
     autocast = machine.dtype != torch.float32
 
@@ -224,7 +132,7 @@ def network_steps(
     return {"forward": forward, "forward+backward": train}
 
 
-def layers(machine: Machine) -> list[dict[str, Any]]:
+def layers(machine: Machine) -> list[Row]:
     """B2, with the copy bandwidth of the same run."""
     rows = []
     for shape in LAYERS:
@@ -257,33 +165,6 @@ def layers(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
-def layer_variants(steps: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    variants: dict[str, Callable[[Tensor], Tensor]] = {
-        "ours": LIF(NEURON),
-        "ours, eager": lambda x: lif(x, NEURON, engine="eager")[0],
-    }
-    if installed("spikingjelly"):
-        variants["spikingjelly"] = SpikingJellyNeuron()
-
-    def looped(make: Callable[[], Callable[[Tensor, Any], tuple[Tensor, Any]]]) -> Callable[[Tensor], Tensor]:
-        step = make()
-
-        def run(x: Tensor) -> Tensor:
-            state, spikes = None, []
-            for t in range(steps):
-                s, state = step(x[t], state)
-                spikes.append(s)
-            return torch.stack(spikes)
-
-        return run
-
-    if installed("snntorch"):
-        variants["snntorch"] = looped(snntorch_step)
-    if installed("norse"):
-        variants["norse"] = looped(norse_step)
-    return variants
-
-
 def layer_steps(run: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Callable[[], Any]]:
     grad = torch.randn_like(x)
     kept: list[Tensor] = []
@@ -301,7 +182,7 @@ def layer_steps(run: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Callabl
     return {"inference": infer, "forward": forward, "backward": backward}
 
 
-def kept_bytes(machine: Machine) -> list[dict[str, Any]]:
+def kept_bytes(machine: Machine) -> list[Row]:
     """B3: storages that the graph of one forward keeps, parameters not counted."""
     rows = []
     model, x_B, labels = prepared("vgg6", 32, machine)
@@ -315,8 +196,7 @@ def kept_bytes(machine: Machine) -> list[dict[str, Any]]:
                 storages[storage.data_ptr()] = storage.nbytes()
             return t
 
-        x = x_B.to(memory_format=torch.channels_last) if "channels_last" in variant else x_B
-        x_TB = direct(x, T) if static else direct(x, T).contiguous()
+        x_TB = direct(x_B, T) if static else direct(x_B, T).contiguous()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             loss = rate_cross_entropy(net.train()(x_TB), labels).mean()
         rows.append(
@@ -332,66 +212,13 @@ def kept_bytes(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Tables of ratios, and the levels that the project holds itself to on a CPU."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = (row["case"], row.get("network"), row.get("batch"), str(row.get("shape", "")))
-        groups.setdefault(key, []).append(row)
-    for key, group in groups.items():
-        print(" ".join(str(k) for k in key if k))
-        by_name = {row["variant"]: row for row in group}
-        for name, row in by_name.items():
-            if row["case"] == "B1":
-                limit = by_name["limit"]["seconds"]
-                cells = [
-                    f"{step} {s['median'] * 1e3:9.1f} ms [{s['min'] * 1e3:.1f}..{s['max'] * 1e3:.1f}]"
-                    f" = {s['median'] / limit[step]['median']:.2f} x limit"
-                    for step, s in row["seconds"].items()
-                ]
-            elif row["case"] == "B2":
-                cells = [f"{step} {s['median'] * 1e3:7.2f} ms" for step, s in row["seconds"].items()]
-                cells.append(f"{row['ns_per_element_step']:6.2f} ns/element-step")
-                cells.append(f"{row['share_of_copy_bandwidth']:.0%} of copy bandwidth")
-            else:
-                cells = [f"{row['mebibytes']:7.1f} MiB"]
-            print(f"  {name:22s}" + "   ".join(cells))
-        for text in levels(by_name):
-            print("  " + text)
-
-
-def levels(by_name: dict[str, dict[str, Any]]) -> list[str]:
-    """Each level with what was measured."""
-    ours, peer = by_name["ours"], by_name.get("spikingjelly")
-    found: list[tuple[str, float, float, bool]] = []
-    if ours["case"] == "B1":
-        step = "forward+backward"
-        limit = by_name["limit"]["seconds"][step]["median"]
-        mine = ours["seconds"][step]["median"]
-        found.append(("forward+backward over the limit", mine / limit, 1.10, False))
-        if peer:
-            wanted = 1.3 if ours["network"] == "vgg6" else 1.2
-            found.append(
-                ("throughput over spikingjelly", peer["seconds"][step]["median"] / mine, wanted, True)
-            )
-    elif ours["case"] == "B2" and peer:
-        ratio = peer["ns_per_element_step"] / ours["ns_per_element_step"]
-        found.append(("LIF layer over spikingjelly", ratio, 5.0, True))
-    elif ours["case"] == "B3":
-        found.append(("MiB kept", ours["mebibytes"], 350.0, False))
-    return [
-        f"{what}: {value:.2f} ({'at least' if more else 'at most'} {level:g}:"
-        f" {'met' if (value >= level if more else value <= level) else 'MISSED'})"
-        for what, value, level, more in found
-    ]
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=["B1", "B2", "B3"], default=["B1", "B2", "B3"])
+    parser.add_argument("--networks", nargs="+", metavar="NAME:BATCH", help="of B1; all when not given")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -400,16 +227,21 @@ def main() -> None:
     torch.set_num_threads(1)
     tuned = tune_allocator()
     machine = Machine(torch.device(args.device), getattr(torch, args.dtype), args.rounds)
-    cases = {"B1": networks, "B2": layers, "B3": kept_bytes}
-    peers = {name: installed(name) for name in ("spikingjelly", "snntorch", "norse")}
+    peers = {name: installed(name) for name in PEERS}
     for name, found in peers.items():
         if found is None:
             print(f"{name} is not installed: left out")
-    rows = [row for case in args.cases for row in cases[case](machine)]
+    cases: dict[str, Callable[[], list[Row]]] = {
+        "B1": lambda: networks(machine, args.networks),
+        "B2": lambda: layers(machine),
+        "B3": lambda: kept_bytes(machine),
+    }
+    rows = [row for case in args.cases for row in cases[case]()]
     show(rows)
     if args.output:
         about = {
-            "machine": platform.processor() or platform.machine(),
+            "date": date.today().isoformat(),
+            "machine": processor(),
             "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
             "dtype": args.dtype,
             "torch": torch.__version__,
@@ -417,7 +249,28 @@ def main() -> None:
             "allocator_tuned": tuned,
             "rounds": args.rounds,
         }
-        args.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        write(args.output, about, rows)
+
+
+def write(path: Path, about: dict[str, Any], rows: list[Row]) -> None:
+    """Rows to the JSON file, in place of earlier ones of their cases, and the tables of all beside it."""
+    if path.exists():
+        new = {key(row) for row in rows}
+        rows = [row for row in json.loads(path.read_text())["rows"] if key(row) not in new] + rows
+    rows.sort(key=lambda row: row["case"])
+    path.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(path.name, about, rows))
+
+
+def processor() -> str:
+    """Its name and widest vectors, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    vectors = [name for name in ("avx512f", "avx2") if name in told.get("flags", "").split()]
+    return " ".join([told.get("model name", platform.machine()).strip(), *vectors[:1]])
 
 
 if __name__ == "__main__":

@@ -20,16 +20,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from snn.kernels import cpu, eager, fused, triton
+from snn.kernels import cpu, eager, fused, triton, triton_norm
+from snn.kernels import norm_lif as fused_norm
 from snn.kernels.eager import LIFConstants
 
-__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "prepare"]
+__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "norm_lif", "prepare"]
 
 ENGINES = ("auto", "eager", "cpu", "triton")
 """Names for ``engine=`` and the environment variable ``SPIKEPRUNE_ENGINE``."""
 
 _log = logging.getLogger(__name__)
 _FUSED: dict[str, fused.Engine] = {"cpu": cpu.ENGINE, "triton": triton.ENGINE}
+_FUSED_NORM: dict[str, fused_norm.Engine] = {"cpu": cpu.ENGINE, "triton": triton_norm.ENGINE}
 _OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 
@@ -50,6 +52,27 @@ def lif(
     if chosen == "eager":
         return eager.lif(current_TB, state, parameters, beta)
     return fused.lif(_FUSED[chosen], current_TB, state, parameters, beta, with_state)
+
+
+def norm_lif(
+    y: Tensor,
+    T: int,
+    static: bool,
+    norm: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d,
+    parameters: LIFConstants,
+    *,
+    beta: Tensor | None = None,
+    engine: str | None = None,
+) -> Tensor | None:
+    """Spikes of the neurons behind a batch norm in one pass, or ``None`` where no engine has one for this.
+
+    Arguments as for `snn.kernels.norm_lif.spikes`. The normalised currents differ from those that torch
+    writes by rounding alone.
+    """
+    chosen = choose(y, engine)
+    if chosen == "eager" or not fused_norm.covers(_FUSED_NORM[chosen], y, T, norm):
+        return None
+    return fused_norm.spikes(_FUSED_NORM[chosen], y, T, static, norm, beta, parameters)
 
 
 def choose(current_TB: Tensor, engine: str | None = None) -> str:

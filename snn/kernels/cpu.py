@@ -1,45 +1,35 @@
-"""The CPU engine: `lif.c`, compiled at first use and kept in a cache folder of the user.
+"""The CPU engine: calls into the compiled library (`cpu_library`), spread over torch's threads.
 
-The shared library is named by a digest of the source, the compiler, its flags and the processor, so
-a new version, or another machine on the same home, builds its own. ``SPIKEPRUNE_CACHE`` moves the
-folder; ``CC`` names the compiler.
+Results do not depend on the number of threads: neurons are independent, and sums over examples are
+taken in pieces of a fixed size.
 """
 
 import ctypes
-import hashlib
-import logging
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snn.kernels import cpu_library
 from snn.kernels.eager import LIFConstants
 
-_SOURCE = Path(__file__).with_name("lif.c")
-_FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
-_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 _ELEMENTS_PER_THREAD = 1 << 18
 """Element-steps below which another thread costs more than it saves."""
 
-_log = logging.getLogger(__name__)
-
 
 class _Engine:
     devices = ("cpu",)
     dtypes = tuple(_NAMES)
+    max_norm_steps = None
 
     def unavailable(self) -> str | None:
-        return _library()[1]
+        return cpu_library.load()[1]
 
     def forward(
         self,
@@ -50,14 +40,13 @@ class _Engine:
         spikes_TN: Tensor,
         end_N: Tensor | None,
     ) -> None:
-        run = _function("lif_forward", current_TN)
-        b = float(beta)
+        run, neuron = _function("lif_forward", current_TN), _neuron(beta, p)
         T, step, spikes_step = len(current_TN), current_TN.stride(0), spikes_TN.stride(0)
 
         def part(start: int, n: int) -> None:
             run(
                 _at(current_TN, start), step, _at(state_N, start), _at(spikes_TN, start), spikes_step,
-                _at(end_N, start), T, n, b, _gain(b, p), p.theta, p.reset == "hard",
+                _at(end_N, start), T, n, neuron,
             )  # fmt: skip
 
         _in_parts(part, current_TN[0].numel(), T)
@@ -74,50 +63,225 @@ class _Engine:
         grad_state_N: Tensor | None,
         want_grad_beta: bool,
     ) -> Tensor | None:
-        run = _function("lif_backward", current_TN)
-        b = float(beta)
+        run, neuron = _function("lif_backward", current_TN), _neuron(beta, p)
         T = len(current_TN)
         grad_step = 0 if T == 1 else grad_current_TN.stride(0)
-        scale = p.surrogate.scale
-        surrogate = _SURROGATES[p.surrogate.name]
 
         def part(start: int, n: int) -> float:
             grad_beta = ctypes.c_double(0.0)
-            failed = run(
-                _at(current_TN, start), current_TN.stride(0), _at(state_N, start),
-                _at(grad_spikes_TN, start), grad_spikes_TN.stride(0), _at(grad_end_N, start),
-                _at(grad_current_TN, start), grad_step, _at(grad_state_N, start),
-                ctypes.byref(grad_beta) if want_grad_beta else None,
-                T, n, b, _gain(b, p), p.theta, scale, p.reset == "hard", p.detach_reset,
-                p.decay_input, surrogate,
+            _check(
+                run(
+                    _at(current_TN, start), current_TN.stride(0), _at(state_N, start),
+                    _at(grad_spikes_TN, start), grad_spikes_TN.stride(0), _at(grad_end_N, start),
+                    _at(grad_current_TN, start), grad_step, _at(grad_state_N, start),
+                    ctypes.byref(grad_beta) if want_grad_beta else None, T, n, neuron,
+                ),
+                T,
             )  # fmt: skip
-            if failed:
-                raise MemoryError(f"no memory for the potentials of {T} timesteps")
             return grad_beta.value
 
         total = sum(_in_parts(part, current_TN[0].numel(), T))
         return torch.tensor(total, dtype=current_TN.dtype) if want_grad_beta else None
 
+    def norm_train(
+        self,
+        y_TOCI: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        beta: float | Tensor,
+        p: LIFConstants,
+        spikes_TOCI: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = _Rows(y_TOCI)
+        mean, var, rstd, pivots = (torch.empty(y.channels, dtype=torch.float64) for _ in range(4))
+        sums = torch.zeros(2, y.channels, dtype=torch.float64)
+        norm = _norm(mean, rstd, weight, bias, y.values)
+        neuron = _neuron(beta, p)
+        spikes = spikes_TOCI.data_ptr(), spikes_TOCI.stride(0)
+        if y.by_channel:
+            run = _function("norm_lif_train", y_TOCI)
+            y.over_channels(
+                lambda c0, c1: run(
+                    *y.memory, *spikes, y.T, y.shape, c0, c1, norm, eps, pivots.data_ptr(), sums.data_ptr(),
+                    mean.data_ptr(), var.data_ptr(), rstd.data_ptr(), neuron,
+                )
+            )  # fmt: skip
+            return mean, var, rstd
+        _function("norm_pivots", y_TOCI)(y.memory[0], y.shape, 0, y.channels, pivots.data_ptr())
+        add = _function("norm_sums", y_TOCI)
+
+        def part(o0: int, o1: int) -> Tensor:
+            own = torch.zeros_like(sums)
+            add(*y.memory, y.steps, y.shape, o0, o1, 0, y.channels, pivots.data_ptr(), own.data_ptr())
+            return own
+
+        for own in y.over_rows(part):
+            sums += own
+        _function("norm_moments", y_TOCI)(
+            y.shape, 0, y.channels, pivots.data_ptr(), sums.data_ptr(), y.values, eps, mean.data_ptr(),
+            var.data_ptr(), rstd.data_ptr(),
+        )  # fmt: skip
+        self.norm_forward(y_TOCI, mean, rstd, weight, bias, beta, p, spikes_TOCI)
+        return mean, var, rstd
+
+    def norm_forward(
+        self,
+        y_TOCI: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        beta: float | Tensor,
+        p: LIFConstants,
+        spikes_TOCI: Tensor,
+    ) -> None:
+        y, neuron = _Rows(y_TOCI), _neuron(beta, p)
+        mean, rstd = mean.double(), rstd.double()
+        norm = _norm(mean, rstd, weight, bias, 0)
+        run = _function("norm_lif_forward", y_TOCI)
+        spikes = spikes_TOCI.data_ptr(), spikes_TOCI.stride(0)
+
+        def part(o0: int, o1: int, c0: int, c1: int) -> None:
+            run(*y.memory, *spikes, y.T, y.shape, o0, o1, c0, c1, norm, neuron)
+
+        if y.by_channel:
+            y.over_channels(lambda c0, c1: part(0, y.outer, c0, c1))
+        else:
+            y.over_rows(lambda o0, o1: part(o0, o1, 0, y.channels))
+
+    def norm_backward(
+        self,
+        y_TOCI: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        own_statistics: bool,
+        beta: float | Tensor,
+        p: LIFConstants,
+        grad_spikes_TOCI: Tensor,
+        grad_y_TOCI: Tensor,
+        want_grad_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, neuron = _Rows(y_TOCI), _neuron(beta, p)
+        mean, rstd = mean.double(), rstd.double()
+        norm = _norm(mean, rstd, weight, bias, y.values if own_statistics else 0)
+        sums = torch.zeros(2, y.channels, dtype=torch.float64)
+        grad_spikes = grad_spikes_TOCI.data_ptr(), grad_spikes_TOCI.stride(0)
+        grad_y = grad_y_TOCI.data_ptr(), grad_y_TOCI.stride(0)
+
+        def betas(run: Callable[[Any], int]) -> float:
+            grad_beta = ctypes.c_double(0.0)
+            _check(run(ctypes.byref(grad_beta) if want_grad_beta else None), y.T)
+            return grad_beta.value
+
+        if y.by_channel:
+            both = _function("norm_lif_gradient", y_TOCI)
+            parts = y.over_channels(
+                lambda c0, c1: betas(
+                    lambda grad_beta: both(
+                        *y.memory, *grad_spikes, *grad_y, y.T, y.shape, c0, c1, norm, sums.data_ptr(),
+                        grad_beta, neuron,
+                    )
+                )
+            )  # fmt: skip
+        else:
+            currents, apply = (_function(name, y_TOCI) for name in ("norm_lif_backward", "norm_gradient"))
+
+            def part(o0: int, o1: int) -> tuple[Tensor, float]:
+                own = torch.zeros_like(sums)
+                here = y.shape, o0, o1, 0, y.channels, norm, own.data_ptr()
+                return own, betas(
+                    lambda grad_beta: currents(
+                        *y.memory, *grad_spikes, *grad_y, y.T, *here, grad_beta, neuron
+                    )
+                )
+
+            parts = []
+            for own, grad_beta in y.over_rows(part):
+                sums += own
+                parts.append(grad_beta)
+            y.over_rows(
+                lambda o0, o1: apply(
+                    *y.memory, *grad_y, y.steps, y.shape, o0, o1, 0, y.channels, norm, sums.data_ptr()
+                )
+            )
+        grad_beta = torch.tensor(sum(parts), dtype=y_TOCI.dtype) if want_grad_beta else None
+        return (sums[1] * rstd).to(y_TOCI.dtype), sums[0].to(y_TOCI.dtype), grad_beta
+
 
 ENGINE = _Engine()
 
 
-def _gain(beta: float, p: LIFConstants) -> float:
-    return 1 - beta if p.decay_input else 1.0
+class _Rows:
+    """How the library sees ``[T, outer, channels, inner]`` (stride 0 over T: one step, ``steps`` = 1)."""
+
+    def __init__(self, y_TOCI: Tensor) -> None:
+        self.T, self.outer, self.channels, self.inner = y_TOCI.shape
+        self.memory = y_TOCI.data_ptr(), y_TOCI.stride(0)
+        self.steps = self.T if y_TOCI.stride(0) else 1
+        self.shape = cpu_library.Shape(self.outer, self.channels, self.inner)
+        self.values = float(self.steps * self.outer * self.inner)
+        self.by_channel = self.inner > 1
+        """Work is divided by channels, each of them whole; else by rows."""
+
+    def over_channels(self, part: Callable[[int, int], Any]) -> list[Any]:
+        """``part(from, to)`` on ranges of channels."""
+        threads = self._threads()
+        size = -(-self.channels // threads)
+        return _run(part, [(c, min(c + size, self.channels)) for c in range(0, self.channels, size)], threads)
+
+    def over_rows(self, part: Callable[[int, int], Any]) -> list[Any]:
+        """``part(from, to)`` on ranges of rows that depend on the shape alone."""
+        least = max(1, _ELEMENTS_PER_THREAD // (self.T * self.channels))
+        # whole visits of a tile (see norm_lif.h)
+        size = -(-max(least, -(-self.outer // 16)) // 1024) * 1024
+        return _run(
+            part, [(o, min(o + size, self.outer)) for o in range(0, self.outer, size)], self._threads()
+        )
+
+    def _threads(self) -> int:
+        elements = self.T * self.outer * self.channels * self.inner
+        return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD, self.channels))
+
+
+def _neuron(beta: float | Tensor, p: LIFConstants) -> cpu_library.Neuron:
+    b = float(beta)
+    return cpu_library.Neuron(
+        b, 1 - b if p.decay_input else 1.0, p.theta, p.surrogate.scale or 0, p.reset == "hard",
+        p.detach_reset, p.decay_input, _SURROGATES[p.surrogate.name],
+    )  # fmt: skip
+
+
+def _norm(
+    mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, of: float
+) -> cpu_library.Norm:
+    return cpu_library.Norm(mean.data_ptr(), rstd.data_ptr(), _at(weight, 0), _at(bias, 0), of)
 
 
 def _at(x: Tensor | None, start: int) -> int | None:
     return None if x is None else x.data_ptr() + start * x.element_size()
 
 
-def _in_parts(part, n: int, T: int) -> list:  # type: ignore[no-untyped-def]
+def _check(failed: int, T: int) -> None:
+    if failed:
+        raise MemoryError(f"no memory for the potentials of {T} timesteps")
+
+
+def _in_parts(part: Callable[[int, int], Any], n: int, T: int) -> list[Any]:
     """``part(start, size)`` over ``n`` neurons, on as many of torch's threads as it pays for."""
     threads = min(torch.get_num_threads(), n * T // _ELEMENTS_PER_THREAD)
     if threads <= 1:
         return [part(0, n)]
     size = -(-n // threads // 64) * 64
-    starts = range(0, n, size)
-    return list(_pool(os.getpid(), threads).map(part, starts, [min(size, n - s) for s in starts]))
+    return _run(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
+
+
+def _run(part: Callable[[int, int], Any], pieces: list[tuple[int, int]], threads: int) -> list[Any]:
+    if threads <= 1 or len(pieces) == 1:
+        return [part(*piece) for piece in pieces]
+    return list(_pool(os.getpid(), threads).map(lambda piece: part(*piece), pieces))
 
 
 @cache
@@ -126,92 +290,8 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="lif")
 
 
-def _function(name: str, like: Tensor):  # type: ignore[no-untyped-def]
-    library, why_not = _library()
+def _function(name: str, like: Tensor) -> Any:
+    library, why_not = cpu_library.load()
     if library is None:
         raise RuntimeError(why_not)
     return getattr(library, f"{name}_{_NAMES[like.dtype]}")
-
-
-@cache
-def _library() -> tuple[ctypes.CDLL | None, str | None]:
-    """The loaded library, or why there is none."""
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
-    if compiler is None:
-        return None, "no C compiler found"
-    try:
-        path = _cache_folder() / f"lif-{_digest(compiler)}.so"
-        if not path.exists():
-            _compile(compiler, path)
-        return _declare(ctypes.CDLL(str(path))), None
-    except subprocess.CalledProcessError as error:
-        return None, f"{compiler} failed: {error.stderr.strip()[-300:]}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return None, f"building its library failed: {error}"
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compile beside ``path`` and rename: processes that start together each see a whole file."""
-    began = perf_counter()
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        command = [compiler, *_FLAGS, *_EXACT, str(_SOURCE), "-o", str(built), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        os.replace(built, path)
-    _log.info("compiled the CPU engine in %.1f s: %s", perf_counter() - began, path)
-
-
-def _digest(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60)
-    parts = [_SOURCE.read_text(), compiler, version.stdout, *_FLAGS, *_EXACT, _processor()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    told = ("flags", "Features", "model name", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
-
-
-def _cache_folder() -> Path:
-    """A folder that only this user can write to: what lies in it gets loaded and run."""
-    chosen = os.environ.get("SPIKEPRUNE_CACHE")
-    if chosen:
-        candidates = [Path(chosen)]
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        candidates = [
-            Path(home) / "spikeprune",
-            Path(tempfile.gettempdir()) / f"spikeprune-{os.getuid()}",
-        ]
-    for folder in candidates:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        about = folder.stat()
-        if about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK):
-            return folder
-    tried = ", ".join(map(str, candidates))
-    raise OSError(f"no cache folder that only this user can write to (tried {tried})")
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, step, real, flag = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double, ctypes.c_int
-    for name in _NAMES.values():
-        forward = getattr(library, f"lif_forward_{name}")
-        forward.argtypes = [
-            pointer, step, pointer, pointer, step, pointer, step, step, real, real, real, flag,
-        ]  # fmt: skip
-        forward.restype = None
-        backward = getattr(library, f"lif_backward_{name}")
-        backward.argtypes = [
-            pointer, step, pointer, pointer, step, pointer, pointer, step, pointer, pointer,
-            step, step, real, real, real, real, flag, flag, flag, flag,
-        ]  # fmt: skip
-        backward.restype = flag
-    return library

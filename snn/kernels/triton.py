@@ -33,7 +33,7 @@ class _Engine:
         spikes_TN: Tensor,
         end_N: Tensor | None,
     ) -> None:
-        with _device(current_TN):
+        with device_of(current_TN):
             state = state_N
             for first in _segments(current_TN):
                 last_segment = first + _max_steps() >= len(current_TN)
@@ -53,7 +53,7 @@ class _Engine:
         grad_state_N: Tensor | None,
         want_grad_beta: bool,
     ) -> Tensor | None:
-        with _device(current_TN):
+        with device_of(current_TN):
             states = [state_N]
             for first in _segments(current_TN)[:-1]:
                 end = _state_like(current_TN)
@@ -121,7 +121,7 @@ def _run_forward(
     from snn.kernels import triton_jit
 
     T, N = len(current_TN), current_TN[0].numel()
-    block, warps = _block(T)
+    block, warps = block_size(T)
     triton_jit.forward[(-(-N // block),)](
         current_TN,
         current_TN.stride(0),
@@ -139,7 +139,7 @@ def _run_forward(
         HARD=p.reset == "hard",
         BLOCK=block,
         num_warps=warps,
-        **_exact(),
+        **exact(),
     )
 
 
@@ -159,7 +159,7 @@ def _run_backward(
     from snn.kernels import triton_jit
 
     T, N = len(current_TN), current_TN[0].numel()
-    block, warps = _block(T)
+    block, warps = block_size(T)
     programs = -(-N // block)
     partials = torch.empty(programs, device=current_TN.device) if want_grad_beta else None
     triton_jit.backward[(programs,)](
@@ -189,7 +189,7 @@ def _run_backward(
         SURROGATE=p.surrogate.name,
         BLOCK=block,
         num_warps=warps,
-        **_exact(),
+        **exact(),
     )
     return None if partials is None else partials.sum()
 
@@ -200,12 +200,12 @@ def _numbers(beta: float | Tensor, p: LIFConstants, N: int) -> tuple[Tensor | No
     return None, N, float(beta), 1 - beta if p.decay_input else 1.0, float(p.theta)
 
 
-def _block(T: int) -> tuple[int, int]:
+def block_size(T: int) -> tuple[int, int]:
     """Neurons and warps of one program: fewer neurons a thread where it holds more potentials."""
     return (1024 if T <= 4 else 512, 4)
 
 
-def _exact() -> dict[str, Any]:
+def exact() -> dict[str, Any]:
     """No fused multiply-adds: spikes must equal the eager engine's."""
     return {} if _INTERPRETED else {"enable_fp_fusion": False}
 
@@ -228,5 +228,6 @@ def _state_like(x_TN: Tensor) -> Tensor:
     return torch.empty_strided(x_TN.shape[1:], x_TN.stride()[1:], dtype=torch.float32, device=x_TN.device)
 
 
-def _device(x: Tensor) -> AbstractContextManager[object]:
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the tensor's device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

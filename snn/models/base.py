@@ -1,5 +1,6 @@
 """What every spiking network offers: logits per timestep, its synapses, its readout."""
 
+import torch
 from torch import Tensor, nn
 
 from snn.layers import SpikingLayer, Synapses, folded
@@ -21,6 +22,8 @@ class SpikingNetwork(nn.Module):
 
     input_shape: tuple[int, ...] | None = None
     """Of one example, without time and batch; where known (`snn.models.build`), the input is checked."""
+    channels_last = False
+    """Run images in channels_last memory format, whatever the weights have; set where that is faster."""
     features: nn.Sequential
     readout: nn.Sequential
 
@@ -42,6 +45,8 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must be (T, B, {wanted})")
         if x_TB.shape[0] < 1:
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must have at least one timestep")
+        if self.channels_last and x_TB.ndim == 5:
+            x_TB = folded(lambda x: x.contiguous(memory_format=torch.channels_last), x_TB)
         return folded(self.readout, self.features(x_TB))
 
     def synapses(self) -> list[Synapses]:

@@ -143,4 +143,6 @@ def _vgg(
         for n in hidden:
             layers.append(SpikingLayer(nn.Linear(features, n, bias=False), nn.BatchNorm1d(n), LIF(neuron)))
             features = n
-    return SpikingNetwork(nn.Sequential(*layers), nn.Sequential(*between, nn.Linear(features, num_classes)))
+    net = SpikingNetwork(nn.Sequential(*layers), nn.Sequential(*between, nn.Linear(features, num_classes)))
+    net.channels_last = True  # docs/methods-snn.md, section 6
+    return net

@@ -131,6 +131,7 @@ def test_readout_takes_the_features_of_one_timestep(name):
 def test_channels_last_is_a_switch_that_changes_no_value(name):
     model, shape = small(name)
     model.double().eval()
+    model.channels_last = False
     x_B = torch.rand(2, *shape, dtype=torch.float64)
     wanted = model(direct(x_B, 2))
     model.to(memory_format=torch.channels_last)
@@ -141,6 +142,20 @@ def test_channels_last_is_a_switch_that_changes_no_value(name):
     found = model(direct(x_B.to(memory_format=torch.channels_last), 2))
     assert torch.allclose(found, wanted, atol=1e-10)
     assert layouts[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_model_can_run_images_in_channels_last_by_itself(static):
+    model, shape = small("vgg6")
+    assert model.channels_last
+    x_TB = direct(torch.rand(2, *shape), 3) if static else torch.rand(3, 2, *shape)
+    layouts = []
+    for m in model.modules():
+        if isinstance(m, LIF):
+            m.register_forward_hook(lambda m, a, o: layouts.append(o.flatten(0, 1)))
+    model(x_TB).sum().backward()
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in layouts)
+    assert all(p.is_contiguous() and p.grad.is_contiguous() for p in model.parameters())
 
 
 @each_model

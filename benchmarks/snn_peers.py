@@ -1,0 +1,164 @@
+"""The same networks and layers with other neurons: none, and those of other libraries.
+
+spikingjelly 2.0.0 (its multi-step LIFNode), snntorch 1.0.0 and norse 1.1.0 (one call of the whole network
+per timestep, their idiom) are no dependencies. An environment for them beside this one:
+
+    uv venv peers && uv pip install --python peers . spikingjelly==2.0.0 snntorch==1.0.0 norse==1.1.0
+"""
+
+import copy
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn.models.base import SpikingNetwork
+from snn.neurons import LIF, NeuronParameters, lif
+
+NEURON = NeuronParameters(beta=0.5, decay_input=True)
+PEERS = ("spikingjelly", "snntorch", "norse")
+
+
+class Stepwise(nn.Module):
+    """A network called once per timestep, its neurons' state cleared at the start."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        for module in self.model.modules():
+            if isinstance(module, StepNeuron):
+                module.state = None
+        return torch.cat([self.model(x_TB[t : t + 1]) for t in range(len(x_TB))])
+
+
+class StepNeuron(nn.Module):
+    """One timestep of another library's neuron, with the state it wants back."""
+
+    def __init__(self, step: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
+        super().__init__()
+        self.step = step
+        self.state: Any = None
+
+    def forward(self, current_TB: Tensor) -> Tensor:
+        spikes, self.state = self.step(current_TB[0], self.state)
+        return spikes[None]
+
+
+class SpikingJellyNeuron(nn.Module):
+    """Its multi-step LIF, reset before every sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import neuron, surrogate
+
+        self.node = neuron.LIFNode(
+            tau=2.0, v_reset=0.0, detach_reset=True, surrogate_function=surrogate.ATan(), step_mode="m"
+        )
+
+    def forward(self, current_TB: Tensor) -> Tensor:
+        self.node.reset()
+        return self.node(current_TB)
+
+
+def snntorch_step() -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    import snntorch
+    from snntorch import surrogate
+
+    leaky = snntorch.Leaky(beta=0.5, spike_grad=surrogate.atan(alpha=2.0), reset_mechanism="zero")
+
+    def step(current: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return leaky(current * 0.5, leaky.init_leaky() if state is None else state)
+
+    return step
+
+
+def norse_step() -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    import norse.torch as norse
+
+    cell = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)), dt=0.001)
+    return lambda current, state: cell(current, state)
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def with_neurons(model: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+    """A copy of the network with other neurons."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LIF):
+                setattr(module, name, make())
+    return model
+
+
+def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]:
+    """Networks by name, and whether each is given the static view (else T copies of the images)."""
+
+    def without(make: Callable[[], nn.Module], channels_last: bool = False) -> nn.Module:
+        net = with_neurons(model, make)
+        net.channels_last = channels_last
+        return net
+
+    ours = copy.deepcopy(model)
+    other = copy.deepcopy(model)
+    other.channels_last = not model.channels_last
+    variants: dict[str, tuple[nn.Module, bool]] = {
+        "limit": (without(nn.Identity), False),
+        "limit, channels_last": (without(nn.Identity, True), False),
+        "ours": (ours, True),
+        "ours, channels_last" if other.channels_last else "ours, NCHW": (other, True),
+        "ours, norm apart": (norms_apart(model), True),
+    }
+    if installed("spikingjelly"):
+        variants["spikingjelly"] = (without(SpikingJellyNeuron), False)
+        variants["spikingjelly, channels_last"] = (without(SpikingJellyNeuron, True), False)
+    if installed("snntorch"):
+        variants["snntorch"] = (Stepwise(without(lambda: StepNeuron(snntorch_step()))), False)
+    if installed("norse"):
+        variants["norse"] = (Stepwise(without(lambda: StepNeuron(norse_step()))), False)
+    return variants
+
+
+def norms_apart(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms are called as modules: what is watched is not fused."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+def layer_variants(steps: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    variants: dict[str, Callable[[Tensor], Tensor]] = {
+        "ours": LIF(NEURON),
+        "ours, eager": lambda x: lif(x, NEURON, engine="eager")[0],
+    }
+    if installed("spikingjelly"):
+        variants["spikingjelly"] = SpikingJellyNeuron()
+
+    def looped(make: Callable[[], Callable[[Tensor, Any], tuple[Tensor, Any]]]) -> Callable[[Tensor], Tensor]:
+        step = make()
+
+        def run(x: Tensor) -> Tensor:
+            state, spikes = None, []
+            for t in range(steps):
+                s, state = step(x[t], state)
+                spikes.append(s)
+            return torch.stack(spikes)
+
+        return run
+
+    if installed("snntorch"):
+        variants["snntorch"] = looped(snntorch_step)
+    if installed("norse"):
+        variants["norse"] = looped(norse_step)
+    return variants

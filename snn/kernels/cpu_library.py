@@ -1,0 +1,156 @@
+"""The CPU engine's library: `engine.c`, compiled at first use and kept in a cache folder of the user.
+
+The shared library is named by a digest of the sources, the compiler, its flags and the processor, so
+a new version, or another machine on the same home, builds its own. ``SPIKEPRUNE_CACHE`` moves the
+folder; ``CC`` names the compiler.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("engine.c", "lif.h", "norm_lif.h")]
+_FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
+_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+REALS = ("float", "double")
+"""Types that every function of the library exists for: ``<function>_<type>``."""
+
+_log = logging.getLogger(__name__)
+
+
+class Neuron(ctypes.Structure):
+    """As in `engine.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("beta", "gain", "theta", "scale")),
+        *((name, ctypes.c_int) for name in ("hard", "detach", "decay_input", "surrogate")),
+    ]
+
+
+class Shape(ctypes.Structure):
+    """As in `norm_lif.h`."""
+
+    _fields_ = [(name, ctypes.c_ssize_t) for name in ("outer", "channels", "inner")]
+
+
+class Norm(ctypes.Structure):
+    """As in `norm_lif.h`."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("mean", "rstd", "weight", "bias")),
+        ("of", ctypes.c_double),
+    ]
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The loaded library, or why there is none."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+    if compiler is None:
+        return None, "no C compiler found"
+    try:
+        path = _cache_folder() / f"lif-{_digest(compiler)}.so"
+        if not path.exists():
+            _compile(compiler, path)
+        return _declare(ctypes.CDLL(str(path))), None
+    except subprocess.CalledProcessError as error:
+        return None, f"{compiler} failed: {error.stderr.strip()[-300:]}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"building its library failed: {error}"
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile beside ``path`` and rename: processes that start together each see a whole file."""
+    began = perf_counter()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        command = [compiler, *_FLAGS, *_EXACT, str(_SOURCES[0]), "-o", str(built), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        os.replace(built, path)
+    _log.info("compiled the CPU engine in %.1f s: %s", perf_counter() - began, path)
+
+
+def _digest(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60)
+    sources = [path.read_text() for path in _SOURCES]
+    parts = [*sources, compiler, version.stdout, *_FLAGS, *_EXACT, _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    told = ("flags", "Features", "model name", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user can write to: what lies in it gets loaded and run."""
+    chosen = os.environ.get("SPIKEPRUNE_CACHE")
+    if chosen:
+        candidates = [Path(chosen)]
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        candidates = [
+            Path(home) / "spikeprune",
+            Path(tempfile.gettempdir()) / f"spikeprune-{os.getuid()}",
+        ]
+    for folder in candidates:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        about = folder.stat()
+        if about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    tried = ", ".join(map(str, candidates))
+    raise OSError(f"no cache folder that only this user can write to (tried {tried})")
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, count, real = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
+    neuron, shape, norm = (ctypes.POINTER(kind) for kind in (Neuron, Shape, Norm))
+    rows = [pointer, count]  # memory and its step over time
+    some = [count, shape, count, count, count, count]  # T, shape, rows from and to, channels from and to
+    signatures = {
+        "lif_forward": [*rows, pointer, *rows, pointer, count, count, neuron],
+        "lif_backward": [*rows, pointer, *rows, pointer, *rows, pointer, pointer, count, count, neuron],
+        "norm_pivots": [pointer, shape, count, count, pointer],
+        "norm_sums": [*rows, *some, pointer, pointer],
+        "norm_moments": [shape, count, count, pointer, pointer, real, real, *[pointer] * 3],
+        "norm_lif_forward": [*rows, *rows, *some, norm, neuron],
+        "norm_lif_train": [*rows, *rows, count, shape, count, count, norm, real, *[pointer] * 5, neuron],
+        "norm_lif_backward": [*rows, *rows, *rows, *some, norm, pointer, pointer, neuron],
+        "norm_gradient": [*rows, *rows, *some, norm, pointer],
+        "norm_lif_gradient": [
+            *rows,
+            *rows,
+            *rows,
+            count,
+            shape,
+            count,
+            count,
+            norm,
+            pointer,
+            pointer,
+            neuron,
+        ],
+    }
+    returning = ("lif_backward", "norm_lif_backward", "norm_lif_gradient")
+    for name, arguments in signatures.items():
+        for real_name in REALS:
+            function = getattr(library, f"{name}_{real_name}")
+            function.argtypes = arguments
+            function.restype = ctypes.c_int if name in returning else None
+    return library
