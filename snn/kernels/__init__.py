@@ -9,8 +9,8 @@ triton    CUDA, float32, bfloat16 and float16        Triton
 ========  =========================================  ================================================
 
 The fused engines (cpu, triton) keep the current alone for the backward pass and recompute the
-potentials from it. ``auto`` takes the fused engine of the tensor's device where it can run, else
-eager, and says so once in the log.
+potentials from it; a batch norm in front can be part of the same pass (`norm_lif`). ``auto`` takes the
+fused engine of the tensor's device where it can run, else eager, and says so once in the log.
 """
 
 import logging
