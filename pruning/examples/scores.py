@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.examples import cheap, tail
-from snn.layers import Folded, Synapses
+from snn.layers import Folded, Norm, SpikingLayer, Synapses
 from snn.losses import LOSSES
 
 LossName = Literal["rate_ce", "tet"]
@@ -202,8 +203,13 @@ class ExampleScorer:
             modules = {"spikes": path[0], "head": path[-1]}
             for layer in self._hidden:
                 assert layer.neuron is not None
-                modules |= {"layer": layer.layer, "neuron": layer.neuron}
-            handles = [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
+                modules["layer"] = layer.layer
+                if self._norm_feeds_neurons(layer):
+                    # Watched neurons would run apart from their norm: training would round otherwise.
+                    handles.append(layer.layer.register_forward_hook(self._capture_normed(layer.norm)))
+                else:
+                    modules["neuron"] = layer.neuron
+            handles += [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
         try:
             yield
         finally:
@@ -245,6 +251,25 @@ class ExampleScorer:
 
         return hook
 
+    def _norm_feeds_neurons(self, s: Synapses) -> bool:
+        """Whether the neurons' current is the norm's output, and the norm is torch's own."""
+        direct = any(isinstance(m, SpikingLayer) and m.weight_layer is s.layer for m in self.model.modules())
+        plain = type(s.norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and "forward" not in vars(s.norm)
+        return direct and plain
+
+    def _capture_normed(self, norm: Norm | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        assert norm is not None
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+            own = norm.training or norm.running_mean is None
+            mean, var = (None, None) if own else (norm.running_mean, norm.running_var)
+            with torch.no_grad():
+                self._captured["current"] = F.batch_norm(
+                    y, mean, var, norm.weight, norm.bias, own, 0.0, norm.eps
+                )
+
+        return hook
+
     def _scores(self, logits_TBK: Tensor, labels_B: Tensor, bound: Tensor | None) -> dict[str, Tensor]:
         evidence = Evidence(logits_TBK, labels_B, self.loss, self.label_smoothing, bound)
         return {name: SCORES[name](evidence).float() for name in self.names}
@@ -268,8 +293,12 @@ class ExampleScorer:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
         (synapses,) = self._hidden
         assert synapses.neuron is not None
-        current_TB = tail.wide(self._captured["neuron"])
         B = e_TBK.shape[1]
+        if "neuron" in self._captured:
+            current_TB = tail.wide(self._captured["neuron"])
+        else:
+            current = tail.wide(self._captured["current"])
+            current_TB = current.expand(T, *current.shape) if len(current) == B else _unfold(current, T, B)
         spikes_TB = _unfold(tail.wide(self._captured["spikes"]), T, B)
         g_TB = tail.readout_gradient(self._path(), spikes_TB, e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
