@@ -32,13 +32,13 @@ class Statistics:
             wide = x.astype(np.float64)
             self._add(0, [x.size], [float(wide.sum())], [float((wide**2).sum())])
             return
-        wide = x.reshape(len(x), x.shape[1], -1).astype(np.uint32)
-        self._add(
-            x.shape[1],
-            [x.size // x.shape[1]] * x.shape[1],
-            wide.sum((0, 2), dtype=np.int64).tolist(),
-            np.square(wide, out=wide).sum((0, 2), dtype=np.int64).tolist(),
-        )
+        sums: list[float] = []
+        squares: list[float] = []
+        for channel in x.swapaxes(0, 1):
+            wide = channel.astype(np.float64).ravel()  # whole numbers below 2^53: exact in any order
+            sums.append(int(wide.sum()))
+            squares.append(int(np.square(wide, out=wide).sum()))
+        self._add(x.shape[1], [x.size // x.shape[1]] * x.shape[1], sums, squares)
 
     def frames(self, x: np.ndarray) -> None:
         """Add event frames ``[T, C, H, W]`` of integers."""

@@ -43,8 +43,8 @@ class Files:
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
         """See `Split`."""
-        for row in range(start, stop):
-            path = self.paths[row].as_py()
+        for row, scalar in enumerate(self.paths.slice(start, stop - start), start):
+            path = scalar.as_py()
             try:
                 data = self.folder.read(path)
                 value = data if self.reader is None else self.reader.read(path, data)[0]
@@ -60,6 +60,7 @@ def image_folder(options: Options) -> Source:
     """Images in class folders, below train and test (or val) folders or split here."""
     from PIL import Image
 
+    Image.preinit()  # the usual formats first: they are tried in this order
     suffixes = tuple(s.lstrip(".") for s in Image.registered_extensions())
     return _open("imagefolder", options, suffixes, None, None)
 

@@ -95,6 +95,9 @@ class Folder:
         Raises:
             OSError: it cannot be read.
         """
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            with open(self.at(path), "rb") as plain:
+                return plain.read()
         with self.filesystem.open_input_file(self.at(path)) as file:
             return file.read()
 
