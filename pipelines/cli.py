@@ -62,6 +62,8 @@ class RunCommand:
     """Continue the run of that name where it stopped."""
     address: str | None = None
     """A running Ray cluster (short for --cluster.address)."""
+    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write a chrome trace of some steps and a table of where the time went (profile/ in the run)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -251,7 +253,7 @@ def _run_phases(verb: Literal["run", "train"], args: list[str]) -> int:
     config = load_config(options.config, overrides)
     from pipelines.run import run
 
-    return _finish(run(config, verb, resume=options.resume))
+    return _finish(run(config, verb, resume=options.resume, profile=options.profile))
 
 
 def _set_address(address: str | None, overrides: dict[str, str]) -> None:

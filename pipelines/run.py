@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
+from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
 from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
@@ -29,6 +30,7 @@ def run(
     *,
     resume: bool = False,
     initial: Path | None = None,
+    profile: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Run the phases of a command (see `phases_of`), or what is left of them.
@@ -38,6 +40,7 @@ def run(
         command: which phases.
         resume: continue the run of that name.
         initial: checkpoint file of the network to prune, for ``prune``.
+        profile: write a trace of some steps and a table of where the time went (`pipelines.profile`).
         console: where progress is shown.
 
     Returns:
@@ -47,6 +50,8 @@ def run(
         UserError: whatever is wrong with config, data, storage or cluster, before training starts.
     """
     console = console or Console(stderr=True)
+    startup = Startup()
+    startup.lap("interpreter, imports, config")
     folder = run_path(config)
     if config.cluster.engine == "ray" and config.cluster.address is None:
         check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
@@ -65,6 +70,7 @@ def run(
         return folder
     with console.status("preparing"):
         prepare_engines()
+    startup.lap("checks, kernels")
     with ExitStack() as stack:
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
@@ -76,6 +82,7 @@ def run(
             from pipelines.training.distributed import train_on_ray as launch
         else:
             from pipelines.training.local import train_locally as launch
+        startup.lap("starting Ray")
         from pipelines.training.worker import RunSpec
 
         config = settle_reading(config, checked.train, folder)
@@ -91,10 +98,16 @@ def run(
             shards=config.data.reading == "shards",
             window_rows=window_rows(config, checked.train),
             code=code,
+            profile=profile,
             initial=None if initial is None else str(initial.absolute()),
         )
         watch = stack.enter_context(TrainingProgress(phases, console))
         launch(spec, watch=watch)
+        startup.lap(TRAINING)
+    startup.lap("stopping Ray")
+    if profile:
+        console.print(write_table(folder, startup))
+        console.print(told(folder), highlight=False, soft_wrap=True)
     return folder
 
 

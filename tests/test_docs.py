@@ -1,5 +1,6 @@
 """Code and commands in the README and the docs run as written."""
 
+import os
 import re
 import subprocess
 import sys
@@ -30,8 +31,8 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known = {f"--{p}" for p in field_paths()} | {f"--{p.replace('_', '-')}" for p in field_paths()}
     known |= {f"--{p}" for p in field_paths(SearchTree)} | {"--plot"}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
-    known |= {"--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
+    known |= {"--profile", "--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--source", "--input", "--output", "--address"}
     known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
     known |= {"--"}
@@ -54,7 +55,12 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 
 def test_the_plain_loop_learns_and_survives_pruning() -> None:
     done = subprocess.run(
-        [sys.executable, "examples/plain_pytorch.py"], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "examples/plain_pytorch.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     accuracies = [float(a) for a in re.findall(r"accuracy (0\.\d+)", done.stdout)]

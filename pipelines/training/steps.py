@@ -1,9 +1,10 @@
 """The optimiser's steps of an epoch: precision, accumulation, clipping, averaged weights, in-train scores."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
 from pipelines.training.score_book import ScoreBuffer
+from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
 from pruning.examples.scores import ExampleScorer
 from snn.losses import LOSSES
@@ -97,6 +99,10 @@ class Stepper:
 
     def epoch(self, epoch: int, feed: Feed) -> float:
         """All steps of an epoch; the weighted sum of the losses over all workers."""
+        with self._traced(epoch) as after_step:
+            return self._steps(epoch, feed, after_step)
+
+    def _steps(self, epoch: int, feed: Feed, after_step: Callable[[], None]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         seen = ScoreBuffer(self.engine.book, epoch)
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
@@ -111,7 +117,9 @@ class Stepper:
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
                     total += self._backward(epoch, ids, weights, batch, feed.nominal_batch, seen)
-            self._step()
+            with part("optimizer"):
+                self._step()
+            after_step()
             self.engine.progress(
                 {
                     "phase": self.phase.name,
@@ -124,6 +132,12 @@ class Stepper:
             )
         seen.flush()
         return float(self.engine.sum(total))
+
+    def _traced(self, epoch: int) -> AbstractContextManager[Callable[[], None]]:
+        spec, engine = self.worker.spec, self.engine
+        first = self.worker.progress.phase == epoch == 0
+        on = spec.profile and first and engine.rank == 0
+        return traced(Path(spec.folder), on=on, cuda=engine.device.type == "cuda")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: tensors and numbers."""
@@ -151,12 +165,13 @@ class Stepper:
     ) -> Tensor:
         """Add the gradient of some rows; their weighted sum of losses."""
         device = self.engine.device
-        x, y = batch.get(ids)
+        with part("data"):
+            x, y = batch.get(ids)
         labels = torch.from_numpy(y).to(device)
         inputs, scorer = self.worker.inputs, self._scorer
         free = scorer is not None and inputs.augmentation is None
         recording = scorer.recording() if scorer is not None and free else nullcontext()
-        with recording, self._autocast():
+        with part("forward"), recording, self._autocast():
             logits_TBK = self.module(inputs.training(x, ids, epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
@@ -170,7 +185,8 @@ class Stepper:
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
         weighted = (torch.from_numpy(weights).to(device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.
-        self._scaler.scale(weighted / nominal_batch).backward()
+        with part("backward"):
+            self._scaler.scale(weighted / nominal_batch).backward()
         return weighted.detach()
 
     def _step(self) -> None:

@@ -54,6 +54,8 @@ class RunSpec:
     """Rows that are shuffled together then."""
     code: OwnCode | None = None
     """The user's own model and policy, if the config names any."""
+    profile: bool = False
+    """Whether worker 0 traces some steps."""
     initial: str | None = None
     """Checkpoint file of the network that a first phase without new weights starts from."""
 

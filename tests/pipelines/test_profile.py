@@ -1,0 +1,39 @@
+"""Where the time went: the parts are there, add up to the whole, and change no figure."""
+
+import json
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.config_io import load_config
+from pipelines.run import run
+from pipelines.run_folder import read_metrics
+from pipelines.training.trace import PARTS
+
+
+def test_a_profiled_run_says_where_its_time_went(digits: Path, tmp_path: Path) -> None:
+    given = {
+        "storage": str(tmp_path),
+        "data.path": str(digits),
+        "cluster.engine": "local",
+        "cluster.workers": "1",
+        "model.hidden": "[16]",
+        "train.epochs": "3",
+    }
+    plain = run(load_config(None, {**given, "name": "plain"}), "train", console=Console(quiet=True))
+    folder = run(
+        load_config(None, {**given, "name": "seen"}), "train", profile=True, console=Console(quiet=True)
+    )
+    assert not (plain / "profile").exists()
+    trace = json.loads((folder / "profile" / "trace.json").read_text())
+    assert set(PARTS) <= {event.get("name") for event in trace["traceEvents"]}
+    table = (folder / "profile" / "table.md").read_text()
+    seconds = dict(re.findall(r"\| ([^|]+?) \| ([\d.]+) \| [\d.]+% \|", table))
+    for name in PARTS:
+        assert float(seconds[f"steps: {name}"]) >= 0
+    whole = float(seconds.pop("all"))
+    parts = sum(map(float, seconds.values()))
+    assert 0.9 * whole <= parts <= 1.01 * whole + 0.1
+    losses = [[r["train_loss"] for r in read_metrics(f)] for f in (plain, folder)]
+    assert losses[0] == losses[1]
