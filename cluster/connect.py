@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.head import ask_head, check_versions, find_head, listens_on_loopback_only
+from cluster.head import ask_head, check_is_node, check_versions, find_head
 from cluster.network import choose_interface
 from cluster.tokens import MODE, TOKEN, find_token, refresh, use_token
 
@@ -68,7 +68,7 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
                 )
         else:
             head = check_cluster_answers(address, token_file=token_file)
-            loopback = listens_on_loopback_only(head, find_token(token_file))
+            loopback = check_is_node(head, find_token(token_file))
             with _loopback_only() if loopback else nullcontext():
                 ray.init(
                     address=head,
@@ -194,12 +194,6 @@ def _explained(address: str | None, error: Exception) -> ClusterError:
     where = "cluster.address"
     if "ersion mismatch" in text:
         return ClusterError(where, f"{address} runs other versions: {_versions(text)}; use the same on both")
-    if "node_ip_address" in text or "raylet" in text.lower() or "No node info" in text:
-        return ClusterError(
-            where,
-            f"{address} answers, but this machine is none of its nodes; submit the run as a job instead "
-            "(spikeprune submit --address http://HEAD:8265 -- run ...)",
-        )
     return ClusterError(where, f"no Ray cluster answers at {address} ({first})")
 
 

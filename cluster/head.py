@@ -55,22 +55,32 @@ def ask_head(address: str, token: Token | None, *, where: str = "cluster.address
     return Versions(alive.ray_version, json.loads(about.value or b"{}").get("python_version"))
 
 
-def listens_on_loopback_only(address: str, token: Token | None) -> bool:
-    """Whether the cluster at this address is one node that knows itself as 127.0.0.1.
+def check_is_node(address: str, token: Token | None, *, where: str = "cluster.address") -> bool:
+    """That this machine is one of the cluster's nodes, as Ray's drivers must be.
 
-    Ray would look for its head at this machine's outer address, where nobody listens.
+    Returns:
+        whether the cluster is on loopback alone: one node that knows itself as 127.0.0.1. Ray would
+        look for its head at this machine's outer address, where nobody listens.
+
+    Raises:
+        ClusterError: it is none of them; Ray would search for a minute.
     """
     import grpc
+    from ray._private import services as local
     from ray.core.generated import gcs_service_pb2
     from ray.core.generated import gcs_service_pb2_grpc as services
 
-    if address.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):
-        return False
     messages: Any = gcs_service_pb2
     metadata = [("authorization", f"Bearer {token.value}")] if token is not None else []
     with grpc.insecure_channel(address) as channel:
         reply = services.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(
             messages.GetAllNodeInfoRequest(), timeout=SECONDS, metadata=metadata
+        )
+    if not {n.node_id.hex() for n in reply.node_info_list} & set(local.find_node_ids()):
+        raise ClusterError(
+            where,
+            f"{address} answers, but this machine is none of its nodes; submit the run as a job instead "
+            "(spikeprune submit --address http://HEAD:8265 -- run ...)",
         )
     return all(n.node_manager_address == "127.0.0.1" for n in reply.node_info_list)
 

@@ -50,13 +50,17 @@ class Namespace:
     name: str
     ip: str
 
-    def command(self, words: Sequence[str], *, hide: Path | None = None) -> list[str]:
-        """These words inside of it; ``hide`` is then an empty folder of its own."""
+    def command(self, words: Sequence[str]) -> list[str]:
+        """These words in its network, among all processes: a driver finds its node by looking at them."""
+        return ["ip", "netns", "exec", self.name, *words]
+
+    def alone(self, words: Sequence[str], *, hide: Path | None = None) -> list[str]:
+        """These words with processes of their own; ``hide`` is then an empty folder of their own."""
         alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         if hide is not None:
             script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
             words = ["sh", "-c", script, "sh", str(hide), *words]
-        return ["ip", "netns", "exec", self.name, *alone, *words]
+        return self.command([*alone, *words])
 
     def start(
         self, words: Sequence[str], env: Mapping[str, str], log: Path, hide: Path | None = None
@@ -65,7 +69,7 @@ class Namespace:
         with log.open("ab") as out:
             return Node(
                 subprocess.Popen(
-                    self.command(words, hide=hide),
+                    self.alone(words, hide=hide),
                     env=dict(env),
                     stdout=out,
                     stderr=out,

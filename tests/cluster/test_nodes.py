@@ -81,6 +81,11 @@ def test_two_nodes_are_used_and_one_may_be_lost(tmp_path: Path, project: Path) -
             assert f"storage: {unshared} is not shared" in err.splitlines()[-1]
             assert not (unshared / "small").exists()
 
+            words = [str(BIN / "spikeprune"), "train", "small.yaml", "--address", head]
+            stranger = subprocess.run(a.alone(words), cwd=project, env=env, capture_output=True, text=True)
+            assert stranger.returncode == 2
+            assert "this machine is none of its nodes; submit" in stranger.stderr.splitlines()[-1]
+
             doctor = spikeprune("doctor", "small.yaml", "--storage", str(tmp_path / "runs"), *wide)
             out, err = doctor.communicate()
             assert doctor.returncode == 0, (out, err)
