@@ -102,12 +102,13 @@ def measure(name: str, rows: int, repeats: int) -> dict[str, object]:
         alone = DataLoader(images, BATCH, shuffle=True)
         two = DataLoader(images, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
         rng = np.random.default_rng(0)
-        half = np.sort(rng.choice(train.ids.array(), len(train.ids) // 2, replace=False))
+        ids = train.ids.array()
+        half = np.sort(rng.choice(ids, len(ids) // 2, replace=False))
         raw_table = packed(table)
         runs = {
-            "ours": lambda: ours(table, train.ids, rng.permutation(train.ids), inputs),
+            "ours": lambda: ours(table, ids, rng.permutation(ids), inputs),
             "ours, half selected": lambda: ours(table, half, rng.permutation(half), inputs),
-            "ours, packed": lambda: ours(raw_table, train.ids, rng.permutation(train.ids), inputs),
+            "ours, packed": lambda: ours(raw_table, ids, rng.permutation(ids), inputs),
             "DataLoader": lambda: theirs(alone),
             "DataLoader, 2 processes": lambda: theirs(two),
         }
@@ -119,17 +120,17 @@ def measure(name: str, rows: int, repeats: int) -> dict[str, object]:
                     times[kind].append(elapsed)
         median = {kind: statistics.median(t) for kind, t in times.items()}
         return {
-            "rows": len(train.ids),
+            "rows": len(ids),
             "seconds_to_read_parquet": reading,
             "seconds": times,
             "rows_per_second": {
-                kind: (len(half) if "half" in kind else len(train.ids)) / m for kind, m in median.items()
+                kind: (len(half) if "half" in kind else len(ids)) / m for kind, m in median.items()
             },
             "speed_over_dataloader": median["DataLoader"] / median["ours"],
             "speed_over_dataloader_with_reading": median["DataLoader"] / (median["ours"] + reading),
             "speed_over_dataloader_of_2": median["DataLoader, 2 processes"] / median["ours"],
             "half_over_all_seconds": median["ours, half selected"] / median["ours"],
-            "half_over_all_decoded": decoded(table, half, inputs) / decoded(table, train.ids, inputs),
+            "half_over_all_decoded": decoded(table, half, inputs) / decoded(table, ids, inputs),
         }
 
 

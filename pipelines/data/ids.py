@@ -61,6 +61,10 @@ class IdSet:
         ids += low
         return ids
 
+    def part(self, low: int, high: int) -> "IdSet":
+        """The set within ``[low, high)``, which becomes its range."""
+        return IdSet(low, high - low, np.packbits(self.mask(low, high)))
+
     def blocks(self) -> Iterator[np.ndarray]:
         """All ids, int64, ascending, a bounded number at a time."""
         for low in range(self.first, self.end, BLOCK):

@@ -35,13 +35,14 @@ from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import Scorers, Scoring, mistake, score_dataset, scorers_of, stream_scores
+from pipelines.training.book_shards import BookShard, shardable, split_ids
 from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
-from pipelines.training.remote_book import RemoteBook
+from pipelines.training.remote_book import book_of
 from pipelines.training.rows import Rows
-from pipelines.training.score_book import Drawn, ScoreBook
+from pipelines.training.score_book import Drawn
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.storage import explained, mend
 from pipelines.training.worker import RunSpec, memory_feed, start
@@ -54,8 +55,8 @@ READ_ROWS = 4096  # of row groups that one task reads at least
 MAX_READS = 8  # tasks that read for a worker at once
 
 
-class BookActor(ScoreBook):
-    """The score book as an actor, which also keeps each epoch's latest progress event."""
+class BookActor(BookShard):
+    """The score book, or a range of it, as an actor; the first also keeps each epoch's latest event."""
 
     def __init__(self, ids: IdSet, code: OwnCode | None) -> None:
         activate(code)
@@ -89,8 +90,15 @@ class Job:
     """Materialised Ray Dataset of the training rows, encoded; ``None`` where they are read by row groups."""
     test: Any
     """As ``train``, for the test rows."""
-    book: Any
-    """Handle of the score book."""
+    books: list[Any]
+    """Handles of the score book's actors, by id range."""
+    bounds: list[int]
+    """First ids of their ranges, and the end of the last."""
+
+    @property
+    def book(self) -> Any:
+        """The actor that also keeps progress."""
+        return self.books[0]
 
 
 class RayEngine:
@@ -101,7 +109,7 @@ class RayEngine:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = get_device()
-        self.book = RemoteBook(job.book)
+        self.book = book_of(job.books, job.bounds, len(job.spec.ids))
         self._job = job
         self._test: TestRows | None = None
         self._noted = 0.0
@@ -248,12 +256,9 @@ def train_on_datasets(
     if train is None and not spec.shards:
         train, test = load_rows(spec.train), load_rows(spec.test)
     cluster = spec.config.cluster
-    book: Any = (
-        ray.remote(BookActor)
-        .options(num_cpus=0, max_restarts=-1, name=f"score-book-{Path(spec.folder).name}-{uuid4().hex}")
-        .remote(spec.ids, spec.code)
-    )
-    job = Job(spec=spec, train=train, test=test, book=book)
+    books, bounds = _start_books(spec)
+    book = books[0]
+    job = Job(spec=spec, train=train, test=test, books=books, bounds=bounds)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -293,9 +298,22 @@ def train_on_datasets(
     finally:
         stop.set()
         watcher.join()
-        ray.kill(book)
+        for actor in books:
+            ray.kill(actor)
     if mistake is not None:
         raise UserError(*mistake)
+
+
+def _start_books(spec: RunSpec) -> tuple[list[Any], list[int]]:
+    """The score book's actors, and the bounds of their id ranges; one actor for policies that rank all."""
+    policies = {phase.examples.policy for phase in spec.phases if phase.examples is not None}
+    parts = [spec.ids]
+    if len(spec.ids) > spec.config.cluster.ids_per_book and all(map(shardable, policies)):
+        parts = split_ids(spec.ids, spec.config.cluster.ids_per_book)
+    name = f"score-book-{Path(spec.folder).name}-{uuid4().hex}"
+    actor = ray.remote(BookActor).options(num_cpus=0, max_restarts=-1)
+    books = [actor.options(name=f"{name}-{k}").remote(part, spec.code) for k, part in enumerate(parts)]
+    return books, [*(part.first for part in parts), spec.ids.end]
 
 
 def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:

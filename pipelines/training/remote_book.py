@@ -1,12 +1,27 @@
 """The score book of another process, as a worker asks it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
+from pipelines.training.book_shards import ShardedBook
 from pipelines.training.score_book import Drawn, PolicySettings, Wanted
 from pruning.examples.policy import Source
+
+
+class AskActors:
+    """Calls a method of every actor at once (`pipelines.training.book_shards.Ask`)."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def __call__(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """All results, in order."""
+        return ray.get(
+            [getattr(a, method).remote(*given) for a, given in zip(self._actors, arguments, strict=True)]
+        )
 
 
 class RemoteBook:
@@ -74,3 +89,10 @@ class RemoteBook:
     def table(self, low: int, high: int) -> dict[str, np.ndarray]:
         """For scores.parquet."""
         return ray.get(self.actor.table.remote(low, high))
+
+
+def book_of(actors: list[Any], bounds: list[int], population: int) -> RemoteBook | ShardedBook:
+    """The book in one actor, or in several by id range."""
+    if len(actors) == 1:
+        return RemoteBook(actors[0])
+    return ShardedBook(AskActors(actors), bounds, population)

@@ -67,8 +67,11 @@ def pixels(digits: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_scores(trained: Path, scores: Path, tmp_path: Path, ray_session: None) -> None:
-    config = load_config(trained / "config.yaml", {"cluster.engine": "ray"})
+@pytest.mark.parametrize("scorers", ["0", "2"])
+def test_ray_gives_the_same_scores(
+    scorers: str, trained: Path, scores: Path, tmp_path: Path, ray_session: None
+) -> None:
+    config = load_config(trained / "config.yaml", {"cluster.engine": "ray", "cluster.scorers": scorers})
     checkpoint = trained / "checkpoints" / "train.safetensors"
     assert rank(config, checkpoint, tmp_path / "s.parquet", names=("sadp",), console=QUIET) == 1437
     there = pq.read_table(tmp_path / "s.parquet").column("sadp").to_numpy()

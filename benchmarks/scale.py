@@ -1,0 +1,223 @@
+"""Memory and speed as a generated dataset grows: reading by row groups under Ray, scoring, the book's draw.
+
+    python -m benchmarks.scale [--rows 100000 1000000 10000000] [--draw 100000000] [--out FILE.json]
+
+For each size a Parquet dataset of 64 bytes of features per row is written (deleted afterwards), then:
+the driver and two Ray Train workers train one epoch on a random tenth of it by row groups, their resident
+memory sampled every 0.1 s (peaks; memory shared with Ray's object store apart); and the first rows are
+scored by Ray Data tasks on two CPUs and by a plain loop over the same row groups, interleaved. The draw is
+that of `benchmarks.sadp_cost`. About 8 minutes with the defaults.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FEATURES, SHARD, GROUP = 64, 1 << 20, 1 << 13
+MODEL = {"name": "mlp", "hidden": [64], "T": 2}
+
+
+def write(folder: Path, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    for split, n in (("train", rows), ("test", 4096)):
+        for start in range(0, n, SHARD):
+            ids = np.arange(start, min(start + SHARD, n))
+            x = rng.integers(0, 256, (len(ids), FEATURES), dtype=np.uint8)
+            image = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), FEATURES)
+            table = pa.table({"id": ids, "image": image, "label": (x[:, 0] // 26).astype(np.int64)})
+            path = folder / f"{split}-{start // SHARD:05d}.parquet"
+            pq.write_table(table, path, row_group_size=GROUP, compression="none", use_dictionary=False)
+
+
+class Watch:
+    """Peaks of the private resident memory of a process and of the Ray Train workers below it, in MB."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = {"driver": 0.0, "worker": 0.0, "book": 0.0}
+        self._root, self._stop = pid, threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.2):
+            for entry in Path("/proc").iterdir():
+                if not entry.name.isdigit():
+                    continue
+                with suppress(OSError, KeyError, ValueError):
+                    name = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    for what, sign in (("worker", "RayTrainWorker"), ("book", "BookActor")):
+                        if sign in name.split("\0")[0] and self._below(entry):
+                            self._note(what, entry)
+                    if int(entry.name) == self._root:
+                        self._note("driver", entry)
+
+    def _below(self, entry: Path) -> bool:
+        pid = int(entry.name)
+        while pid > 1:
+            if pid == self._root:
+                return True
+            pid = int(_status(Path(f"/proc/{pid}"))["PPid"])
+        return False
+
+    def _note(self, which: str, entry: Path) -> None:
+        self.peak[which] = max(self.peak[which], int(_status(entry)["RssAnon"].split()[0]) / 1e3)
+
+    def stop(self) -> dict[str, float]:
+        self._stop.set()
+        self._thread.join()
+        return {name: round(mb, 1) for name, mb in self.peak.items()}
+
+
+def _status(entry: Path) -> dict[str, str]:
+    lines = (entry / "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def train(folder: Path, rows: int) -> dict[str, Any]:
+    settings = {
+        "name": "run",
+        "storage": str(folder / "runs"),
+        "data.path": str(folder),
+        "data.reading": "shards",
+        "data.shuffle_rows": 16384,
+        "model.name": MODEL["name"],
+        "model.hidden": "[64]",
+        "model.T": 2,
+        "train.epochs": 1,
+        "train.batch_size": 256,
+        "examples.policy": "random",
+        "examples.ratio": 0.9,
+        "examples.warmup_epochs": 0,
+        "examples.anneal_epochs": 0,
+    }
+    words = [w for k, v in settings.items() for w in (f"--{k}", str(v))]
+    started = time.perf_counter()
+    with (folder / "log").open("w") as log:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "train", *words], stderr=log, stdout=log
+        )
+        watch = Watch(run.pid)
+        code = run.wait()
+    peaks = watch.stop()
+    if code:
+        raise SystemExit((folder / "log").read_text())
+    record = json.loads((folder / "runs/run/metrics.jsonl").read_text().splitlines()[0])
+    return {
+        "rows": rows,
+        "driver_mb": peaks["driver"],
+        "worker_mb": peaks["worker"],
+        "book_mb": peaks["book"],
+        "run_s": round(time.perf_counter() - started, 1),
+        "epoch_s": record["seconds"]["total"],
+        "trained": record["examples"],
+    }
+
+
+def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
+    """Rows per second and CPU of Ray Data tasks (warm) over those of a plain loop, on two cores each."""
+    import torch
+
+    from cluster.connect import connect
+
+    with connect():
+        import ray
+
+        from pipelines.config import ModelConfig
+        from pipelines.data.dataset import describe, read_split
+        from pipelines.networks import architecture, make_network
+        from pipelines.scoring import Scoring, parts_of, score_layout, stream_scores
+        from pipelines.training.rows import Inputs
+
+        torch.set_num_threads(1)
+        split, test = read_split(folder, "train"), read_split(folder, "test")
+        config = ModelConfig(name="mlp", hidden=(64,), T=2)
+        info = describe(split, test, folder)
+        model = make_network(config, info, 0)
+        weights = {k: v.detach() for k, v in model.state_dict().items()}
+        inputs = Inputs.of(info, config.T)
+        settings = Scoring(
+            scores=("sadp",), loss="rate_ce", label_smoothing=0.0, tail_depth=1, timesteps=None, inputs=inputs
+        )
+        layout = split.layout.take(np.arange(min(len(split.layout), rows // GROUP)))
+        n = int(layout.rows.sum())
+
+        def on_ray() -> None:
+            described = architecture(config, info)
+            assert (
+                sum(t.num_rows for t in stream_scores(layout, split.ids, weights, described, settings)) == n
+            )
+
+        @ray.remote
+        def plain(parts: list[Any]) -> None:
+            torch.set_num_threads(1)
+            for part in parts:
+                score_layout(part, split.ids, model, settings)
+
+        def loops() -> None:
+            parts = list(parts_of(layout))
+            ray.get([plain.remote(parts[k::2]) for k in range(2)])
+
+        times: dict[str, list[float]] = {"ray": [], "plain": []}
+        for warm in range(repeats + 1):
+            for name, run in (("ray", on_ray), ("plain", loops)):
+                started = time.perf_counter()
+                run()
+                if warm:
+                    times[name].append(time.perf_counter() - started)
+        ray_s, plain_s = (statistics.median(times[k]) for k in ("ray", "plain"))
+        return {
+            "rows": n,
+            "ray_rows_per_s": round(n / ray_s),
+            "plain_rows_per_s": round(n / plain_s),
+            "ratio": round(plain_s / ray_s, 3),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--score-rows", type=int, default=400_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--draw", type=int, default=0, help="ids to draw from; 0 for none")
+    parser.add_argument("--work", type=Path, help="folder for the data (10^7 rows: 0.9 GB)")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    drawn = None
+    if args.draw:
+        from benchmarks.sadp_cost import draws
+
+        drawn = draws(args.draw)
+    runs: list[dict[str, Any]] = []
+    score: dict[str, float] = {}
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory(dir=args.work) as name:
+            write(Path(name), rows)
+            runs.append(train(Path(name), rows))
+            print(runs[-1], flush=True)
+            if rows == args.rows[-1] and args.score_rows:
+                score = scoring(Path(name), args.score_rows, args.repeats)
+                print(score, flush=True)
+    print("\n| rows | driver, MB | worker, MB | score book, MB | epoch, s |\n|---|---|---|---|---|")
+    for r in runs:
+        print(f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['book_mb']} | {r['epoch_s']} |")
+    for which in ("driver_mb", "worker_mb"):
+        values = [r[which] for r in runs]
+        print(f"{which}: largest over smallest {max(values) / min(values):.3f}")
+    if args.out:
+        args.out.write_text(json.dumps({"runs": runs, "scoring": score, "draw": drawn}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
