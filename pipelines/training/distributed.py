@@ -311,8 +311,11 @@ def _start_books(spec: RunSpec) -> tuple[list[Any], list[int]]:
     if len(spec.ids) > spec.config.cluster.ids_per_book and all(map(shardable, policies)):
         parts = split_ids(spec.ids, spec.config.cluster.ids_per_book)
     name = f"score-book-{Path(spec.folder).name}-{uuid4().hex}"
-    actor = ray.remote(BookActor).options(num_cpus=0, max_restarts=-1)
-    books = [actor.options(name=f"{name}-{k}").remote(part, spec.code) for k, part in enumerate(parts)]
+    actor, options = ray.remote(BookActor), {"num_cpus": 0, "max_restarts": -1}
+    books = [
+        actor.options(name=f"{name}-{k}", **options).remote(part, spec.code)  # type: ignore[arg-type]
+        for k, part in enumerate(parts)
+    ]
     return books, [*(part.first for part in parts), spec.ids.end]
 
 
