@@ -313,8 +313,7 @@ def _start_books(spec: RunSpec) -> tuple[list[Any], list[int]]:
     name = f"score-book-{Path(spec.folder).name}-{uuid4().hex}"
     actor, options = ray.remote(BookActor), {"num_cpus": 0, "max_restarts": -1}
     books = [
-        actor.options(name=f"{name}-{k}", **options).remote(part, spec.code)  # type: ignore[arg-type]
-        for k, part in enumerate(parts)
+        actor.options(name=f"{name}-{k}", **options).remote(part, spec.code) for k, part in enumerate(parts)
     ]
     return books, [*(part.first for part in parts), spec.ids.end]
 
