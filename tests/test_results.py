@@ -28,7 +28,10 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         lambda result: sadp_quality.table(result["rows"]),
         ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
     ),
-    "slamp-quality.md": (slamp_quality.tables, ("slamp_quality.json",)),
+    "slamp-quality.md": (
+        slamp_quality.tables,
+        ("slamp_quality.json", "slamp_quality_longer.json"),
+    ),
 }
 """How a page's tables are printed from which files."""
 
