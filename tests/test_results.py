@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import digits_accuracy, sadp_cost, sadp_quality, sadp_training, slamp_quality
+from benchmarks import (
+    digits_accuracy,
+    sadp_cost,
+    sadp_quality,
+    sadp_training,
+    slamp_quality,
+    slamp_retraining,
+)
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
 
@@ -28,6 +35,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         lambda result: sadp_quality.table(result["rows"]),
         ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
     ),
+    "slamp-retraining.md": (slamp_retraining.tables, ("slamp_retraining.json",)),
     "slamp-quality.md": (
         slamp_quality.tables,
         ("slamp_quality.json", "slamp_quality_longer.json"),
