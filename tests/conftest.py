@@ -4,8 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `make test` tries the same examples every time; `make test-all` new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new", print_blob=True)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("same" if config.getoption("markexpr") == "not slow" else "new")
 
 
 @pytest.fixture(scope="session")

@@ -310,11 +310,12 @@ def test_which_layouts_run_without_a_copy():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
-def test_triton_in_its_interpreter():
+def test_triton_in_its_interpreter(pytestconfig):
+    mark = pytestconfig.getoption("markexpr")
     pytest.importorskip("triton")
     files = [__file__, str(Path(__file__).with_name("test_norm_lif.py"))]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "-k", "triton", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", *files, "-k", "triton", "-m", mark, "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=Path(__file__).parents[2],
         capture_output=True,

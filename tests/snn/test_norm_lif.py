@@ -99,6 +99,7 @@ def test_spikes_gradients_and_statistics_are_those_of_the_two_modules_in_float64
     y.requires_grad_()
     beta = torch.tensor(case["beta"], dtype=norm.running_mean.dtype, device=DEVICE, requires_grad=True)
     beta = beta if case["learned"] else None
+    before = copy.deepcopy(norm)
     other, exact = copy.deepcopy(norm).double(), y.detach().double().requires_grad_()
     exact_beta = beta.detach().double().requires_grad_() if case["learned"] else None
 
@@ -122,12 +123,22 @@ def test_spikes_gradients_and_statistics_are_those_of_the_two_modules_in_float64
     incoming = grad.double().norm()
     var = exact.detach().var([0, *range(2, y.ndim)], correction=0) if case["training"] else other.running_var
     scale = (var + norm.eps).rsqrt() * (other.weight.detach() if case["affine"] else 1)
+    # Where a long product of surrogates amplifies rounding, the two modules in float32 show by how much.
+    plain = {}
+    if dtype == torch.float32:
+        twin = copy.deepcopy(before)
+        x = twin(y)
+        x = x.expand(T, *x.shape) if static else x.unflatten(0, (T, -1))
+        plain = gradients(lif(x, p, beta=beta, engine="eager")[0], y, twin, beta, grad)
     for name, right in gradients(wanted, exact, other, exact_beta, grad.double()).items():
         allowed = tolerance if name != "beta" or dtype == torch.float64 else max(tolerance, 1e-3)
         # Terms may cancel: what is left has the rounding of the terms, here of g scale, g xhat, or g.
         terms = incoming * {"y": float(scale.abs().max()), "weight": 3.0}.get(name, 1.0)
         error = (found[name].double() - right).norm()
-        assert error <= allowed * max(right.norm(), 0.1 * terms), (name, error, right.norm())
+        limit = allowed * max(right.norm(), 0.1 * terms)
+        if name in plain:
+            limit = max(limit, 5 * (plain[name].double() - right).norm())
+        assert error <= limit, (name, error, right.norm())
 
 
 @needs_cpu
