@@ -205,7 +205,7 @@ def _overlap(rows: list[Row]) -> str:
         pruned = [e for e in r["epochs"][1:] if e["examples"] < r["rows"]]
         times[mode] = statistics.median(training(e) for e in pruned)
         wait = statistics.median(e["seconds"]["wait"] for e in pruned)
-        variances[mode] = [e["diagnosis"]["variance_ratio"] for e in pruned if e.get("diagnosis")]
+        variances[mode] = [e["diagnosis"]["variance_to_oracle"] for e in pruned if e.get("diagnosis")]
         shown = ", ".join(f"{v:.3f}" for v in variances[mode])
         lines.append(f"| {mode} | {times[mode]:.1f} | {wait:.1f} | {shown} |")
     a, b = "overlapped scores", "in-train scores"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +73,18 @@ def check_is_node(address: str, token: Token | None, *, where: str = "cluster.ad
 
     messages: Any = gcs_service_pb2
     metadata = [("authorization", f"Bearer {token.value}")] if token is not None else []
+    deadline = time.monotonic() + SECONDS
     with grpc.insecure_channel(address) as channel:
-        reply = services.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(
-            messages.GetAllNodeInfoRequest(), timeout=SECONDS, metadata=metadata
-        )
-    if not {n.node_id.hex() for n in reply.node_info_list} & set(local.find_node_ids()):
+        while True:
+            reply = services.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(
+                messages.GetAllNodeInfoRequest(), timeout=SECONDS, metadata=metadata
+            )
+            nodes, here = {n.node_id.hex() for n in reply.node_info_list}, set(local.find_node_ids())
+            # A head answers before its own node is known, a node runs before it has joined.
+            if nodes & here or (nodes and not here) or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    if not nodes & here:
         raise ClusterError(
             where,
             f"{address} answers, but this machine is none of its nodes; submit the run as a job instead "

@@ -122,6 +122,7 @@ def write_dataset(name: str, source: Source, output: Path, writing: Writing, tol
         write_json(staging / MANIFEST, manifest)
         for report in staging.glob("*-*.json"):
             report.unlink()
+        _remove_partials(staging)
         (staging / "plan.json").unlink()
         (staging / "lock").unlink()
         try:
@@ -187,9 +188,14 @@ def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[_Shard]
             if old.name != "lock":
                 old.unlink()
         write_json(staging / "plan.json", plan)
+    _remove_partials(staging)
+    return shards, layout
+
+
+def _remove_partials(staging: Path) -> None:
+    """What processes that died were writing."""
     for partial in staging.glob(".*.partial-*"):
         partial.unlink()
-    return shards, layout
 
 
 def _first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:

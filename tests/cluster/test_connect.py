@@ -82,6 +82,7 @@ def test_a_node_is_asked_what_it_sees(head: Head, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stderr
     refused, left = done.stdout.splitlines()
     assert refused.startswith("data.path: node 127.0.0.1 cannot read"), done
     assert left == "['data']"

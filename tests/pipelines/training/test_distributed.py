@@ -98,7 +98,12 @@ def test_validation_and_batch_norm_are_those_of_all_workers_together(undisturbed
 
 
 @pytest.mark.parametrize(
-    "records_before_kill", [2, pytest.param(4, id="between stages"), pytest.param(5, marks=pytest.mark.slow)]
+    "records_before_kill",
+    [
+        2,
+        pytest.param(4, id="between stages", marks=pytest.mark.slow),
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_and_ends_where_it_would_have(
     records_before_kill: int, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
