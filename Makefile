@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all lint types bench bench-check docs pins clean
 
 demo: $(READY)
-	$(BIN)/spikeprune data ingest --source digits --output data/digits
+	$(BIN)/spikeprune data ingest digits --output data/digits
 	rm -rf runs/digits
 	$(BIN)/spikeprune run examples/digits.yaml
 

@@ -39,7 +39,7 @@ OnBad = Literal["refuse", "skip", "sort"]
 class IngestCommand:
     """Options of ``data ingest``."""
 
-    source: SourceName
+    source: Annotated[SourceName, tyro.conf.Positional]
     """A dataset by name, or files: imagefolder (class folders of images), parquet or huggingface (image and
     label columns, or events), numpy (arrays); aedat, aedat4, h5 and npy (class folders of recordings).
     docs/datasets.md shows the layout of each."""

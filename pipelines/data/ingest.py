@@ -96,7 +96,7 @@ def ingest(
         UserError: unknown source, a folder that holds something else, what the source refuses, or bad rows.
     """
     if source not in SOURCES:
-        raise UserError("--source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
+        raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
     output, writing = Path(output).absolute(), writing or Writing()
     if (output / MANIFEST).exists():
         manifest = read_json(output / MANIFEST)

@@ -177,7 +177,7 @@ class _Scan:
             raise UserError(
                 file,
                 f"ids spread over {span} values for {self.num_rows} rows; "
-                "`spikeprune data ingest --source parquet` numbers them densely",
+                "`spikeprune data ingest parquet` numbers them densely",
             )
 
     def result(self, files: tuple[str, ...]) -> Scanned:

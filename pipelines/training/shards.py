@@ -116,6 +116,6 @@ def ordered_layout(split: Split) -> Layout:
         raise UserError(
             split.files[0],
             "ids of different row groups overlap, so rows cannot be read by row groups; "
-            "`spikeprune data ingest --source parquet` orders them; data.reading memory takes them so",
+            "`spikeprune data ingest parquet` orders them; data.reading memory takes them so",
         )
     return layout

@@ -24,4 +24,4 @@ SOURCES: dict[str, Callable[[Options], Source]] = {
     "shd": shd,
     **{name: partial(event_folder, name) for name in EVENT_SUFFIXES},
 }
-"""What ``spikeprune data ingest --source`` names."""
+"""What ``spikeprune data ingest SOURCE`` names."""

@@ -1,7 +1,7 @@
 """Folders to read from: local ones, and s3, gs, http and others through pyarrow and fsspec."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,9 +70,13 @@ class Folder:
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted; hidden ones left out."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.root))
-        # Listings of web servers end folders' names with a slash.
-        names = (i.path.rstrip("/").rpartition("/")[2] for i in found if i.type == fs.FileType.Directory)
+        if self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
+            paths = (e.path for e in self.files(recursive=True))
+            names: Iterable[str] = {path.partition("/")[0] for path in paths if "/" in path}
+        else:
+            found = self.filesystem.get_file_info(fs.FileSelector(self.root))
+            # Listings of web servers end folders' names with a slash.
+            names = (i.path.rstrip("/").rpartition("/")[2] for i in found if i.type == fs.FileType.Directory)
         return sorted(n for n in names if not n.startswith("."))
 
     def files(self, recursive: bool = False) -> Iterator[Entry]:

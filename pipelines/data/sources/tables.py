@@ -230,7 +230,7 @@ def digits(_: Options) -> Source:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise UserError("--source digits", "needs scikit-learn; pip install 'spikeprune[demo]'") from None
+        raise UserError("source digits", "needs scikit-learn; pip install 'spikeprune[demo]'") from None
     table = load_digits()
     train, test = train_test_split(
         np.arange(len(table.target)), test_size=360, random_state=0, stratify=table.target

@@ -34,7 +34,7 @@ def nmnist(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "test"):
         table = pq.read_table(next((shared_data / "nmnist-small").glob(f"{split}*.parquet")))
         pq.write_table(table.slice(0, 600), f"{source}/{split}.parquet")
-    assert cli.main(["data", "ingest", "--source", "parquet", "--input", source, "--output", str(out)]) == 0
+    assert cli.main(["data", "ingest", "parquet", "--input", source, "--output", str(out)]) == 0
     return out
 
 

@@ -1,4 +1,4 @@
-"""Sources that lie elsewhere: a web server and fsspec's memory filesystem read as a local folder does."""
+"""Sources that lie elsewhere: web server, object stores and fsspec's memory read as a local folder does."""
 
 import gzip
 import hashlib
@@ -22,6 +22,7 @@ from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources.base import Options
 from pipelines.errors import UserError
 from tests.pipelines.data import writers
+from tests.pipelines.data.object_stores import BUCKET, object_store
 from tests.pipelines.data.writers import class_folders
 
 ALONE = Writing(workers=1, shard_rows=8)
@@ -55,9 +56,18 @@ def server(folder: Path) -> Iterator[str]:
     """The folder on the web."""
     handler = partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
+        threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{web.server_port}"
         web.shutdown()
+
+
+@pytest.fixture
+def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The folder in a bucket."""
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with object_store(folder) as address:
+        yield address
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -70,11 +80,17 @@ def rows(out: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(("source", "place"), [("imagefolder", "images"), ("parquet", "tables")])
-@pytest.mark.parametrize("scheme", ["http", "memory", "file"])
+@pytest.mark.parametrize("scheme", ["http", "memory", "file", "s3", "gs"])
 def test_remote_sources_are_read_as_local_ones(
-    source: str, place: str, scheme: str, folder: Path, server: str
+    source: str, place: str, scheme: str, folder: Path, server: str, store: str
 ) -> None:
-    address = {"http": f"{server}/{place}", "memory": f"memory://{place}", "file": f"file://{folder}/{place}"}
+    address = {
+        "http": f"{server}/{place}",
+        "memory": f"memory://{place}",
+        "file": f"file://{folder}/{place}",
+        "s3": f"s3://{BUCKET}/{place}?scheme=http&endpoint_override={store}",
+        "gs": f"gs://anonymous@{BUCKET}/{place}?scheme=http&endpoint_override={store}",
+    }
     if scheme == "memory":
         memory = fsspec.filesystem("memory")
         for path in (folder / place).rglob("*.*"):
@@ -85,9 +101,10 @@ def test_remote_sources_are_read_as_local_ones(
     assert len(rows(folder / "local")) in (36, 40)
 
 
-def test_addresses_that_lead_nowhere_are_named(tmp_path: Path, server: str) -> None:
+def test_addresses_that_lead_nowhere_are_named(tmp_path: Path, server: str, store: str) -> None:
     for address, line in (
         ("nothing://a/b", "nothing://a/b cannot be opened"),
+        (f"s3://{BUCKET}/none?scheme=http&endpoint_override={store}", "does not exist"),
         (f"{server}/none", "none"),
         ("http://127.0.0.1:9/none", "127.0.0.1:9/none"),
     ):
