@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._object("/".join(parts[1:]))
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def _s3_listing(self, query: dict[str, str]) -> None:
         names, folders = self._below(query.get("prefix", ""), query.get("delimiter"))
