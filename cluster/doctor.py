@@ -13,8 +13,9 @@ from pathlib import Path
 
 from cluster.connect import connect, local_cpus
 from cluster.errors import ClusterError
-from cluster.nodes import View, look
+from cluster.nodes import View, look, unopened
 from cluster.package import megabytes, shadows
+from cluster.storage import Remote
 from cluster.tokens import MODE, TOKEN, find_token
 
 PACKAGES = {"torch": "2.11", "ray": "2.60", "pyarrow": "21", "numpy": "2.0"}
@@ -33,8 +34,8 @@ class Needs:
     data: tuple[str, ...] = ()
     """The dataset's files."""
     data_bytes: int = 0
-    storage: Path | None = None
-    """Folder of runs."""
+    storage: Path | str | None = None
+    """Folder of runs, or its URI."""
     remedy: str = "lower cluster.workers or cluster.cpus_per_worker"
 
 
@@ -141,6 +142,8 @@ def _dashboard(url: str, token_file: Path | None) -> Line:
 
 def _here(needs: Needs) -> Iterator[Line]:
     yield _fits("CPUs", needs.cpus, local_cpus(), needs.remedy)
+    if needs.gpus:
+        yield _fits("GPUs", needs.gpus, _gpus(), "lower cluster.gpus_per_worker")
     yield Line("data", *_readable(needs.data))
     if needs.storage is not None:
         yield _writable(needs.storage)
@@ -148,7 +151,8 @@ def _here(needs: Needs) -> Iterator[Line]:
     shared = Path("/dev/shm")
     room = min(memory, shutil.disk_usage(shared).free) if shared.is_dir() else memory
     yield _store(needs, room)
-    yield _disk(needs, shutil.disk_usage(_existing(needs.storage or Path())).free, "here")
+    place = needs.storage if isinstance(needs.storage, Path) else Path()
+    yield _disk(needs, shutil.disk_usage(_existing(place)).free, "here")
 
 
 def _cluster(needs: Needs, address: str, token_file: Path | None) -> Iterator[Line]:
@@ -170,13 +174,15 @@ def _cluster(needs: Needs, address: str, token_file: Path | None) -> Iterator[Li
         yield Line("cluster", False, str(error))
 
 
-def _views(needs: Needs, views: Sequence[View], storage: Path | None) -> Iterator[Line]:
+def _views(needs: Needs, views: Sequence[View], storage: Path | str | None) -> Iterator[Line]:
     ours = version("spikeprune")
     yield _each("spikeprune", views, lambda v: _other_product(v, ours), f"{ours} on every node")
     if storage is not None:
         shared = f"{storage} is shared and writable from every node"
         yield _each("storage", views, lambda v: _not_shared(v, storage), shared)
-        yield _each("disk", views, lambda v: _full(v, _disk_need(needs)), "room enough below the storage")
+        if isinstance(storage, Path):
+            room = "room enough below the storage"
+            yield _each("disk", views, lambda v: _full(v, _disk_need(needs)), room)
     yield _each("data", views, _unreadable, f"{len(needs.data)} files readable from every node")
     yield _store(needs, sum(v.store for v in views))
     yield _each("clocks", views, _skewed, f"agree within {MAX_SKEW:g} s")
@@ -190,7 +196,7 @@ def _other_product(v: View, ours: str) -> str | None:
     return None if v.product == ours else f"has spikeprune {v.product or 'not'} installed, {remedy}"
 
 
-def _not_shared(v: View, storage: Path) -> str | None:
+def _not_shared(v: View, storage: Path | str) -> str | None:
     if v.unwritable is not None:
         return f"cannot write {storage} ({v.unwritable}); use a folder that all nodes share"
     if v.sees_driver and v.seen:
@@ -234,14 +240,25 @@ def _fits(name: str, needed: float, has: float, remedy: str) -> Line:
     return Line(name, ok, f"{needed:g} needed, {has:g} there" + ("" if ok else f"; {remedy}"))
 
 
+def _gpus() -> float:
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+
+    return float(Gpus.get_current_node_num_accelerators())
+
+
 def _readable(files: Sequence[str]) -> tuple[bool, str]:
     for file in files:
-        if not os.access(file, os.R_OK):
-            return False, f"{file} cannot be read"
+        reason = unopened(file)
+        if reason is not None:
+            return False, f"{file} cannot be read ({reason})"
     return True, f"{len(files)} files readable"
 
 
-def _writable(storage: Path) -> Line:
+def _writable(storage: Path | str) -> Line:
+    if isinstance(storage, str):
+        reason = Remote.of(storage).why_not()
+        what = "can be written" if reason is None else f"cannot be used ({reason}); give another --storage"
+        return Line("storage", reason is None, f"{storage} {what}")
     try:
         storage.mkdir(parents=True, exist_ok=True)
         probe = storage / f".probe-{os.getpid()}"

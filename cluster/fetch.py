@@ -22,9 +22,19 @@ NO_FOLDER = 4
 _SEND = f"""
 import base64, hashlib, os, sys, tarfile, tempfile
 folder = os.path.expanduser(sys.argv[1])
-if not os.path.isdir(folder):
-    sys.exit({NO_FOLDER})
-with tempfile.TemporaryFile() as file:
+with tempfile.TemporaryFile() as file, tempfile.TemporaryDirectory() as copy:
+    if "://" in folder:
+        from pyarrow import fs
+        try:
+            there, path = fs.FileSystem.from_uri(folder)
+        except ValueError:
+            there, path = fs.FileSystem.from_uri("fsspec+" + folder)
+        if there.get_file_info(path + "/config.yaml").type == fs.FileType.NotFound:
+            sys.exit({NO_FOLDER})
+        fs.copy_files(path, copy, source_filesystem=there, destination_filesystem=fs.LocalFileSystem())
+        folder = copy
+    if not os.path.isdir(folder):
+        sys.exit({NO_FOLDER})
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
         archive.add(folder, arcname=".")
     size, digest = file.tell(), hashlib.sha256()
@@ -65,7 +75,9 @@ def fetch(
     with tempfile.TemporaryDirectory() as empty:
         sender = submit(
             jobs,
-            Submission(words=["-c", _SEND, remote], name=f"fetch-{job.id}", working_dir=Path(empty)),
+            Submission(
+                words=["-c", _SEND, remote], name=f"fetch-{job.id}", working_dir=Path(empty), env=job.env
+            ),
             node=job.node,
         )
     with tempfile.TemporaryFile() as archive:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Job:
     ended: float | None
     node: str | None
     """Id of the node on which its command runs."""
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    """Environment variables that it was given."""
 
     @property
     def over(self) -> bool:
@@ -247,6 +249,7 @@ def _check_version(found: Versions, url: str) -> None:
 
 
 def _job(details: Any) -> Job:
+    given = (details.runtime_env or {}).get("env_vars") or {}
     return Job(
         id=details.submission_id,
         status=str(getattr(details.status, "value", details.status)),
@@ -257,6 +260,7 @@ def _job(details: Any) -> Job:
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
         node=details.driver_node_id,
+        env={k: v for k, v in given.items() if k not in ("PYTHONUNBUFFERED", "SPIKEPRUNE_JOB_PIP")},
     )
 
 

@@ -4,13 +4,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from cluster import network
+from cluster import storage as storages
 from cluster.errors import ClusterError
+from cluster.storage import Remote, open_file, short, uri_of
 
 PROBE_SECONDS = 120.0
 
@@ -45,12 +48,12 @@ class View:
     """Files that it cannot read."""
 
 
-def look(storage: Path | None = None, files: Sequence[str] = ()) -> list[View]:
+def look(storage: Path | str | None = None, files: Sequence[str] = ()) -> list[View]:
     """Ask every node of the connected cluster, all at once.
 
     Args:
-        storage: an existing folder; every node writes a probe file into it, and all are removed.
-        files: paths that every node opens.
+        storage: an existing folder, or a URI; every node writes a probe file into it, and all are removed.
+        files: paths or URIs that every node opens.
 
     Raises:
         ClusterError: a node that does not answer.
@@ -58,13 +61,15 @@ def look(storage: Path | None = None, files: Sequence[str] = ()) -> list[View]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    for module in (sys.modules[__name__], network):  # a node may lack this software
+    modules = (sys.modules[__name__], network, storages, sys.modules[ClusterError.__module__])
+    for module in modules:  # a node may lack this software
         ray.cloudpickle.register_pickle_by_value(module)
     mark = f".probe-{uuid4().hex}"
+    place = None if storage is None else _Place(str(storage))
     nodes = [n for n in ray.nodes() if n["Alive"]]
     try:
-        if storage is not None:
-            (storage / mark).write_text(mark)
+        if place is not None:
+            place.write(mark, mark)
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         asked = time.time()
         refs = [
@@ -89,7 +94,7 @@ def look(storage: Path | None = None, files: Sequence[str] = ()) -> list[View]:
         views = []
         for node, answer in zip(nodes, answers, strict=True):
             began, ended = answer.pop("began"), answer.pop("ended")
-            sent = storage is not None and _reads(storage / f"{mark}-{node['NodeID']}", node["NodeID"])
+            sent = place is not None and _reads(place, f"{mark}-{node['NodeID']}", node["NodeID"])
             # The node's clock lies between asking and answering: what of the interval does not explain it.
             skew = max(0.0, began - time.time()) - max(0.0, asked - ended)
             views.append(
@@ -102,12 +107,15 @@ def look(storage: Path | None = None, files: Sequence[str] = ()) -> list[View]:
             )
         return views
     finally:
-        if storage is not None:
-            for left in storage.glob(f"{mark}*"):
-                left.unlink(missing_ok=True)
+        for module in modules:
+            ray.cloudpickle.unregister_pickle_by_value(module)
+        if place is not None:
+            for name in (mark, *(f"{mark}-{n['NodeID']}" for n in nodes)):
+                with suppress(Exception):
+                    place.remove(name)
 
 
-def check_shared(storage: Path, files: Sequence[str] = ()) -> None:
+def check_shared(storage: Path | str, files: Sequence[str] = ()) -> None:
     """That all nodes write to the same storage and read the data, before anything expensive starts.
 
     Raises:
@@ -133,21 +141,63 @@ def check_shared(storage: Path, files: Sequence[str] = ()) -> None:
 _SHARE = "give a folder that all nodes share (NFS or the like), or use one node"
 
 
-def _reads(path: Path, text: str) -> bool:
+class _Place:
+    """A folder, or what a URI names, for small files of text."""
+
+    def __init__(self, path: str) -> None:
+        self._folder = Path(path)
+        self._remote = None if uri_of(path) is None else Remote.of(path)
+
+    def write(self, name: str, text: str) -> None:
+        if self._remote is not None:
+            self._remote.write(name, text.encode())
+        else:
+            (self._folder / name).write_text(text)
+
+    def read(self, name: str) -> str:
+        if self._remote is not None:
+            return self._remote.read(name).decode()
+        os.listdir(self._folder)  # network file systems look again
+        return (self._folder / name).read_text()
+
+    def remove(self, name: str) -> None:
+        if self._remote is not None:
+            self._remote.remove(name)
+        else:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        import shutil
+
+        return None if self._remote is not None else shutil.disk_usage(self._folder).free
+
+
+def _reads(place: _Place, name: str, text: str) -> bool:
     for _ in range(20):  # network file systems may show a new file a little late
-        try:
-            os.listdir(path.parent)
-            if path.read_text() == text:
+        with suppress(Exception):  # fsspec's filesystems raise what they like
+            if place.read(name) == text:
                 return True
-        except OSError:
-            pass
         time.sleep(0.1)
     return False
 
 
+def unopened(file: str) -> str | None:
+    """Why a file, named by a path or a URI, cannot be read from here; ``None`` when it can."""
+    try:
+        if uri_of(file) is None:
+            with open(file, "rb") as opened:
+                opened.read(1)
+        else:
+            filesystem, path = open_file(file)
+            with filesystem.open_input_file(path) as remote:
+                remote.read(1)
+    except Exception as error:  # fsspec's filesystems raise what they like
+        return short(error)
+    return None
+
+
 def _probe(storage: str | None, mark: str, node: str, ip: str, files: tuple[str, ...]) -> dict[str, Any]:
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     import ray
@@ -155,20 +205,14 @@ def _probe(storage: str | None, mark: str, node: str, ip: str, files: tuple[str,
     began = time.time()
     unwritable, sees, disk = None, False, None
     if storage is not None:
-        folder = Path(storage)
         try:
-            (folder / f"{mark}-{node}").write_text(node)
-            disk = shutil.disk_usage(folder).free
-        except OSError as error:
-            unwritable = error.strerror or str(error)
-        sees = unwritable is None and _reads(folder / mark, mark)
-    unreadable = []
-    for file in files:
-        try:
-            with open(file, "rb") as opened:
-                opened.read(1)
-        except OSError:
-            unreadable.append(file)
+            place = _Place(storage)
+            place.write(f"{mark}-{node}", node)
+            disk = place.free()
+            sees = _reads(place, mark, mark)
+        except Exception as error:
+            unwritable = short(error)
+    unreadable = [file for file in files if unopened(file) is not None]
     try:
         product: str | None = version("spikeprune")
     except PackageNotFoundError:

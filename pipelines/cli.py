@@ -300,9 +300,10 @@ def _export(args: list[str]) -> int:
     from rich.console import Console
 
     from pipelines.export import export, print_export
+    from pipelines.places import here
 
     with Console(stderr=True).status("exporting"):
-        done = export(o.run, o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
+        done = export(here(o.run), o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
     print_export(done, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 
@@ -312,16 +313,19 @@ def _report(args: list[str]) -> int:
     o = _parse(ReportCommand, args, "report")
     if not o.runs:
         raise UserError("report", "which run? Name its folder, or several")
+    from pipelines.places import here
+
     if len(o.runs) == 1:
-        return _finish(o.runs[0], o.output)
+        return _finish(here(o.runs[0]), o.output)
     from rich.console import Console
 
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import summarise
     from pipelines.report.tables import print_comparison
 
-    runs = [summarise(folder) for folder in o.runs]
-    page = write_comparison(runs, o.output or o.runs[0].absolute().parent / "comparison.html")
+    folders = [here(folder) for folder in o.runs]
+    runs = [summarise(folder) for folder in folders]
+    page = write_comparison(runs, o.output or folders[0].absolute().parent / "comparison.html")
     print_comparison(runs, page, Console() if sys.stdout.isatty() else Console(width=140))
     return 0
 
@@ -425,6 +429,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 def _finish(folder: Path, output: Path | None = None) -> int:
     from rich.console import Console
 
+    from pipelines.places import give_back
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
     from pipelines.report.tables import print_report
@@ -432,6 +437,7 @@ def _finish(folder: Path, output: Path | None = None) -> int:
     summary = summarise(folder)
     page = write_page(summary, output)
     write_summary(summary)
+    give_back(folder)
     print_report(summary, page, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 

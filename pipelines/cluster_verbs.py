@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-from pipelines.config import Config
 from pipelines.config_io import _read, load_config, split_overrides
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.doctor import Needs
     from cluster.jobs import Job, Jobs
 
 C = TypeVar("C")
@@ -226,6 +224,7 @@ def doctor(args: list[str]) -> int:
     from rich.markup import escape
 
     from cluster.doctor import examine
+    from pipelines.needs import needs_of
 
     config = load_config(o.config, overrides)
     address = config.cluster.address if o.address is None else o.address
@@ -244,22 +243,6 @@ def doctor(args: list[str]) -> int:
         mark = "[green]ok   [/]" if line.ok else "[red]wrong[/]"
         console.print(f"{mark} {line.name}: {escape(line.what)}", highlight=False)
     return 1 if wrong else 0
-
-
-def needs_of(config: Config) -> "Needs":
-    """What a config asks of a machine or cluster; data that is not there yet counts nothing."""
-    from cluster.doctor import Needs
-
-    c, data = config.cluster, Path(config.data.path)
-    files = sorted(p.absolute() for p in data.glob("*.parquet")) if data.is_dir() else []
-    return Needs(
-        cpus=c.workers * c.cpus_per_worker + 1,
-        gpus=c.workers * c.gpus_per_worker,
-        workers=c.workers,
-        data=tuple(map(str, files)) or (str(data.absolute()),),
-        data_bytes=sum(p.stat().st_size for p in files),
-        storage=Path(config.storage).expanduser().absolute(),
-    )
 
 
 def manifest(args: list[str]) -> int:

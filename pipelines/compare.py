@@ -16,6 +16,7 @@ from pipelines.config import Config, CriterionName
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.files import write_beside, write_json
 from pipelines.errors import UserError
+from pipelines.places import give_back, here
 from pipelines.preflight import check_data, check_storage
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import new_figure, to_svg
@@ -309,10 +310,12 @@ def main(
     overrides: Mapping[str, str],
 ) -> None:
     """Compare, write and print: the body of ``spikeprune compare``."""
+    source = here(source)
     folder = checkpoint_of(source)[1]
     check_storage(folder)
     done = compare(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
     values, page = write_comparison(done, folder)
+    give_back(folder)
     console = Console() if sys.stdout.isatty() else Console(width=112)
     console.print(comparison_table(done))
     console.print(f"values: {values}\nplot: {page}", highlight=False, soft_wrap=True)

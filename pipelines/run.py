@@ -8,17 +8,20 @@ from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
+from cluster.storage import below, parent, uri_of
 from pipelines.config import Config
 from pipelines.config_io import load_config
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
+from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
+from pipelines.places import told as storage_told
 from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
 from pipelines.reading import settle_reading, window_rows
-from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path
+from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, phases_of
 from pipelines.training.trackers import check_trackers
@@ -29,7 +32,7 @@ def run(
     command: Command = "run",
     *,
     resume: bool = False,
-    initial: Path | None = None,
+    initial: str | None = None,
     profile: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -39,7 +42,7 @@ def run(
         config: of the run.
         command: which phases.
         resume: continue the run of that name.
-        initial: checkpoint file of the network to prune, for ``prune``.
+        initial: checkpoint file of the network to prune (a path or a URI), for ``prune``.
         profile: write a trace of some steps and a table of where the time went (`pipelines.profile`).
         console: where progress is shown.
 
@@ -59,6 +62,10 @@ def run(
         refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
     if config.cluster.engine == "ray" and config.cluster.address is not None:
         check_cluster_answers(config.cluster.address)
+    mirror = mirror_of(folder, run_uri(config))
+    if mirror is not None:
+        with console.status(f"looking at {mirror.remote.uri}"):
+            fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
@@ -78,7 +85,8 @@ def run(
             renew()
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
             if cluster.nodes > 1:
-                check_shared(folder.parent, (*checked.train.files, *checked.test.files))
+                storage = folder.parent if mirror is None else config.storage
+                check_shared(storage, (*checked.train.files, *checked.test.files))
             from pipelines.training.distributed import train_on_ray as launch
         else:
             from pipelines.training.local import train_locally as launch
@@ -93,16 +101,23 @@ def run(
             info=checked.info,
             phases=phases,
             folder=str(folder),
+            remote=run_uri(config),
             train=checked.train,
             test=checked.test,
             shards=config.data.reading == "shards",
             window_rows=window_rows(config, checked.train),
             code=code,
             profile=profile,
-            initial=None if initial is None else str(initial.absolute()),
+            initial=initial,
         )
+        if mirror is not None:
+            with storage_told(mirror.remote):
+                mirror.push()
         watch = stack.enter_context(TrainingProgress(phases, console))
         launch(spec, watch=watch)
+        if mirror is not None:
+            with storage_told(mirror.remote):
+                mirror.pull()
         startup.lap(TRAINING)
     startup.lap("stopping Ray")
     if profile:
@@ -143,7 +158,7 @@ def prune(
     """Prune (and retrain) the network of a run, as a new run beside it.
 
     Args:
-        source: a run's folder, or a checkpoint file below one.
+        source: a run's folder (also a URI), or a checkpoint file below one.
         overrides: config fields that differ from the source run's.
         resume: continue such a run.
         console: where progress is shown.
@@ -154,11 +169,13 @@ def prune(
     Raises:
         UserError: not a run or checkpoint, and as `run`.
     """
-    checkpoint, folder = checkpoint_of(source)
+    uri = uri_of(source)
+    checkpoint, folder = checkpoint_of(here(source))
     stored = read_config(folder)
-    changed = {"name": f"{stored.name}-pruned", "storage": str(folder.parent), **overrides}
-    config = load_config(folder / CONFIG, changed)
-    return run(config, "prune", resume=resume, initial=checkpoint, console=console)
+    storage = str(folder.parent) if uri is None else parent(uri)
+    config = load_config(folder / CONFIG, {"name": f"{stored.name}-pruned", "storage": storage, **overrides})
+    initial = str(checkpoint) if uri is None else below(uri, str(checkpoint.relative_to(folder)))
+    return run(config, "prune", resume=resume, initial=initial, console=console)
 
 
 def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
@@ -167,6 +184,7 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
     Raises:
         UserError: a YAML config without a checkpoint, and as `prune`.
     """
+    source = here(source)
     if source.is_dir():
         found, folder = checkpoint_of(source)
         return folder / CONFIG, checkpoint or found

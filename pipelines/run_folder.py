@@ -11,11 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cluster.storage import Remote, uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_config
-from pipelines.data.files import read_json, write_beside, write_json
+from pipelines.data.files import write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, keep_copy
+from pipelines.places import run_path, run_uri
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -44,7 +46,7 @@ def check_run(config: Config, *, resume: bool) -> None:
             )
         _check_same(load_config(folder / CONFIG), config, folder)
     elif folder.exists() and any(folder.iterdir()):
-        raise UserError("name", f"{folder} exists and is not a run; choose another --name")
+        raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
 
 def create_run(config: Config, command: list[str], code: OwnCode | None = None) -> None:
@@ -57,11 +59,6 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None) 
             keep_copy(code, folder / CODE)
             config = replace(config, code=CODE)
         write_beside(folder / CONFIG, lambda p: p.write_text(dump_config(config)))
-
-
-def run_path(config: Config) -> Path:
-    """Where a config's run lies, absolute."""
-    return (Path(config.storage).expanduser() / config.name).absolute()
 
 
 def read_config(folder: Path) -> Config:
@@ -114,7 +111,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _provenance(config: Config, command: list[str]) -> dict[str, Any]:
-    manifest = Path(config.data.path) / "manifest.json"
+    manifest = _manifest(config)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -122,11 +119,18 @@ def _provenance(config: Config, command: list[str]) -> dict[str, Any]:
         "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
         "platform": platform.platform(),
         "git_commit": _git_commit(),
-        "data_manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()
-        if manifest.exists()
-        else None,
-        "data_source": read_json(manifest).get("source") if manifest.exists() else None,
+        "data_manifest_sha256": None if manifest is None else hashlib.sha256(manifest).hexdigest(),
+        "data_source": None if manifest is None else json.loads(manifest).get("source"),
     }
+
+
+def _manifest(config: Config) -> bytes | None:
+    uri, name = uri_of(config.data.path), "manifest.json"
+    if uri is not None:
+        remote = Remote.of(uri, where="data.path")
+        return remote.read(name) if remote.exists(name) else None
+    path = Path(config.data.path) / name
+    return path.read_bytes() if path.exists() else None
 
 
 def _version(package: str) -> str | None:

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.storage import name_of
 from pipelines.data.dataset import read_split
-from pipelines.data.files import write_beside
+from pipelines.data.files import open_parquet, write_beside
 from pipelines.data.ids import IdCollector, IdSet
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
@@ -116,11 +117,11 @@ def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
 def _write_filtered(folder: Path, split: str, plan: Plan, output: Path) -> None:
     """The chosen rows of every file under its own name, with their weights."""
     for file in split_files(folder, split):
-        write_beside(output / Path(file).name, lambda path, file=file: _filter(Path(file), plan, path))  # type: ignore[misc]
+        write_beside(output / name_of(file), lambda path, file=file: _filter(file, plan, path))  # type: ignore[misc]
 
 
-def _filter(file: Path, plan: Plan, path: Path) -> None:
-    with pq.ParquetFile(file) as parquet:
+def _filter(file: str, plan: Plan, path: Path) -> None:
+    with open_parquet(file) as parquet:
         metadata = parquet.schema_arrow.metadata
         writer: pq.ParquetWriter | None = None
         for batch in parquet.iter_batches(READ_ROWS):

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.config import DataConfig
 from pipelines.data.bad_rows import BadRows, OnBadRow
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Sensor, is_events
-from pipelines.data.files import read_json
+from pipelines.data.files import open_parquet, read_json_below
 from pipelines.data.frames import Frames
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
@@ -140,7 +139,8 @@ def describe(
     Raises:
         UserError: a test label that no training label reaches, undecodable or unequal examples, or NaN.
     """
-    schema = pq.read_schema(train.files[0])
+    with open_parquet(train.files[0]) as parquet:
+        schema = parquet.schema_arrow
     names = class_names(schema)
     num_classes = max(len(names), train.max_label + 1)
     if test.max_label >= num_classes:
@@ -156,9 +156,8 @@ def describe(
         assert event_frames is not None
         x = event_frames.batch(x)
     mean, std = _statistics(x)
-    manifest = Path(folder) / MANIFEST
-    if manifest.exists() and event_frames is None:
-        stored = read_json(manifest).get("statistics", {})
+    if event_frames is None:
+        stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
         mean = np.asarray(stored.get("mean", mean), np.float64)
         std = np.asarray(stored.get("std", std), np.float64)
     return DatasetInfo(

@@ -1,13 +1,18 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent; those of datasets may lie on other filesystems."""
 
 import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cluster.storage import Remote, name_of, parent, uri_of
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,3 +50,41 @@ def read_json(path: Path) -> Any:
         raise UserError(str(path), "no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"is not readable JSON ({error})") from None
+
+
+def open_parquet(file: str) -> "pq.ParquetFile":
+    """A Parquet file, named by a path or a URI.
+
+    Raises:
+        OSError: it cannot be opened.
+        pyarrow.ArrowException: it is no such file.
+    """
+    import pyarrow.parquet as pq
+
+    if uri_of(file) is None:
+        return pq.ParquetFile(file)
+    folder = _opened(parent(file))
+    return pq.ParquetFile(f"{folder.root}/{name_of(file)}", filesystem=folder.filesystem)
+
+
+def read_json_below(folder: Path | str, name: str) -> Any:
+    """JSON from a file of a folder, named by a path or a URI; ``None`` where there is none.
+
+    Raises:
+        UserError: it is not JSON, or the filesystem does not answer.
+    """
+    uri = uri_of(folder)
+    if uri is None:
+        path = Path(folder) / name
+        return read_json(path) if path.exists() else None
+    remote = _opened(uri)
+    try:
+        return json.loads(remote.read(name)) if remote.exists(name) else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{uri}/{name}", f"is not readable JSON ({error})") from None
+
+
+@lru_cache(maxsize=16)
+def _opened(uri: str) -> Remote:
+    """Connections are kept; a process reads from few places."""
+    return Remote.of(uri, where="data.path")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import ExampleError
+from pipelines.data.files import open_parquet
 from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
 
@@ -145,7 +146,7 @@ def place_of(layout: Layout, example: int) -> tuple[str, int] | None:
     """File and row of an id; ``None`` where it is in none of the row groups."""
     for i in np.flatnonzero((layout.low <= example) & (example < layout.high)):
         file = layout.files[layout.file[i]]
-        with suppress(*UNREADABLE), pq.ParquetFile(file) as parquet:
+        with suppress(*UNREADABLE), open_parquet(file) as parquet:
             ids = parquet.read_row_group(int(layout.group[i]), columns=["id"]).column("id").to_numpy()
             at = np.flatnonzero(ids == example)
             if len(at):
@@ -162,7 +163,7 @@ def _read(layout: Layout, wanted: "np.ndarray | IdSet | None") -> Iterator[pa.Ta
                 if opened is None or opened[0] != file:
                     if opened is not None:
                         opened[1].close()
-                    opened = (file, pq.ParquetFile(layout.files[file]))
+                    opened = (file, open_parquet(layout.files[file]))
                 rows = opened[1].read_row_group(group, columns=list(COLUMNS), use_threads=False)
             except UNREADABLE as error:
                 start, count = int(layout.start[i]), int(layout.rows[i])

@@ -5,16 +5,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import ClusterError
+from cluster.storage import Remote, below, short, uri_of
 from pipelines.data.bad_rows import BadRows
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
-from pipelines.data.files import read_json
+from pipelines.data.files import open_parquet, read_json_below
 from pipelines.data.ids import IdCollector, IdSet
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, unreadable
 from pipelines.errors import UserError
@@ -42,6 +45,8 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     Raises:
         UserError: no such folder, or no file of that split.
     """
+    if (uri := uri_of(folder)) is not None:
+        return _remote_files(uri, split)
     folder = Path(folder)
     if not folder.exists():
         raise UserError("data.path", f"{folder} does not exist; `spikeprune data ingest` writes one")
@@ -51,14 +56,28 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     return tuple(str(f.resolve()) for f in files)
 
 
+def _remote_files(uri: str, split: str) -> tuple[str, ...]:
+    try:
+        found = Remote.of(uri, where="data.path").files()
+    except ClusterError:
+        raise
+    except Exception as error:  # fsspec's filesystems raise what they like
+        raise UserError("data.path", f"{uri} cannot be read ({short(error)})") from None
+    names = sorted(n for n in found if fnmatch(n, f"{split}*.parquet") and "/" not in n)
+    if not names:
+        raise UserError("data.path", f"{uri} has no file {split}*.parquet")
+    return tuple(below(uri, name) for name in names)
+
+
 def check_shards(folder: Path | str, split: str, bad: BadRows) -> None:
     """That all files which the manifest lists for a split, if there is one, are there."""
-    manifest = Path(folder) / "manifest.json"
-    if not manifest.exists():
-        return
-    for shard in read_json(manifest).get("splits", {}).get(split, {}).get("files", []):
-        path = Path(folder) / shard["path"]
-        if not path.exists():
+    manifest = read_json_below(folder, MANIFEST) or {}
+    listed = manifest.get("splits", {}).get(split, {}).get("files", [])
+    uri = uri_of(folder)
+    there = set(Remote.of(uri).files()) if uri is not None and listed else set()
+    for shard in listed:
+        path = Path(folder) / shard["path"] if uri is None else below(uri, shard["path"])
+        if not (path.exists() if isinstance(path, Path) else shard["path"] in there):
             first, rows = shard.get("first_id"), shard.get("rows")
             of = f" (ids {first} to {first + rows - 1})" if None not in (first, rows) else ""
             bad.found(
@@ -93,7 +112,7 @@ class _Scan:
             self.bad.mistake(error)
             return
         self.num_classes = self.num_classes or len(class_names(self.schema))
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
             self.num_bytes += sum(_num_bytes(g) for g in groups)
@@ -204,8 +223,8 @@ def _num_rows(files: tuple[str, ...]) -> int:
     """Rows that the files' footers tell of; what cannot be read is found later."""
     rows = 0
     for file in files:
-        with suppress(*UNREADABLE):
-            rows += pq.read_metadata(file).num_rows
+        with suppress(*UNREADABLE), open_parquet(file) as parquet:
+            rows += parquet.metadata.num_rows
     return rows
 
 
@@ -216,7 +235,8 @@ def _num_bytes(group: pq.RowGroupMetaData) -> int:
 
 def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
     try:
-        schema = pq.read_schema(file)
+        with open_parquet(file) as parquet:
+            schema = parquet.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(file, f"is not a readable Parquet file ({str(error).splitlines()[0]})") from None
     for name in COLUMNS:

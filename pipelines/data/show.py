@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Sensor
-from pipelines.data.files import read_json, write_beside
+from pipelines.data.files import open_parquet, read_json_below, write_beside
 from pipelines.data.frames import Frames
 from pipelines.data.verify import MANIFEST
 from pipelines.errors import UserError
@@ -43,13 +42,14 @@ def show(
         UserError: no such dataset or split.
     """
     checked = read_split(folder, split)
-    schema = pq.read_schema(checked.files[0])
+    with open_parquet(checked.files[0]) as parquet:
+        schema = parquet.schema_arrow
     chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM, rank=0, world_size=1)
     table = _rows(checked.files, chosen)
     names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
     console.print(_classes(checked.class_counts, [str(n) for n in names]))
-    for line in _told(Path(folder), split):
+    for line in _told(folder, split):
         console.print(line, highlight=False)
     return table, Sensor.of(schema)
 
@@ -114,7 +114,7 @@ def _pictures(x: np.ndarray) -> list[np.ndarray]:
 def _rows(files: tuple[str, ...], ids: np.ndarray) -> pa.Table:
     found = []
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             for group in range(parquet.num_row_groups):
                 of_group = parquet.read_row_group(group, columns=["id"]).column("id").to_numpy()
                 wanted = np.isin(of_group, ids)
@@ -139,10 +139,10 @@ def _classes(found: dict[int, int], names: list[str]) -> Table:
     return table
 
 
-def _told(folder: Path, split: str) -> list[str]:
-    if not (folder / MANIFEST).exists():
+def _told(folder: Path | str, split: str) -> list[str]:
+    manifest: dict[str, Any] | None = read_json_below(folder, MANIFEST)
+    if manifest is None:
         return []
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
     of_split = manifest["splits"].get(split, {})
     told = of_split.get("statistics") or manifest.get("statistics", {})
     lines = []

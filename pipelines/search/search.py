@@ -10,14 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.connect import connect, local_cpus
+from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_tree
 from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OURS, refuse_shadowing
+from pipelines.places import run_path
 from pipelines.preflight import check_data, check_storage
 from pipelines.run import prepare_engines
-from pipelines.run_folder import flat_config, run_path
+from pipelines.run_folder import flat_config
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
 from pipelines.search.launch import SPENT, Launch
@@ -48,7 +50,10 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts.
     """
     console = console or Console(stderr=True)
-    tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
+    if uri_of(tree.storage) is not None:
+        raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
+    if uri_of(tree.data.path) is None:
+        tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
     journal, stages = open_search(tree)
     settings = tree.search
     _check_settings(settings, journal.objectives, journal.space, stages)

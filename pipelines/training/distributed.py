@@ -27,6 +27,7 @@ from ray.util.metrics import Gauge
 from torch import Tensor, nn
 
 from cluster.connect import quiet_data
+from cluster.storage import Remote
 from pipelines.config import ClusterConfig
 from pipelines.data.dataset import Split
 from pipelines.data.ids import IdSet
@@ -273,7 +274,7 @@ def train_on_datasets(
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Ray's stubs describe the class before V2
             name=CHECKPOINTS,
-            storage_path=spec.folder,
+            **_checkpoint_storage(spec),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -291,7 +292,7 @@ def train_on_datasets(
     except ray.train.TrainingFailedError:
         mistake = ray.get(book.mistake.remote())
         if mistake is None:
-            with explained(Path(spec.folder)):
+            with explained(Path(spec.folder), spec.remote):
                 raise
     except SystemExit:  # how Ray Train's own handler ends on Ctrl-C
         raise KeyboardInterrupt from None
@@ -302,6 +303,14 @@ def train_on_datasets(
             ray.kill(actor)
     if mistake is not None:
         raise UserError(*mistake)
+
+
+def _checkpoint_storage(spec: RunSpec) -> dict[str, Any]:
+    """Where Ray Train puts checkpoints, from whichever node: the run's folder, wherever that is."""
+    if spec.remote is None:
+        return {"storage_path": spec.folder}
+    remote = Remote.of(spec.remote)
+    return {"storage_path": remote.root, "storage_filesystem": remote.filesystem}
 
 
 def _start_books(spec: RunSpec) -> tuple[list[Any], list[int]]:
@@ -376,8 +385,11 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         resume = ray.train.get_checkpoint()
         run = Path(job.spec.folder)
-        unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS))
-        with explained(run), resume.as_directory() if resume is not None else unlisted as folder:
+        unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS) if job.spec.remote is None else None)
+        with (
+            explained(run, job.spec.remote),
+            resume.as_directory() if resume is not None else unlisted as folder,
+        ):
             path = Path(folder) if folder is not None else None
             run_phases(start(job.spec, RayEngine(job), path), path)
     except UserError as error:

@@ -192,5 +192,5 @@ def train_on_tables(
         device=device,
     )
     resume = checkpoint.latest_checkpoint(checkpoints)
-    with explained(Path(spec.folder)):
+    with explained(Path(spec.folder), spec.remote):
         run_phases(start(spec, engine, resume), resume)

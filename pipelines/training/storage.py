@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster.storage import Remote
 from pipelines.errors import UserError
 
 PROBE_BYTES = 1 << 16
@@ -14,16 +15,20 @@ _RAY_STATE = "checkpoint_manager_snapshot.json"
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path, remote: str | None = None) -> Iterator[None]:
     """Turn any failure within into one line about the storage, if that is what has failed.
 
+    Args:
+        folder: of the run.
+        remote: its URI, where ``folder`` is only a working copy.
+
     Raises:
-        UserError: ``folder`` cannot be written; it says why and what to do.
+        UserError: it cannot be written; it says why and what to do.
     """
     try:
         yield
     except Exception as error:
-        reason = why_not(folder)
+        reason = why_not(folder) if remote is None else _why_not_there(remote)
         if reason is None:
             raise
         raise UserError(
@@ -51,6 +56,11 @@ def why_not(folder: Path) -> str | None:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
     return None
+
+
+def _why_not_there(uri: str) -> str | None:
+    reason = Remote.of(uri).why_not()
+    return None if reason is None else f"{uri} cannot be written ({reason})"
 
 
 def mend(checkpoints: Path) -> None:

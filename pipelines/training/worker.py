@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.mirror import Mirror
 from pipelines.config import Config
 from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo, Split
@@ -18,6 +19,7 @@ from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.own_code import OwnCode
+from pipelines.places import beside_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Book, Engine
@@ -43,7 +45,9 @@ class RunSpec:
     info: DatasetInfo
     phases: tuple[Phase, ...]
     folder: str
-    """The run's folder, on storage that all workers share."""
+    """The run's folder, on storage that all workers share; or its working copy, where it is remote."""
+    remote: str | None = None
+    """URI of the run's folder, where storage is one."""
     train: Split
     """Training rows: their ids and where they lie."""
     test: Split
@@ -57,7 +61,7 @@ class RunSpec:
     profile: bool = False
     """Whether worker 0 traces some steps."""
     initial: str | None = None
-    """Checkpoint file of the network that a first phase without new weights starts from."""
+    """Checkpoint file (path or URI) of the network that a first phase without new weights starts from."""
 
     @property
     def ids(self) -> IdSet:
@@ -77,6 +81,8 @@ class Worker:
     masks: Masks | None = None
     trackers: list[Tracker] = field(default_factory=list)
     """On worker 0, who else is told of every record."""
+    mirror: Mirror | None = None
+    """On worker 0 of a run on remote storage."""
     start_seconds: float = 0.0
     """What `Engine.warm_up` took; told with the first record."""
 
@@ -98,6 +104,7 @@ class Worker:
             if not Path(self.spec.folder).is_dir():  # never begin another one in its place
                 raise FileNotFoundError(f"{self.spec.folder} has vanished")
             write_metrics(Path(self.spec.folder), self.progress.history)
+        self.push()  # what the checkpoint has behind it is there before it
         self.engine.report(
             record,
             checkpoint.checkpoint_name(index, record["phase"], record["epoch"]),
@@ -111,6 +118,7 @@ class Worker:
                 masks=self.masks,
             ),
         )
+        self.push()
         for tracker in self.trackers:
             tracker.record(len(self.progress.history) - 1, record)
         self.engine.publish(record["phase"], gauges(record))
@@ -122,6 +130,11 @@ class Worker:
                 "finished": next_phase != index,
             }
         )
+
+    def push(self) -> None:
+        """Bring what has changed to remote storage."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def keep_final(self, phase: str) -> None:
         """Keep the network under its phase's name, beyond the checkpoints that later ones replace."""
@@ -168,10 +181,14 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         worker.masks = checkpoint.load_model(resume, worker.model)
     elif spec.initial is not None:
         try:
-            load_weights(spec.initial, worker.model, architecture(spec.config.model, spec.info))
+            with local_file(spec.initial) as initial:
+                load_weights(initial, worker.model, architecture(spec.config.model, spec.info))
         except ValueError as error:
             raise UserError("model", str(error)) from None
     if engine.rank == 0:
+        worker.mirror = mirror_of(Path(spec.folder), spec.remote)
+        if worker.mirror is not None:
+            worker.mirror.pull(beside_checkpoints)  # this may be another machine than before
         worker.trackers = make_trackers(spec.config, Path(spec.folder), len(worker.progress.history))
     started = time.perf_counter()
     engine.warm_up()

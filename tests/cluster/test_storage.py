@@ -1,0 +1,157 @@
+"""Storage named by URIs: a real S3 server, and pyarrow's and fsspec's other filesystems."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.doctor import Needs, examine
+from cluster.errors import ClusterError
+from cluster.mirror import STATE, Mirror
+from cluster.nodes import unopened
+from cluster.storage import Remote, below, name_of, parent, uri_of
+from tests.object_store import s3_server
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    with s3_server() as variables:
+        yield variables
+
+
+@pytest.fixture(params=["s3", "file", "fsspec"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Remote.of(f"s3://bucket/{tmp_path.name}")
+    if request.param == "fsspec":
+        return Remote.of(f"memory://{tmp_path}")
+    return Remote.of(f"file://{tmp_path}/there")
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("s3://bucket/runs", "s3://bucket/runs"),
+        (Path("s3://bucket/runs"), "s3://bucket/runs"),
+        (Path("file:///tmp/x"), "file:///tmp/x"),
+        ("memory:///tmp/x", "memory:///tmp/x"),
+        ("runs", None),
+        ("/a:/b", None),
+        ("c:/runs", None),
+        ("~/runs", None),
+    ],
+)
+def test_what_is_a_uri(path: str | Path, uri: str | None) -> None:
+    assert uri_of(path) == uri
+
+
+def test_parts_of_a_uri_with_options() -> None:
+    uri = "s3://bucket/runs?region=eu-west-1"
+    assert below(uri, "a/b") == "s3://bucket/runs/a/b?region=eu-west-1"
+    assert parent(below(uri, "a")) == uri
+    assert name_of(below(uri, "a")) == "a"
+
+
+def test_files_are_whole_copies(remote: Remote, tmp_path: Path) -> None:
+    assert remote.files() == {}
+    assert remote.why_not() is None
+    assert remote.files() == {}, "the probe is gone"
+    content = bytes(range(256)) * 40_000  # more than one block
+    (tmp_path / "a").write_bytes(content)
+    remote.upload("deep/er/a", tmp_path / "a")
+    remote.write("b", b"b")
+    assert {name: found.size for name, found in remote.files().items()} == {"deep/er/a": len(content), "b": 1}
+    remote.download("deep/er/a", tmp_path / "new" / "a")
+    assert (tmp_path / "new" / "a").read_bytes() == content
+    remote.write("b", b"other")
+    assert remote.read("b") == b"other"
+    for _ in range(2):
+        remote.remove("b")
+    assert not remote.exists("b")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != STATE)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def test_a_mirror_moves_what_has_changed(remote: Remote, tmp_path: Path) -> None:
+    one, other = (Mirror(tmp_path / name, remote) for name in ("one", "other"))
+    (one.local / "checkpoints" / "0").mkdir(parents=True)
+    (one.local / "checkpoints" / "0" / "weights").write_bytes(b"w0")
+    (one.local / "metrics").write_bytes(b"1")
+    one.push()
+    other.pull()
+    assert contents(other.local) == {"checkpoints/0/weights": b"w0", "metrics": b"1"}
+    before = (other.local / "metrics").stat().st_mtime_ns
+    (one.local / "checkpoints" / "0").rename(one.local / "checkpoints" / "1")
+    one.push()
+    other.pull()
+    assert contents(other.local) == contents(one.local) == {"checkpoints/1/weights": b"w0", "metrics": b"1"}
+    assert (other.local / "metrics").stat().st_mtime_ns == before, "what is the same is not moved again"
+    (one.local / "metrics").write_bytes(b"2")
+    one.push()
+    (other.local / "metrics").write_bytes(b"never sent")
+    (other.local / "left").write_bytes(b"over")
+    other.pull(lambda name: not name.startswith("checkpoints/"))
+    assert contents(other.local) == contents(one.local)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "d/x", "d/e/y"]), st.integers(0, 3)), max_size=12
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=STEPS)
+def test_two_mirrors_end_the_same(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, int]]
+) -> None:
+    """Whoever writes has what the storage has before, as a run that goes on elsewhere does."""
+    folder = tmp_path_factory.mktemp("mirror")
+    remote = Remote.of(f"file://{folder}/there")
+    mirrors = {name: Mirror(folder / name, remote) for name in "abc"}
+    expected: dict[str, bytes] = {}
+    for who, name, value in steps:
+        mirror = mirrors[who]
+        mirror.pull()
+        assert contents(mirror.local) == expected
+        if value:
+            expected[name] = bytes([value])
+            (mirror.local / name).parent.mkdir(parents=True, exist_ok=True)
+            (mirror.local / name).write_bytes(expected[name])
+        else:
+            expected.pop(name, None)
+            (mirror.local / name).unlink(missing_ok=True)
+        mirror.push()
+    assert {n: remote.read(n) for n in remote.files()} == expected
+
+
+def test_what_is_wrong_is_told_in_one_line(s3: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"^storage: nosuch://x is not a folder that can be opened"):
+        Remote.of("nosuch://x")
+    reason = Remote.of("s3://no-such-bucket/x").why_not()
+    assert reason is not None
+    assert "bucket" in reason.lower()
+    assert "\n" not in reason
+    assert unopened("s3://bucket/none") is not None
+    Remote.of("s3://bucket/there").write("data", b"x")
+    assert unopened("s3://bucket/there/data") is None
+
+
+def test_doctor_looks_at_a_bucket(s3: dict[str, str], tmp_path: Path) -> None:
+    Remote.of("s3://bucket/data").write("a.parquet", b"x")
+    for bucket, well in (("bucket", True), ("no-such-bucket", False)):
+        needs = Needs(storage=f"s3://{bucket}/runs", data=(f"s3://{bucket}/data/a.parquet",))
+        lines = {line.name: line for line in examine(needs, folder=tmp_path)}
+        assert lines["storage"].ok == lines["data"].ok == well, lines
+        assert well or "give another --storage" in lines["storage"].what
+
+
+def test_credentials_are_not_told(s3: dict[str, str]) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in repr(Remote.of("s3://bucket/x"))

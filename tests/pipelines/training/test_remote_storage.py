@@ -1,0 +1,167 @@
+"""Runs and data in a bucket: as in a folder, also when killed and gone on with elsewhere."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Remote
+from pipelines import cli
+from pipelines.config import Config
+from pipelines.config_io import dump_config, load_config
+from pipelines.errors import UserError
+from pipelines.places import run_path, run_uri
+from pipelines.run import run
+from tests.object_store import s3_server, uri
+from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
+from tests.pipelines.training.test_loop import LOCAL
+
+
+@pytest.fixture(scope="module")
+def server(digits: Path) -> Iterator[dict[str, str]]:
+    """With the digits in it."""
+    with s3_server() as variables:
+        data = Remote.of("s3://bucket/digits")
+        for path in digits.iterdir():
+            data.upload(path.name, path)
+        yield variables
+
+
+def there(config: Config) -> dict[str, int]:
+    """Files of a config's run in the bucket."""
+    address = run_uri(config)
+    assert address is not None
+    return {name: found.size for name, found in Remote.of(address).files().items()}
+
+
+def wait_until_still(config: Config) -> None:
+    """Workers may outlive a killed driver for a while."""
+    before: dict[str, int] = {"": 0}
+    while (now := there(config)) != before:
+        before = now
+        time.sleep(3 if config.cluster.engine == "ray" else 0)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where working copies lie; what this machine keeps of a run is gone once it is removed."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    yield folder
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The job in a folder, by the plain process."""
+    return run(small(tmp_path_factory.mktemp("calm"), digits, **LOCAL, name="calm"), console=QUIET)
+
+
+def bucket(digits: Path, **overrides: str) -> Config:
+    """The job, with data and runs in the bucket."""
+    places = {"data.path": "s3://bucket/digits", "storage": "s3://bucket/runs"}
+    return small(Path("x"), digits, **{**places, **overrides})
+
+
+def test_a_run_in_a_bucket_is_the_one_in_a_folder(
+    server: dict[str, str], elsewhere: Path, calm: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = bucket(digits, **LOCAL, name="calm")
+    folder = run(config, console=QUIET)
+    assert metrics(folder) == metrics(calm)
+    local = {p.relative_to(calm).as_posix() for p in calm.rglob("*") if p.is_file()}
+    assert set(there(config)) == local, "nothing more, and no checkpoint that is not kept"
+    remote = Remote.of("s3://bucket/runs/calm")
+    for name in ("checkpoints/retrain.safetensors", "masks.safetensors", "scores.parquet"):
+        assert remote.read(name) == (calm / name).read_bytes(), name
+
+    shutil.rmtree(elsewhere / f"spikeprune-{os.getuid()}")
+    with pytest.raises(UserError, match=r"^name: run 'calm' exists in s3://bucket/runs; --resume"):
+        run(config, console=QUIET)
+    assert cli.main(["report", "s3://bucket/runs/calm"]) == 0
+    assert remote.exists("report.html")
+    assert cli.main(["prune", "s3://bucket/runs/calm", "--sparsity", "0.5", "--no-retrain"]) == 0
+    assert Remote.of("s3://bucket/runs/calm-pruned").exists("checkpoints/prune.safetensors")
+    capsys.readouterr()
+
+
+def test_what_is_wrong_with_a_bucket_is_told_before_the_run(
+    server: dict[str, str], elsewhere: Path, digits: Path
+) -> None:
+    for field, address, line in [
+        ("storage", "s3://no-such-bucket/runs", "no such bucket"),
+        ("storage", "nosuch://x", "is not a folder that can be opened"),
+        ("data.path", "s3://bucket/none", r"has no file train\*.parquet"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{field}: {address}.*{line}") as caught:
+            run(bucket(digits, **LOCAL, **{field: address}), console=QUIET)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [pytest.param(LOCAL, id="local"), pytest.param({}, id="ray")])
+def test_a_killed_run_goes_on_from_the_bucket(
+    engine: dict[str, str], server: dict[str, str], elsewhere: Path, calm: Path, tmp_path: Path, digits: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """On a machine that has nothing of it."""
+    expected = calm if engine else request.getfixturevalue("undisturbed")
+    places = {"storage": uri("killed", server), "data.path": uri("digits", server)}
+    config = bucket(digits, **{**engine, **places, "name": "local" if engine else "ray"})
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    log = (tmp_path / "log").open("wb")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", str(tmp_path / "c.yaml")],
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, "TMPDIR": str(elsewhere)},
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    wait_for(lambda: len(metrics(run_path(config))) >= 2 or driver.poll() is not None, "2 records")
+    assert driver.poll() is None, (tmp_path / "log").read_text()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_until_still(config)
+    shutil.rmtree(elsewhere / f"spikeprune-{os.getuid()}")
+    assert any(name.startswith("checkpoints/") for name in there(config)), (tmp_path / "log").read_text()
+    folder = run(config, resume=True, console=QUIET)
+    assert metrics(folder) == metrics(expected)
+    assert "metrics.jsonl" in there(config)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_from_the_bucket(
+    server: dict[str, str], elsewhere: Path, undisturbed: Path, digits: Path, ray_session: None
+) -> None:
+    """Ray's checkpoints go to the bucket from the workers, and come from there."""
+    config = bucket(digits, storage=uri("hurt", server), name="hurt", **{"data.path": uri("digits", server)})
+    killer = kill_after(run_path(config), 2, "TrainWorker")
+    folder = run(config, console=QUIET)
+    killer.join()
+    assert metrics(folder) == metrics(undisturbed)
+    names = there(config)
+    assert {"report.json", "scores.parquet", "metrics.jsonl", "checkpoints/retrain.safetensors"} - set(
+        names
+    ) == {"report.json"}
+    assert len({n.split("/")[1] for n in names if n.startswith("checkpoints/") and n.count("/") > 1}) == 2
+    stored = load_config(folder / "config.yaml")
+    assert stored.storage == config.storage
+
+
+@pytest.mark.slow
+def test_a_bucket_that_vanishes_is_named(elsewhere: Path, digits: Path) -> None:
+    with s3_server() as variables:
+        config = bucket(digits, **LOCAL, storage=uri("gone", variables), name="gone")
+        config = replace(config, data=replace(config.data, path=str(digits)))
+        Remote.of("s3://bucket/gone").write("never", b"")
+        port = variables["AWS_ENDPOINT_URL"].rpartition(":")[2]
+        killer = kill_after(run_path(config), 2, f"moto.server\0-H\0127.0.0.1\0-p\0{port}")
+        with pytest.raises(UserError, match=r"^storage: s3://.* cannot be written \(.*\); checkpoints of"):
+            run(config, console=QUIET)
+        killer.join()
