@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.tokens import REMEDY, Token
+from cluster.tokens import PLACES, Token
 
 SECONDS = 10.0  # of waiting for an answer
 
@@ -138,8 +138,8 @@ def _refused(address: str, token: Token | None, error: object, where: str) -> Cl
     code, details = error.code(), " ".join(str(error.details()).split())  # type: ignore[attr-defined]
     if code == grpc.StatusCode.UNAUTHENTICATED:
         if token is None:
-            return ClusterError(where, f"{address} asks for a token; {REMEDY}")
-        return ClusterError(where, f"{address} refuses the token of {token.source}; {REMEDY}")
+            return ClusterError(where, f"{address} asks for a token; {PLACES}")
+        return ClusterError(where, f"{address} refuses the token of {token.source}; {PLACES}")
     if "http1" in details:
         return ClusterError(
             where,

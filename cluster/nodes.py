@@ -3,14 +3,14 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from cluster import network
+from cluster import errors, network
 from cluster import storage as storages
 from cluster.errors import ClusterError
 from cluster.storage import Remote, open_file, short, uri_of
@@ -61,9 +61,6 @@ def look(storage: Path | str | None = None, files: Sequence[str] = ()) -> list[V
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    modules = (sys.modules[__name__], network, storages, sys.modules[ClusterError.__module__])
-    for module in modules:  # a node may lack this software
-        ray.cloudpickle.register_pickle_by_value(module)
     mark = f".probe-{uuid4().hex}"
     place = None if storage is None else _Place(str(storage))
     nodes = [n for n in ray.nodes() if n["Alive"]]
@@ -72,16 +69,19 @@ def look(storage: Path | str | None = None, files: Sequence[str] = ()) -> list[V
             place.write(mark, mark)
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         asked = time.time()
-        refs = [
-            probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(
-                None if storage is None else str(storage),
-                mark,
-                n["NodeID"],
-                n["NodeManagerAddress"],
-                tuple(files),
-            )
-            for n in nodes
-        ]
+        with travelling():
+            refs = [
+                probe.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+                ).remote(
+                    None if storage is None else str(storage),
+                    mark,
+                    n["NodeID"],
+                    n["NodeManagerAddress"],
+                    tuple(files),
+                )
+                for n in nodes
+            ]
         answers: list[dict[str, Any]] = []
         for node, ref in zip(nodes, refs, strict=True):
             try:
@@ -107,12 +107,25 @@ def look(storage: Path | str | None = None, files: Sequence[str] = ()) -> list[V
             )
         return views
     finally:
-        for module in modules:
-            ray.cloudpickle.unregister_pickle_by_value(module)
         if place is not None:
             for name in (mark, *(f"{mark}-{n['NodeID']}" for n in nodes)):
                 with suppress(Exception):
                     place.remove(name)
+
+
+@contextmanager
+def travelling() -> Iterator[None]:
+    """Within, what is sent to a node brings along the code that it needs: a node may lack this software."""
+    import ray
+
+    modules = (sys.modules[__name__], network, storages, errors)
+    for module in modules:
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def check_shared(storage: Path | str, files: Sequence[str] = ()) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from cluster.errors import ClusterError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-REMEDY = f"give --token-file FILE, or set {TOKEN_PATH}, or put the token into ~/.ray/auth_token"
+PLACES = f"set {TOKEN_PATH} to its file, or put the token into ~/.ray/auth_token"
+"""What to do where a command has no option for it."""
+REMEDY = f"give --token-file FILE, or {PLACES}"
 
 
 @dataclass(frozen=True)

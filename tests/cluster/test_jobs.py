@@ -180,7 +180,7 @@ def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
 
 MISTAKES = [
     pytest.param({"RAY_AUTH_TOKEN": "0" * 64}, "refuses the token of RAY_AUTH_TOKEN", id="wrong token"),
-    pytest.param({}, "asks for a token; give --token-file", id="no token"),
+    pytest.param({}, "asks for a token; ", id="no token"),
     pytest.param({"RAY_AUTH_TOKEN_PATH": "/none"}, "no token can be read from /none", id="no token file"),
 ]
 
