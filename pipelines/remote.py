@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from cluster.storage import below, name_of, parent, uri_of
 from pipelines.config import Config
-from pipelines.config_io import load_config, split_overrides
+from pipelines.config_io import load_tree, split_overrides
 from pipelines.errors import UserError
 
 STORAGE = "~/spikeprune-runs"
-TRAINING = ("run", "train")
+TRAINING = ("run", "train", "search")
 ON_RUNS = ("prune", "compare", "score")
-VERBS = (*TRAINING, *ON_RUNS, "export", "report", "search", "data", "doctor")
+VERBS = (*TRAINING, *ON_RUNS, "export", "report", "data", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class RemoteCommand:
 def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORAGE) -> RemoteCommand:
     """How a command line of this machine runs on a cluster.
 
-    ``run`` and ``train`` are checked here first; runs go below ``storage`` on the cluster unless the
-    command or its config names an absolute one; data named by a relative path goes along.
+    ``run``, ``train`` and ``search`` are checked here first; their folders go below ``storage`` on the
+    cluster unless the command or its config names an absolute one; data named by a relative path goes along.
 
     Args:
         words: a verb of ``spikeprune`` and its options, or ``python`` and its arguments.
@@ -51,29 +52,40 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     if verb not in VERBS:
         raise UserError("submit", f"{verb!r} is no command to send; use one of {', '.join(VERBS)}, or python")
     here = ("-m", "pipelines.cli", verb)
-    overrides, others = split_overrides(rest)
-    if verb in TRAINING:
-        return _training(here, overrides, others, rest, working_dir, storage)
+    tree = _tree(verb)
+    overrides, others = split_overrides(rest, tree)
+    if verb in TRAINING and "--plot" not in others:
+        return _training(here, tree, overrides, others, rest, working_dir, storage)
     if verb in ON_RUNS:
         rest = [*rest, *_cluster_address(verb, overrides)]
+    named = any(w.partition("=")[0] == "--address" for w in others)
+    if verb == "doctor" and not named and "cluster.address" not in overrides:
+        rest = [*rest, "--address", "auto"]
     run = _pruned(overrides, others) if verb == "prune" else None
-    return RemoteCommand(
-        words=(*here, *rest), name=f"{verb}-{PurePosixPath(run).name}" if run else verb, run=run
-    )
+    return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
+
+
+def _tree(verb: str) -> type[Config]:
+    if verb != "search":
+        return Config
+    from pipelines.search.config import SearchTree
+
+    return SearchTree
 
 
 def _training(
     here: tuple[str, ...],
+    tree: type[Config],
     overrides: Mapping[str, str],
     others: list[str],
     rest: list[str],
     working_dir: Path,
     storage: str,
 ) -> RemoteCommand:
-    if "--address" in others:
+    if any(w.partition("=")[0] == "--address" for w in others):
         raise UserError("--address", "belongs before the --; the job runs on the cluster that it is sent to")
     file = next((Path(w) for w in others if not w.startswith("-")), None)
-    config = load_config(file, overrides)
+    config = load_tree(tree, file, overrides)
     extra: tuple[tuple[str, bytes], ...] = ()
     include = _data(config, working_dir)
     if file is not None:  # wherever it is named from, it goes along; where it is inside, it stays in place
@@ -90,11 +102,12 @@ def _training(
         rest += ["--storage", storage]
     else:
         storage = config.storage
-    rest += _cluster_address(here[-1], overrides)
+    if config.cluster.engine == "ray" and config.cluster.address is None:
+        rest += ["--cluster.address", "auto"]
     return RemoteCommand(
         words=(*here, *rest),
         name=config.name,
-        run=f"{storage.rstrip('/')}/{config.name}",
+        run=below(storage, config.name) if uri_of(storage) else f"{storage.rstrip('/')}/{config.name}",
         include=include,
         extra=extra,
     )
@@ -119,6 +132,9 @@ def _pruned(overrides: Mapping[str, str], others: list[str]) -> str | None:
     source = next((w for w in others if not w.startswith("-")), None)
     if source is None:
         return None
+    if (uri := uri_of(source)) is not None:
+        storage = overrides.get("storage", parent(uri))
+        return below(storage, overrides.get("name", f"{name_of(uri)}-pruned"))
     folder = PurePosixPath(source)
     if folder.suffix == ".safetensors":
         folder = folder.parent.parent

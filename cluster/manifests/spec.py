@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cluster.errors import ClusterError
+from cluster.storage import uri_of
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,45}[a-z0-9])?"  # Kubernetes, which appends to it
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
@@ -50,7 +51,7 @@ class ManifestSpec:
     command: tuple[str, ...] = ("run", "my.yaml")
     """Verb of spikeprune and its options, word by word."""
     storage: str = "/shared/runs"
-    """Folder of runs, which all nodes share."""
+    """Folder of runs that all nodes share, or its URI."""
     ray_version: str = ""
     """This environment's when not given."""
     python_version: str = ""
@@ -96,10 +97,11 @@ class ManifestSpec:
                                  ("gpus", 0, 64), ("hours", 1, 8760)):  # fmt: skip
             if not least <= getattr(self, key) <= most:
                 raise ClusterError(key, f"{getattr(self, key)} is not possible; {least} to {most}")
-        for key in ("storage", "venv"):
+        for key, also in (("storage", " or a URI such as s3://bucket/runs"), ("venv", "")):
             path = getattr(self, key)
-            if path and (not PurePosixPath(path).is_absolute() or not path.isprintable()):
-                raise ClusterError(key, f"{path!r} is not possible; it must be an absolute path")
+            placed = PurePosixPath(path).is_absolute() or (bool(also) and uri_of(path) is not None)
+            if path and (not placed or not path.isprintable()):
+                raise ClusterError(key, f"{path!r} is not possible; it must be an absolute path{also}")
         if not self.command or any("\0" in word for word in self.command):
             raise ClusterError("command", "is not possible; give a verb of spikeprune and its options")
 

@@ -18,6 +18,8 @@ class SearchCommand:
 
     config: Annotated[Path | None, tyro.conf.Positional] = None
     """YAML file with any part of the config, and the search below `search:`."""
+    address: str | None = None
+    """Ray cluster to search on; the same as cluster.address."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the search of that name where it stopped."""
     plot: Path | None = None
@@ -30,6 +32,8 @@ def main(args: list[str]) -> int:
     """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
     overrides, rest = split_overrides(args, SearchTree)
     options = tyro.cli(SearchCommand, args=rest, prog="spikeprune search", description=main.__doc__)
+    if options.address is not None:
+        overrides["cluster.address"] = options.address
     if options.plot is not None:
         if options.config is not None or overrides or options.resume:
             raise UserError(

@@ -65,6 +65,11 @@ with connect(sys.argv[1]) as cluster:
     assert abs(view.skew) < 1, view
     assert view.interface == "lo", view
     check_shared(here, [str(here / "data")])
+    uri = f"file://{here}"
+    [view] = look(uri, [f"{uri}/data", f"{uri}/none"])
+    assert view.seen and view.sees_driver and view.unwritable is None and view.disk is None, view
+    assert view.unreadable == (f"{uri}/none",), view
+    check_shared(uri, [f"{uri}/data"])
     try:
         check_shared(here, [str(here / "none")])
     except ValueError as error:

@@ -125,6 +125,35 @@ def test_slurm_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command:
     assert {p.name for p in folder.iterdir()} == {"bin", "script", "words", "mode"}
 
 
+ODD = ["it's", "a b", "$(touch pwned)", "`touch pwned`", '"; touch pwned; "', "*", "\\", "é && touch pwned"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_folders_of_any_name_survive_the_shell(tmp_path: Path, name: str) -> None:
+    """The virtual environment is found and the storage handed on, by bash, and nothing else happens."""
+    venv = tmp_path / name
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text("touch activated\n")
+    spec = ManifestSpec(venv=str(venv), command=("run", "my.yaml"), storage=f"/runs/{name}")
+    words = run_slurm(tmp_path, spec)
+    assert words[-2:] == ["--storage", f"/runs/{name}"]
+    (tmp_path / "activated").unlink()
+    (tmp_path / "bin" / "ray").write_text('#!/bin/sh\necho "$@" >>started\n')
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    config = yaml.safe_load(KINDS["ray-up"](spec))
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, check=True,
+            env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "RAY_HEAD_IP": "192.0.2.1"},
+        )  # fmt: skip
+        (tmp_path / "activated").unlink()
+    started = (tmp_path / "started").read_text().splitlines()
+    assert [line.split()[:2] for line in started] == [
+        ["stop"], ["start", "--head"], ["stop"], ["start", "--address=192.0.2.1:6379"],
+    ]  # fmt: skip
+    assert not (tmp_path / "pwned").exists()
+
+
 @settings(max_examples=15, deadline=None)
 @given(command=COMMAND)
 def test_kuberay_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> None:

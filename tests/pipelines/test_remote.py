@@ -1,0 +1,69 @@
+"""What a command becomes on its way to a cluster that does not see this machine's files."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.remote import remote_command
+
+AUTO = ("--cluster.address", "auto")
+HERE = ("-m", "pipelines.cli")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "my.yaml").write_text("name: mine\ndata: {path: data}\n")
+    (tmp_path / "far.yaml").write_text(
+        "name: far\ndata: {path: 's3://b/data'}\nstorage: 's3://b/runs?region=eu'\n"
+    )
+    (tmp_path / "search.yaml").write_text(
+        "name: wide\ndata: {path: data}\nsearch: {space: {train.lr: [0.1, 0.2]}, trials: 2}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_runs_and_searches_use_the_cluster_and_its_storage(project: Path) -> None:
+    for verb, file, name in (("run", "my.yaml", "mine"), ("search", "search.yaml", "wide")):
+        command = remote_command([verb, file], project, "~/there")
+        assert command.words == (*HERE, verb, file, "--storage", "~/there", *AUTO)
+        assert command.run == f"~/there/{name}"
+        assert command.name == name
+        assert project / "data" in command.include
+
+
+def test_what_the_config_names_absolutely_stays(project: Path) -> None:
+    command = remote_command(["run", "far.yaml"], project)
+    assert command.words == (*HERE, "run", "far.yaml", *AUTO)
+    assert command.run == "s3://b/runs/far?region=eu"
+    alone = remote_command(["run", "my.yaml", "--cluster.engine", "local", "--cluster.workers", "1"], project)
+    assert "auto" not in alone.words
+
+
+def test_a_config_from_elsewhere_goes_along(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "c.yaml"
+    outside.write_text("data: {path: /data}\n")
+    command = remote_command(["train", str(outside)], project)
+    assert command.extra == ((".spikeprune/c.yaml", outside.read_bytes()),)
+    assert command.words[3] == ".spikeprune/c.yaml"
+
+
+def test_other_verbs(project: Path) -> None:
+    pruned = remote_command(["prune", "s3://b/runs/mine", "--sparsity", "0.5"], project)
+    assert pruned.run == "s3://b/runs/mine-pruned"
+    assert pruned.words[-2:] == AUTO
+    assert remote_command(["prune", "/runs/mine", "--name", "small"], project).run == "/runs/small"
+    doctor = remote_command(["doctor", "my.yaml"], project)
+    assert doctor.words == (*HERE, "doctor", "my.yaml", "--address", "auto")
+    assert remote_command(["doctor", "--address=h:1"], project).words == (*HERE, "doctor", "--address=h:1")
+    drawn = remote_command(["search", "--plot", "/runs/wide"], project)
+    assert drawn.words == (*HERE, "search", "--plot", "/runs/wide")
+    assert remote_command(["python", "a.py", "$x"], project).words == ("a.py", "$x")
+
+
+@pytest.mark.parametrize("given", [["--address", "auto"], ["--address=auto"]])
+def test_an_address_belongs_before(project: Path, given: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^--address: belongs before the --"):
+        remote_command(["run", "my.yaml", *given], project)
