@@ -100,6 +100,10 @@ class DataConfig:
     """Prefix of the files with training examples."""
     test_split: str = "test"
     """Prefix of the files with held-out examples."""
+    train_rows: int | None = None
+    """Train on so many examples only, the first in the files; all when not given."""
+    test_rows: int | None = None
+    """Evaluate on so many held-out examples only, the first in the files; all when not given."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Event frames."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -121,6 +125,9 @@ class DataConfig:
         _check(
             self.memory_gb is None or self.memory_gb >= 0, "data.memory_gb", self.memory_gb, "zero or more"
         )
+        for name in ("train_rows", "test_rows"):
+            rows = getattr(self, name)
+            _check(rows is None or rows >= 1, f"data.{name}", rows, "at least 1")
         ok = self.shuffle_rows is None or self.shuffle_rows >= 1
         _check(ok, "data.shuffle_rows", self.shuffle_rows, "at least 1")
 

@@ -5,7 +5,7 @@ One builder serves files and the command line, so both refuse a mistake with the
 
 import difflib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -36,10 +36,13 @@ def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
 
 def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Tree:
     """As `load_config`, for a tree with more branches than a run's."""
-    tree = _read(Path(path)) if path is not None else {}
+    tree: dict[str, Any] = {}
+    for file in reversed(config_files(path) if path is not None else []):
+        fields = _own_fields(file)
+        weights = fields.get("weights")
+        _make_room(tree, [f"weights.{name}" for name in weights] if isinstance(weights, dict) else [])
+        tree = _over(tree, fields)
     beside = Path(path).absolute().parent if path is not None else Path.cwd()
-    if isinstance(tree.get("code"), str):
-        tree["code"] = str(beside / tree["code"])
     parsed = {k: _parse(k, v) if isinstance(v, str) else v for k, v in (overrides or {}).items()}
     _override(tree, parsed)
     return _with_code(_build(cls, tree, ""), beside)
@@ -121,6 +124,43 @@ def _read(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
+def config_files(path: Path | str) -> list[Path]:
+    """A config file, the one that its ``base`` names, the one that this one's names, and so on.
+
+    Raises:
+        UserError: an unreadable file, or one that is its own base.
+    """
+    files = [Path(path)]
+    while (base := _read(files[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise UserError("base", f"{base!r} is not possible; it must be the path of a config file")
+        file = files[-1].parent / base
+        if file.resolve() in [f.resolve() for f in files]:
+            raise UserError(str(files[-1]), f"its base {base} leads back to itself")
+        if not file.exists():
+            raise UserError(str(files[-1]), f"its base {base} does not exist")
+        files.append(file)
+    return files
+
+
+def _own_fields(file: Path) -> dict[str, Any]:
+    """What a file itself says; its folder of own modules is beside it."""
+    tree = _read(file)
+    tree.pop("base", None)
+    if isinstance(tree.get("code"), str):
+        tree["code"] = str(file.absolute().parent / tree["code"])
+    return tree
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Fields of two trees; where both have one, the second's."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def _parse(dotted: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -129,11 +169,16 @@ def _parse(dotted: str, text: str) -> Any:
 
 
 def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
-    if any(target in values for target in _TARGETS):
-        for dotted in _TARGETS:
-            _place(tree, dotted, None)  # the new target replaces the old
+    _make_room(tree, values)
     for dotted, value in values.items():
         _place(tree, dotted, value)
+
+
+def _make_room(tree: dict[str, Any], fields: Iterable[str]) -> None:
+    """A target of weight pruning among ``fields`` replaces the one that is there."""
+    if any(dotted in _TARGETS for dotted in fields):
+        for dotted in _TARGETS:
+            _place(tree, dotted, None)
 
 
 def _place(tree: dict[str, Any], dotted: str, value: Any) -> None:

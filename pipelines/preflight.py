@@ -30,7 +30,8 @@ def check_data(config: Config) -> CheckedData:
     use_own_code(config)
     data = config.data
     train, test = (
-        read_split(data.path, split, data.on_bad_row) for split in (data.train_split, data.test_split)
+        read_split(data.path, split, data.on_bad_row).first(rows)
+        for split, rows in ((data.train_split, data.train_rows), (data.test_split, data.test_rows))
     )
     if data.on_bad_row == "skip" or train.num_bytes + test.num_bytes <= CHEAP_BYTES:
         train, test = check_examples(train), check_examples(test)

@@ -54,8 +54,9 @@ def rank(
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
     use_own_code(config)
-    train = read_split(config.data.path, config.data.train_split)
-    scored = train if split is None else read_split(config.data.path, split)
+    whole = read_split(config.data.path, config.data.train_split)
+    scored = whole if split is None else read_split(config.data.path, split)
+    train = whole.first(config.data.train_rows)  # whose statistics the network was trained with
     info = describe(train, scored, config.data.path, config.data, config.model.T)
     model = _network(checkpoint, architecture(config.model, info))
     scoring = Scoring(

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from cluster.storage import below, name_of, parent, uri_of
 from pipelines.config import Config
-from pipelines.config_io import load_tree, split_overrides
+from pipelines.config_io import config_files, load_tree, split_overrides
 from pipelines.errors import UserError
 
 STORAGE = "~/spikeprune-runs"
@@ -94,8 +94,9 @@ def _training(
             str(file.resolve().relative_to(working_dir.resolve())) if inside else f".spikeprune/{file.name}"
         )
         if inside:
-            include = (*include, working_dir.resolve() / sent)
+            include = (*include, *_layers(file, working_dir))
         else:
+            _layers(file, working_dir)
             extra = ((sent, file.read_bytes()),)
         rest[next(i for i, w in enumerate(rest) if Path(w) == file)] = sent
     if not _absolute(config.storage):
@@ -111,6 +112,15 @@ def _training(
         include=include,
         extra=extra,
     )
+
+
+def _layers(file: Path, working_dir: Path) -> tuple[Path, ...]:
+    """The config file and those that it is based on, which must be in what is sent."""
+    files = tuple(f.resolve() for f in config_files(file))
+    for base in files[1:]:
+        if not all(f.is_relative_to(working_dir.resolve()) for f in (files[0], base)):
+            raise UserError("base", f"{base} is outside of what is sent; start from a folder that holds both")
+    return files
 
 
 def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:

@@ -1,24 +1,43 @@
-"""The example configs: each loads, and its network fits the dataset that it names."""
+"""The example configs: each fits its dataset, tells its time, and runs for real in small."""
 
+import io
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from rich.console import Console
 
-from pipelines.config_io import load_config
+from benchmarks import expected_time
+from pipelines.config import Config
+from pipelines.config_io import config_files, load_config
 from pipelines.data.dataset import DatasetInfo
+from pipelines.data.ingest import ingest
 from pipelines.networks import make_network
+from pipelines.report.summary import summarise
+from pipelines.run import run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md describes the datasets
-    "cifar10": ((3, 32, 32), 10),
-    "cifar100": ((3, 32, 32), 100),
+    **{name: of[:2] for name, of in expected_time.DATA.items()},
     "mnist": ((1, 28, 28), 10),
     "fashion-mnist": ((1, 28, 28), 10),
-    "imagenet": ((3, 224, 224), 1000),
-    "nmnist": ((2, 34, 34), 10),
-    "cifar10-dvs": ((2, 48, 48), 10),
     "dvs-gesture": ((2, 64, 64), 11),
     "shd": ((1, 1, 700), 20),
+}
+EXPERIMENTS = tuple(expected_time.DATA)
+"""Those with a small variant."""
+SHARED = {  # the shared folder that stands for each dataset, and what differs there
+    "cifar10-vgg6": ("cifar10/small", {}),
+    "cifar10-vgg11": ("cifar10/small", {}),
+    "cifar10-sew18": ("cifar10/small", {}),
+    "tiny-imagenet": ("tiny-imagenet", {"data.train_split": "train-00000", "data.test_split": "train-00001"}),
+    "imagenet": ("tiny-imagenet", {"data.train_split": "train-00000", "data.test_split": "train-00001"}),
+    "nmnist": ("nmnist-small", {}),
+    "cifar10-dvs": ("cifar10-dvs-sim", {}),
+    "dvs-objects": ("dvs128-objects", {}),
 }
 
 
@@ -26,7 +45,7 @@ SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md d
 def test_an_example_fits_its_dataset(name: str) -> None:
     config = load_config(EXAMPLES / f"{name}.yaml")
     shape, classes = SHAPES[name]
-    assert config.data.path == f"data/{name}"
+    assert config.data.path == f"data/{name.split('-vgg')[0].split('-sew')[0]}"
     size = config.data.frames.size
     assert size is None or shape[1:] == (size[0], size[-1])
     names = tuple(str(k) for k in range(classes))
@@ -35,7 +54,88 @@ def test_an_example_fits_its_dataset(name: str) -> None:
     assert make_network(config.model, info, 0).synapses()
 
 
-def test_every_dataset_on_the_page_has_an_example() -> None:
+def test_every_example_is_on_the_datasets_page() -> None:
     page = (EXAMPLES.parent / "docs" / "datasets.md").read_text()
     for name in SHAPES:
         assert f"examples/{name}.yaml" in page
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_head_tells_hardware_and_expected_time(name: str) -> None:
+    text = (EXAMPLES / f"{name}.yaml").read_text()
+    head = text[: text.index("\nname:")]
+    assert "# Hardware: " in head
+    assert f"# Expected: {expected_time.of_example(name).text} " in head
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_small_variant_is_the_experiment_in_small(name: str) -> None:
+    file = EXAMPLES / "small" / f"{name}.yaml"
+    assert [f.resolve() for f in config_files(file)] == [file, EXAMPLES / f"{name}.yaml"]
+    small, full = load_config(file), load_config(EXAMPLES / f"{name}.yaml")
+    assert (small.model.name, small.data.path, small.train.loss) == (
+        full.model.name,
+        full.data.path,
+        full.train.loss,
+    )
+    assert (small.data.augment, small.data.frames.by) == (full.data.augment, full.data.frames.by)
+    assert (small.examples.policy, small.weights.criterion) == (full.examples.policy, full.weights.criterion)
+
+
+@pytest.fixture(scope="session")
+def cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photographs in CIFAR-100's original files: Tiny-ImageNet's first 100 classes at 32x32."""
+    source = tmp_path_factory.mktemp("cifar-100")
+    folder = source / "cifar-100-binary"
+    folder.mkdir()
+    rows = pq.read_table(shared_data / "tiny-imagenet" / "train-00000-of-00010.parquet").slice(0, 1600)
+    out = []
+    for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
+        if label < 100:
+            pixels = Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((32, 32))
+            out.append(bytes([label // 5, label]) + np.asarray(pixels).transpose(2, 0, 1).tobytes())
+    (folder / "train.bin").write_bytes(b"".join(out[:512]))
+    (folder / "test.bin").write_bytes(b"".join(out[512:768]))
+    (folder / "fine_label_names.txt").write_text("".join(f"class{k}\n" for k in range(100)))
+    ingest("cifar100", source / "data", input=str(source))
+    return source / "data"
+
+
+def ingested_events(folder: Path, output: Path, rows: int = 160) -> Path:
+    """The first rows of real recordings, ingested as a user would."""
+    (output / "source").mkdir(parents=True)
+    for file in sorted(folder.glob("*.parquet")):
+        split = "train" if file.name.startswith("train") else "test"
+        table = pa.Table.from_batches([next(pq.ParquetFile(file).iter_batches(rows))])
+        pq.write_table(table, output / "source" / f"{split}.parquet")
+    ingest("parquet", output / "data", input=output / "source")
+    return output / "data"
+
+
+def run_small(name: str, data: Path, storage: Path, others: dict[str, str]) -> Config:
+    overrides = {"storage": str(storage), "data.path": str(data), **others}
+    config = load_config(EXAMPLES / "small" / f"{name}.yaml", overrides)
+    folder = run(config, console=Console(quiet=True))
+    summary = summarise(folder)
+    assert [p.phase for p in summary.phases] == ["train", "prune", "retrain"]
+    train, _, retrained = summary.phases
+    rows = config.data.train_rows
+    assert rows is not None
+    assert train.examples == 2 * rows + rows // 2  # first and last epoch whole, half in between
+    assert retrained.density == pytest.approx(0.1, abs=0.02)
+    losses = [r["train_loss"] for r in summary.records if "train_loss" in r]
+    assert np.isfinite(losses).all()
+    return config
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_small_variant_runs(name: str, shared_data: Path, tmp_path: Path) -> None:
+    folder, others = SHARED[name]
+    data = shared_data / folder
+    if SHAPES[name][0][0] == 2:  # polarities
+        data = ingested_events(data, tmp_path / "events")
+    run_small(name, data, tmp_path, others)
+
+
+def test_the_small_cifar100_runs(cifar100: Path, tmp_path: Path) -> None:
+    run_small("cifar100", cifar100, tmp_path, {})

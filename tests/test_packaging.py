@@ -107,7 +107,7 @@ def test_what_is_built_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     assert where.startswith(str(site))
 
     data = tmp_path / "digits"
-    call(command, "data", "ingest", "--source", "digits", "--output", data, cwd=tmp_path)
+    call(command, "data", "ingest", "digits", "--output", data, cwd=tmp_path)
     options = ["--data.path", data, "--cluster.engine", "local", "--cluster.workers", "1"]
     options += ["--train.epochs", "3", "--weights.retrain-epochs", "1"]
     printed = call(command, "run", *options, cwd=tmp_path, **away)

@@ -63,6 +63,21 @@ class Split:
         """The split without these examples."""
         return replace(self, ids=self.ids.without(ids)) if len(ids) else self
 
+    def first(self, rows: int | None) -> "Split":
+        """The split of its first ``rows`` examples in order of file (all for ``None``); its classes stay."""
+        if rows is None or rows >= self.num_examples:
+            return self
+        found: list[np.ndarray] = []
+        left, pieces = rows, 0
+        while left > 0:
+            ids = read_rows(self.layout.take([pieces]), self.ids).column("id").to_numpy()[:left]
+            found.append(ids)
+            left, pieces = left - len(ids), pieces + 1
+        share = rows / self.num_examples
+        layout = self.layout.take(range(pieces))
+        ids = IdSet.of(np.concatenate(found))
+        return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * share))
+
     def head(self, rows: int) -> pa.Table:
         """At least its first ``rows`` rows in order of file (or all there are), encoded."""
         parts: list[pa.Table] = []

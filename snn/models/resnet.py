@@ -17,42 +17,66 @@ from snn.models.shapes import conv, conv_layer, image_shape
 from snn.neurons import LIF, NeuronParameters
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-_WIDTHS = (64, 128, 256, 512)
 
 
 def sew_resnet18(
-    *, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str = "auto"
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """SEW-ResNet-18 (`sew_resnet`)."""
-    return sew_resnet(18, input_shape, num_classes, neuron, stem)
+    return sew_resnet(18, input_shape, num_classes, neuron, stem, width)
 
 
 def sew_resnet34(
-    *, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str = "auto"
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """SEW-ResNet-34 (`sew_resnet`)."""
-    return sew_resnet(34, input_shape, num_classes, neuron, stem)
+    return sew_resnet(34, input_shape, num_classes, neuron, stem, width)
 
 
 def sew_resnet50(
-    *, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str = "auto"
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """SEW-ResNet-50 (`sew_resnet`)."""
-    return sew_resnet(50, input_shape, num_classes, neuron, stem)
+    return sew_resnet(50, input_shape, num_classes, neuron, stem, width)
 
 
 def ms_resnet18(
-    *, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str = "auto"
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """MS-ResNet-18 (`ms_resnet`)."""
-    return ms_resnet(18, input_shape, num_classes, neuron, stem)
+    return ms_resnet(18, input_shape, num_classes, neuron, stem, width)
 
 
 def ms_resnet34(
-    *, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str = "auto"
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """MS-ResNet-34 (`ms_resnet`)."""
-    return ms_resnet(34, input_shape, num_classes, neuron, stem)
+    return ms_resnet(34, input_shape, num_classes, neuron, stem, width)
 
 
 class SEWBlock(nn.Module):
@@ -81,7 +105,12 @@ class SEWBlock(nn.Module):
 
 
 def sew_resnet(
-    depth: int, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str
+    depth: int,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str,
+    width: int,
 ) -> SpikingNetwork:
     """SEW-ResNet with ADD (Fang et al. 2021, arXiv 2102.04159): residual sums of spikes.
 
@@ -91,22 +120,24 @@ def sew_resnet(
         num_classes: ``K``.
         neuron: constants of all neurons.
         stem: ``small``, ``large``, or ``auto`` by the input's size.
+        width: channels of the first stage; every later one has twice as many as the one before.
 
     Raises:
-        ValueError: an input that is not ``(C, H, W)`` or below 8x8, or an unknown stem.
+        ValueError: an input that is not ``(C, H, W)`` or below 8x8, an unknown stem, or a width below 1.
     """
-    c, large = _stem(input_shape, stem)
+    c, large = _stem(input_shape, stem, width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = conv_layer(c, 64, 7, neuron, 2) if large else conv_layer(c, 64, 3, neuron)
+    layers["stem"] = conv_layer(c, width, 7, neuron, 2) if large else conv_layer(c, width, 3, neuron)
     if large:
         layers["pool"] = Folded(nn.MaxPool2d(3, stride=2, padding=1))
     bottleneck = depth == 50
-    c = 64
-    for stage, (width, blocks) in enumerate(zip(_WIDTHS, _STAGES[depth], strict=True)):
+    c = width
+    for stage, blocks in enumerate(_STAGES[depth]):
+        channels = width << stage
         for i in range(blocks):
             stride = 2 if stage > 0 and i == 0 else 1
-            layers[f"stage{stage + 1}_{i}"] = SEWBlock(c, width, stride, neuron, bottleneck)
-            c = 4 * width if bottleneck else width
+            layers[f"stage{stage + 1}_{i}"] = SEWBlock(c, channels, stride, neuron, bottleneck)
+            c = 4 * channels if bottleneck else channels
     return SpikingNetwork(nn.Sequential(layers), _pooled_head(c, num_classes))
 
 
@@ -173,7 +204,12 @@ def _weights_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 
 def ms_resnet(
-    depth: int, input_shape: Sequence[int], num_classes: int, neuron: NeuronParameters, stem: str
+    depth: int,
+    input_shape: Sequence[int],
+    num_classes: int,
+    neuron: NeuronParameters,
+    stem: str,
+    width: int,
 ) -> MSResNet:
     """MS-ResNet (Hu et al. 2021, arXiv 2112.08954): residual sums of currents ("membrane shortcut").
 
@@ -183,29 +219,33 @@ def ms_resnet(
         num_classes: ``K``.
         neuron: constants of all neurons.
         stem: ``small``, ``large``, or ``auto`` by the input's size.
+        width: channels of the first stage; every later one has twice as many as the one before.
 
     Raises:
-        ValueError: an input that is not ``(C, H, W)`` or below 8x8, or an unknown stem.
+        ValueError: an input that is not ``(C, H, W)`` or below 8x8, an unknown stem, or a width below 1.
     """
-    c, large = _stem(input_shape, stem)
-    first = conv(c, 64, 7, 2) if large else conv(c, 64, 3)
+    c, large = _stem(input_shape, stem, width)
+    first = conv(c, width, 7, 2) if large else conv(c, width, 3)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = Folded(nn.Sequential(first, nn.BatchNorm2d(64)))
-    c = 64
-    for stage, (width, blocks) in enumerate(zip(_WIDTHS, _STAGES[depth], strict=True)):
+    layers["stem"] = Folded(nn.Sequential(first, nn.BatchNorm2d(width)))
+    c = width
+    for stage, blocks in enumerate(_STAGES[depth]):
+        channels = width << stage
         for i in range(blocks):
             stride = 2 if i == 0 and (stage > 0 or large) else 1
-            layers[f"stage{stage + 1}_{i}"] = MSBlock(c, width, stride, neuron)
-            c = width
+            layers[f"stage{stage + 1}_{i}"] = MSBlock(c, channels, stride, neuron)
+            c = channels
     layers["neuron"] = LIF(neuron)
     return MSResNet(nn.Sequential(layers), _pooled_head(c, num_classes))
 
 
-def _stem(input_shape: Sequence[int], stem: str) -> tuple[int, bool]:
-    c, height, width = image_shape(input_shape, least=8)
+def _stem(input_shape: Sequence[int], stem: str, width: int) -> tuple[int, bool]:
+    c, *sides = image_shape(input_shape, least=8)
     if stem not in ("auto", "small", "large"):
         raise ValueError(f"stem: {stem!r} is unknown; choose auto, small or large")
-    return c, stem == "large" or (stem == "auto" and max(height, width) > 64)
+    if width < 1:
+        raise ValueError(f"width: {width} is not possible; it must be at least 1")
+    return c, stem == "large" or (stem == "auto" and max(sides) > 64)
 
 
 def _pooled_head(features: int, num_classes: int) -> nn.Sequential:

@@ -123,3 +123,32 @@ def test_registered_names_are_those_of_the_registries() -> None:
 
 def test_the_defaults_are_a_config() -> None:
     assert load_config(None) == Config()
+
+
+def test_a_file_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.yaml").write_text(
+        "train: {lr: 0.3, epochs: 9}\nweights: {sparsity: 0.7, retrain_epochs: 3}\n"
+    )
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\ntrain: {epochs: 5}\n")
+    (tmp_path / "deep" / "c.yaml").write_text("base: ../b.yaml\nweights: {synops: 0.2}\n")
+    config = load_config(tmp_path / "deep" / "c.yaml", {"train.batch_size": "8"})
+    assert (config.name, config.train.lr, config.train.epochs) == ("b", 0.3, 5)
+    assert (config.train.batch_size, config.weights.retrain_epochs) == (8, 3)
+    assert (config.weights.synops, config.weights.sparsity) == (0.2, None)  # one target replaces another
+    assert "\nbase:" not in dump_config(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("base: gone.yaml", "its base gone.yaml does not exist"),
+        ("base: mine.yaml", "its base mine.yaml leads back to itself"),
+        ("base: 3", "base: 3 is not possible; it must be the path of a config file"),
+    ],
+)
+def test_a_bad_base_is_named(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "mine.yaml")
+    assert line in str(caught.value)

@@ -223,6 +223,7 @@ def test_image_models_build_for_every_input(name, size):
         ("vgg6", {"grid": 0}, "grid: 0 must be at least 1"),
         ("sew_resnet18", {"stem": "huge"}, "stem: 'huge' is unknown; choose auto, small or large"),
         ("ms_resnet18", {"input_shape": (3, 4, 4)}, "must be at least 8 x 8"),
+        ("sew_resnet18", {"width": 0}, "width: 0 is not possible"),
         ("spikformer", {"dim": 20}, "dim: 20 must be a positive multiple of 8 and of heads"),
         ("spikformer", {"patch": 8}, "patch: 8 is unknown; choose 4 or 16"),
         ("spikformer", {"depth": 0}, "depth, mlp_ratio: 0, 4 must be at least 1"),

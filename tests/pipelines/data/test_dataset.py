@@ -131,3 +131,17 @@ def test_class_names_bound_the_labels(tmp_path: Path) -> None:
     write(tmp_path, "test")
     with pytest.raises(UserError, match="the schema names 1 classes"):
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12])
+def test_the_first_rows_in_order_of_files(tmp_path: Path, rows: int) -> None:
+    ids = [40, 3, 17, 8, 29, 11, 90, 62, 71, 85, 77, 66]  # two files of two row groups each
+    for file in (0, 1):
+        some = ids[6 * file : 6 * file + 6]
+        table = pa.table({"id": pa.array(some), "image": [[float(i), 0.0] for i in some], "label": [0] * 6})
+        pq.write_table(table, tmp_path / f"train-{file}.parquet", row_group_size=3)
+    split = read_split(tmp_path, "train").first(rows)
+    assert split.num_examples == rows
+    assert split.ids.array().tolist() == sorted(ids[:rows])
+    assert split.layout.rows.sum() == -(-rows // 3) * 3  # what lies beyond is not read
+    assert sorted(split.head(100)["id"].to_pylist()) == sorted(ids[:rows])
