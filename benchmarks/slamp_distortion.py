@@ -1,14 +1,21 @@
-"""Each layer pruned alone: measured change of the scores against the predicted one, and the certificate."""
+"""Each layer pruned alone: measured change of the scores against the predicted one, and the certificate.
+
+python -m benchmarks.slamp_quality --distortion-only --output FILE.json
+python -m benchmarks.slamp_distortion FILE.json
+"""
 
 import copy
+import json
 import statistics
+import sys
 from collections.abc import Callable
-from math import log
+from math import exp, log
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.slamp_tasks import Task, scores
+from benchmarks.slamp_tasks import STEPS, Task, scores
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import Calibration
 from pruning.weights.certificate import certify
@@ -94,3 +101,64 @@ def spread_of_logs(rows: list[Row], T: int) -> dict[str, dict[str, float]]:
 
 
 _LOSSES: dict[str, Callable[[float], float]] = {"c z": lambda z: z, "c phi": lambda z: -log(1 - z)}
+
+
+SHOWN = ("lamp", "slamp_root", "slamp_response")
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Markdown of a stored result of `benchmarks.slamp_quality`: spreads, then every layer and level.
+
+    Geometric means over the seeds. A coefficient predicts up to a constant factor: each prediction is
+    scaled so that the mean of log(measured / predicted) over its network is 0.
+    """
+    runs = result["runs"]
+    tasks = list(dict.fromkeys(run["task"] for run in runs))
+    of = {task: [run for run in runs if run["task"] == task] for task in tasks}
+    spreads = {task: [spread_of_logs(run["distortion"], STEPS[task]) for run in of[task]] for task in tasks}
+    names = list(spreads[tasks[0]][0])
+    lines = [f"| sd of log(measured / (c z)) | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks)]
+    for name in names:
+        cells = (f"{statistics.mean(s[name]['c z'] for s in spreads[task]):.2f}" for task in tasks)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    violations = (str(sum(run["certificate_violations"] for run in of[task])) for task in tasks)
+    lines.append(f"| violations of the certificate | {' | '.join(violations)} |")
+    for task in tasks:
+        lines += ["", *_layers(task, of[task])]
+    return "\n".join(lines)
+
+
+def _layers(task: str, runs: list[dict[str, Any]]) -> list[str]:
+    head = " | ".join(f"predicted, {name}" for name in SHOWN)
+    lines = [
+        f"| {task}: layer | density | removed energy z | measured | {head} | certificate / change |",
+        "|---|---|---|---|" + "---|" * len(SHOWN) + "---|",
+    ]
+    logs: dict[tuple[str, float], list[dict[str, float]]] = {}
+    for run in runs:
+        usable = [r for r in run["distortion"] if r["measured"] > 0 and 0 < r["removed_energy"] < 1]
+        predicted = {
+            name: [log(coefficients_of(r, STEPS[task])[name] * r["removed_energy"]) for r in usable]
+            for name in SHOWN
+        }
+        mean = statistics.mean(log(r["measured"]) for r in usable)
+        for i, r in enumerate(usable):
+            values = {"measured": log(r["measured"]), "z": log(r["removed_energy"])}
+            values |= {name: p[i] - statistics.mean(p) + mean for name, p in predicted.items()}
+            values["bound"] = log(r["bound_over_change"])
+            logs.setdefault((r["layer"], round(r["density"], 2)), []).append(values)
+    for (layer, density), seeds in logs.items():
+        shown = (
+            f"{exp(statistics.mean(v[key] for v in seeds)):.3g}" for key in ("z", "measured", *SHOWN, "bound")
+        )
+        lines.append(f"| {layer} | {density} | {' | '.join(shown)} |")
+    return lines
+
+
+def main() -> None:
+    """Print the tables of a stored result."""
+    print(tables(json.loads(Path(sys.argv[1]).read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Accuracy, SynOps and density of every weight criterion on one trained network per dataset and seed.
 
     python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--first-seed 0]
-        [--output FILE.json]
+        [--distortion-only] [--output FILE.json]
 
 For each dataset (`benchmarks.slamp_tasks`; ``dvs128`` and ``cifar-dvs`` are the longer ones) and seed one
 dense network is trained, and from it:
@@ -100,7 +100,9 @@ def compacted(task: Task, model: SpikingNetwork) -> dict[str, float]:
     }
 
 
-def measure_seed(name: str, task: Task, seed: int, quick: bool) -> dict[str, Any]:
+def measure_seed(
+    name: str, task: Task, seed: int, quick: bool = False, distortion_only: bool = False
+) -> dict[str, Any]:
     start = time.perf_counter()
     dense = task.network(seed)
     train(task, dense, 2 if quick else task.epochs, 5e-3, seed)
@@ -116,13 +118,18 @@ def measure_seed(name: str, task: Task, seed: int, quick: bool) -> dict[str, Any
     calibration = draws[0]
     dense_synops = measure(dense, task.batches(task.x_test[:500])).synops
     rows: list[dict[str, Any]] = []
-    for sparsity in (0.9,) if quick else (0.8, 0.9, 0.95, 0.98):
+    levels: tuple[tuple[float, ...], tuple[float, ...]] = ((0.8, 0.9, 0.95, 0.98), (0.2, 0.1))
+    if quick:
+        levels = ((0.9,), (0.1,))
+    if distortion_only:
+        levels = ((), ())
+    for sparsity in levels[0]:
         for criterion in CRITERIA:
             allocation = allocate(dense, calibration, criterion=criterion, sparsity=sparsity)
             model = pruned(task, dense, allocation.masks, norm_x)
             row = describe(task, model, allocation, reference, dense_synops)
             rows.append({"part": "one-shot", "level": sparsity, **row})
-    for fraction in (0.1,) if quick else (0.2, 0.1):
+    for fraction in levels[1]:
         for criterion, objective in SYNOPS_METHODS:
             allocation = allocate(
                 dense,
@@ -223,6 +230,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="two epochs and one level, to see it run")
+    parser.add_argument("--distortion-only", action="store_true", help="leave out one-shot and synops")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -230,12 +238,13 @@ def main() -> None:
     for name in options.tasks:
         task = TASKS[name]()
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            runs.append(measure_seed(name, task, seed, options.quick))
+            runs.append(measure_seed(name, task, seed, options.quick, options.distortion_only))
             print(f"{name} seed {seed}: {runs[-1]['seconds']:.0f} s", flush=True)
             if options.output:
                 about = {
                     "command": f"python -m benchmarks.slamp_quality --tasks {' '.join(options.tasks)}"
                     f" --seeds {options.seeds}{' --quick' if options.quick else ''}"
+                    f"{' --distortion-only' if options.distortion_only else ''}"
                     f"{f' --first-seed {options.first_seed}' if options.first_seed else ''}",
                     "date": time.strftime("%Y-%m-%d"),
                     "python": platform.python_version(),

@@ -15,6 +15,7 @@ from benchmarks import (
     sadp_cost,
     sadp_quality,
     sadp_training,
+    slamp_distortion,
     slamp_quality,
     slamp_retraining,
 )
@@ -36,6 +37,10 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
     ),
     "slamp-retraining.md": (slamp_retraining.tables, ("slamp_retraining.json",)),
+    "slamp-distortion.md": (
+        slamp_distortion.tables,
+        ("slamp_distortion.json", "slamp_quality_longer.json"),
+    ),
     "slamp-quality.md": (
         slamp_quality.tables,
         ("slamp_quality.json", "slamp_quality_longer.json"),
