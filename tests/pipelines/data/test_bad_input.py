@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,41 @@ def test_a_disk_that_fills_up_and_then_has_room(tmp_path: Path) -> None:
     assert not list((tmp_path / ".out.ingest").glob("*.parquet"))
     ingest("imagefolder", tmp_path / "out", tmp_path / "in", writing=Writing(workers=1, shard_rows=64))
     verify(tmp_path / "out")
+
+
+ON_A_SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from pipelines.data.ingest import Writing, ingest
+source, disk = sys.argv[1], Path(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
+try:
+    ingest("imagefolder", disk / "out", source, writing=Writing(workers=1, shard_rows=16))
+except ValueError as error:
+    print(error)
+print([p.name for p in disk.iterdir()], [p.name for p in (disk / ".out.ingest").glob(".*")])
+subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+manifest = ingest("imagefolder", disk / "out", source, writing=Writing(workers=1, shard_rows=16))
+print(manifest["splits"]["train"]["rows"])
+"""
+
+
+def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
+    """A disk of 64 KiB in a mount namespace of its own; then it grows, and the same command ends it."""
+    apart = ["unshare", "--map-root-user", "--mount"]
+    (tmp_path / "disk").mkdir()
+    tried = [*apart, "mount", "-t", "tmpfs", "none", str(tmp_path / "disk")]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk in a namespace")
+    class_folders(tmp_path / "in", good_images(tmp_path, 30))
+    command = [*apart, sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path / "in"), str(tmp_path / "disk")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    refused, left, rows = done.stdout.splitlines()
+    assert "cannot be written (" in refused
+    assert "No space left on device" in refused
+    assert left == "['.out.ingest'] []"
+    assert rows == "60"
 
 
 @pytest.mark.parametrize(
