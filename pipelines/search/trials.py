@@ -86,6 +86,7 @@ def _work(record: Record, shared: Shared) -> None:
     config = journal.space.config_of(record.values)
     stages = stages_of(config, journal.folder, shared.stages)
     record.stages = [s.name for s in stages]
+    journal.write(record)  # asha may stop it within a stage
     for stage in stages:
         if _complete(stage, shared) and stage.name not in record.trained:
             record.trained.append(stage.name)
