@@ -12,8 +12,6 @@ memory of a process that ingests 10^4, 10^5 and 10^6 rows of Parquet is measured
 
 import argparse
 import io
-import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -140,6 +139,24 @@ def memory(rows: int) -> int:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def tables(result: dict[str, Any]) -> str:
+    """Rows per second and ratios of every set, and the peak memory by rows."""
+    lines = [
+        f"{'rows per second':<19} {'plain loop':>10} {'ours':>7} {'per core':>8} "
+        f"{'2 processes':>11} {'per core':>8}"
+    ]
+    for name, found in result["throughput"].items():
+        speed, ratio = found["rows_per_second"], found["ratio_per_core"]
+        lines.append(
+            f"{name:<19} {speed['plain']:>10,.0f} {speed['ours, 1 process']:>7,.0f} "
+            f"{ratio['1 process']:>8.2f} {speed['ours, 2 on Ray']:>11,.0f} {ratio['2 on Ray']:>8.2f}"
+        )
+    if "peak_mib" in result:
+        lines.append(f"{'rows ingested':<19} {'peak MiB':>10}")
+        lines += [f"{int(rows):<19,} {peak:>10,}" for rows, peak in result["peak_mib"].items()]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,15 +166,13 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    result: dict[str, object] = about("benchmarks.ingest", sys.argv[1:])
-    found = {name: throughput(name, args.rows, args.repeats) for name in SETS}
-    result["throughput"] = found
-    for name, of_set in found.items():
-        print(name, json.dumps({k: of_set[k] for k in ("rows_per_second", "ratio_per_core")}, indent=1))
+    result: dict[str, Any] = {
+        "about": about("benchmarks.ingest", sys.argv[1:]),
+        "throughput": {name: throughput(name, args.rows, args.repeats) for name in SETS},
+    }
     if args.memory:
         result["peak_mib"] = {str(n): memory(n) for n in (10_000, 100_000, 1_000_000)}
-        print("peak MiB by rows:", result["peak_mib"])
-    result["driver_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(tables(result))
     if args.output:
         write_json(args.output, result)
 

@@ -1,0 +1,180 @@
+"""The Pareto front of a joint search on the digits: how much data and how many synapses at once?
+
+    python -m benchmarks.search_front [--trials 36] [--seeds 3] [--output FILE.json] [--plot FILE.svg]
+    python -m benchmarks.search_front --from FILE.json --plot FILE.svg
+
+`spikeprune search` on the model of examples/search-digits.yaml, over the data pruning ratio, SLAMP's budget
+and the weight criterion; objectives: test accuracy, examples processed, SynOps of an inference. The search
+chooses by test accuracies of one seed, which flatters what it chooses; so every trial on the front runs again
+under seeds that the search has not seen, beside the same network on all data and with all weights.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.about import about
+from pipelines.config import Config
+from pipelines.config_io import load_tree, with_values
+from pipelines.data.files import write_beside, write_json
+from pipelines.data.ingest import ingest
+from pipelines.run import run
+from pipelines.search.config import SearchTree
+from pipelines.search.front import costs_of, on_front
+from pipelines.search.journal import Record
+from pipelines.search.objectives import OBJECTIVES, measure
+from pipelines.search.plots import front_plots
+from pipelines.search.results import read_results
+from pipelines.search.search import search
+
+CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"
+SPACE = {
+    "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+    "weights.budget": {"low": 0.05, "high": 3.0, "log": True},
+    "weights.criterion": ["slamp", "lamp"],
+}
+OF_SEARCH = ("accuracy", "examples", "synops")
+QUIET = Console(quiet=True)
+
+
+def measure_search(trials: int, seeds: int) -> dict[str, Any]:
+    """The search's trials, and the front's under other seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "digits"
+        ingest("digits", data)
+        settings: dict[str, Any] = {
+            "data.path": str(data),
+            "storage": folder,
+            "search.space": SPACE,
+            "search.objectives": list(OF_SEARCH),
+            "search.trials": trials,
+        }
+        tree = load_tree(SearchTree, CONFIG, settings)
+        started = time.perf_counter()
+        found = read_results(search(tree, console=QUIET))
+        seconds = time.perf_counter() - started
+        base = found.journal.space.config
+        rows = [
+            {
+                "trial": r.number,
+                "status": r.status,
+                "values": r.values,
+                "metrics": r.metrics,
+                "on_front": r.number in found.front,
+            }
+            for r in found.records
+        ]
+        again = [None, *(r for r in found.records if r.number in found.front)]
+        checked = [
+            {"trial": None if r is None else r.number, "runs": repeat(base, r, range(1, seeds + 1), folder)}
+            for r in again
+        ]
+        trainings = len({r.stages[0] for r in found.records if r.stages})
+        return {"seconds": seconds, "trainings": trainings, "rows": rows, "again": checked}
+
+
+def repeat(base: Config, record: Record | None, seeds: range, folder: str) -> list[dict[str, float]]:
+    """A trial's config (or all data and all weights) under other seeds."""
+    runs = []
+    for seed in seeds:
+        values: dict[str, Any] = {"seed": seed, "storage": folder, "cluster.engine": "local"}
+        if record is None:
+            config, command = with_values(base, values | {"examples.policy": "full"}), "train"
+        else:
+            config, command = with_values(base, values | record.values), "run"
+        name = f"again-{'full' if record is None else record.number}-{seed}"
+        config = with_values(config, {"name": name})
+        runs.append(measure([run(config, command, console=QUIET)]))  # type: ignore[arg-type]
+    return runs
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The search in a line, then the front: the search's own accuracy, and that of the other seeds."""
+    rows = {r["trial"]: r for r in result["rows"]}
+    finished = sum(r["status"] == "finished" for r in result["rows"])
+    lines = [
+        f"{finished} of {len(rows)} trials finished in {result['seconds']:.0f} s, "
+        f"{result['trainings']} trainings before pruning; {len(result['again']) - 1} on the front",
+        f"{'trial':>5} {'ratio':>5} {'budget':>6} {'criterion':>9} {'accuracy':>8} "
+        f"{'other seeds':>16} {'examples':>8} {'SynOps':>7} {'density':>7} {'again':>5}",
+    ]
+    still = still_on_front(result)
+    order = sorted(result["again"][1:], key=lambda a: -rows[a["trial"]]["metrics"]["accuracy"])
+    for a in [result["again"][0], *order]:
+        accuracy = [r["accuracy"] for r in a["runs"]]
+        sd = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+        seen = f"{statistics.mean(accuracy):.2%} +- {sd:.2%}"
+        if a["trial"] is None:
+            own = a["runs"][0]
+            head = f"{'all data, all weights':>28} {'':>8}"
+        else:
+            values, own = rows[a["trial"]]["values"], rows[a["trial"]]["metrics"]
+            head = (
+                f"{a['trial']:>5} {values['examples.ratio']:>5.1f} {values['weights.budget']:>6.2f} "
+                f"{values['weights.criterion']:>9} {own['accuracy']:>8.2%}"
+            )
+        mark = "" if a["trial"] is None else "yes" if a["trial"] in still else "no"
+        lines.append(
+            f"{head} {seen:>16} {own['examples']:>8,.0f} {own['synops']:>7,.0f} {own['density']:>7.1%} "
+            f"{mark:>5}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def still_on_front(result: dict[str, Any]) -> set[int]:
+    """Trials of the front that are on the front of the other seeds' means, too."""
+    again = result["again"][1:]
+    means = [{o: float(np.mean([r[o] for r in a["runs"]])) for o in OF_SEARCH} for a in again]
+    marks = on_front(costs_of(means, [OBJECTIVES[o] for o in OF_SEARCH]))
+    return {a["trial"] for a, mark in zip(again, marks, strict=True) if mark}
+
+
+def plot(result: dict[str, Any]) -> str:
+    """The trials by accuracy and SynOps, the front marked, on a white ground."""
+    records = [
+        Record(number=r["trial"], values=r["values"], metrics=r["metrics"], status=r["status"])
+        for r in result["rows"]
+        if r["status"] == "finished"
+    ]
+    front = {r["trial"] for r in result["rows"] if r["on_front"]}
+    pair = [OBJECTIVES["accuracy"], OBJECTIVES["synops"]]
+    ((_, svg),) = front_plots(records, front, pair)
+    end = svg.index(">") + 1
+    return svg[:end] + '<rect width="100%" height="100%" fill="#ffffff"/>' + svg[end:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=36)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--from", dest="stored", type=Path, help="draw and print a stored result")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # as the trials
+    if args.stored:
+        result = json.loads(args.stored.read_text())
+    else:
+        told = about("benchmarks.search_front", sys.argv[1:])
+        result = {"about": told, **measure_search(args.trials, args.seeds)}
+    print(tables(result))
+    if args.output:
+        write_json(args.output, result)
+    if args.plot:
+        text = plot(result)
+        write_beside(args.plot, lambda p: p.write_text(text))
+
+
+if __name__ == "__main__":
+    main()
