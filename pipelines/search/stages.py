@@ -102,6 +102,7 @@ class Claims:
     def __init__(self) -> None:
         self._owners: dict[str, str] = {}
         self._free_at: dict[str, float] = {}
+        self._held: dict[str, list[Any]] = {}
 
     def claim(self, stage: str, owner: str) -> bool:
         """Whether ``owner`` may work on the stage now."""
@@ -115,13 +116,25 @@ class Claims:
         if self._owners.get(stage) == owner:
             del self._owners[stage]
 
+    def hold(self, owner: str, placement_group: Any) -> None:
+        """The owner's workers hold these resources of the cluster."""
+        self._held.setdefault(owner, []).append(placement_group)
+
     def drop(self, owner: str, seconds: float) -> None:
-        """The owner is gone; its stages are free once what it started has surely ended.
+        """The owner is gone: what its workers hold is given back, and its stages are free soon.
+
+        Ray Train's own cleaner gives nothing back where several Rays run on a machine: it asks for
+        "the" Ray of the machine and ends with an error.
 
         Args:
             owner: a trial.
             seconds: to wait for the processes that it leaves behind.
         """
+        if held := self._held.pop(owner, []):
+            from ray.util import remove_placement_group
+
+            for placement_group in held:
+                remove_placement_group(placement_group)
         for stage in [s for s, o in self._owners.items() if o == owner]:
             del self._owners[stage]
             self._free_at[stage] = time.monotonic() + seconds

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -136,12 +137,21 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
         from pipelines.training.distributed import train_on_datasets
 
         callbacks = [TuneReportCallback()] if shared.asha else []
-        train_on_datasets(spec, **rows, watch=_keep_quiet, callbacks=callbacks)
+        owner = tune.get_context().get_trial_id()
+        started = partial(_tell_place, shared.claims, owner)
+        train_on_datasets(spec, **rows, watch=_keep_quiet, callbacks=callbacks, started=started)
     else:
         from pipelines.training.local import train_on_tables
 
         device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
         train_on_tables(spec, **rows, watch=_keep_quiet, told=tell, device=device)
+
+
+def _tell_place(claims: Any, owner: str) -> None:
+    """Called in a Ray Train worker: what the trial's workers hold of the cluster."""
+    placement_group = ray.util.get_current_placement_group()
+    if placement_group is not None:
+        ray.get(claims.hold.remote(owner, placement_group))
 
 
 def _tell_history(stage: Stage, tell: Callable[[dict[str, object]], None]) -> None:

@@ -95,6 +95,8 @@ class Job:
     """Handles of the score book's actors, by id range."""
     bounds: list[int]
     """First ids of their ranges, and the end of the last."""
+    started: Callable[[], None] | None = None
+    """Called by the first worker when a group of workers starts."""
 
     @property
     def book(self) -> Any:
@@ -239,6 +241,7 @@ def train_on_datasets(
     test: Any = None,
     watch: Callable[[dict[str, object]], None],
     callbacks: Sequence[Any] = (),
+    started: Callable[[], None] | None = None,
 ) -> None:
     """As `train_on_ray`, on rows that are in the object store already.
 
@@ -249,6 +252,7 @@ def train_on_datasets(
         test: and of the test rows.
         watch: is shown progress events.
         callbacks: for Ray Train's `RunConfig`.
+        started: called by the first worker when a group of workers starts.
 
     Raises:
         UserError: a mistake that only the workers could see.
@@ -259,7 +263,7 @@ def train_on_datasets(
     cluster = spec.config.cluster
     books, bounds = _start_books(spec)
     book = books[0]
-    job = Job(spec=spec, train=train, test=test, books=books, bounds=bounds)
+    job = Job(spec=spec, train=train, test=test, books=books, bounds=bounds, started=started)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -380,6 +384,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job: Job = config["job"]
     activate(job.spec.code)
+    if job.started is not None and ray.train.get_context().get_world_rank() == 0:
+        job.started()
     if ray.get(job.book.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report
     try:

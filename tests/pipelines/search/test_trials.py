@@ -155,7 +155,17 @@ def test_allowed_settings_end_at_two_cpus(
     assert records[0].metrics["density"] == pytest.approx(0.5, abs=1e-3)
 
 
+ANOTHER_RAY = """
+import subprocess
+start = "import ray; ray.init(address='local', num_cpus=1); print('up', flush=True); input()"
+another = subprocess.Popen([sys.executable, "-c", start], stdin=-1, stdout=-1, text=True)
+while "up" not in another.stdout.readline():
+    assert another.poll() is None
+"""
+
+
 def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> None:
+    """Beside another Ray on the machine, where Ray Train's own cleaner fails."""
     settings = {
         "space": {"train.lr": [0.2, 0.1, 1e-5, 2e-5]},
         "objectives": ["accuracy"],
@@ -169,7 +179,8 @@ def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> No
     found = tree(tmp_path, digits, settings, **nested)
     on_ray_of_its_own(
         tmp_path,
-        "ray.init(address='local', num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)",
+        ANOTHER_RAY
+        + "ray.init(address='local', num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)",
         found,
     )
     statuses = Counter(r.status for r in records_of(found))
