@@ -28,7 +28,7 @@ READY_MADE: dict[Question, dict[str, Any]] = {
     },
 }
 _FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
-_FIXED_DATA = ("data.path", "data.train_split", "data.test_split")
+_FREE_DATA = ("data.frames.", "data.augment.")  # all other data is loaded once, for all trials
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
 _RANGE = ("low", "high", "log", "step")
 
@@ -208,7 +208,7 @@ def _dimension(path: str, given: Any) -> Dimension:
         close = difflib.get_close_matches(path, field_paths(), n=1)
         hint_text = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
         raise UserError(where, f"is not a field of the config{hint_text}")
-    if path.split(".")[0] in _FIXED or path in _FIXED_DATA:
+    if path.split(".")[0] in _FIXED or (path.startswith("data.") and not path.startswith(_FREE_DATA)):
         raise UserError(where, "cannot be searched: all trials of a search share it")
     if isinstance(given, list):
         return _choice(path, given, where)

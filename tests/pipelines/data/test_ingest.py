@@ -1,6 +1,7 @@
 """Ingestion: what is written is what the source holds, once, and verifiable."""
 
 import io
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.config_io import load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import ingest
 from pipelines.data.sources import SOURCES
@@ -90,3 +92,20 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 def test_source_names_equal_the_registry() -> None:
     assert set(get_args(SourceName)) == set(SOURCES)
+
+
+def test_every_dataset_has_a_section_with_source_terms_and_an_example_that_reads_it() -> None:
+    root = Path(__file__).resolve().parents[3]
+    page = (root / "docs" / "datasets.md").read_text()
+    assert [name for name in SOURCES if f"`{name}`" not in page and f"ingest {name} " not in page] == []
+    sections = re.findall(r"^### (?!Your own)(.*?)(?=^##)", page, re.DOTALL | re.MULTILINE)
+    assert len(sections) >= 11
+    for section in sections:
+        title = section.splitlines()[0]
+        (folder,) = re.findall(r"^spikeprune data ingest .*--output (\S+)", section, re.MULTILINE)
+        examples = re.findall(r"^spikeprune run (\S+)", section, re.MULTILINE)
+        assert examples, title
+        for example in examples:
+            assert load_config(root / example).data.path == folder, example
+        assert re.search(r"CC BY|MIT|non-commercial|no licence is stated", section), title
+        assert re.search(r"\]\(https?://", section), title

@@ -63,6 +63,7 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
         ({"space": {"train.lr": 0.1}}, "list values, or give {low: , high: }"),
         ({"space": {"cluster.workers": [1, 2]}}, "search.space.cluster.workers: cannot be searched"),
         ({"space": {"name": ["a", "b"]}}, "search.space.name: cannot be searched"),
+        ({"space": {"data.train_rows": [64, 128]}}, "search.space.data.train_rows: cannot be searched"),
         (
             {"space": {"weights.sparsity": [0.5], "weights.budget": [0.1]}},
             "which is searched too; keep one",
