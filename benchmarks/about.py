@@ -18,7 +18,7 @@ def about(module: str, arguments: list[str]) -> dict[str, Any]:
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
-        "command": shlex.join(["python", "-m", module, *arguments]),
+        "command": shlex.join(["python", "-m", module, *(_short(a) for a in arguments)]),
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
         "machine": f"{name}, {os.cpu_count()} cores",
@@ -26,6 +26,11 @@ def about(module: str, arguments: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
     }
+
+
+def _short(argument: str) -> str:
+    """A file outside the current folder by its name alone: where it lay tells nothing."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _version(package: str) -> str | None:
