@@ -1,12 +1,16 @@
 """Each check on a fault that is really there."""
 
 import os
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
-from cluster.doctor import Needs, examine
+from cluster.doctor import Needs, _views, examine
+from cluster.nodes import View
 from pipelines import cli
 from tests.cluster.heads import Head, environment, spikeprune
 
@@ -31,7 +35,11 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
     token.chmod(0o644)
     (tmp_path / "file").write_text("")
     needs = Needs(
-        cpus=10**4, data=(str(tmp_path / "none"),), data_bytes=10**16, storage=tmp_path / "file" / "runs"
+        cpus=10**4,
+        gpus=10**3,
+        data=(str(tmp_path / "none"),),
+        data_bytes=10**16,
+        storage=tmp_path / "file" / "runs",
     )
     found = lines(tmp_path, needs, PYTHONDONTWRITEBYTECODE="1", RAY_AUTH_TOKEN_PATH=str(token))
     for name, remedy in [
@@ -39,6 +47,7 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
         ("own modules", "rename it"),
         ("token", "chmod 600"),
         ("CPUs", "lower cluster.workers"),
+        ("GPUs", "lower cluster.gpus_per_worker"),
         ("data", "cannot be read"),
         ("storage", "give another --storage"),
         ("object store", "use more nodes or memory"),
@@ -47,6 +56,38 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
         ok, what = found[name]
         assert not ok, name
         assert remedy in what
+
+
+WELL = View(
+    ip="192.0.2.1", host="a", ray="2.60.0", python="3.11.7", product=version("spikeprune"), skew=0.1,
+    interface="eth0", bytecode=True, disk=2**40, store=2**40, unwritable=None, sees_driver=True, seen=True,
+    unreadable=(),
+)  # fmt: skip
+FAULTS = [
+    ("spikeprune", {"product": None}, "install the same there"),
+    ("spikeprune", {"product": "0.0.1"}, "install the same there"),
+    ("storage", {"unwritable": "Read-only file system"}, "use a folder that all nodes share"),
+    ("storage", {"sees_driver": False}, "use a folder that all nodes share"),
+    ("storage", {"seen": False}, "use a folder that all nodes share"),
+    ("disk", {"disk": 10}, "are needed"),
+    ("data", {"unreadable": ("/d/train.parquet",)}, "put it where every node reads it"),
+    ("clocks", {"skew": -60.0}, "set its clock"),
+    ("clocks", {"skew": 60.0}, "set its clock"),
+    ("network", {"interface": "lo"}, "give ray start --node-ip-address"),
+    ("bytecode", {"bytecode": False}, "unset it before ray start"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "remedy"), FAULTS)
+def test_a_node_with_one_fault_is_named(name: str, fault: dict[str, Any], remedy: str) -> None:
+    ill = replace(WELL, ip="192.0.2.2", **fault)
+    needs = Needs(data=("/d/train.parquet",), data_bytes=2**20)
+    well = {line.name: line for line in _views(needs, [WELL, replace(WELL, ip="192.0.2.3")], Path("/s"))}
+    assert all(line.ok for line in well.values()), well
+    found = {line.name: line for line in _views(needs, [WELL, ill], Path("/s"))}
+    assert [n for n, line in found.items() if not line.ok] == [name]
+    assert found[name].what.startswith("node 192.0.2.2 ")
+    assert remedy in found[name].what
 
 
 def test_a_cluster(head: Head, project: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,13 +51,13 @@ def wait_until_still(config: Config) -> None:
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where working copies lie; what this machine keeps of a run is gone once it is removed."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))  # Ray's sockets lie there too: a short path
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield folder
     monkeypatch.setattr("tempfile.tempdir", None)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_a_bucket_that_vanishes_is_named(elsewhere: Path, digits: Path) -> None:
         config = replace(config, data=replace(config.data, path=str(digits)))
         Remote.of("s3://bucket/gone").write("never", b"")
         port = variables["AWS_ENDPOINT_URL"].rpartition(":")[2]
-        killer = kill_after(run_path(config), 2, f"moto.server\0-H\0127.0.0.1\0-p\0{port}")
+        killer = kill_after(run_path(config), 2, f"-p\x00{port}\x00")
         with pytest.raises(UserError, match=r"^storage: s3://.* cannot be written \(.*\); checkpoints of"):
             run(config, console=QUIET)
         killer.join()
