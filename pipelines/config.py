@@ -46,7 +46,7 @@ CriterionName = Literal[
 
 
 def is_own(name: str) -> bool:
-    """Whether a model's or policy's name is ``module:attribute`` of a user's own."""
+    """Whether a model's, policy's or criterion's name is ``module:attribute`` of a user's own."""
     return ":" in name
 
 
@@ -292,8 +292,9 @@ class ExamplesConfig:
 class WeightsConfig:
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
-    criterion: CriterionName = "slamp"
-    """slamp (time-aware layer scores), one of its variants, or a rival."""
+    criterion: CriterionName | str = "slamp"
+    """slamp (time-aware layer scores), one of its variants, a rival, or package.module:attribute of your
+    own."""
     objective: Literal["weights", "synops"] | None = None
     """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
     sparsity: float | None = None

@@ -61,7 +61,7 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
 
 def _with_code(config: Tree, beside: Path) -> Tree:
     """Say where own modules are, if there are any, so that another current folder changes nothing."""
-    if is_own(config.model.name) or is_own(config.examples.policy):
+    if any(map(is_own, (config.model.name, config.examples.policy, config.weights.criterion))):
         config.code = str(Path(config.code).absolute() if config.code else beside)
     return config
 
@@ -263,9 +263,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _own_name(value: str, where: str) -> str:
     module, _, attribute = value.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-        raise UserError(
-            where, f"{value!r} is not possible; a model or policy of your own is package.module:attribute"
-        )
+        raise UserError(where, f"{value!r} is not possible; one of your own is package.module:attribute")
     return value
 
 

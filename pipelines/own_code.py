@@ -1,4 +1,4 @@
-"""A user's own models and policies: ``module:attribute`` in the config, in every process that needs them.
+"""A user's own models, policies and criteria: ``module:attribute`` in the config, wherever they are needed.
 
 Modules are looked for beside the config file (or in the folder ``code``), then in the environment. The
 folder's Python files travel: into the run's folder, from which later commands rebuild the network, and
@@ -35,6 +35,8 @@ class OwnCode:
     """``module:attribute`` of a function or class that makes the network."""
     policy: str | None
     """``module:attribute`` of a subclass of `pruning.examples.policy.Policy`."""
+    criterion: str | None
+    """``module:attribute`` of a `pruning.weights.criteria.Criterion`."""
     folder: str | None
     """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
     files: Mapping[str, bytes]
@@ -46,6 +48,7 @@ class OwnCode:
         parts = [
             str(self.model),
             str(self.policy),
+            str(self.criterion),
             *(f"{k}\0{v.hex()}" for k, v in sorted(self.files.items())),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -61,24 +64,26 @@ def active() -> OwnCode | None:
 
 
 def use_own_code(config: Config) -> OwnCode | None:
-    """Import and register the model and the policy that a config names by ``module:attribute``.
+    """Import and register the model, policy and criterion that a config names by ``module:attribute``.
 
     Raises:
-        UserError: module or attribute missing, its import fails, or it is not a model or policy.
+        UserError: module or attribute missing, its import fails, or it is not of that kind.
     """
     model = config.model.name if is_own(config.model.name) else None
     policy = config.examples.policy if is_own(config.examples.policy) else None
-    if model is None and policy is None:
+    criterion = config.weights.criterion if is_own(config.weights.criterion) else None
+    if model is None and policy is None and criterion is None:
         return None
     folder = Path(config.code or ".").absolute()
     if not folder.is_dir():
         raise UserError("code", f"{folder} is not a folder")
-    tops = {name.split(":")[0].split(".")[0] for name in (model, policy) if name is not None}
+    tops = {name.split(":")[0].split(".")[0] for name in (model, policy, criterion) if name is not None}
     if not any(_holds(folder, top) for top in tops):
-        code = OwnCode(model=model, policy=policy, folder=None, files={})
+        code = OwnCode(model=model, policy=policy, criterion=criterion, folder=None, files={})
     else:
         refuse_shadowing(folder, (*OURS, *_LEANED_ON), "code")
-        code = OwnCode(model=model, policy=policy, folder=str(folder), files=_sources(folder, tops))
+        files = _sources(folder, tops)
+        code = OwnCode(model=model, policy=policy, criterion=criterion, folder=str(folder), files=files)
     activate(code, folder if code.folder is not None else None)
     return code
 
@@ -198,12 +203,15 @@ def _look_in(folder: Path) -> None:
 
 def _register(code: OwnCode) -> None:
     from pruning.examples import policies
+    from pruning.weights import criteria
     from snn import models
 
     if code.model is not None:
         models.register(code.model, _model(code.model, code))
     if code.policy is not None:
         policies.register(code.policy, _policy(code.policy, code))
+    if code.criterion is not None:
+        criteria.register(code.criterion, _criterion(code.criterion, code))
 
 
 def _model(name: str, code: OwnCode) -> Any:
@@ -234,6 +242,18 @@ def _policy(name: str, code: OwnCode) -> Any:
         )
     if "name" not in vars(made):
         made.name = name
+    return made
+
+
+def _criterion(name: str, code: OwnCode) -> Any:
+    where, made = "weights.criterion", _load(name, "weights.criterion", code)
+    if not callable(made):
+        raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function")
+    taken = len(inspect.signature(made).parameters)
+    if taken != 3:
+        raise UserError(
+            where, f"{name} takes {taken} arguments; it must take synapses, calibration, objective"
+        )
     return made
 
 

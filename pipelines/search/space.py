@@ -222,9 +222,11 @@ def _choice(path: str, given: Sequence[Any], where: str) -> Choice:
         raise UserError(where, "lists no values")
     hint = leaf_hint(path)
     for value in given:
-        if path in ("model.name", "examples.policy") and isinstance(value, str) and is_own(value):
+        own = path in ("model.name", "examples.policy", "weights.criterion")
+        if own and isinstance(value, str) and is_own(value):
             raise UserError(
-                where, f"{value!r} cannot be searched: one search uses one model or policy of yours"
+                where,
+                f"{value!r} cannot be searched: one search uses one model, policy or criterion of yours",
             )
     values = [1.0 * v if hint is float and type(v) is int else v for v in given]
     if any(values[i] in values[:i] for i in range(len(values))):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pruning.weights.calibration import Calibration
-from pruning.weights.criteria import CRITERIA, Objective
+from pruning.weights.criteria import Objective, criterion_of
 from pruning.weights.masks import HasSynapses, Masks
 from pruning.weights.ranking import LayerRanking
 from pruning.weights.selection import Prefix
@@ -112,7 +112,7 @@ def allocate(
         model: network whose weight layers are pruned; it is not changed.
         calibration: of this network; needed by time-aware criteria, by anything about SynOps and by
             ``max_t``.
-        criterion: a key of `pruning.weights.criteria.CRITERIA`.
+        criterion: a key of `pruning.weights.criteria.CRITERIA`, or registered there.
         objective: what a unit of distortion buys: removed ``weights``, or removed ``synops`` (scores are
             divided by each layer's SynOps per weight).
         budget: mean -log kept energy share, weighted by the criterion's coefficients, positive.
@@ -149,7 +149,7 @@ def allocate(
     if previous is not None:
         previous.check(model)
 
-    rules = CRITERIA[criterion](synapses, calibration, objective)
+    rules = criterion_of(criterion)(synapses, calibration, objective)
     numel = np.array([s.layer.weight.numel() for s in synapses])
     price = None if calibration is None else np.array([calibration[n].price for n in names])
     layers: list[LayerRanking] = []
@@ -189,8 +189,7 @@ def _check(
     synops_fraction: float | None,
     budget_over: str,
 ) -> None:
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: {criterion!r} is unknown; choose one of {', '.join(CRITERIA)}")
+    criterion_of(criterion)
     if objective not in ("weights", "synops"):
         raise ValueError(f"objective: {objective!r} is unknown; choose weights or synops")
     if budget_over not in ("sum", "max_t"):

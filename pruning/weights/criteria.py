@@ -232,6 +232,28 @@ CRITERIA: dict[str, Criterion] = {
     "slamp_response": slamp_response,
 }
 """Every criterion by its name."""
+_OWN: dict[str, Criterion] = {}
+
+
+def register(name: str, criterion: Criterion) -> None:
+    """Make a criterion of one's own known as ``module:attribute``; a later one of this name replaces it."""
+    _OWN[name] = criterion
+
+
+def criterion_of(name: str) -> Criterion:
+    """The criterion of this name.
+
+    Raises:
+        ValueError: unknown criterion.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    if name not in CRITERIA:
+        hint = (
+            "import it and call criteria.register" if ":" in name else f"choose one of {', '.join(CRITERIA)}"
+        )
+        raise ValueError(f"criterion: {name!r} is unknown; {hint}")
+    return CRITERIA[name]
 
 
 def needs_response(criterion: str) -> bool:

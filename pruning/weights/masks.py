@@ -118,7 +118,7 @@ class Masks(Mapping[str, Tensor]):
         """Apply the masks and hold them through training, until removed.
 
         After every step of ``optimizer`` (any; weight decay included) pruned weights are zero again,
-        and so is what the optimizer remembers of them (momentum, second moments, master weights).
+        and so is what the optimiser remembers of them (momentum, second moments, master weights).
         Their gradients are zeroed as they arrive, so that clipping by norm sees survivors only.
 
         Returns:
@@ -172,7 +172,7 @@ class Masks(Mapping[str, Tensor]):
 
 
 class Hold:
-    """Keeps pruned weights at zero through an optimizer's steps; made by `Masks.keep`."""
+    """Keeps pruned weights at zero through an optimiser's steps; made by `Masks.keep`."""
 
     def __init__(self, weights: list[tuple[Tensor, Tensor]], optimizer: Optimizer) -> None:
         self._pruned = [(weight, ~mask.to(weight.device)) for weight, mask in weights]

@@ -57,6 +57,8 @@ def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
     assert [r for r in records if r["phase"] == "train"][-1]["test_accuracy"] > 0.85
     assert records[1]["examples"] == 718
     assert 1.5 < records[1]["max_weight"] <= 10  # drawn by importance, not uniformly
+    pruned = json.loads((folder / "pruning.json").read_text())
+    assert "spread" in json.dumps(pruned)
     assert read_architecture(folder / "checkpoints" / "train.safetensors")["name"] == "my_net:two_leaks"
     shutil.rmtree(example)  # what follows rebuilds the network from the run alone
     assert cli.main(["score", str(folder), "--output", str(tmp_path / "scores.parquet")]) == 0
@@ -99,7 +101,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
     ("field", "name", "line"),
     [
         ("model.name", "my_net", "'my_net' is unknown; choose one of"),
-        ("model.name", "my net:two_leaks", "a model or policy of your own is package.module:attribute"),
+        ("model.name", "my net:two_leaks", "one of your own is package.module:attribute"),
         ("model.name", "my_nets:two_leaks", "there is no module 'my_nets' in"),
         ("model.name", "my_net:two_leak", "has no 'two_leak'; did you mean two_leaks?"),
         ("model.name", "my_net:prod", "my_net:prod must take input_shape, num_classes, neuron"),
@@ -115,6 +117,13 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
         ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policy.Policy"),
         ("examples.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
         ("examples.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
+        ("weights.criterion", "my_criterion:prod", "has no 'prod'"),
+        ("weights.criterion", "wrong:text", "wrong:text is of type str; it must be a function"),
+        (
+            "weights.criterion",
+            "wrong:fails",
+            "takes 4 arguments; it must take synapses, calibration, objective",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
