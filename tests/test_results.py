@@ -12,6 +12,8 @@ from rich.console import Console
 
 from benchmarks import (
     digits_accuracy,
+    ingest,
+    input_pipeline,
     sadp_cost,
     sadp_quality,
     sadp_training,
@@ -25,7 +27,14 @@ from pipelines.report.tables import phase_table
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 Result = dict[str, Any]
 
+
+def data_tables(result: Result) -> str:
+    """Of ingestion, or of training input."""
+    return ingest.tables(result) if "throughput" in result else input_pipeline.tables(result)
+
+
 PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
+    "data.md": (data_tables, ("ingest.json", "input_pipeline.json")),
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
     "sadp-training.md": (

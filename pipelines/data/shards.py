@@ -21,7 +21,7 @@ from pipelines.data.statistics import Statistics
 
 OnBad = Literal["refuse", "skip", "sort"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-HELD_BYTES = 1 << 22  # of decoded images that are counted at once
+HELD_BYTES = 1 << 18  # of decoded images that are counted at once
 BAD_NAMED = 100  # bad rows that a shard's report names; all are counted
 
 

@@ -23,6 +23,7 @@ EVENT_SUFFIXES = {
     "h5": ("h5", "hdf5"),
     "npy": ("npy", "npz"),
 }
+LISTED = 1024  # paths that are turned into Python's strings at once
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
 
 
@@ -43,8 +44,10 @@ class Files:
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
         """See `Split`."""
-        for row, scalar in enumerate(self.paths.slice(start, stop - start), start):
-            path = scalar.as_py()
+        for row in range(start, stop):
+            if (row - start) % LISTED == 0:
+                paths = self.paths.slice(row, min(LISTED, stop - row)).to_pylist()
+            path = paths[(row - start) % LISTED]
             try:
                 data = self.folder.read(path)
                 value = data if self.reader is None else self.reader.read(path, data)[0]
@@ -98,7 +101,9 @@ def _open(
     splits = {}
     for split, (paths, labels) in parts.items():
         if len(paths) == 0:
-            raise UserError("--input", f"{folder} leaves the {split} split empty")
+            raise UserError(
+                "--input", f"{folder} leaves the {split} split empty; add files, or change --test-share"
+            )
         order = rng.permutation(len(paths))  # every shard holds all classes
         splits[split] = Files(folder, paths.take(pa.array(order)), labels[order], reader)
     if reader is not None and sensor is None:

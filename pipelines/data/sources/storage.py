@@ -100,8 +100,8 @@ class Folder:
             OSError: it cannot be read.
         """
         if isinstance(self.filesystem, fs.LocalFileSystem):
-            with open(self.at(path), "rb") as plain:
-                return plain.read()
+            with open(self.at(path), "rb", buffering=0) as plain:
+                return plain.readall()
         with self.filesystem.open_input_file(self.at(path)) as file:
             return file.read()
 

@@ -15,6 +15,7 @@ from pipelines.config_io import load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import ingest
 from pipelines.data.sources import SOURCES
+from pipelines.data.statistics import Statistics
 from pipelines.data_commands import SourceName
 from pipelines.errors import UserError
 
@@ -109,3 +110,14 @@ def test_every_dataset_has_a_section_with_source_terms_and_an_example_that_reads
             assert load_config(root / example).data.path == folder, example
         assert re.search(r"CC BY|MIT|non-commercial|no licence is stated", section), title
         assert re.search(r"\]\(https?://", section), title
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (300, 200), (17, 13), (7, 9), (1, 257)])
+def test_sums_of_pixels_are_exact(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (9, 3, *size)).astype(np.uint8)
+    x[4] = 255  # the largest sums there are
+    found = Statistics()
+    found.images(x)
+    wide = x.astype(object)  # Python's own integers
+    sums = [wide.sum((0, 2, 3)).tolist(), (wide**2).sum((0, 2, 3)).tolist()]
+    assert found.channels == {3: [[x.size // 3] * 3, *sums]}
