@@ -59,8 +59,10 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     if verb in ON_RUNS:
         rest = [*rest, *_cluster_address(verb, overrides)]
     named = any(w.partition("=")[0] == "--address" for w in others)
-    if verb == "doctor" and not named and "cluster.address" not in overrides:
-        rest = [*rest, "--address", "auto"]
+    if verb == "doctor":
+        if not named and "cluster.address" not in overrides:
+            rest = [*rest, "--address", "auto"]
+        return _doctor(here, overrides, others, rest, working_dir, storage)
     run = _pruned(overrides, others) if verb == "prune" else None
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
 
@@ -121,6 +123,23 @@ def _layers(file: Path, working_dir: Path) -> tuple[Path, ...]:
         if not all(f.is_relative_to(working_dir.resolve()) for f in (files[0], base)):
             raise UserError("base", f"{base} is outside of what is sent; start from a folder that holds both")
     return files
+
+
+def _doctor(
+    here: tuple[str, ...],
+    overrides: Mapping[str, str],
+    others: list[str],
+    rest: list[str],
+    working_dir: Path,
+    storage: str,
+) -> RemoteCommand:
+    """Held against the places that a run of the same config would be given."""
+    file = next((Path(w) for w in others if w.endswith((".yaml", ".yml"))), None)
+    config = load_tree(Config, file, overrides)
+    if not _absolute(config.storage):
+        rest = [*rest, "--storage", storage]
+    include = _data(config, working_dir) if (working_dir / config.data.path).exists() else ()
+    return RemoteCommand(words=(*here, *rest), name="doctor", include=include)
 
 
 def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:

@@ -56,8 +56,11 @@ def test_other_verbs(project: Path) -> None:
     assert pruned.words[-2:] == AUTO
     assert remote_command(["prune", "/runs/mine", "--name", "small"], project).run == "/runs/small"
     doctor = remote_command(["doctor", "my.yaml"], project)
-    assert doctor.words == (*HERE, "doctor", "my.yaml", "--address", "auto")
-    assert remote_command(["doctor", "--address=h:1"], project).words == (*HERE, "doctor", "--address=h:1")
+    places = ("--storage", "~/spikeprune-runs")
+    assert doctor.words == (*HERE, "doctor", "my.yaml", "--address", "auto", *places)
+    assert project / "data" in doctor.include
+    given = remote_command(["doctor", "--address=h:1"], project, "~/there")
+    assert given.words == (*HERE, "doctor", "--address=h:1", "--storage", "~/there")
     drawn = remote_command(["search", "--plot", "/runs/wide"], project)
     assert drawn.words == (*HERE, "search", "--plot", "/runs/wide")
     assert remote_command(["python", "a.py", "$x"], project).words == ("a.py", "$x")
