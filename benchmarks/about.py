@@ -20,7 +20,7 @@ def about(module: str, arguments: list[str]) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", module, *(_short(a) for a in arguments)]),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": f"{name}, {os.cpu_count()} cores",
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -40,7 +40,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Of the checkout that this runs from; ``None`` outside of one."""
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=Path(__file__).parent,

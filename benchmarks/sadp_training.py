@@ -47,6 +47,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import cifar16
+from benchmarks.about import commit
 from pipelines.config import (
     ClusterConfig,
     Config,
@@ -294,6 +295,7 @@ def about(arguments: Sequence[str], processes: int) -> Row:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
         "command": shlex.join(["python", "-m", "benchmarks.sadp_training", *arguments]),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{name}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),

@@ -21,8 +21,8 @@ Real data is read from ``../shared/data``; ``digits`` (scikit-learn) runs anywhe
 import argparse
 import copy
 import json
-import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.about import about
 from benchmarks.slamp_distortion import distortion_rows, spread_of_logs
 from benchmarks.slamp_tasks import BATCH, STEPS, TASKS, Task, accuracy, scores, train
 from pruning.weights.allocation import Allocation, allocate
@@ -241,16 +242,8 @@ def main() -> None:
             runs.append(measure_seed(name, task, seed, options.quick, options.distortion_only))
             print(f"{name} seed {seed}: {runs[-1]['seconds']:.0f} s", flush=True)
             if options.output:
-                about = {
-                    "command": f"python -m benchmarks.slamp_quality --tasks {' '.join(options.tasks)}"
-                    f" --seeds {options.seeds}{' --quick' if options.quick else ''}"
-                    f"{' --distortion-only' if options.distortion_only else ''}"
-                    f"{f' --first-seed {options.first_seed}' if options.first_seed else ''}",
-                    "date": time.strftime("%Y-%m-%d"),
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                }
-                options.output.write_text(json.dumps({"about": about, "runs": runs}, indent=1) + "\n")
+                told = about("benchmarks.slamp_quality", sys.argv[1:])
+                options.output.write_text(json.dumps({"about": told, "runs": runs}, indent=1) + "\n")
     print(tables({"runs": runs}))
 
 

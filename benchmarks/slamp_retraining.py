@@ -19,10 +19,9 @@ re-encode) at 16x16, tested on 2,000. One thread.
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import cifar16
+from benchmarks.about import about
 from pipelines.config_io import load_config
 from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
@@ -174,13 +174,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    about = {
-        "command": f"python -m benchmarks.slamp_retraining --tasks {' '.join(options.tasks)}"
-        f" --seeds {options.seeds}",
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    told = about("benchmarks.slamp_retraining", sys.argv[1:])
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         for task in options.tasks:
@@ -193,7 +187,7 @@ def main() -> None:
                     rows.append({"task": task, "seed": seed, "dense_accuracy": accuracy, **row})
                 print(f"{task} seed {seed}: dense {accuracy:.3f}", flush=True)
                 if options.output:
-                    write_json(options.output, {"about": about, "rows": rows})
+                    write_json(options.output, {"about": told, "rows": rows})
     print(tables({"rows": rows}))
 
 

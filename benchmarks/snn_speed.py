@@ -23,16 +23,17 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.about import about
 from benchmarks.snn_levels import key, page, show
 from benchmarks.snn_peers import NEURON, PEERS, installed, layer_variants, network_variants
 from snn.coding import direct
@@ -239,8 +240,7 @@ def main() -> None:
     rows = [row for case in args.cases for row in cases[case]()]
     show(rows)
     if args.output:
-        about = {
-            "date": date.today().isoformat(),
+        told = about("benchmarks.snn_speed", sys.argv[1:]) | {
             "machine": processor(),
             "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
             "dtype": args.dtype,
@@ -249,7 +249,7 @@ def main() -> None:
             "allocator_tuned": tuned,
             "rounds": args.rounds,
         }
-        write(args.output, about, rows)
+        write(args.output, told, rows)
 
 
 def write(path: Path, about: dict[str, Any], rows: list[Row]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,52 @@ def test_the_readme_shows_the_stored_demo() -> None:
     assert len(printed) > 5
     assert [line for line in printed if line not in readme] == []
     assert stored["about"]["git_commit"]
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in RESULTS.glob("*.json")))
+def test_a_stored_result_tells_where_it_is_from(file: str) -> None:
+    about = json.loads((RESULTS / file).read_text())["about"]
+    command = about["command"]
+    assert ("benchmarks." in command) if isinstance(command, str) else command[0].endswith("spikeprune")
+    assert re.fullmatch(r"[0-9a-f]{7,40}", about.get("commit") or about["git_commit"])
+    assert re.match(r"20\d\d-\d\d-\d\d", about.get("date") or about["started"])
+    versions = about.get("versions", about)
+    assert versions["torch"].startswith("2.")
+    assert re.match(r"3\.\d+", versions.get("python") or about["python"])
+
+
+def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
+    """Accuracies below full data: of SADP, and of SLAMP after retraining."""
+    rows = json.loads((RESULTS / "digits.json").read_text())["rows"]
+    accuracy = {
+        method: 100 * statistics.mean(r["accuracy"] for r in rows if r["method"] == method)
+        for method in ("full", "sadp train", "sadp retrain")
+    }
+    assert len({r["seed"] for r in rows}) == 3
+    readme = (RESULTS.parents[1] / "README.md").read_text()
+    found = re.search(
+        r"is ([\d.]+) points below full data, and SLAMP .* after retraining ([\d.]+) points", readme
+    )
+    assert found
+    assert float(found[1]) == round(accuracy["full"] - accuracy["sadp train"], 2)
+    assert float(found[2]) == round(accuracy["full"] - accuracy["sadp retrain"], 1)
+
+
+def test_the_table_of_network_speed_is_stored() -> None:
+    """Section 6 of the spiking methods: forward and backward as a multiple of the net without neurons."""
+    rows = json.loads((RESULTS / "snn-speed-cpu.json").read_text())["rows"]
+    page = (RESULTS.parent / "methods-snn.md").read_text()
+    head = re.search(r"^\| network, batch \|(.*)\|$", page, re.MULTILINE)
+    lines = re.findall(r"^\| (VGG-6|SEW-ResNet-18), (\d+) \|(.*)\|$", page, re.MULTILINE)
+    assert head
+    assert lines
+    variants = [re.sub(r" [\d.]+$", "", cell.strip()) for cell in head[1].split("|")]
+    names = {"VGG-6": "vgg6", "SEW-ResNet-18": "sew_resnet18"}
+    for network, batch, cells in lines:
+        seconds = {
+            r["variant"]: r["seconds"]["forward+backward"]["median"]
+            for r in rows
+            if r["case"] == "B1" and (r["network"], r["batch"]) == (names[network], int(batch))
+        }
+        for variant, cell in zip(variants, cells.split("|"), strict=True):
+            assert float(cell) == round(seconds[variant] / seconds["limit"], 2), (network, batch, variant)
