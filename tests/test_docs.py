@@ -2,14 +2,19 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cluster.manifests.spec import read_spec
 from pipelines import cli
-from pipelines.config import field_paths
+from pipelines.config import Config, field_paths
+from pipelines.config_io import load_tree
 from pipelines.search.config import SearchTree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +50,66 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
         for word in words:
             if word.startswith("--"):
                 assert word.split("=")[0] in known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_yaml_blocks_are_configs(page: Path, tmp_path: Path) -> None:
+    for text in blocks(page, "yaml"):
+        tree = yaml.safe_load(text)
+        if "image" in tree:  # of a cluster
+            read_spec(tree)
+            continue
+        (tmp_path / "block.yaml").write_text(text)
+        load_tree(SearchTree if "search" in tree else Config, tmp_path / "block.yaml")
+
+
+ELSEWHERE = {  # what a command has that this machine has not, by what it is called in the docs
+    "http://": "a running cluster or server",
+    "s3://": "a bucket",
+    "--address auto": "a node of a cluster",
+    "--download": "the network",
+}
+FOREIGN = ("ssh", "scp", "ray", "export", "sbatch", "tail", "kubectl", "make", "docker", "pip")
+"""Commands that are not ours."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["guide.md", "own-code.md", "cluster.md"])
+def test_commands_run_as_written(
+    page: str,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One after the other, in a folder with examples, data, a config and the demo's run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits)
+    (tmp_path / "FOLDER").symlink_to(digits)
+    config = "data: {path: data/digits}\nmodel: {hidden: [32]}\ntrain: {epochs: 4, batch_size: 128}\n"
+    config += "weights: {retrain_epochs: 1, calibration_examples: 64}\ncluster: {engine: local, workers: 1}\n"
+    (tmp_path / "my.yaml").write_text(config)
+    (tmp_path / "cluster.yaml").write_text("\n".join(blocks(ROOT / "docs" / "cluster.md", "yaml")))
+    if page == "guide.md":
+        assert cli.main(["run", "my.yaml", "--name", "digits"]) == 0
+    ran = 0
+    for block in blocks(ROOT / "docs" / page, "sh"):
+        shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)  # what the block before called so
+        for line in block.splitlines():
+            line = re.sub(r"\s+#.*$", "", line)
+            if line.split()[0] in FOREIGN or any(what in line for what in ELSEWHERE):
+                continue
+            words = shlex.split(os.path.expandvars(line).split(" > ")[0])
+            if words[1:3] == ["data", "ingest"] and (tmp_path / words[-1]).exists():
+                continue
+            assert words[0] == "spikeprune", line
+            assert cli.main(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
+            ran += 1
+            if "--track" in line or "--profile" in line:
+                shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)
+    assert ran >= {"guide.md": 13, "own-code.md": 1, "cluster.md": 6}[page]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
