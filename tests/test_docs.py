@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -84,6 +85,7 @@ def test_commands_run_as_written(
 ) -> None:
     """One after the other, in a folder with examples, data, a config and the demo's run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # doctor tells of it
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "digits").symlink_to(digits)
@@ -93,6 +95,15 @@ def test_commands_run_as_written(
     (tmp_path / "my.yaml").write_text(config)
     (tmp_path / "cluster.yaml").write_text("\n".join(blocks(ROOT / "docs" / "cluster.md", "yaml")))
     if page == "guide.md":
+        photos = blocks(ROOT / "docs" / page, "yaml")[0] + "cluster: {engine: local, workers: 1}\n"
+        (tmp_path / "photos.yaml").write_text(photos)
+        rows = pq.read_table(digits / "train-00000.parquet").slice(0, 120)
+        for i, (image, label) in enumerate(
+            zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True)
+        ):
+            folder = tmp_path / "photos" / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.png").write_bytes(image["bytes"])
         assert cli.main(["run", "my.yaml", "--name", "digits"]) == 0
     ran = 0
     for block in blocks(ROOT / "docs" / page, "sh"):
@@ -109,7 +120,7 @@ def test_commands_run_as_written(
             ran += 1
             if "--track" in line or "--profile" in line:
                 shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)
-    assert ran >= {"guide.md": 13, "own-code.md": 1, "cluster.md": 6}[page]
+    assert ran >= {"guide.md": 16, "own-code.md": 1, "cluster.md": 6}[page]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
