@@ -83,7 +83,7 @@ def test_commands_run_as_written(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """One after the other, in a folder with examples, data, a config and the demo's run (own-code.md: test_own_code)."""
+    """One after the other, in a folder with examples, data, a config and the demo's run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # doctor tells of it
     (tmp_path / "examples").symlink_to(ROOT / "examples")
