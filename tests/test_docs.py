@@ -155,3 +155,17 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Aborted" not in done.stderr
     assert (tmp_path / "site" / "concepts" / "index.html").exists()
+
+
+INNER = ("snn.kernels", "snn.models.shapes")
+"""What users reach through others."""
+
+
+@pytest.mark.parametrize("floor", ["snn", "pruning"])
+def test_the_reference_covers_every_module_of_the_library(floor: str) -> None:
+    listed = set(
+        re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api" / f"{floor}.md").read_text(), re.MULTILINE)
+    )
+    files = (p for p in (ROOT / floor).rglob("*.py") if not p.stem.startswith("_"))
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files}
+    assert {m for m in modules if not m.startswith(INNER)} <= listed
