@@ -21,6 +21,7 @@ from benchmarks import (
     slamp_distortion,
     slamp_quality,
     slamp_retraining,
+    snn_levels,
 )
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
@@ -36,6 +37,10 @@ def data_tables(result: Result) -> str:
 
 PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "data.md": (data_tables, ("ingest.json", "input_pipeline.json")),
+    "snn-speed-cpu.md": (
+        lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
+        ("snn-speed-cpu.json",),
+    ),
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
     "sadp-training.md": (
@@ -126,23 +131,3 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     assert found
     assert float(found[1]) == round(accuracy["full"] - accuracy["sadp train"], 2)
     assert float(found[2]) == round(accuracy["full"] - accuracy["sadp retrain"], 1)
-
-
-def test_the_table_of_network_speed_is_stored() -> None:
-    """Section 6 of the spiking methods: forward and backward as a multiple of the net without neurons."""
-    rows = json.loads((RESULTS / "snn-speed-cpu.json").read_text())["rows"]
-    page = (RESULTS.parent / "methods-snn.md").read_text()
-    head = re.search(r"^\| network, batch \|(.*)\|$", page, re.MULTILINE)
-    lines = re.findall(r"^\| (VGG-6|SEW-ResNet-18), (\d+) \|(.*)\|$", page, re.MULTILINE)
-    assert head
-    assert lines
-    variants = [re.sub(r" [\d.]+$", "", cell.strip()) for cell in head[1].split("|")]
-    names = {"VGG-6": "vgg6", "SEW-ResNet-18": "sew_resnet18"}
-    for network, batch, cells in lines:
-        seconds = {
-            r["variant"]: r["seconds"]["forward+backward"]["median"]
-            for r in rows
-            if r["case"] == "B1" and (r["network"], r["batch"]) == (names[network], int(batch))
-        }
-        for variant, cell in zip(variants, cells.split("|"), strict=True):
-            assert float(cell) == round(seconds[variant] / seconds["limit"], 2), (network, batch, variant)
