@@ -5,7 +5,8 @@
 
 A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product itself. Cases:
 
-- engines: the same full epochs in one plain process and under Ray with one worker, one after the other;
+- engines: the same full epochs in one plain process, and under Ray with one worker and with --workers, one
+  after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
   same run: with in-train scores, with a half-timestep pass every fourth epoch, and (r = 0.5) with a full pass
   every epoch;
@@ -64,8 +65,8 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
     if "engines" in names:
         for repeat in range(repeats):
             found += [
-                Case("engines", engine, repeat, ratio=0.9, warmup=0, pruned=1, anneal=2)
-                for engine in ("local", "ray")
+                Case("engines", mode, repeat, ratio=0.9, workers=count, warmup=0, pruned=1, anneal=2)
+                for mode, count in (("local", 1), ("ray", 1), ("ray, data-parallel", workers))
             ]
     if "ratios" in names:
         for ratio in RATIOS:
@@ -145,7 +146,7 @@ def _engines(rows: list[Row]) -> str:
         "|---|---|---|---|---|",
     ]
     wall, cpu, apart = {}, {}, {}
-    for mode in ("local", "ray"):
+    for mode in dict.fromkeys(r["mode"] for r in found):
         epochs = [e for r in found if r["mode"] == mode for e in r["epochs"][1:]]
         wall[mode] = statistics.median(training(e) for e in epochs)
         cpu[mode] = statistics.median(training(e, "cpu_seconds") for e in epochs)
@@ -154,7 +155,7 @@ def _engines(rows: list[Row]) -> str:
         )
         rate = epochs[0]["examples"] / wall[mode]
         lines.append(f"| {mode} | {wall[mode]:.1f} | {cpu[mode]:.1f} | {apart[mode]:.2f} | {rate:.1f} |")
-    n = found[0]["rows"]
+    n, workers = found[0]["rows"], max(r["workers"] for r in found)
     extra = apart["ray"] - apart["local"]
     most, least = extra / wall["local"], extra / wall["local"] * n / 50_000
     lines.append(
@@ -163,6 +164,11 @@ def _engines(rows: list[Row]) -> str:
         f"Outside the steps Ray adds {extra:.2f} s an epoch of {n:,} rows. For 50,000 rows this predicts "
         f"{least:.2%} (were it all per epoch) to {most:.2%} (were it all per row)."
     )
+    if "ray, data-parallel" in wall:
+        gain = wall["ray"] / wall["ray, data-parallel"]
+        lines.append(
+            f"\n{workers} workers over one: {gain:.2f} times as fast, efficiency {gain / workers:.2f}."
+        )
     return "\n".join(lines)
 
 
@@ -224,7 +230,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "overlap"])
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=1, help="of the engines, alternating")
-    parser.add_argument("--workers", type=int, default=2, help="of the ratios")
+    parser.add_argument("--workers", type=int, default=2, help="of the ratios and of data-parallel")
     parser.add_argument("--output", type=Path, default=Path("runs/pipeline_overhead.json"))
     parser.add_argument("--summary", type=Path, metavar="FILE", help="print a result's tables and stop")
     options = parser.parse_args()

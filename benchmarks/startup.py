@@ -1,0 +1,104 @@
+"""What starting costs: the demo's job under Ray beside the same work in one plain process, and where it goes.
+
+    python -m benchmarks.startup [--repeats 3] [--output FILE.json]
+
+The job of `make demo` (examples/digits.yaml: four stages on the digits) as its own command, alternately
+with two Ray workers, with one, and without Ray; wall seconds from the command's start to its end, and the
+command's own table of where they went (``--profile``). About six minutes.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.about import about
+from pipelines.data.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+MODES = {
+    "Ray, 2 workers": ("--cluster.engine", "ray", "--cluster.workers", "2"),
+    "Ray, 1 worker": ("--cluster.engine", "ray", "--cluster.workers", "1"),
+    "one process": ("--cluster.engine", "local", "--cluster.workers", "1"),
+}
+
+
+def execute(mode: str, folder: Path, *, profile: bool) -> Row:
+    """Run the job once."""
+    words = ["--storage", str(folder), "--data.path", str(folder / "data"), "--name", "run"]
+    begun = time.perf_counter()
+    done = spikeprune(
+        "run", "examples/digits.yaml", *words, *MODES[mode], *(["--profile"] if profile else [])
+    )
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        sys.exit(done.stderr)
+    row: Row = {"mode": mode, "seconds": seconds}
+    if profile:
+        cells = [line.split("|")[1:3] for line in (folder / "run/profile/table.md").read_text().splitlines()]
+        row["table"] = {name.strip(): float(value) for name, value in cells[2:]}
+    subprocess.run(["rm", "-r", str(folder / "run")], check=True)
+    return row
+
+
+def spikeprune(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "pipelines.cli", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def tables(rows: list[Row]) -> str:
+    """Markdown: seconds of every mode, and where those of the profiled runs went."""
+    plain = [r for r in rows if "table" not in r]
+    median = {m: statistics.median(r["seconds"] for r in plain if r["mode"] == m) for m in MODES}
+    alone = median["one process"]
+    lines = [
+        "| job of `make demo` | wall s, median | range | more than one process, s |",
+        "|---|---|---|---|",
+    ]
+    for mode in MODES:
+        found = [r["seconds"] for r in plain if r["mode"] == mode]
+        span, extra = f"{min(found):.1f} to {max(found):.1f}", median[mode] - alone
+        lines.append(f"| {mode} | {median[mode]:.1f} | {span} | {extra:+.1f} |")
+    profiled = {r["mode"]: r["table"] for r in rows if "table" in r}
+    lines += ["", f"| where, seconds | {' | '.join(profiled)} |", "|---|" + "---|" * len(profiled)]
+    names = dict.fromkeys(name for table in profiled.values() for name in table if name != "all")
+    for name in [*names, "all"]:
+        cells = [f"{t[name]:.2f}" if name in t else "" for t in profiled.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("runs/startup.json"))
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="print a result's tables and stop")
+    options = parser.parse_args()
+    if options.summary:
+        print(tables(json.loads(options.summary.read_text())["rows"]))
+        return
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        done = spikeprune("data", "ingest", "digits", "--output", str(folder / "data"))
+        if done.returncode:
+            sys.exit(done.stderr)
+        for repeat in range(options.repeats + 1):  # the first compiles what is cached, and is profiled
+            for mode in MODES:
+                rows.append(execute(mode, folder, profile=repeat == 0))
+                print(f"{mode}: {rows[-1]['seconds']:.1f} s", flush=True)
+    write_json(options.output, {"about": about("benchmarks.startup", sys.argv[1:]), "rows": rows})
+    print(tables(rows))
+
+
+if __name__ == "__main__":
+    main()
