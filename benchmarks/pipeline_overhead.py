@@ -65,7 +65,7 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
     if "engines" in names:
         for repeat in range(repeats):
             found += [
-                Case("engines", mode, repeat, ratio=0.9, workers=count, warmup=0, pruned=1, anneal=2)
+                Case("engines", mode, repeat, ratio=0.9, workers=count, warmup=0, pruned=1, anneal=1)
                 for mode, count in (("local", 1), ("ray", 1), ("ray, data-parallel", workers))
             ]
     if "ratios" in names:
