@@ -8,8 +8,8 @@ A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product its
 - engines: the same full epochs in one plain process, and under Ray with one worker and with --workers, one
   after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
-  same run: with in-train scores, with a half-timestep pass every fourth epoch, and (r = 0.5) with a full pass
-  every epoch;
+  same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch, and with a
+  full pass every epoch;
 - overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
   alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe).
 
@@ -71,11 +71,12 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
     if "ratios" in names:
         for ratio in RATIOS:
             found.append(Case("ratios", "in-train scores", ratio=ratio, workers=workers))
-            found.append(Case("ratios", "half-T pass every 4", ratio=ratio, workers=workers, pruned=4))
+        found.append(Case("ratios", "half-T pass every 4", ratio=0.5, workers=workers, pruned=4))
         found.append(Case("ratios", "full pass every epoch", ratio=0.5, workers=workers))
     if "overlap" in names:
         found += [
-            Case("overlap", mode, ratio=0.5, pruned=3) for mode in ("in-train scores", "overlapped scores")
+            Case("overlap", mode, ratio=0.5, pruned=3, anneal=0)
+            for mode in ("in-train scores", "overlapped scores")
         ]
     return found
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from pipelines.config_io import load_config
@@ -37,3 +38,30 @@ def test_a_profiled_run_says_where_its_time_went(digits: Path, tmp_path: Path) -
     assert 0.9 * whole <= parts <= 1.01 * whole + 0.1
     losses = [[r["train_loss"] for r in read_metrics(f)] for f in (plain, folder)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_gradients_travel_in_buckets_while_backward_goes_on(
+    digits: Path, tmp_path: Path, ray_session: None
+) -> None:
+    given = {
+        "storage": str(tmp_path),
+        "data.path": str(digits),
+        "cluster.workers": "2",
+        "model.hidden": "[1024, 1024]",
+        "train.epochs": "1",
+        "examples.warmup_epochs": "1",
+        "examples.anneal_epochs": "0",
+    }
+    folder = run(load_config(None, given), "train", profile=True, console=Console(quiet=True))
+    events = json.loads((folder / "profile" / "trace.json").read_text())["traceEvents"]
+    spans = {
+        name: [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == name and "dur" in e]
+        for name in ("backward", "gloo:all_reduce")
+    }
+    assert len(spans["backward"]) == 8
+    for begun, ended in spans["backward"]:
+        sent = [s for s in spans["gloo:all_reduce"] if begun <= s[0] <= ended]
+        assert len(sent) >= 2, "one bucket: nothing can overlap"
+        # The first bucket is under way before the last one is full.
+        assert sent[0][0] < begun + 0.9 * (ended - begun)
