@@ -25,6 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.about import about
+from pipelines.data.files import write_json
+
 FEATURES, SHARD, GROUP = 64, 1 << 20, 1 << 13
 MODEL = {"name": "mlp", "hidden": [64], "T": 2}
 
@@ -185,6 +188,42 @@ def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
         }
 
 
+def tables(result: dict[str, Any]) -> str:
+    """Markdown: memory and seconds by size, what their slopes predict, scoring, and the draw."""
+    runs, score, drawn = result["runs"], result["scoring"], result["draw"]
+    lines = [
+        "| rows | driver, MB | largest worker, MB | score book, MB | epoch, s | command, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in runs:
+        lines.append(
+            f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['book_mb']} | {r['epoch_s']:.1f} "
+            f"| {r['run_s']} |"
+        )
+    lines.append("")
+    for which, name in (("driver_mb", "driver"), ("worker_mb", "worker")):
+        values = [r[which] for r in runs]
+        lines.append(f"- {name}'s memory, largest over smallest: {max(values) / min(values):.3f}")
+    if len(runs) > 1:
+        first, last = runs[0], runs[-1]
+        more = last["rows"] - first["rows"]
+        seconds = (last["epoch_s"] - first["epoch_s"]) / more * 1e6
+        book = (last["book_mb"] - first["book_mb"]) / more * 1e6
+        lines.append(
+            f"- per million rows more: {seconds:.1f} s of an epoch, {book:.1f} MB of the score book; "
+            f"10^9 rows on the same two cores would take {seconds * 1e3 / 3600:.1f} h an epoch, "
+            f"their books {book:.0f} GB together"
+        )
+    if score:
+        lines.append(
+            f"- scoring {score['rows']:,} rows, warm: {score['ray_rows_per_s']:,} rows/s by Ray Data tasks, "
+            f"{score['plain_rows_per_s']:,} by plain loops on the same cores: ratio {score['ratio']}"
+        )
+    if drawn:
+        lines.append(f"- draw: {json.dumps(drawn)}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
@@ -209,14 +248,10 @@ def main() -> None:
             if rows == args.rows[-1] and args.score_rows:
                 score = scoring(Path(name), args.score_rows, args.repeats)
                 print(score, flush=True)
-    print("\n| rows | driver, MB | worker, MB | score book, MB | epoch, s |\n|---|---|---|---|---|")
-    for r in runs:
-        print(f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['book_mb']} | {r['epoch_s']} |")
-    for which in ("driver_mb", "worker_mb"):
-        values = [r[which] for r in runs]
-        print(f"{which}: largest over smallest {max(values) / min(values):.3f}")
+    result = {"about": about("benchmarks.scale", sys.argv[1:]), "runs": runs, "scoring": score, "draw": drawn}
     if args.out:
-        args.out.write_text(json.dumps({"runs": runs, "scoring": score, "draw": drawn}, indent=1) + "\n")
+        write_json(args.out, result)
+    print(tables(result))
 
 
 if __name__ == "__main__":
