@@ -1,6 +1,7 @@
 """What the pipeline costs: Ray against one plain process, and achieved against theoretical speed-up.
 
-    python -m benchmarks.pipeline_overhead [--cases engines ratios overlap] [--rows 4000] [--output FILE.json]
+    python -m benchmarks.pipeline_overhead [--cases engines ratios overlap steps] [--rows 4000]
+        [--output FILE.json]
     python -m benchmarks.pipeline_overhead --summary FILE.json
 
 A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product itself. Cases:
@@ -11,7 +12,9 @@ A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product its
   same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch, and with a
   full pass every epoch;
 - overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
-  alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe).
+  alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe);
+- steps: CPU time of an image in the worker's steps (decoded rows to optimiser, with in-train scores and one
+  worker) over forward and backward of the same network without neurons, measured before and after.
 
 The first epoch of every run loads and compiles, and is left out. Training time is an epoch without
 validation and diagnosis. Batch norm is re-estimated on four times the share of the slice that the default
@@ -31,15 +34,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from benchmarks import cifar16
+from benchmarks import cifar16, snn_speed
 from benchmarks.about import about
+from benchmarks.snn_peers import network_variants
 from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, ModelConfig, TrainConfig
 from pipelines.data.files import write_json
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
 
+BATCH = 32
 RATIOS = (0.3, 0.5, 0.7)
 APART = ("evaluate", "diagnose")  # validation and measurements are not training
 Row = dict[str, Any]
@@ -57,6 +63,7 @@ class Case:
     warmup: int = 1
     pruned: int = 2
     anneal: int = 1
+    network: str = "vgg6"
 
 
 def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
@@ -78,7 +85,24 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
             Case("overlap", mode, ratio=0.5, pruned=3, anneal=0)
             for mode in ("in-train scores", "overlapped scores")
         ]
+    if "steps" in names:
+        for network in ("vgg6", "sew_resnet18"):
+            found.append(Case("steps", "ray", ratio=0.5, warmup=2, pruned=1, anneal=0, network=network))
     return found
+
+
+def without_neurons(network: str) -> float:
+    """CPU seconds per image of forward and backward without neurons, on one thread; median of five."""
+    machine = snn_speed.Machine(torch.device("cpu"), torch.float32, 5)
+    model, x_B, labels = snn_speed.prepared(network, BATCH, machine)
+    net, static = network_variants(model)["limit"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = {"limit": snn_speed.network_steps(net.train(), x_B, labels, static, machine)}
+        return float(machine.time(steps)["limit"]["forward+backward"]["median"]) / BATCH
+    finally:
+        torch.set_num_threads(threads)
 
 
 def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
@@ -86,15 +110,16 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     engines = one.case == "engines"
     overlap = one.mode == "overlapped scores"
     every = {"half-T pass every 4": 4, "full pass every epoch": 1, "overlapped scores": 1}.get(one.mode, 0)
+    limits = [without_neurons(one.network)] if one.case == "steps" else []
     config = Config(
         name=f"{one.case}-{os.getpid()}",
         storage=str(folder / "runs"),
         seed=one.repeat,
         data=DataConfig(path=str(folder / "data")),
-        model=ModelConfig(name="vgg6", T=4),
+        model=ModelConfig(name=one.network, T=4),
         train=TrainConfig(
             epochs=one.warmup + one.pruned + one.anneal,
-            batch_size=32,
+            batch_size=BATCH,
             norm_examples=max(options.rows * 4 * 1024 // 50_000, 64),
         ),
         examples=ExamplesConfig(
@@ -113,9 +138,12 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     done = run(config, "train", console=Console(quiet=True))
     records = read_metrics(done)
     shutil.rmtree(done)
+    if limits:
+        limits.append(without_neurons(one.network))
     keep = ("epoch", "examples", "rescored", "rescored_ahead", "seconds", "cpu_seconds", "diagnosis")
     epochs = [{k: r[k] for k in keep if k in r} for r in records]
-    return {**asdict(one), "rows": options.rows, "load_after": os.getloadavg()[0], "epochs": epochs}
+    told = {"rows": options.rows, "load_after": os.getloadavg()[0], "without_neurons": limits}
+    return {**asdict(one), **told, "epochs": epochs}
 
 
 # What the records say.
@@ -129,7 +157,7 @@ def training(record: Row, clock: str = "seconds") -> float:
 
 def tables(rows: list[Row]) -> str:
     """Markdown for whatever was measured."""
-    parts = [_engines(rows), _ratios(rows), _overlap(rows)]
+    parts = [_engines(rows), _ratios(rows), _overlap(rows), _steps(rows)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -224,11 +252,29 @@ def _overlap(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _steps(rows: list[Row]) -> str:
+    found = _of(rows, "steps")
+    if not found:
+        return ""
+    lines = [
+        "### Steps of a worker against the network without neurons",
+        "| network | CPU ms an image in the pipeline | without neurons, before and after | ratio |",
+        "|---|---|---|---|",
+    ]
+    for r in found:
+        epoch = next(e for e in r["epochs"][1:] if e["examples"] == r["rows"])
+        mine = epoch["cpu_seconds"]["train"] / epoch["examples"]
+        limits = ", ".join(f"{s * 1e3:.1f}" for s in r["without_neurons"])
+        ratio = mine / statistics.mean(r["without_neurons"])
+        lines.append(f"| {r['network']} | {mine * 1e3:.1f} | {limits} | **{ratio:.3f}** |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "overlap"])
+    parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "overlap", "steps"])
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=1, help="of the engines, alternating")
     parser.add_argument("--workers", type=int, default=2, help="of the ratios and of data-parallel")
@@ -240,11 +286,11 @@ def main() -> None:
         return
     journal = options.output.with_suffix(".jsonl")
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    done = {(r["case"], r["mode"], r["ratio"], r["repeat"]) for r in rows}
+    done = {(r["case"], r["mode"], r["ratio"], r["repeat"], r.get("network", "vgg6")) for r in rows}
     with tempfile.TemporaryDirectory() as work:
         cifar16.write(Path(work) / "data", train_rows=options.rows, test_rows=64, side=32)
         for one in cases(options.cases, options.repeats, options.workers):
-            if (one.case, one.mode, one.ratio, one.repeat) in done:
+            if (one.case, one.mode, one.ratio, one.repeat, one.network) in done:
                 continue
             started = time.monotonic()
             rows.append(execute(one, options, Path(work)))
