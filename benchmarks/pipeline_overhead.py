@@ -9,8 +9,7 @@ A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product its
 - engines: the same full epochs in one plain process, and under Ray with one worker and with --workers, one
   after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
-  same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch, and with a
-  full pass every epoch;
+  same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch;
 - overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
   alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe);
 - steps: CPU time of an image in the worker's steps (decoded rows to optimiser, with in-train scores and one
@@ -79,7 +78,6 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
         for ratio in RATIOS:
             found.append(Case("ratios", "in-train scores", ratio=ratio, workers=workers))
         found.append(Case("ratios", "half-T pass every 4", ratio=0.5, workers=workers, pruned=4))
-        found.append(Case("ratios", "full pass every epoch", ratio=0.5, workers=workers))
     if "overlap" in names:
         found += [
             Case("overlap", mode, ratio=0.5, pruned=3, anneal=0)
@@ -109,7 +107,7 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     """Train once; the epochs' records, condensed."""
     engines = one.case == "engines"
     overlap = one.mode == "overlapped scores"
-    every = {"half-T pass every 4": 4, "full pass every epoch": 1, "overlapped scores": 1}.get(one.mode, 0)
+    every = {"half-T pass every 4": 4, "overlapped scores": 1}.get(one.mode, 0)
     limits = [without_neurons(one.network)] if one.case == "steps" else []
     config = Config(
         name=f"{one.case}-{os.getpid()}",
