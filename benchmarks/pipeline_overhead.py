@@ -6,8 +6,8 @@
 
 A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product itself. Cases:
 
-- engines: the same full epochs in one plain process, and under Ray with one worker and with --workers, one
-  after the other;
+- engines: the same full epochs in one plain process of one thread, and under Ray with one worker and with
+  --workers, one after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
   same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch;
 - overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
@@ -133,6 +133,7 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
         ),
         cluster=ClusterConfig(engine="local" if one.mode == "local" else "ray", workers=one.workers),
     )
+    torch.set_num_threads(1)  # as Ray's workers of one CPU have it
     done = run(config, "train", console=Console(quiet=True))
     records = read_metrics(done)
     shutil.rmtree(done)
