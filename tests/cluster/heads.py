@@ -83,7 +83,10 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
     command += ["--include-dashboard=true", "--object-store-memory=200000000"]
     env = environment(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        PATH="/usr/local/bin:/usr/bin:/bin",  # another python than the cluster's, if any
     )
     with (temp / "log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

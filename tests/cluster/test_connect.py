@@ -30,11 +30,18 @@ def test_addresses_that_cannot_train(address: str, line: str) -> None:
 
 
 LISTENING = """
+import os
+from pathlib import Path
 import ray
 from cluster.connect import connect
 with connect() as cluster:
     import psutil
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert not any(token in word for process in family for word in process.cmdline())
+    logs = Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [p for p in logs.rglob("*") if p.is_file()]
+    assert files and not any(token.encode() in p.read_bytes() for p in files)
     for process in family:
         for c in process.net_connections(kind="inet"):
             if c.status == psutil.CONN_LISTEN or c.type.name == "SOCK_DGRAM":
@@ -47,7 +54,8 @@ def test_a_local_start_listens_on_loopback_only(tmp_path: Path) -> None:
         [sys.executable, "-c", LISTENING], env=environment(HOME=str(tmp_path)), capture_output=True, text=True
     )
     found = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
-    assert found, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert found
     assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, done.stdout
     assert not (tmp_path / ".ray").exists()
 

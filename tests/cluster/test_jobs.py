@@ -5,8 +5,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -140,6 +140,7 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
         os.kill(victims[0], signal.SIGKILL)
     one_line(failing.result(), 3, "failed with exit code 3")
     assert f"words {['3', '0', *words]} secret from-here" in failing.result().out
+    assert f"by {BIN}/python" in failing.result().out, "the interpreter that the cluster runs on"
     assert "from-here" not in failing.result().err
     one_line(killed.result(), 137, "to-kill: was killed by signal 9")
     assert "the end" not in killed.result().out
@@ -192,6 +193,16 @@ def test_tokens(head: Head, user: User, env: dict[str, str], line: str) -> None:
     assert not (user.home / ".ray").exists()
 
 
+def test_the_token_is_found_wherever_ray_looks_for_it(head: Head, user: User, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(head.token.read_text())
+    homes = ({"HOME": str(tmp_path)}, {"HOME": "/none", "RAY_AUTH_TOKEN": head.token.read_text().strip()})
+    for env in (*homes, {"HOME": "/none", "RAY_AUTH_TOKEN_PATH": str(head.token)}):
+        with mock.patch.dict(os.environ, environment(**env), clear=True):
+            assert cli.main(["jobs", "list", "--address", head.url]) == 0, env
+            refresh()
+
+
 def test_no_cluster(user: User) -> None:
     user.fails("no Ray dashboard answers at http://127.0.0.1:9", "jobs", "list", "--address", "127.0.0.1:9")
     user.fails("--address: give the cluster's dashboard", "jobs", "list")
@@ -241,4 +252,69 @@ def test_trains_on_the_clusters_workers(head: Head, project: Path, tmp_path: Pat
     assert sent.code == 0, sent
     records = [json.loads(line) for line in (tmp_path / "ray" / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 2
-    assert str(BIN) in sys.executable
+
+
+@pytest.mark.slow
+def test_searches_and_doctor_use_the_cluster_that_they_are_sent_to(
+    head: Head, project: Path, tmp_path: Path
+) -> None:
+    (project / "wide.yaml").write_text(
+        (project / "small.yaml").read_text().replace("name: small", "name: wide")
+        + "search: {space: {train.lr: [0.05, 0.1]}, trials: 2}\n"
+    )
+    sent = call(
+        head, project, "submit", "--follow", "--storage", str(tmp_path), "--", "search", "wide.yaml",
+    )  # fmt: skip
+    assert sent.code == 0, sent
+    assert (tmp_path / "wide" / "search.parquet").exists()
+    id = sent.out.splitlines()[0]
+    fetched = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
+    assert fetched.code == 0, fetched
+    assert (tmp_path / "here" / "search.parquet").read_bytes() == (
+        tmp_path / "wide" / "search.parquet"
+    ).read_bytes()
+    asked = call(head, project, "submit", "--follow", "--", "doctor", "small.yaml")
+    assert asked.code == 0, asked
+    assert "ok    cluster: auto: 1 nodes" in asked.out
+
+
+@pytest.mark.slow
+def test_a_run_on_remote_storage_is_fetched(head: Head, project: Path, tmp_path: Path) -> None:
+    storage = f"file://{tmp_path}/bucket"
+    sent = call(
+        head, project, "submit", "--follow", "--storage", storage, "--", "train", "small.yaml",
+        "--name", "far", "--cluster.engine", "local", "--cluster.workers", "1",
+    )  # fmt: skip
+    assert sent.code == 0, sent
+    assert f"its run will be in {storage}/far" in sent.err
+    fetched = call(
+        head, project, "jobs", "fetch", sent.out.splitlines()[0], "--output", str(tmp_path / "here")
+    )
+    assert fetched.code == 0, fetched
+    there = {p.relative_to(tmp_path / "bucket/far") for p in (tmp_path / "bucket/far").rglob("*")}
+    assert {p.relative_to(tmp_path / "here") for p in (tmp_path / "here").rglob("*")} == there
+    assert Path("checkpoints/train.safetensors") in there
+
+
+def wheel(folder: Path) -> Path:
+    """A package of one line, as pip installs it without a network."""
+    path = folder / "tinyextra-1.5-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("tinyextra.py", "NUMBER = 15\n")
+        info = "tinyextra-1.5.dist-info"
+        out.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinyextra\nVersion: 1.5\n")
+        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.mark.slow
+def test_requirements_come_on_top_of_the_cluster_s(head: Head, project: Path, tmp_path: Path) -> None:
+    (project / "extra.py").write_text("import ray, pipelines, tinyextra\nprint('extra', tinyextra.NUMBER)\n")
+    sent = call(
+        head, project, "submit", "--follow", "--pip", str(wheel(tmp_path)), "--", "python", "extra.py",
+    )  # fmt: skip
+    assert sent.code == 0, sent
+    assert "extra 15" in sent.out
+    plain = call(head, project, "submit", "--follow", "--", "python", "extra.py")
+    assert plain.code == 1, "only the job that asked for it has it"
