@@ -15,6 +15,7 @@ from benchmarks import (
     digits_accuracy,
     ingest,
     input_pipeline,
+    pipeline_overhead,
     sadp_cost,
     sadp_quality,
     sadp_training,
@@ -40,6 +41,10 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "snn-speed-cpu.md": (
         lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
         ("snn-speed-cpu.json",),
+    ),
+    "pipeline.md": (
+        lambda result: pipeline_overhead.tables(result["rows"]),
+        ("pipeline_speedup.json", "pipeline_overlap.json"),
     ),
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
