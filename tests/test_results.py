@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     digits_accuracy,
+    figures,
     ingest,
     input_pipeline,
     pipeline_overhead,
@@ -136,3 +137,9 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     assert found
     assert float(found[1]) == round(accuracy["full"] - accuracy["sadp train"], 2)
     assert float(found[2]) == round(accuracy["full"] - accuracy["sadp retrain"], 1)
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_plot_is_what_the_stored_result_draws(name: str) -> None:
+    assert (RESULTS / "images" / f"{name}.svg").read_text() == figures.svg(name)
+    assert f"](images/{name}.svg)" in (RESULTS / f"{name}.md").read_text()

@@ -1,0 +1,272 @@
+"""The plots of docs/results, drawn from the stored results beside them.
+
+    python -m benchmarks.figures [--only sadp-training ...]
+
+Writes docs/results/images/NAME.svg. The same JSON draws the same file.
+"""
+
+import argparse
+import io
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.pipeline_overhead import achieved
+from pipelines.data.files import write_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+TASKS = {"digits": "digits", "nmnist": "N-MNIST", "cifar10": "CIFAR-10", "dvs128": "DVS128 objects"}
+MORE_TASKS = {**TASKS, "cifar-dvs": "simulated"}
+# Okabe and Ito's palette: told apart by colour-blind readers.
+PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
+MARKERS = "os^vDP*X"
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+def sadp_training() -> "Figure":
+    """Accuracy over the compute spent, for every method and ratio; clean and wrong labels."""
+    rows = _stored("sadp_training")["rows"]
+    panels = {"clean": "clean labels", "wrong": "20 % wrong labels"}
+    methods = ("random", "infobatch", "el2n stale", "el2n fresh", "sadp stale", "sadp fresh")
+    figure, axes = _panels(
+        len(panels), "compute (trained and scored examples), share of full", "test accuracy"
+    )
+    for a, (labels, title) in zip(axes, panels.items(), strict=True):
+        of = [r for r in rows if r["labels"] == labels]
+        full = [r["accuracy"] for r in of if r["method"] == "full"]
+        _level(a, full, "full training")
+        for i, method in enumerate(methods, 1):
+            groups = _grouped((r for r in of if r["method"] == method), "ratio")
+            xs = [statistics.mean(r["share_scored"] for r in g) for g in groups.values()]
+            _with_spread(a, xs, [[r["accuracy"] for r in g] for g in groups.values()], method, i)
+        a.set_title(title)
+    return _keyed(figure, axes)
+
+
+def sadp_quality() -> "Figure":
+    """Variance of a draw by each score over the exact norms' at four stages of training."""
+    rows = _stored("sadp_quality_rate_ce")["rows"]
+    tasks = list(dict.fromkeys(r["data"] for r in rows))
+    scores = ("uniform", "infobatch", "loss", "el2n", "sadp")
+    figure, axes = _panels(len(tasks), "epochs trained", "variance over the oracle's")
+    for a, task in zip(axes, tasks, strict=True):
+        for i, score in enumerate(scores, 1):
+            of = [r for r in rows if r["data"] == task and r["score"] == score]
+            stages = [str(r["epoch"]) for r in of]
+            a.plot(stages, [r["single_draw_to_oracle"] for r in of], label=score, **_style(i))
+        a.set_yscale("log")
+        ticks = [v for v in (1, 1.5, 2, 3, 5, 10, 20, 50) if v <= a.get_ylim()[1]]
+        a.set_yticks(ticks, [f"{v:g}" for v in ticks])
+        a.minorticks_off()
+        a.set_title(TASKS[task])
+    return _keyed(figure, axes)
+
+
+def slamp_quality() -> "Figure":
+    """Accuracy over the weights that are left, one-shot; and over the SynOps left, retrained."""
+    runs = _stored("slamp_quality")["runs"] + _stored("slamp_quality_longer")["runs"]
+    tasks = [t for t in TASKS if any(r["task"] == t for r in runs)]
+    criteria = ("uniform", "magnitude", "erk", "wanda", "lamp", "slamp_root")
+    figure, grid = _grid(2, len(tasks))
+    for a, b, task in zip(grid[0], grid[1], tasks, strict=True):
+        of = [run for run in runs if run["task"] == task]
+        for a_or_b in (a, b):
+            _level(a_or_b, [run["dense_accuracy"] for run in of], "dense")
+        rows = [row for run in of for row in run["rows"]]
+        for i, criterion in enumerate(criteria, 1):
+            mine = [r for r in rows if r["criterion"] == criterion]
+            one_shot = _grouped((r for r in mine if r["part"] == "one-shot"), "level")
+            _with_spread(a, [1 - v for v in one_shot], _accuracies(one_shot), _named(criterion), i)
+            for objective, line in (("weights", ":"), ("synops", "-")):
+                kept = (r for r in mine if r["part"] == "synops" and r["objective"] == objective)
+                levels = _grouped(kept, "level")
+                if levels:
+                    label = _named(criterion) + (" priced by SynOps" if objective == "synops" else "")
+                    _with_spread(b, list(levels), _accuracies(levels), label, i, line)
+        a.set_xscale("log")
+        a.set_xticks([0.2, 0.1, 0.05, 0.02], ["0.2", "0.1", "0.05", "0.02"], minor=False)
+        a.minorticks_off()
+        a.set_title(TASKS[task])
+        a.set_xlabel("density, one-shot")
+        b.set_xlabel("SynOps left, retrained")
+        b.set_xticks([0.1, 0.2])
+    for row in grid:
+        row[0].set_ylabel("test accuracy")
+    return _keyed(figure, [*grid[0], *grid[1]])
+
+
+def slamp_distortion() -> "Figure":
+    """Spread of the measured distortion of single layers around each criterion's prediction."""
+    runs = _stored("slamp_distortion")["runs"] + _stored("slamp_quality_longer")["runs"]
+    tasks = list(dict.fromkeys(run["task"] for run in runs))
+    criteria = ("lamp", "slamp_time", "slamp_membrane", "slamp_local", "slamp_root", "slamp_response")
+    figure, (a,) = _panels(1, "", "sd of log(measured / predicted)")
+    width = 0.8 / len(criteria)
+    for i, criterion in enumerate(criteria):
+        means = [statistics.mean(_spreads(runs, task, criterion)) for task in tasks]
+        at = [k + (i - (len(criteria) - 1) / 2) * width for k in range(len(tasks))]
+        a.bar(at, means, width, label=_named(criterion), color=PALETTE[(i + 7) % 8])
+    a.set_xticks(range(len(tasks)), [MORE_TASKS[t] for t in tasks])
+    return _keyed(figure, [a])
+
+
+def slamp_retraining() -> "Figure":
+    """Accuracy after retraining a network of a tenth of the weights over what the retraining cost."""
+    rows = [r for r in _stored("slamp_retraining")["rows"] if r["part"] == "examples"]
+    tasks = {"digits": "digits, three seeds", "cifar16": "CIFAR-10 at 16x16, one seed"}
+    figure, axes = _panels(len(tasks), "compute of the retraining, share of all data", "test accuracy")
+    for a, (task, title) in zip(axes, tasks.items(), strict=True):
+        for i, (method, of) in enumerate(_grouped((r for r in rows if r["task"] == task), "method").items()):
+            x = statistics.mean(r["compute"] for r in of)
+            _with_spread(a, [x], [[r["accuracy"] for r in of]], method, i)
+        a.set_title(title)
+    return _keyed(figure, axes)
+
+
+def pipeline_speedup() -> "Figure":
+    """Achieved over theoretical speed-up of pruned epochs under Ray."""
+    rows = [r for r in _stored("pipeline_speedup")["rows"] if r["case"] == "ratios"]
+    figure, (a,) = _panels(1, "theoretical speed-up, 1 / (1 - r)", "achieved")
+    most = max(achieved(r).theoretical for r in rows) * 1.05
+    a.plot([1, most], [1, most], "--", color="gray", label="theory", linewidth=1)
+    a.plot([1, most], [0.9, most * 0.9], ":", color="gray", label="0.9 of it", linewidth=1)
+    for i, (mode, of) in enumerate(_grouped(rows, "mode").items(), 5):
+        found = [achieved(r) for r in of]
+        a.plot([f.theoretical for f in found], [f.speedup for f in found], label=mode, **_style(i))
+    return _keyed(figure, [a])
+
+
+FIGURES: dict[str, Callable[[], "Figure"]] = {
+    "sadp-training": sadp_training,
+    "sadp-quality": sadp_quality,
+    "slamp-quality": slamp_quality,
+    "slamp-distortion": slamp_distortion,
+    "slamp-retraining": slamp_retraining,
+    "pipeline": pipeline_speedup,
+}
+
+
+def svg(name: str) -> str:
+    """A page's plot on a white ground, the same text for the same results."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9}):
+        figure = FIGURES[name]()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return "\n".join(line.rstrip() for line in text[text.index("<svg") :].splitlines()) + "\n"
+
+
+# Parts of plots.
+
+
+def _stored(name: str) -> Result:
+    result: Result = json.loads((RESULTS / f"{name}.json").read_text())
+    return result
+
+
+def _grouped(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row)
+    return dict(groups)
+
+
+def _accuracies(groups: dict[Any, list[Row]]) -> list[list[float]]:
+    return [[r["accuracy"] for r in g] for g in groups.values()]
+
+
+def _spreads(runs: Sequence[Row], task: str, criterion: str) -> list[float]:
+    """Of a task's runs; the two files name the two orders of (prediction, criterion) differently."""
+    found = []
+    for run in runs:
+        if run["task"] == task:
+            by = run["sd_log_measured_over_predicted"]
+            found.append(by[criterion]["c phi"] if criterion in by else by["phi"][criterion])
+    return found
+
+
+def _named(criterion: str) -> str:
+    return criterion.upper() if criterion in ("lamp", "erk") else criterion.replace("slamp_", "SLAMP, ")
+
+
+def _style(i: int, line: str = "-") -> dict[str, Any]:
+    return {
+        "color": PALETTE[i % 8],
+        "marker": MARKERS[i % 8],
+        "markersize": 4,
+        "linestyle": line,
+        "linewidth": 1.2,
+    }
+
+
+def _level(axes: Any, values: list[float], label: str) -> None:
+    """A level with its spread as a band."""
+    mean = statistics.mean(values)
+    axes.axhline(mean, color="gray", linestyle="--", linewidth=1, label=label)
+    if len(values) > 1:
+        spread = statistics.stdev(values)
+        axes.axhspan(mean - spread, mean + spread, color="gray", alpha=0.15, linewidth=0)
+
+
+def _with_spread(
+    axes: Any, xs: list[float], values: list[list[float]], label: str, i: int, line: str = "-"
+) -> None:
+    """Means over seeds, with bars of one standard deviation."""
+    means = [statistics.mean(v) for v in values]
+    spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    axes.errorbar(xs, means, yerr=spreads, label=label, elinewidth=0.7, capsize=2, **_style(i, line))
+
+
+def _panels(n: int, x: str, y: str) -> tuple["Figure", list[Any]]:
+    figure, (row,) = _grid(1, n)
+    figure.supxlabel(x, fontsize=9)
+    row[0].set_ylabel(y)
+    return figure, row
+
+
+def _grid(rows: int, columns: int) -> tuple["Figure", list[list[Any]]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, 2.9 * columns), 2.9 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for a in grid.flat:
+        a.spines[["top", "right"]].set_visible(False)
+        a.grid(alpha=0.25)
+    return figure, [list(row) for row in grid]
+
+
+def _keyed(figure: "Figure", axes: Sequence[Any]) -> "Figure":
+    """One legend for all panels."""
+    columns = {1: 2, 2: 3}.get(len(axes), 4)
+    entries = {label: mark for a in axes for mark, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def _write(name: str) -> Path:
+    target, text = RESULTS / "images" / f"{name}.svg", svg(name)
+    target.parent.mkdir(exist_ok=True)
+    write_beside(target, lambda p: p.write_text(text))
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
+    for name in parser.parse_args().only:
+        print(_write(name).relative_to(RESULTS.parents[1]))
+
+
+if __name__ == "__main__":
+    main()
