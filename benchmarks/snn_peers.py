@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn.convolution import Conv2d
 from snn.models.base import SpikingNetwork
 from snn.neurons import LIF, NeuronParameters, lif
 
@@ -106,6 +107,9 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
     def without(make: Callable[[], nn.Module], channels_last: bool = False) -> nn.Module:
         net = with_neurons(model, make)
         net.channels_last = channels_last
+        for module in net.modules():
+            if isinstance(module, Conv2d):
+                module.__class__ = nn.Conv2d  # torch's own gradients
         return net
 
     ours = copy.deepcopy(model)

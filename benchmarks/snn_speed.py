@@ -7,7 +7,8 @@ kept for the backward pass. All variants of a case run in one process, in turn, 
 one thread; a figure is the median over rounds (CPU: of CPU time, which waiting does not enter; CUDA:
 of wall time with synchronisation) beside its spread. Ratios of one run are what may be compared.
 
-Every variant has the same weights, folded convolutions and input; only the neurons differ:
+Every variant has the same weights, folded convolutions and input; the neurons differ, and ours have the
+convolutions of `snn.convolution`, the others torch's own:
 
 - ``ours``: this package's engine as the model comes (VGG in channels_last), static first layer computed
   once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, norm apart``: batch norm

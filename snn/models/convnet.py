@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from snn.convolution import Conv2d
 from snn.layers import Folded, SpikingLayer
 from snn.models.base import SpikingNetwork
 from snn.neurons import LIF, NeuronParameters
@@ -37,7 +38,7 @@ def convnet(
     layers: list[nn.Module] = []
     c_in = input_shape[0]
     for c in channels:
-        conv = nn.Conv2d(c_in, c, 3, stride=2, padding=1, bias=False)
+        conv = Conv2d(c_in, c, 3, stride=2, padding=1, bias=False)
         layers.append(SpikingLayer(conv, nn.BatchNorm2d(c), LIF(neuron)))
         c_in = c
     with torch.no_grad():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from snn.convolution import Conv2d
 from snn.layers import SpikingLayer
 from snn.neurons import LIF, NeuronParameters
 
@@ -27,6 +28,6 @@ def conv_layer(c_in: int, c_out: int, kernel: int, neuron: NeuronParameters, str
     return SpikingLayer(conv(c_in, c_out, kernel, stride), nn.BatchNorm2d(c_out), LIF(neuron))
 
 
-def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> Conv2d:
     """Convolution without bias, padded to keep the size at stride 1."""
-    return nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)

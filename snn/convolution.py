@@ -1,0 +1,111 @@
+"""Convolutions as torch's, but for one gradient that its CPU library is slow at.
+
+Where maps are small and weights many (512 channels at 4x4, as in the last stage of a ResNet on 32x32
+images), oneDNN's gradient of the weights runs at a fraction of a matrix product's speed; there it is one
+matrix product of the output's gradient with the input's patches.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+SMALL_MAP, MANY_WEIGHTS = 16, 1 << 21
+"""Pixels up to which, and weights from which, the matrix product wins: beyond a core's own cache."""
+TINY_MAP, SOME_WEIGHTS = 4, 1 << 19
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`; same arguments, outputs, and gradients but for the order of their sums."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._plain(input, weight) and _wins(self._map_of(input), weight.numel()):
+            y: Tensor = _PatchGradient.apply(input, weight, bias, self.stride, self.padding)
+            return y
+        return super()._conv_forward(input, weight, bias)
+
+    def _plain(self, x: Tensor, weight: Tensor) -> bool:
+        """A gradient of the weights will be wanted, on a CPU, of a convolution without extras."""
+        return (
+            x.device.type == "cpu"
+            and x.ndim == 4
+            and x.numel() > 0
+            and x.dtype == weight.dtype
+            and torch.is_grad_enabled()
+            and weight.requires_grad
+            and self.groups == 1
+            and self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and not torch.is_autocast_enabled("cpu")
+            and not torch._C._are_functorch_transforms_active()
+        )
+
+    def _map_of(self, x: Tensor) -> int:
+        """Pixels of the output."""
+        assert not isinstance(self.padding, str)
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+        rows, columns = ((n + 2 * pad - k) // step + 1 for n, k, step, pad in sides)
+        return rows * columns
+
+
+def _wins(pixels: int, weights: int) -> bool:
+    return (pixels <= SMALL_MAP and weights >= MANY_WEIGHTS) or (
+        pixels <= TINY_MAP and weights >= SOME_WEIGHTS
+    )
+
+
+class _PatchGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.convolution_backward(
+                grad_y,
+                x,
+                weight,
+                None,
+                ctx.stride,
+                ctx.padding,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [True, False, False],
+            )[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(x, grad_y, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_y.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _weight_gradient(
+    x: Tensor, grad_y: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """``[out, C, K, L]``, in the memory format of ``weight``."""
+    out, C, K, L = weight.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    patches = padded.unfold(1, K, stride[0]).unfold(2, L, stride[1])  # [B, H, W, C, K, L]
+    grad_PO = grad_y.permute(0, 2, 3, 1).reshape(-1, out)
+    if weight.is_contiguous():
+        return (grad_PO.t() @ patches.reshape(-1, C * K * L)).view(out, C, K, L)
+    by_tap = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, K * L * C)
+    return (grad_PO.t() @ by_tap).view(out, K, L, C).permute(0, 3, 1, 2)
