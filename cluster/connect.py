@@ -12,8 +12,6 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.head import ask_head, check_is_node, check_versions, find_head
-from cluster.network import choose_interface
-from cluster.nodes import travelling
 from cluster.tokens import MODE, TOKEN, find_token, refresh, use_token
 
 MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks a whole one
@@ -70,13 +68,8 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
         else:
             head = check_cluster_answers(address, token_file=token_file)
             loopback = check_is_node(head, find_token(token_file))
-            with _loopback_only() if loopback else nullcontext(), travelling():
-                ray.init(
-                    address=head,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"worker_process_setup_hook": choose_interface},
-                )
+            with _loopback_only() if loopback else nullcontext():
+                ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
     except ClusterError:
         raise
     except Exception as error:

@@ -187,7 +187,7 @@ def _views(needs: Needs, views: Sequence[View], storage: Path | str | None) -> I
     yield _store(needs, sum(v.store for v in views))
     yield _each("clocks", views, _skewed, f"agree within {MAX_SKEW:g} s")
     names = ", ".join(sorted({v.interface or "unknown" for v in views}))
-    yield _each("network", views, lambda v: _unreachable(v) if len(views) > 1 else None, f"interface {names}")
+    yield _each("network", views, lambda v: _unreachable(v, alone=len(views) == 1), f"interface {names}")
     yield _each("bytecode", views, _uncached, "cached on every node")
 
 
@@ -218,8 +218,10 @@ def _skewed(v: View) -> str | None:
     return None if abs(v.skew) < MAX_SKEW else f"is {v.skew:+.0f} s off; set its clock (chrony, ntp)"
 
 
-def _unreachable(v: View) -> str | None:
-    if v.interface not in (None, "lo"):
+def _unreachable(v: View, *, alone: bool) -> str | None:
+    if v.misnamed:
+        return f"has {v.misnamed[0]}, an interface that it has not; correct or unset it before ray start"
+    if alone or v.interface not in (None, "lo"):
         return None
     where = v.interface or "no interface of its own"
     return f"is on {where}, which others cannot reach; give ray start --node-ip-address there"

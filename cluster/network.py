@@ -5,7 +5,7 @@ import socket
 import struct
 from contextlib import suppress
 
-GLOO = "GLOO_SOCKET_IFNAME"
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
 def interface_of(ip: str) -> str | None:
@@ -22,14 +22,29 @@ def interface_of(ip: str) -> str | None:
 
 
 def choose_interface() -> None:
-    """Let gloo use the interface that Ray uses; runs as each worker process starts.
+    """Let gloo use the interface that Ray uses, and nccl too where that is loopback; in a worker's process.
 
     Gloo takes the one that the host's name resolves to, which is loopback on many systems: workers on
-    different nodes would then wait for one another in vain.
+    different nodes would then wait for one another in vain. On others it is the network's, where workers
+    of one machine have nothing to say. Nccl takes any but loopback.
     """
     import ray
 
-    ip = ray.util.get_node_ip_address()
-    name = interface_of(ip)
+    name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault(GLOO, name)
+    if name == "lo":
+        os.environ.setdefault(NCCL, name)
+
+
+def missing_interfaces() -> tuple[str, ...]:
+    """Settings of gloo's and nccl's interface, as NAME=VALUE, that name none of this machine's."""
+    names = [name for _, name in socket.if_nameindex()]
+    gloo = os.environ.get(GLOO, "").split(",")
+    nccl = os.environ.get(NCCL, "")
+    wrong = [GLOO] if any(n and n not in names for n in gloo) else []
+    if nccl and nccl[0] != "^":  # ^ leaves out, = is a whole name, others are beginnings
+        wanted = [n for n in nccl.lstrip("=").split(",") if n]
+        if not any(n == w or (nccl[0] != "=" and n.startswith(w)) for n in names for w in wanted):
+            wrong.append(NCCL)
+    return tuple(f"{w}={os.environ[w]}" for w in wrong)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from cluster import errors, network
+from cluster import credentials, errors, network
 from cluster import storage as storages
 from cluster.errors import ClusterError
 from cluster.storage import Remote, open_file, short, uri_of
@@ -32,6 +32,8 @@ class View:
     """Its clock minus the driver's, seconds; as exact as a round trip is short."""
     interface: str | None
     """Name of the interface that has its address."""
+    misnamed: tuple[str, ...]
+    """Environment variables there that name an interface for gloo or nccl that it has not."""
     bytecode: bool
     """Whether Python caches bytecode there."""
     disk: int | None
@@ -118,7 +120,7 @@ def travelling() -> Iterator[None]:
     """Within, what is sent to a node brings along the code that it needs: a node may lack this software."""
     import ray
 
-    modules = (sys.modules[__name__], network, storages, errors)
+    modules = (sys.modules[__name__], network, storages, credentials, errors)
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)
     try:
@@ -237,6 +239,7 @@ def _probe(storage: str | None, mark: str, node: str, ip: str, files: tuple[str,
         "python": platform.python_version(),
         "product": product,
         "interface": network.interface_of(ip),
+        "misnamed": network.missing_interfaces(),
         "bytecode": not sys.dont_write_bytecode,
         "disk": disk,
         "unwritable": unwritable,

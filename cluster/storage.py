@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from cluster.credentials import secret_in
 from cluster.errors import ClusterError
 
 WHOLE_WRITES = ("s3", "gcs", "abfs")  # an object is there as a whole or not at all, and needs no folder
@@ -63,7 +64,7 @@ class Remote:
         """The folder that a URI names; asks nobody yet.
 
         Raises:
-            ClusterError: not a URI of a filesystem, or a package for it is missing.
+            ClusterError: not a URI of a filesystem, or one with a secret, or a package for it is missing.
         """
         return cls(uri, *_resolved(uri, where))
 
@@ -193,6 +194,8 @@ def short(error: BaseException) -> str:
 def _resolved(uri: str, where: str) -> tuple[Any, str]:
     from pyarrow import fs
 
+    if (what := secret_in(uri)) is not None:
+        raise ClusterError(where, what)
     try:
         try:
             filesystem, root = fs.FileSystem.from_uri(uri)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from cluster.credentials import names_secret, secret_in
 from cluster.errors import ClusterError
 from cluster.jobs import PRODUCT, Jobs
 from cluster.package import LAUNCHER, Package, pack
@@ -35,7 +36,7 @@ class Submission:
     pip: Sequence[str] = ()
     """Requirements that the job's environment gets on top of the cluster's."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the job; whoever may list jobs can read them."""
+    """Environment variables of the job, none of them secret; whoever may list jobs can read them."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Kept with the job."""
 
@@ -63,6 +64,12 @@ def submit(
     for variable in env:
         if _SECRET.match(variable):
             raise ClusterError("--env", f"{variable} stays here; jobs take the token from their cluster")
+        if names_secret(variable) or secret_in(env[variable]) is not None:
+            raise ClusterError(
+                "--env",
+                f"{variable} stays here: whoever lists jobs would read it, and Ray writes it into its logs; "
+                "set it on the cluster's nodes before ray start, or keep it in a file there",
+            )
     runtime_env: dict[str, object] = {"env_vars": {"PYTHONUNBUFFERED": "1", **env}}
     if job.pip:
         runtime_env["pip"] = list(job.pip)

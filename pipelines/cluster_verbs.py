@@ -40,7 +40,8 @@ class SubmitCommand:
     pip: tuple[str, ...] = ()
     """Requirements (or .txt files of them) that the job gets on top of the cluster's environment."""
     env: tuple[str, ...] = ()
-    """Environment variables, NAME=VALUE, or NAME for its value here. Whoever may list jobs can read them."""
+    """Environment variables, NAME=VALUE, or NAME for its value here; whoever may list jobs can read them, so
+    none that is a secret."""
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.credentials import secret_in
 from pipelines.errors import UserError
 
 ModelName = Literal[
@@ -53,6 +54,12 @@ def is_own(name: str) -> bool:
 def _check(ok: bool, where: str, value: Any, allowed: str) -> None:
     if not ok:
         raise UserError(where, f"{value!r} is not possible; it must be {allowed}")
+
+
+def _check_no_secret(where: str, uri: str, remedy: str | None = None) -> None:
+    """The config is kept with the run."""
+    if (what := secret_in(uri, remedy)) is not None:
+        raise UserError(where, what)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,6 +129,7 @@ class DataConfig:
     counted, and listed in the run's skipped.json."""
 
     def __post_init__(self) -> None:
+        _check_no_secret("data.path", self.path)
         _check(
             self.memory_gb is None or self.memory_gb >= 0, "data.memory_gb", self.memory_gb, "zero or more"
         )
@@ -416,6 +424,10 @@ class TrackConfig:
     mlflow: str | None = None
     """Tracking URI of an MLflow server, or a folder; needs the package mlflow."""
 
+    def __post_init__(self) -> None:
+        account = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        _check_no_secret("track.mlflow", self.mlflow or "", account)
+
 
 @dataclass(kw_only=True, slots=True)
 class Config:
@@ -450,6 +462,7 @@ class Config:
     def __post_init__(self) -> None:
         ok = self.name not in ("", ".", "..") and all(c.isalnum() or c in "._-" for c in self.name)
         _check(ok, "name", self.name, "letters, digits, dots, dashes and underscores")
+        _check_no_secret("storage", self.storage)
         _check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
         _check(
             self.train.batch_size % self.cluster.workers == 0,

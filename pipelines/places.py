@@ -64,7 +64,7 @@ def here(source: Path) -> Path:
     uri = uri_of(source)
     if uri is None:
         return source
-    remote = Remote.of(uri, where=str(uri))
+    remote = Remote.of(uri, where="run")
     with told(remote):
         mirror = Mirror(_working_copy(uri, "copies"), remote)
         mirror.pull()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from cluster.credentials import secret_in
 from cluster.storage import below, name_of, parent, uri_of
 from pipelines.config import Config
 from pipelines.config_io import config_files, load_tree, split_overrides
@@ -44,6 +45,7 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     """
     if not words:
         raise UserError("submit", "nothing to run; put the command behind --, as in: -- run my.yaml")
+    _check_no_secret(words, storage)
     verb, rest = words[0], list(words[1:])
     if verb == "python":
         if not rest:
@@ -65,6 +67,18 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
         return _doctor(here, overrides, others, rest, working_dir, storage)
     run = _pruned(overrides, others) if verb == "prune" else None
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
+
+
+def _check_no_secret(words: Sequence[str], storage: str) -> None:
+    """Whoever may list jobs reads their commands and where their runs lie."""
+    if (what := secret_in(storage)) is not None:
+        raise UserError("--storage", what)
+    where = "submit"
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if (what := secret_in(value)) is not None:
+            raise UserError(option or where, what)
+        where = option if option and not equals else "submit"
 
 
 def _tree(verb: str) -> type[Config]:

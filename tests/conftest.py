@@ -1,7 +1,9 @@
 """Fixtures that tests of several rooms share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -39,6 +41,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of the session that train in this process."""
     from cluster.connect import connect
+    from tests.object_store import CREDENTIALS
 
-    with connect():
+    with mock.patch.dict(os.environ, CREDENTIALS), connect():
         yield

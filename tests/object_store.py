@@ -11,6 +11,12 @@ from contextlib import contextmanager, suppress
 from unittest import mock
 
 BUCKET = "bucket"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "tests",
+    "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""In the environment of every process that reads or writes there."""
 
 
 @contextmanager
@@ -24,10 +30,8 @@ def s3_server() -> Iterator[dict[str, str]]:
     )
     variables = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
+        **CREDENTIALS,
     }
     try:
         with mock.patch.dict(os.environ, variables):
@@ -39,10 +43,9 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 
 def uri(path: str, variables: dict[str, str]) -> str:
-    """A URI of the bucket that needs no variables: for processes that were started before the server."""
-    key, secret = variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]
+    """A URI of the bucket for processes that were started before the server, with `CREDENTIALS`."""
     server = variables["AWS_ENDPOINT_URL"].removeprefix("http://")
-    return f"s3://{key}:{secret}@{BUCKET}/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
+    return f"s3://{BUCKET}/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
 
 
 def _free_port() -> int:

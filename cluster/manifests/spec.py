@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cluster.credentials import secret_in
 from cluster.errors import ClusterError
 from cluster.storage import uri_of
 
@@ -102,6 +103,9 @@ class ManifestSpec:
             placed = PurePosixPath(path).is_absolute() or (bool(also) and uri_of(path) is not None)
             if path and (not placed or not path.isprintable()):
                 raise ClusterError(key, f"{path!r} is not possible; it must be an absolute path{also}")
+        for key, uri in (("storage", self.storage), *(("command", w) for w in self.command)):
+            if (what := secret_in(uri.partition("=")[2] if uri.startswith("--") else uri)) is not None:
+                raise ClusterError(key, what)
         if not self.command or any("\0" in word for word in self.command):
             raise ClusterError("command", "is not possible; give a verb of spikeprune and its options")
 

@@ -22,7 +22,7 @@ import ray.train
 import ray.train.collective
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.metrics import Gauge
 from torch import Tensor, nn
 
@@ -41,6 +41,7 @@ from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
+from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.remote_book import book_of
 from pipelines.training.rows import Rows
 from pipelines.training.score_book import Drawn
@@ -267,7 +268,7 @@ def train_on_datasets(
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=_worker_counts(cluster),  # type: ignore[arg-type]  # stubs from before V2
             use_gpu=cluster.gpus_per_worker > 0,

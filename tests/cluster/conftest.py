@@ -30,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     (folder / "script.py").write_text(
         "import os, sys, time\n"
         "print('by', sys.executable, flush=True)\n"
-        "print('words', sys.argv[1:], 'secret', os.environ.get('SECRET'), flush=True)\n"
+        "print('words', sys.argv[1:], 'mine', os.environ.get('MINE'), flush=True)\n"
         "time.sleep(float(sys.argv[2]))\n"
         "print('the end', flush=True)\n"
         "sys.exit(int(sys.argv[1]))\n"

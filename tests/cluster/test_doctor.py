@@ -60,8 +60,8 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
 
 WELL = View(
     ip="192.0.2.1", host="a", ray="2.60.0", python="3.11.7", product=version("spikeprune"), skew=0.1,
-    interface="eth0", bytecode=True, disk=2**40, store=2**40, unwritable=None, sees_driver=True, seen=True,
-    unreadable=(),
+    interface="eth0", misnamed=(), bytecode=True, disk=2**40, store=2**40, unwritable=None, sees_driver=True,
+    seen=True, unreadable=(),
 )  # fmt: skip
 FAULTS = [
     ("spikeprune", {"product": None}, "install the same there"),
@@ -74,6 +74,7 @@ FAULTS = [
     ("clocks", {"skew": -60.0}, "set its clock"),
     ("clocks", {"skew": 60.0}, "set its clock"),
     ("network", {"interface": "lo"}, "give ray start --node-ip-address"),
+    ("network", {"misnamed": ("NCCL_SOCKET_IFNAME=ib0",)}, "correct or unset it before ray start"),
     ("bytecode", {"bytecode": False}, "unset it before ray start"),
 ]
 

@@ -114,8 +114,8 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
     words = ["a b", "$(touch pwned)", "`x`", "'", '"', ";exit 9", "*", "\\", "é\n2"]
     with ThreadPoolExecutor() as pool:
         failing = pool.submit(
-            call, head, project, "submit", "--follow", "--env", "SECRET", "--", "python", "script.py", "3",
-            "0", *words, SECRET="from-here",
+            call, head, project, "submit", "--follow", "--env", "MINE", "--", "python", "script.py", "3",
+            "0", *words, MINE="from-here",
         )  # fmt: skip
         killed = pool.submit(
             call,
@@ -139,7 +139,7 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
         assert secret not in str(command_lines())
         os.kill(victims[0], signal.SIGKILL)
     one_line(failing.result(), 3, "failed with exit code 3")
-    assert f"words {['3', '0', *words]} secret from-here" in failing.result().out
+    assert f"words {['3', '0', *words]} mine from-here" in failing.result().out
     assert f"by {BIN}/python" in failing.result().out, "the interpreter that the cluster runs on"
     assert "from-here" not in failing.result().err
     one_line(killed.result(), 137, "to-kill: was killed by signal 9")
@@ -237,6 +237,8 @@ def test_what_else_is_refused_before_anything_is_sent(head: Head, user: User) ->
         ((), "nothing to run"),
         (("--id", "a b", "--", "python", "x.py"), "--id: 'a b' is not possible"),
         (("--env", "RAY_AUTH_TOKEN=x", "--", "python", "x.py"), "--env: RAY_AUTH_TOKEN stays here"),
+        (("--env", "WANDB_API_KEY=x", "--", "python", "x.py"), "--env: WANDB_API_KEY stays here"),
+        (("--env", "DATA=s3://a:b@c/d", "--", "python", "x.py"), "--env: DATA stays here"),
         (("--env", "NOT_SET", "--", "python", "x.py"), "--env: NOT_SET has no value here"),
         (("--working-dir", "none", "--", "python", "x.py"), "--working-dir: none is not a folder"),
     ]:

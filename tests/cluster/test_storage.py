@@ -1,4 +1,4 @@
-"""Storage named by URIs: a real S3 server, and pyarrow's and fsspec's other filesystems."""
+"""Storage named by URIs: servers of S3 and of Google, and pyarrow's and fsspec's other filesystems."""
 
 import os
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from cluster.mirror import STATE, Mirror
 from cluster.nodes import unopened
 from cluster.storage import Remote, below, name_of, parent, uri_of
 from tests.object_store import s3_server
+from tests.pipelines.data.object_stores import BUCKET, object_store
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,23 @@ def s3() -> Iterator[dict[str, str]]:
         yield variables
 
 
-@pytest.fixture(params=["s3", "file", "fsspec"])
+@pytest.fixture(scope="module")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with object_store(tmp_path_factory.mktemp("gs")) as address:
+        yield address
+
+
+@pytest.fixture(params=["s3", "gs", "file", "fsspec"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     if request.param == "s3":
         request.getfixturevalue("s3")
         return Remote.of(f"s3://bucket/{tmp_path.name}")
+    if request.param == "gs":
+        server = request.getfixturevalue("gs")
+        return Remote.of(
+            f"gs://anonymous@{BUCKET}/{tmp_path.name}?scheme=http&endpoint_override={server}"
+            "&retry_limit_seconds=9"
+        )
     if request.param == "fsspec":
         return Remote.of(f"memory://{tmp_path}")
     return Remote.of(f"file://{tmp_path}/there")

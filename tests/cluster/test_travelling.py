@@ -6,7 +6,6 @@ from pathlib import Path
 
 import ray
 
-from cluster.network import choose_interface
 from cluster.nodes import _probe, travelling
 
 BARE = """
@@ -15,8 +14,7 @@ for name in ("cluster", "pipelines", "pruning", "snn"):
     sys.modules[name] = None  # as if it were not installed
 from pathlib import Path
 import ray
-probe, hook = ray.cloudpickle.loads(Path(sys.argv[1]).read_bytes())
-assert callable(hook)
+probe = ray.cloudpickle.loads(Path(sys.argv[1]).read_bytes())
 for storage in (sys.argv[2], "file://" + sys.argv[2]):
     seen = probe(storage, "mark", "node", "127.0.0.1", ("/none", storage + "/mark"))
     assert seen["unwritable"] is None, seen
@@ -32,7 +30,7 @@ def test_code_goes_along(tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
     (tmp_path / "storage" / "mark").write_text("mark")
     with travelling():
-        (tmp_path / "code").write_bytes(ray.cloudpickle.dumps((_probe, choose_interface)))
+        (tmp_path / "code").write_bytes(ray.cloudpickle.dumps(_probe))
     done = subprocess.run(
         [sys.executable, "-c", BARE, str(tmp_path / "code"), str(tmp_path / "storage")],
         capture_output=True, text=True, cwd=tmp_path,

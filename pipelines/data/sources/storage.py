@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pyarrow import fs
 
+from cluster.credentials import secret_in
 from pipelines.errors import UserError
 
 
@@ -32,11 +33,13 @@ class Folder:
         """A local path, or a URI such as ``s3://bucket/folder``.
 
         Raises:
-            UserError: none given, unknown scheme, or no such folder.
+            UserError: none given, one with a secret, unknown scheme, or no such folder.
         """
         if uri is None:
             raise UserError("--input", "is needed: the folder to read")
         uri = str(uri)
+        if (what := secret_in(uri)) is not None:
+            raise UserError("--input", what)
         scheme = uri.partition("://")[0] if "://" in uri else ""
         try:
             if scheme in ("", "file"):

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,37 @@ def kill_after(folder: Path, records: int, name: str) -> threading.Thread:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path, ray_session: None) -> Path:
+def listeners() -> set[tuple[str, str]]:
+    """Addresses on which processes of this one listened while the job ran, with the processes' names."""
+    return set()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, ray_session: None, listeners: set[tuple[str, str]]
+) -> Path:
     """The job's run folder."""
-    return run(small(tmp_path_factory.mktemp("runs"), digits, name="undisturbed"), console=QUIET)
+    config = small(tmp_path_factory.mktemp("runs"), digits, name="undisturbed")
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch_sockets, args=(listeners, stop))
+    watcher.start()
+    try:
+        return run(config, console=QUIET)
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _watch_sockets(found: set[tuple[str, str]], stop: threading.Event) -> None:
+    import psutil
+    import ray  # noqa: F401  # brings psutil
+
+    while not stop.wait(0.5):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                for c in process.net_connections(kind="tcp"):
+                    if c.status == psutil.CONN_LISTEN:
+                        found.add((c.laddr.ip, process.name()))
 
 
 def _command(process: Path) -> str:

@@ -44,6 +44,13 @@ def test_the_run_folder_holds_everything(undisturbed: Path) -> None:
     assert not list(undisturbed.rglob(".*partial*"))
 
 
+def test_nothing_listens_beyond_loopback_while_workers_train(
+    undisturbed: Path, listeners: set[tuple[str, str]]
+) -> None:
+    assert {ip for ip, _ in listeners} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listeners
+    assert any("TrainWorker" in name for _, name in listeners), "their group's store and pairs"
+
+
 def test_pruned_epochs_train_on_the_stated_share(undisturbed: Path) -> None:
     records = metrics(undisturbed)
     assert [r["examples"] for r in records if r["phase"] == "train"] == [1437, 718, 718, 1437]

@@ -21,6 +21,8 @@ from pipelines.errors import UserError
 from pipelines.places import run_path, run_uri
 from pipelines.run import run
 from tests.object_store import s3_server, uri
+from tests.pipelines.data.object_stores import BUCKET as GOOGLES
+from tests.pipelines.data.object_stores import object_store
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
 
@@ -134,6 +136,31 @@ def test_a_killed_run_goes_on_from_the_bucket(
     folder = run(config, resume=True, console=QUIET)
     assert metrics(folder) == metrics(expected)
     assert "metrics.jsonl" in there(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [pytest.param(LOCAL, id="local"), pytest.param({}, id="ray")])
+def test_a_run_on_google_s_storage(
+    engine: dict[str, str], elsewhere: Path, calm: Path, tmp_path: Path, digits: Path, ray_session: None,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Data and run; reported from there by a machine that has nothing of it."""
+    expected = calm if engine else request.getfixturevalue("undisturbed")
+    with object_store(tmp_path) as address:
+        place = f"gs://anonymous@{GOOGLES}/%s?scheme=http&endpoint_override={address}&retry_limit_seconds=20"
+        for path in digits.iterdir():
+            Remote.of(place % "digits").upload(path.name, path)
+        places = {"storage": place % "runs", "data.path": place % "digits", "name": expected.name}
+        config = bucket(digits, **{**engine, **places})
+        assert metrics(run(config, console=QUIET)) == metrics(expected)
+        local = {p.relative_to(expected).as_posix() for p in expected.rglob("*") if p.is_file()}
+        kept = {
+            name for name in local if not name.startswith("checkpoints/") or name.endswith(".safetensors")
+        }
+        assert kept - set(there(config)) == set()
+        shutil.rmtree(elsewhere / f"spikeprune-{os.getuid()}")
+        assert cli.main(["report", place % f"runs/{expected.name}"]) == 0
+        assert "report.html" in there(config)
 
 
 @pytest.mark.slow
