@@ -143,6 +143,31 @@ def pipeline_speedup() -> "Figure":
     return _keyed(figure, [a])
 
 
+def search_front() -> "Figure":
+    """Accuracy over SynOps and over examples: trials as the search saw them, the front under other seeds."""
+    stored = _stored("search_front")
+    trials = {r["trial"]: r for r in stored["rows"]}
+    full, *front = stored["again"]
+    figure, axes = _panels(2, "", "test accuracy")
+    axes_of = {"synops": "SynOps of an inference", "examples": "examples processed"}
+    for a, (objective, title) in zip(axes, axes_of.items(), strict=True):
+        beaten = [r["metrics"] for r in trials.values() if not r["on_front"]]
+        dots = {"linestyle": "none", "marker": "o", "markersize": 3, "color": PALETTE[7]}
+        a.plot([m[objective] for m in beaten], [m["accuracy"] for m in beaten], label="beaten trials", **dots)
+        _level(a, [r["accuracy"] for r in full["runs"]], "all data, all weights")
+        for i, criterion in ((5, "lamp"), (6, "slamp")):
+            of = [t for t in front if trials[t["trial"]]["values"]["weights.criterion"] == criterion]
+            xs = [statistics.mean(r[objective] for r in t["runs"]) for t in of]
+            accuracies = [[r["accuracy"] for r in t["runs"]] for t in of]
+            _with_spread(a, xs, accuracies, f"front, {criterion.upper()}", i, "none")
+        a.axvline(full["runs"][0][objective], color="gray", linestyle=":", linewidth=1)
+        a.set_xlabel(title)
+        a.set_ylim(0.75, 1)
+    axes[0].set_xscale("log")
+    axes[0].set_xlim(900, 60_000)
+    return _keyed(figure, axes)
+
+
 FIGURES: dict[str, Callable[[], "Figure"]] = {
     "sadp-training": sadp_training,
     "sadp-quality": sadp_quality,
@@ -150,6 +175,7 @@ FIGURES: dict[str, Callable[[], "Figure"]] = {
     "slamp-distortion": slamp_distortion,
     "slamp-retraining": slamp_retraining,
     "pipeline": pipeline_speedup,
+    "search": search_front,
 }
 
 

@@ -20,6 +20,7 @@ from benchmarks import (
     sadp_cost,
     sadp_quality,
     sadp_training,
+    search_front,
     slamp_distortion,
     slamp_quality,
     slamp_retraining,
@@ -47,6 +48,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         lambda result: pipeline_overhead.tables(result["rows"]),
         ("pipeline_speedup.json", "pipeline_overlap.json"),
     ),
+    "search.md": (search_front.tables, ("search_front.json",)),
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
     "sadp-training.md": (

@@ -11,6 +11,7 @@ from pipelines.search.journal import Record, value_text
 from pipelines.search.objectives import Objective
 from pipelines.search.space import Choice, Dimension, Range, Space
 
+WIDE = 20  # times from the lowest to the highest value, beyond which an axis is logarithmic
 FRONT, OTHERS = COLOURS["train"], "#8a8a8a"
 
 
@@ -41,6 +42,9 @@ def _front_plot(records: Sequence[Record], front: set[int], a: Objective, b: Obj
         if r.number in front:
             place = (r.metrics[b.name], r.metrics[a.name])
             axes.annotate(str(r.number), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    across = [r.metrics[b.name] for r in records]
+    if 0 < WIDE * min(across) < max(across):
+        axes.set_xscale("log")
     axes.set_xlabel(f"{b.title} ({_better(b)})")
     axes.set_ylabel(f"{a.title} ({_better(a)})")
     axes.legend(frameon=False)
