@@ -130,8 +130,12 @@ def travelling() -> Iterator[None]:
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def check_shared(storage: Path | str, files: Sequence[str] = ()) -> None:
+def check_shared(storage: Path | str | None, files: Sequence[str] = ()) -> None:
     """That all nodes write to the same storage and read the data, before anything expensive starts.
+
+    Args:
+        storage: an existing folder, or a URI; nothing is written when ``None``.
+        files: paths or URIs.
 
     Raises:
         ClusterError: the first node that does not.
@@ -141,7 +145,7 @@ def check_shared(storage: Path | str, files: Sequence[str] = ()) -> None:
             raise ClusterError(
                 "storage", f"{storage} cannot be written from node {view.ip} ({view.unwritable}); {_SHARE}"
             )
-        if not (view.sees_driver and view.seen):
+        if storage is not None and not (view.sees_driver and view.seen):
             raise ClusterError(
                 "storage",
                 f"{storage} is not shared: the driver and node {view.ip} see other files there; {_SHARE}",

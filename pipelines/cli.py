@@ -104,6 +104,8 @@ class CompareCommand:
     """Sparsities (0.8 0.9 0.95 when not given); for synops, shares to keep (0.5 0.2 0.1)."""
     objective: Literal["weights", "synops"] = "weights"
     """What to save: surviving weights, or synaptic operations."""
+    address: str | None = None
+    """A running Ray cluster (short for --cluster.address); without one, this process compares."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here."""
 
@@ -280,6 +282,7 @@ def _compare(args: list[str]) -> int:
     """Prune a trained network by several criteria at several levels and show them side by side."""
     overrides, rest = split_overrides(args)
     o = _parse(CompareCommand, rest, "compare")
+    _set_address(o.address, overrides)
     from pipelines import compare
 
     compare.main(o.source, o.criteria, o.levels, o.objective, overrides)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, get_args
@@ -11,11 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.connect import connect
+from cluster.nodes import check_shared
+from cluster.storage import uri_of
 from pipelines.compress import Calibrated, Sample, calibrate, draw_sample
 from pipelines.config import Config, CriterionName
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.files import write_beside, write_json
 from pipelines.errors import UserError
+from pipelines.needs import needs_of
 from pipelines.places import give_back, here
 from pipelines.preflight import check_data, check_storage
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
@@ -141,6 +146,48 @@ def compare(
         calibration_spread=calibrated.spread,
         outcomes=tuple(outcomes),
     )
+
+
+def compare_on(
+    address: str,
+    source: Path,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    console: Console | None = None,
+    **settings: Any,
+) -> Comparison:
+    """As `compare`, by a task on a node of a running cluster.
+
+    Args:
+        address: of the cluster, as ``cluster.address``.
+        source: as for `compare`; every node must read it, and the run's data.
+        overrides: config fields that differ from the run's.
+        console: where it is told what is waited for.
+        settings: the further arguments of `compare`.
+
+    Raises:
+        UserError: as `compare`.
+        ClusterError: no such cluster, or a node that cannot read the run or its data.
+    """
+    import ray
+
+    checkpoint, folder = checkpoint_of(source)
+    config = load_config(folder / CONFIG, overrides or {})
+    if uri_of(config.data.path) is None:  # nodes have working folders of their own
+        overrides = {**(overrides or {}), "data.path": str(Path(config.data.path).absolute())}
+    gpus = 1 if config.cluster.gpus_per_worker else 0
+    with (console or Console(stderr=True)).status(f"comparing on {address}"), connect(address) as cluster:
+        if cluster.nodes > 1:
+            check_shared(None, (str(checkpoint), *needs_of(config).data))
+        comparing: Any = compare  # Ray's stubs know no keyword arguments
+        task = ray.remote(num_cpus=1, num_gpus=gpus)(comparing)
+        try:
+            done: Comparison = ray.get(task.remote(checkpoint, overrides=overrides, **settings))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+    return done
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
@@ -313,7 +360,9 @@ def main(
     source = here(source)
     folder = checkpoint_of(source)[1]
     check_storage(folder)
-    done = compare(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
+    address = overrides.get("cluster.address")
+    run_it = compare if address is None else partial(compare_on, address)
+    done = run_it(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
     values, page = write_comparison(done, folder)
     give_back(folder)
     console = Console() if sys.stdout.isatty() else Console(width=112)

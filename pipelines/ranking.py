@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from cluster.connect import connect
+from cluster.nodes import check_shared
 from pipelines.config import Config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.files import write_beside
@@ -71,8 +72,10 @@ def rank(
     with ExitStack() as stack:
         pieces = scored.layout if layout is None else layout
         if config.cluster.engine == "ray":
-            with console.status("starting Ray"):
-                stack.enter_context(connect(config.cluster.address))
+            with console.status("starting Ray" if config.cluster.address is None else "connecting"):
+                cluster = stack.enter_context(connect(config.cluster.address))
+                if cluster.nodes > 1:
+                    check_shared(None, scored.files)
             weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
             described = architecture(config.model, info)
             scorers = scorers_of(config.cluster)

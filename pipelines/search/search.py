@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.connect import connect, local_cpus
+from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_tree
@@ -75,7 +76,9 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
             prepare_engines()
         with ExitStack() as stack:
             with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
-                stack.enter_context(connect(tree.cluster.address))
+                cluster = stack.enter_context(connect(tree.cluster.address))
+                if cluster.nodes > 1:
+                    check_shared(folder.parent, (*checked.train.files, *checked.test.files))
             resources = plan_resources(tree, settings.concurrent, _nodes(tree))
             Launch(tree, journal, stages, checked, resources, records, limit, spent, left).go(console)
     write_table(journal, journal.records())

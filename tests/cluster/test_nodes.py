@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ def test_two_nodes_are_used_and_one_may_be_lost(tmp_path: Path, project: Path) -
     unshared = tmp_path / "unshared"
     for folder in (temp, unshared):
         folder.mkdir()
+    (project / "wide.yaml").write_text(
+        (project / "small.yaml").read_text().replace("name: small", "name: wide")
+        + "search: {space: {train.lr: [0.05, 0.1]}, trials: 2}\n"
+    )
     token = temp / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
@@ -81,6 +86,12 @@ def test_two_nodes_are_used_and_one_may_be_lost(tmp_path: Path, project: Path) -
             assert f"storage: {unshared} is not shared" in err.splitlines()[-1]
             assert not (unshared / "small").exists()
 
+            out, err = (
+                refused := spikeprune("search", "wide.yaml", "--storage", str(unshared))
+            ).communicate()
+            assert refused.returncode == 2, (out, err)
+            assert f"storage: {unshared} is not shared" in err.splitlines()[-1]
+
             words = [str(BIN / "spikeprune"), "train", "small.yaml", "--address", head]
             stranger = subprocess.run(a.alone(words), cwd=project, env=env, capture_output=True, text=True)
             assert stranger.returncode == 2
@@ -108,6 +119,18 @@ def test_two_nodes_are_used_and_one_may_be_lost(tmp_path: Path, project: Path) -
             assert running.returncode == 0, (out, err)
             assert len(records(run)) > before
             assert (run / "report.html").exists()
+
+            shutil.copytree(project / "data" / "digits", unshared / "digits")
+            elsewhere = (
+                "--data.path",
+                str(unshared / "digits"),
+                "--output",
+                str(tmp_path / "scores.parquet"),
+            )
+            out, err = (refused := spikeprune("score", str(run), *elsewhere)).communicate()
+            assert refused.returncode == 2, (out, err)
+            assert f"data.path: node {b.ip} cannot read {unshared / 'digits'}" in err.splitlines()[-1]
+
             secret = token.read_text()
             for path in run.rglob("*"):
                 assert not path.is_file() or secret.encode() not in path.read_bytes()

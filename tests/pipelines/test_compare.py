@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli
-from pipelines.compare import Comparison, compare, write_comparison
+from pipelines.compare import Comparison, compare, compare_on, write_comparison
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
 from pipelines.run import prune, run
@@ -87,6 +87,22 @@ def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
     assert "http" not in text.split("</style>")[0]
     for o in compared.outcomes:
         assert f"<td>{o.accuracy:.2%}</td>" in text
+
+
+@pytest.mark.slow
+def test_a_task_on_a_cluster_gives_the_same(compared: Comparison, trained: Path, ray_session: None) -> None:
+    done = compare_on("auto", trained, criteria=CRITERIA, levels=(0.9, 0.7), console=QUIET)
+    assert [(o.criterion, o.level, o.density) for o in done.outcomes] == [
+        (o.criterion, o.level, o.density) for o in compared.outcomes
+    ]
+    for there, here in zip(done.outcomes, compared.outcomes, strict=True):  # up to the number of threads
+        assert there.accuracy == pytest.approx(here.accuracy, abs=0.01)
+        assert there.loss == pytest.approx(here.loss, rel=1e-3)
+    with pytest.raises(UserError, match=r"lamp at 0\.99: sparsity: 0\.99 cannot be reached"):
+        compare_on(
+            "auto", trained, criteria=["lamp"], levels=[0.99], overrides={"weights.min_keep": "100"},
+            console=QUIET,
+        )  # fmt: skip
 
 
 def test_mistakes(trained: Path) -> None:
