@@ -37,7 +37,8 @@ def test_a_lost_node_changes_nothing_once_replaced_and_little_without(tmp_path: 
 
     elastic = metrics(tmp_path / "elastic")
     workers = [r["workers"] for r in elastic]
-    assert workers[: lost_at["elastic"]] == [2] * lost_at["elastic"]
+    before = lost_at["elastic"] - 1  # the checkpoint behind the last record may not have been there yet
+    assert workers[:before] == [2] * before
     assert workers[-1] == 1
     assert sorted(workers, reverse=True) == workers
     assert examples(elastic) == examples(calm)  # not one more or less in any epoch
