@@ -39,7 +39,9 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$secrets/auth_token"
 export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')
+# Its name may resolve to its loopback: the first address that is none.
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" sh -c 'hostname -i; hostname -I' |
+    tr ' ' '\\n' | awk '/^[0-9.]+$/ && !/^127[.]/ && !found {{ print; found = 1 }}')
 port=$((20000 + SLURM_JOB_ID % 10000))
 
 # shellcheck disable=SC2016  # the words behind -- are meant as they stand
