@@ -406,9 +406,12 @@ class ClusterConfig:
             _check(1 <= self.min_workers <= self.workers, "cluster.min_workers", self.min_workers, allowed)
         _check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
         _check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
-        _check(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "zero or more")
+        for name in ("gpus_per_worker", "gpus_per_scorer"):
+            gpus = getattr(self, name)
+            shared = 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())
+            _check(shared, f"cluster.{name}", gpus, "zero, a part of one, or a whole number")
         _check(self.scorers >= 0, "cluster.scorers", self.scorers, "zero or more")
-        ok = self.gpus_per_scorer >= 0 and (self.scorers > 0 or not self.gpus_per_scorer)
+        ok = self.scorers > 0 or not self.gpus_per_scorer
         _check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
         _check(self.ids_per_book >= 1, "cluster.ids_per_book", self.ids_per_book, "at least 1")
         if self.engine == "local" and self.workers != 1:

@@ -104,8 +104,9 @@ def check_cluster(config: Config, cpus: float, gpus: float) -> None:
             f"{c.workers} workers of {c.cpus_per_worker:g} CPUs and one CPU for scoring need {needed:g} "
             f"CPUs, the cluster has {cpus:g}; {remedy}, or lower cluster.cpus_per_worker",
         )
-    if c.workers * c.gpus_per_worker > gpus:
+    if c.workers * c.gpus_per_worker + c.gpus_per_scorer > gpus:
+        scorer = f" and a scorer of {c.gpus_per_scorer:g}" if c.gpus_per_scorer else ""
         raise UserError(
             "cluster.gpus_per_worker",
-            f"{c.workers} workers of {c.gpus_per_worker:g} GPUs do not fit the cluster's {gpus:g}",
+            f"{c.workers} workers of {c.gpus_per_worker:g} GPUs{scorer} do not fit the cluster's {gpus:g}",
         )

@@ -95,7 +95,7 @@ def run(
 
         config = settle_reading(config, checked.train, folder)
         create_run(config, sys.argv, code)
-        _tell_skipped(config, checked, folder, console)
+        tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,
             info=checked.info,
@@ -137,7 +137,8 @@ def prepare_engines() -> None:
         raise UserError(where, what) from None
 
 
-def _tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
+def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
+    """Write down, in the run's folder, and tell which bad rows are left out."""
     if config.data.on_bad_row == "skip":
         splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
         write_skipped(folder / "skipped.json", splits)

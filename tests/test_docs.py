@@ -75,7 +75,7 @@ FOREIGN = ("ssh", "scp", "ray", "export", "sbatch", "tail", "kubectl", "make", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["guide.md", "cluster.md"])
+@pytest.mark.parametrize("page", ["guide.md", "cluster.md", "search.md"])
 def test_commands_run_as_written(
     page: str,
     digits: Path,
@@ -120,7 +120,7 @@ def test_commands_run_as_written(
             ran += 1
             if "--track" in line or "--profile" in line:
                 shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)
-    assert ran >= {"guide.md": 16, "cluster.md": 6}[page]
+    assert ran >= {"guide.md": 16, "cluster.md": 6, "search.md": 6}[page]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

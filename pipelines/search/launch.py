@@ -137,13 +137,7 @@ class Launch:
     def _shared(self) -> Any:
         from pipelines.search.trials import Shared
 
-        train, test = self.checked.train, self.checked.test
-        if self.resources.nested:
-            from pipelines.training.distributed import load_rows as load
-
-            quiet_data()
-        else:
-            from pipelines.training.local import load_rows as load
+        train, test = self._rows()
         return Shared(
             journal=self.journal,
             stages=self.stages,
@@ -151,11 +145,23 @@ class Launch:
             asha=self.tree.search.scheduler == "asha",
             checked=self.checked,
             code=self.code,
-            train=load(train),
-            test=load(test),
+            train=train,
+            test=test,
             claims=self.claims,
             command=sys.argv,
         )
+
+    def _rows(self) -> tuple[Any, Any]:
+        """All rows, for the object store; ``None`` where each trial reads row groups as it goes on."""
+        if self.journal.space.config.data.reading == "shards":
+            return None, None
+        if self.resources.nested:
+            from pipelines.training.distributed import load_rows as load
+
+            quiet_data()
+        else:
+            from pipelines.training.local import load_rows as load
+        return load(self.checked.train), load(self.checked.test)
 
     def _scheduler(self) -> Any:
         """asha, knowing the trials of earlier launches; ``None`` for none."""
@@ -210,9 +216,12 @@ class Launch:
             """A trial that is gone, for good or to be started again, works on no stage any more."""
 
             def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                claims.drop.remote(trial.trial_id, linger)
+                claims.drop.remote(trial.trial_id, linger, for_good=True)
 
-            on_trial_error = on_trial_recover = on_trial_complete
+            def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+                claims.drop.remote(trial.trial_id, linger, for_good=False)
+
+            on_trial_error = on_trial_complete
 
         return FreeClaims()
 

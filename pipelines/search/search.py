@@ -6,20 +6,23 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
-from cluster.connect import connect, local_cpus
+from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_tree
 from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
+from pipelines.interrupts import renew
 from pipelines.own_code import OURS, refuse_shadowing
 from pipelines.places import run_path
-from pipelines.preflight import check_data, check_storage
-from pipelines.run import prepare_engines
+from pipelines.preflight import CheckedData, check_data, check_storage
+from pipelines.reading import settle_reading
+from pipelines.run import prepare_engines, tell_skipped
 from pipelines.run_folder import flat_config
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
@@ -28,6 +31,7 @@ from pipelines.search.objectives import Objective, choose_objectives
 from pipelines.search.resources import Node, nests, plan_resources
 from pipelines.search.space import Space, make_space
 from pipelines.search.stages import steps_of
+from pipelines.training.trackers import check_trackers
 
 SETTINGS = "search.yaml"
 DEFAULT_TRIALS = 20
@@ -55,18 +59,23 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
     if uri_of(tree.data.path) is None:
         tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
+    tree = _as_begun(tree)
     journal, stages = open_search(tree)
     settings = tree.search
     _check_settings(settings, journal.objectives, journal.space, stages)
     folder = journal.folder
     _check_folder(tree, folder, resume)
     refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+    if tree.cluster.address is not None:
+        check_cluster_answers(tree.cluster.address)
     checked = check_data(journal.space.config)
+    check_trackers(journal.space.config)
     if tree.cluster.address is None:
         here = float(local_cpus() if nests(tree) else os.cpu_count() or 1)
         plan_resources(tree, settings.concurrent, [Node(here, float("inf"))])
     check_storage(folder.parent)
     _write_settings(tree, folder)
+    tell_skipped(tree, checked, folder, console)
     limit = _limit(settings, journal.space)
     records = journal.records()
     spent = read_json(folder / SPENT)["seconds"] if (folder / SPENT).exists() else 0.0
@@ -77,9 +86,12 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         with ExitStack() as stack:
             with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
                 cluster = stack.enter_context(connect(tree.cluster.address))
-                if cluster.nodes > 1:
-                    check_shared(folder.parent, (*checked.train.files, *checked.test.files))
+            renew()
+            if cluster.nodes > 1:
+                check_shared(folder.parent, (*checked.train.files, *checked.test.files))
             resources = plan_resources(tree, settings.concurrent, _nodes(tree))
+            tree = _settled(tree, checked, folder)
+            journal, stages = open_search(tree)
             Launch(tree, journal, stages, checked, resources, records, limit, spent, left).go(console)
     write_table(journal, journal.records())
     return folder
@@ -109,6 +121,24 @@ def read_search(folder: Path) -> SearchTree:
     tree = load_tree(SearchTree, folder / SETTINGS)
     place = folder.absolute()
     return replace(tree, name=place.name, storage=str(place.parent))
+
+
+def _as_begun(tree: SearchTree) -> SearchTree:
+    """The settings, with data read as by the search of that name, if there is one that has decided."""
+    folder = run_path(tree)
+    if tree.data.reading != "auto" or not (folder / SETTINGS).exists():
+        return tree
+    return replace(tree, data=replace(tree.data, reading=read_search(folder).data.reading))
+
+
+def _settled(tree: SearchTree, checked: CheckedData, folder: Path) -> SearchTree:
+    """The settings with ``data.reading`` decided once for all trials, and written down."""
+    engine: Literal["ray", "local"] = "ray" if nests(tree) else "local"  # whose memory the rows must fit
+    asked = replace(tree, cluster=replace(tree.cluster, engine=engine))
+    reading = settle_reading(asked, checked.train, folder).data.reading
+    settled = replace(tree, data=replace(tree.data, reading=reading))
+    _write_settings(settled, folder)
+    return settled
 
 
 def _base_config(tree: SearchTree) -> Config:

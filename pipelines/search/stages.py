@@ -5,6 +5,7 @@ the others wait and take it over.
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, Phase, phases_of
 
 ACCURACY = "test_accuracy"
+LEADER_SECONDS = 1.0  # in which a killed leader of workers has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class Claims:
         self._owners: dict[str, str] = {}
         self._free_at: dict[str, float] = {}
         self._held: dict[str, list[Any]] = {}
+        self._leaders: dict[str, Any] = {}
+        self._gone: set[str] = set()
 
     def claim(self, stage: str, owner: str) -> bool:
         """Whether ``owner`` may work on the stage now."""
@@ -118,23 +122,41 @@ class Claims:
 
     def hold(self, owner: str, placement_group: Any) -> None:
         """The owner's workers hold these resources of the cluster."""
-        self._held.setdefault(owner, []).append(placement_group)
+        if owner in self._gone:
+            self._give_back([placement_group])
+        else:
+            self._held.setdefault(owner, []).append(placement_group)
 
-    def drop(self, owner: str, seconds: float) -> None:
+    def lead(self, owner: str, controller: Any) -> None:
+        """This actor leads the owner's workers."""
+        self._leaders[owner] = controller
+
+    def drop(self, owner: str, seconds: float, for_good: bool) -> None:
         """The owner is gone: what its workers hold is given back, and its stages are free soon.
 
         Ray Train's own cleaner gives nothing back where several Rays run on a machine: it asks for
-        "the" Ray of the machine and ends with an error.
+        "the" Ray of the machine and ends with an error. Whoever leads the workers ends first: it would
+        take lost ones for a failure, and start them again on resources that nobody gives back.
 
         Args:
             owner: a trial.
             seconds: to wait for the processes that it leaves behind.
+            for_good: whether it will not be started again.
         """
-        if held := self._held.pop(owner, []):
-            from ray.util import remove_placement_group
+        if for_good:
+            self._gone.add(owner)
+        if (leader := self._leaders.pop(owner, None)) is not None:
+            import ray
 
-            for placement_group in held:
-                remove_placement_group(placement_group)
+            ray.kill(leader)
+        if owner in self._held:
+            threading.Timer(LEADER_SECONDS, self._give_back, (self._held.pop(owner),)).start()
         for stage in [s for s, o in self._owners.items() if o == owner]:
             del self._owners[stage]
             self._free_at[stage] = time.monotonic() + seconds
+
+    def _give_back(self, held: Sequence[Any]) -> None:
+        from ray.util import remove_placement_group
+
+        for placement_group in held:
+            remove_placement_group(placement_group)

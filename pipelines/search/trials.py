@@ -16,12 +16,14 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.train import Checkpoint, UserCallback
 
 from pipelines.data.dataset import describe
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, activate
 from pipelines.preflight import CheckedData
+from pipelines.reading import window_rows
 from pipelines.run_folder import create_run
 from pipelines.search.config import Stages
 from pipelines.search.journal import Journal, Record
@@ -47,7 +49,8 @@ class Shared:
     code: OwnCode | None
     """The user's own model and policy, if the config names any."""
     train: Any
-    """Encoded training rows: an Arrow table, or a materialised dataset where trials are nested."""
+    """Encoded training rows: an Arrow table, or a materialised dataset where trials are nested; ``None``
+    where row groups are read as a trial goes on."""
     test: Any
     """As ``train``, for the test rows."""
     claims: Any
@@ -127,6 +130,8 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
         folder=str(stage.folder),
         train=checked.train,
         test=checked.test,
+        shards=config.data.reading == "shards",
+        window_rows=window_rows(config, checked.train),
         code=shared.code,
         initial=None if stage.initial is None else str(stage.initial),
     )
@@ -136,8 +141,8 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
 
         from pipelines.training.distributed import train_on_datasets
 
-        callbacks = [TuneReportCallback()] if shared.asha else []
         owner = tune.get_context().get_trial_id()
+        callbacks = [TellLeader(shared.claims, owner), TuneReportCallback()] if shared.asha else []
         started = partial(_tell_place, shared.claims, owner)
         train_on_datasets(spec, **rows, watch=_keep_quiet, callbacks=callbacks, started=started)
     else:
@@ -145,6 +150,22 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
 
         device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
         train_on_tables(spec, **rows, watch=_keep_quiet, told=tell, device=device)
+
+
+class TellLeader(UserCallback):
+    """In the actor that leads a trial's workers: makes it known before asha can stop the trial."""
+
+    def __init__(self, claims: Any, owner: str) -> None:
+        self._claims, self._owner, self._told = claims, owner, False
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Once is enough."""
+        if not self._told:
+            leader = ray.get_runtime_context().current_actor
+            ray.get(self._claims.lead.remote(self._owner, leader))
+            self._told = True
 
 
 def _tell_place(claims: Any, owner: str) -> None:

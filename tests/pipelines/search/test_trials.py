@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ from tests.pipelines.search.conftest import QUIET, journal_of, records_of, tree
 from tests.pipelines.training.conftest import wait_for
 
 pytestmark = pytest.mark.slow
+SOON = 30.0
+"""Seconds within which the next trial is at work, process starts included; without its resources, never."""
 ROOT = Path(__file__).resolve().parents[3]
 BUDGETS = {"weights.sparsity": [0.5, 0.7, 0.8, 0.9]}
 
 
-def on_ray_of_its_own(folder: Path, start: str, found: SearchTree, timeout: float = 580) -> str:
-    """Run a search in a process that starts Ray by the statements in ``start``."""
+def on_ray_of_its_own(folder: Path, start: str, found: SearchTree, end: str = "") -> str:
+    """Run a search in a process that starts Ray by the statements in ``start``; what it prints."""
     path = folder / "settings.yaml"
     path.write_text(dump_config(found))
     script = folder / "script.py"
@@ -50,10 +54,11 @@ def on_ray_of_its_own(folder: Path, start: str, found: SearchTree, timeout: floa
         )
         + textwrap.dedent(start)
         + "\nsearch(tree, console=Console(quiet=True))\n"
+        + end
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(script), str(path)], env=env, capture_output=True, text=True, timeout=timeout
+        [sys.executable, str(script), str(path)], env=env, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -169,10 +174,19 @@ while "up" not in another.stdout.readline():
 """
 
 
+FREED = """
+import time
+deadline = time.monotonic() + 30
+while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+    time.sleep(0.2)
+print("free", ray.available_resources().get("CPU"), flush=True)
+"""
+
+
 def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> None:
     """Beside another Ray on the machine, where Ray Train's own cleaner fails."""
     settings = {
-        "space": {"train.lr": [0.2, 0.1, 1e-5, 2e-5]},
+        "space": {"train.lr": [0.2, 0.1, 1e-5, 2e-5, 3e-5]},
         "objectives": ["accuracy"],
         "sampler": "grid",
         "scheduler": "asha",
@@ -182,16 +196,25 @@ def test_asha_frees_the_workers_of_ray_train(tmp_path: Path, digits: Path) -> No
     }
     nested: dict[str, Any] = {"cluster.workers": 2, "cluster.cpus_per_worker": 0.25, "train.epochs": 4}
     found = tree(tmp_path, digits, settings, **nested)
-    on_ray_of_its_own(
+    printed = on_ray_of_its_own(
         tmp_path,
         ANOTHER_RAY
         + "ray.init(address='local', num_cpus=2, dashboard_host='127.0.0.1', log_to_driver=False)",
         found,
+        FREED,
     )
-    statuses = Counter(r.status for r in records_of(found))
+    assert "free 2.0\n" in printed
+    records = records_of(found)
+    statuses = Counter(r.status for r in records)
     assert statuses["stopped"] >= 1
     assert statuses["finished"] >= 1
-    assert sum(statuses.values()) == 4
+    assert sum(statuses.values()) == 5
+    journal = journal_of(found)
+    for stopped, after in pairwise(records):
+        if stopped.status == "stopped":
+            (begun,) = journal.stage_folders(after)
+            gap = (begun / "provenance.json").stat().st_mtime - journal.path(stopped.number).stat().st_mtime
+            assert gap < SOON, f"{gap:.0f} s after trial {stopped.number}"
 
 
 def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
@@ -223,6 +246,32 @@ def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_
     assert [line["epoch"] for line in lines] == list(range(40))
 
 
+def test_a_trial_that_always_dies_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, digits: Path, ray_session: None
+) -> None:
+    settings = {"space": {"seed": [0, 1, 2]}, "sampler": "grid", "concurrent": 1, "objectives": ["accuracy"]}
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 60, "cluster.max_failures": 1})
+    journal = journal_of(found)
+    killed: set[int] = set()
+
+    def kill() -> None:
+        while len(killed) < 2:  # the first start and the one after it
+            wait_for(lambda: journal.path(1).exists(), "trial 1")
+            process = journal.read(1).process
+            if process is not None and process not in killed:
+                os.kill(process, signal.SIGKILL)
+                killed.add(process)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    search(found, console=QUIET)
+    thread.join()
+    records = journal.records()
+    assert [r.status for r in records] == ["finished", "failed", "finished"]
+    assert records[1].reason == "lost its process or node 2 times (cluster.max_failures)"
+
+
 def test_time_runs_out_and_more_time_ends_it(tmp_path: Path, digits: Path, ray_session: None) -> None:
     settings: dict[str, Any] = {
         "space": BUDGETS,
@@ -245,6 +294,84 @@ def test_time_runs_out_and_more_time_ends_it(tmp_path: Path, digits: Path, ray_s
     history = history_of([journal_of(more).stage_folders(records[0])[0]])
     assert [h["epoch"] for h in history] == list(range(150))
     assert before > 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_are_read_by_row_groups_where_asked(
+    workers: int, tmp_path: Path, digits: Path, ray_session: None
+) -> None:
+    """Nothing is held; each trial's result is that of a plain run that reads the same way."""
+    found = tree(
+        tmp_path,
+        digits,
+        {"space": {"weights.sparsity": [0.5, 0.9]}, "sampler": "grid", "objectives": ["accuracy", "synops"]},
+        **{"data.memory_gb": 0.0, "data.shuffle_rows": 300, "cluster.workers": workers},
+    )
+    search(found, console=QUIET)
+    rows = pq.read_table(tmp_path / "search" / "search.parquet").to_pylist()
+    assert [r["status"] for r in rows] == ["finished"] * 2
+    assert all("reading: shards" in r["config"] for r in rows)
+    path = tmp_path / "trial.yaml"
+    path.write_text(rows[1]["config"])
+    last = summarise(
+        run(load_config(path, {"storage": str(tmp_path), "name": "again"}), "run", console=QUIET)
+    )
+    assert (rows[1]["accuracy"], rows[1]["synops"]) == (last.phases[-1].accuracy, last.phases[-1].synops)
+    before = (tmp_path / "search" / "search.yaml").read_text()
+    assert "reading: shards" in before
+    search(found, resume=True, console=QUIET)  # what was decided holds
+    assert (tmp_path / "search" / "search.yaml").read_text() == before
+
+
+PARTS_OF_GPUS = """
+import time
+from ray.cluster_utils import Cluster
+import tempfile
+from pipelines.search.resources import plan_resources
+from pipelines.search.search import _nodes
+place = tempfile.mkdtemp(prefix="sp-")
+head = {"num_cpus": 4, "num_gpus": 1, "include_dashboard": False, "temp_dir": place}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+cluster.add_node(num_cpus=8, num_gpus=2)
+tree.cluster.address = cluster.address
+ray.init(cluster.address, log_to_driver=False)
+plan = plan_resources(tree, None, _nodes(tree))
+print("planned", plan.concurrent, flush=True)
+
+@ray.remote
+class Held:
+    def where(self):
+        return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+
+options = {"num_cpus": plan.request["CPU"], "num_gpus": plan.request["GPU"]}
+held = [Held.options(**options).remote() for _ in range(plan.concurrent + 1)]
+asked = [h.where.remote() for h in held]
+ready, late = ray.wait(asked, num_returns=plan.concurrent, timeout=300)
+more, late = ray.wait(late, timeout=5)
+print("placed", len(ready), len(more), flush=True)
+print("places", sorted((node[:6], *ids) for node, ids in ray.get(ready)), flush=True)
+for h in held:
+    ray.kill(h)
+"""
+
+
+def test_parts_of_gpus_are_shared_out(tmp_path: Path, digits: Path) -> None:
+    """As many trials at once as planned find their part, and no more; declared GPUs, on two nodes."""
+    found = tree(
+        tmp_path,
+        digits,
+        {"space": {"weights.sparsity": [0.5, 0.9]}, "sampler": "grid", "objectives": ["accuracy", "density"]},
+        **{"cluster.gpus_per_worker": 0.4, "cluster.address": "auto"},
+    )
+    printed = on_ray_of_its_own(tmp_path, PARTS_OF_GPUS, found)
+    assert "planned 6\n" in printed  # two on each of three GPUs
+    assert "placed 6 0\n" in printed
+    records = records_of(found)
+    if torch.cuda.is_available():
+        assert [r.status for r in records] == ["finished"] * 2
+    else:  # placed, and each told why it could not go on
+        assert [r.status for r in records] == ["failed"] * 2
+        assert all("CUDA" in (r.reason or "") or "NVIDIA" in (r.reason or "") for r in records)
 
 
 def test_two_nodes_of_which_one_is_lost(tmp_path: Path, digits: Path) -> None:
