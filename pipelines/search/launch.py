@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +111,8 @@ class Launch:
                 tuner.fit()
             finally:
                 self._write_spent()
+                with suppress(ray.exceptions.RayError):
+                    ray.get(self.claims.close.remote(), timeout=10)
                 ray.kill(self.claims)
                 shutil.rmtree(scratch, ignore_errors=True)
 

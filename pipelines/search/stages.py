@@ -107,6 +107,7 @@ class Claims:
         self._held: dict[str, list[Any]] = {}
         self._leaders: dict[str, Any] = {}
         self._gone: set[str] = set()
+        self._timers: list[threading.Timer] = []
 
     def claim(self, stage: str, owner: str) -> bool:
         """Whether ``owner`` may work on the stage now."""
@@ -150,10 +151,19 @@ class Claims:
 
             ray.kill(leader)
         if owner in self._held:
-            threading.Timer(LEADER_SECONDS, self._give_back, (self._held.pop(owner),)).start()
+            timer = threading.Timer(LEADER_SECONDS, self._give_back, (self._held.pop(owner),))
+            timer.start()
+            self._timers.append(timer)
         for stage in [s for s, o in self._owners.items() if o == owner]:
             del self._owners[stage]
             self._free_at[stage] = time.monotonic() + seconds
+
+    def close(self) -> None:
+        """Nobody goes on: wait until all that was held is given back."""
+        for owner in [*self._held, *self._leaders]:
+            self.drop(owner, 0.0, for_good=True)
+        for timer in self._timers:
+            timer.join()
 
     def _give_back(self, held: Sequence[Any]) -> None:
         from ray.util import remove_placement_group

@@ -6,6 +6,7 @@ more it launches Ray Train runs. Both give the results of `spikeprune run` on th
 
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import ray
+import ray.train
 import torch
 from ray import tune
 from ray.train import Checkpoint, UserCallback
@@ -142,7 +144,9 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
         from pipelines.training.distributed import train_on_datasets
 
         owner = tune.get_context().get_trial_id()
-        callbacks = [TellLeader(shared.claims, owner), TuneReportCallback()] if shared.asha else []
+        callbacks: list[UserCallback] = [TellLeader(shared.claims, owner)]
+        if shared.asha:
+            callbacks.append(TuneReportCallback())
         started = partial(_tell_place, shared.claims, owner)
         train_on_datasets(spec, **rows, watch=_keep_quiet, callbacks=callbacks, started=started)
     else:
@@ -153,7 +157,7 @@ def _launch(stage: Stage, shared: Shared, tell: Callable[[dict[str, object]], No
 
 
 class TellLeader(UserCallback):
-    """In the actor that leads a trial's workers: makes it known before asha can stop the trial."""
+    """In the actor that leads a trial's workers: makes it known, before asha can stop the trial."""
 
     def __init__(self, claims: Any, owner: str) -> None:
         self._claims, self._owner, self._told = claims, owner, False
@@ -191,6 +195,9 @@ def _keep_quiet(record: dict[str, object]) -> None:
 
 def _reason(error: Exception) -> str:
     """One line."""
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else "no message"
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    if isinstance(error, UserError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, ray.train.TrainingFailedError):  # holds the workers' traces
+        return next((s for s in reversed(lines) if re.match(r"[A-Za-z_][\w.]*: ", s)), lines[-1])
+    return f"{type(error).__name__}: {lines[0]}"

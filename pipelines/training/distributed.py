@@ -373,7 +373,8 @@ def _result(ref: Any) -> Any:
 
 def _read_by_tasks(layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
     """Read row groups in a few tasks, each of which owns a stretch of them."""
-    read = ray.remote(read_rows)
+    # Not within the workers' placement group, which they would pass on below a search.
+    read = ray.remote(read_rows).options(scheduling_strategy="DEFAULT")
     rows = max(READ_ROWS, -(-int(layout.rows.sum()) // MAX_READS))
     refs = [read.remote(part, ids) for part in layout.parts(rows)]
     return lambda: pa.concat_tables([table for table in _result(refs) if table.num_rows])

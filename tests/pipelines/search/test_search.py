@@ -145,6 +145,17 @@ def test_trials_share_one_copy_of_the_rows(digits: Path, ray_session: None) -> N
     assert ray.get(allocated.remote(ray.put((copies,)))) < copies.nbytes / 10
 
 
+def test_the_reason_of_workers_is_the_end_of_their_trace(ray_session: None) -> None:
+    from ray.train import WorkerGroupError
+
+    from pipelines.search.trials import _reason
+
+    trace = "Training failed:\n[Rank 0 Error Snippet]:\n  File x.py, line 3\nValueError: no room\n\n"
+    assert _reason(WorkerGroupError(trace, {})) == "ValueError: no room"
+    assert _reason(WorkerGroupError("lost", {})) == "lost"
+    assert _reason(RuntimeError("first\nsecond")) == "RuntimeError: first"
+
+
 def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, digits: Path, ray_session: None) -> None:
     """SIGKILL of the driver in the middle; learned sampler, so that what was learned must come back too."""
     settings = {

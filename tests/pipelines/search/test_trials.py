@@ -363,7 +363,7 @@ def test_parts_of_gpus_are_shared_out(tmp_path: Path, digits: Path) -> None:
         {"space": {"weights.sparsity": [0.5, 0.9]}, "sampler": "grid", "objectives": ["accuracy", "density"]},
         **{"cluster.gpus_per_worker": 0.4, "cluster.address": "auto"},
     )
-    printed = on_ray_of_its_own(tmp_path, PARTS_OF_GPUS, found)
+    printed = on_ray_of_its_own(tmp_path, PARTS_OF_GPUS, found, "ray.shutdown()")
     assert "planned 6\n" in printed  # two on each of three GPUs
     assert "placed 6 0\n" in printed
     records = records_of(found)
