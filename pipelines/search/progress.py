@@ -55,7 +55,7 @@ class SearchProgress:
         self._bars.update(self._task, completed=self._done, status=self._status())
         if not self._console.is_terminal:
             total = f"/{self._limit}" if self._limit else ""
-            text = f"trial {self._done}{total}: {record_text(record, self._objectives)}"
+            text = f"{self._done}{total}: trial {record.number}: {record_text(record, self._objectives)}"
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def _note(self, record: Record) -> None:
