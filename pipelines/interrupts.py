@@ -32,4 +32,6 @@ def was_terminated() -> bool:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _received
     _received = True
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of commands that a script starts with &
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

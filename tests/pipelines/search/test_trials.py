@@ -246,6 +246,40 @@ def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_
     assert [line["epoch"] for line in lines] == list(range(40))
 
 
+def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    """Started as scripts start commands in the background."""
+    settings = {"space": BUDGETS, "sampler": "grid", "concurrent": 1, "objectives": ["accuracy", "density"]}
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 30})
+    path = tmp_path / "settings.yaml"
+    path.write_text(dump_config(found))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "search", str(path)],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    journal = journal_of(found)
+
+    def finished() -> list[int]:
+        return [r.number for r in journal.records() if r.status == "finished"]
+
+    wait_for(lambda: len(finished()) >= 1 or driver.poll() is not None, "a trial")
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 143
+    assert errors.splitlines()[-1].startswith("terminated; --resume continues")
+    assert "Traceback" not in errors
+    done = finished()
+    assert 1 <= len(done) < 4
+    before = [journal.path(n).stat().st_mtime_ns for n in done]
+    search(found, resume=True, console=QUIET)
+    assert finished() == [0, 1, 2, 3]
+    assert [journal.path(n).stat().st_mtime_ns for n in done] == before
+
+
 def test_a_trial_that_always_dies_is_recorded_and_the_rest_goes_on(
     tmp_path: Path, digits: Path, ray_session: None
 ) -> None:

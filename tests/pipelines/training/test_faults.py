@@ -138,6 +138,24 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
     assert len(metrics(run(config, "train", resume=True, console=QUIET))) == 40
 
 
+def test_sigterm_ends_what_a_script_started_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells make such commands ignore Ctrl-C."""
+    from pipelines import interrupts
+
+    for name in ("_wanted", "_received"):
+        monkeypatch.setattr(interrupts, name, False)
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupts.end_on_sigterm()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts.was_terminated()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_what_a_full_disk_cut_off_is_not_trusted(tmp_path: Path, digits: Path) -> None:
     """Ray's list of checkpoints in half, and a checkpoint one of whose files is shorter than was written."""
     config = small(tmp_path, digits, **{**LOCAL, "train.epochs": "3"}, name="cut")
