@@ -249,7 +249,7 @@ def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_
 def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path, ray_session: None) -> None:
     """Started as scripts start commands in the background."""
     settings = {"space": BUDGETS, "sampler": "grid", "concurrent": 1, "objectives": ["accuracy", "density"]}
-    found = tree(tmp_path, digits, settings, **{"train.epochs": 30})
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 10, "weights.retrain_epochs": 15})
     path = tmp_path / "settings.yaml"
     path.write_text(dump_config(found))
     driver = subprocess.Popen(
