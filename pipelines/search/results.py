@@ -131,7 +131,8 @@ def _counts(found: Found) -> str:
     names = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "open": "left to do"}
     parts = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]
     trained = len({name for r in found.records for name in r.stages if name.startswith("train-")})
-    return f"{len(found.records)} trials: {', '.join(parts)}; {trained} different trainings before pruning"
+    trainings = "one training" if trained == 1 else f"{trained} different trainings"
+    return f"{len(found.records)} trials: {', '.join(parts)}; {trainings} before pruning"
 
 
 def _page(found: Found) -> str:
