@@ -35,6 +35,10 @@ from pipelines.training.trackers import check_trackers
 
 SETTINGS = "search.yaml"
 DEFAULT_TRIALS = 20
+_SLOW = (
+    "every stage of a trial starts {} workers, which takes about 15 s; "
+    "with --cluster.workers 1 trials train in processes that are there already"
+)
 FREE_TO_CHANGE = (
     "cluster.address", "storage", "code", "data.path", "search.trials", "search.minutes", "search.concurrent"
 )  # fmt: skip
@@ -73,6 +77,8 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     if tree.cluster.address is None:
         here = float(local_cpus() if nests(tree) else os.cpu_count() or 1)
         plan_resources(tree, settings.concurrent, [Node(here, float("inf"))])
+        if nests(tree):
+            console.print(_SLOW.format(tree.cluster.workers), highlight=False, soft_wrap=True)
     check_storage(folder.parent)
     _write_settings(tree, folder)
     tell_skipped(tree, checked, folder, console)
