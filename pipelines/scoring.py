@@ -1,6 +1,8 @@
 """Scores of examples: the function that every launcher runs on a block of rows, and its Ray Data pass."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,6 +109,8 @@ class Scorers:
     """Long-lived actors; 0 for tasks, which need no start of their own between passes."""
     gpus: float = 0
     """GPUs of each actor."""
+    spare: bool = False
+    """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
 
 
 def scorers_of(cluster: ClusterConfig) -> Scorers:
@@ -198,12 +202,14 @@ class _Job:
     layout: Layout | None = None
     code: own_code.OwnCode | None = field(default_factory=own_code.active)
     device: str = "cpu"
+    spare: bool = False
 
 
 def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     import ray
 
-    ref = ray.put(replace(job, device="cuda") if scorers.gpus else job)
+    device = "cuda" if scorers.gpus else "cpu"
+    ref = ray.put(replace(job, device=device, spare=scorers.spare and device == "cpu"))
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
         return dataset.map_batches(_score_block, fn_kwargs={"job": [ref], "key": ref.hex()}, **shared)
@@ -233,6 +239,14 @@ class _Runner:
         self._parts = None if job.layout is None else list(_parts(job.layout))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Tables of scores of a block's rows."""
+        if not self._job.spare:
+            yield from self._scored(block)
+            return
+        with ThreadPoolExecutor(1, "scoring", initializer=_give_way) as thread:
+            yield from thread.submit(lambda: list(self._scored(block))).result()
+
+    def _scored(self, block: pa.Table) -> Iterator[pa.Table]:
         job = self._job
         if job.layout is None:
             rows = select(block, job.wanted)
@@ -245,6 +259,13 @@ class _Runner:
             wanted = job.wanted if isinstance(job.wanted, IdSet) else job.wanted.wanted(layout.ranges)
             if len(wanted):
                 yield score_layout(layout, wanted, self._model, job.scoring, self._device)
+
+
+def _give_way() -> None:
+    """Let the calling thread run only on cores that nobody else wants, where the system knows how."""
+    torch.set_num_threads(1)
+    if hasattr(os, "SCHED_IDLE"):  # of this thread alone: the process goes on to other work
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class _ScoringActor:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -156,9 +156,9 @@ class RayEngine:
         """In a task that needs no CPU of its own; its Ray Data tasks take the spare ones."""
         spec = self._job.spec
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        pass_ = ScoringPass(
-            weights, architecture(spec.config.model, spec.info), scoring, scorers_of(spec.config.cluster)
-        )
+        # A pass for a later epoch runs beside training; for this one, training waits for it.
+        scorers = replace(scorers_of(spec.config.cluster), spare=epoch > stamp)
+        pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
         beside = ray.remote(_score_beside).options(num_cpus=0)
         if spec.shards:
             count = self.book.open_pass(epoch)
