@@ -1,0 +1,226 @@
+"""One Ray Train worker's surroundings: its rows, the score book, scoring beside it, the other workers.
+
+Each worker fetches the rows that `order` assigns to it by selecting them in Ray Data tasks from the
+materialised dataset, encoded, before anything is decoded.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.collective
+import torch
+from ray.train.torch import get_device, prepare_model
+from ray.util.metrics import Gauge
+from torch import Tensor, nn
+
+from cluster.connect import quiet_data
+from pipelines.data.layout import Layout, read_rows
+from pipelines.networks import architecture
+from pipelines.own_code import OwnCode, activate
+from pipelines.scoring import Scorers, Scoring, mistake, score_dataset, scorers_of, stream_scores
+from pipelines.training.engine import Shared, TestRows
+from pipelines.training.feed import Feed
+from pipelines.training.remote_book import book_of
+from pipelines.training.rows import Rows
+from pipelines.training.score_book import Drawn
+from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
+from pipelines.training.stored_rows import select_rows
+from pipelines.training.worker import RunSpec, memory_feed
+from snn.models import SpikingNetwork
+
+PROGRESS_SECONDS = 0.2
+READ_ROWS = 4096  # of row groups that one task reads at least
+MAX_READS = 8  # tasks that read for a worker at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every Ray Train worker is started with."""
+
+    spec: RunSpec
+    train: Any
+    """Materialised Ray Dataset of the training rows, encoded; ``None`` where they are read by row groups."""
+    test: Any
+    """As ``train``, for the test rows."""
+    books: list[Any]
+    """Handles of the score book's actors, by id range."""
+    bounds: list[int]
+    """First ids of their ranges, and the end of the last."""
+    started: Callable[[], None] | None = None
+    """Called by the first worker when a group of workers starts."""
+
+    @property
+    def book(self) -> Any:
+        """The actor that also keeps progress."""
+        return self.books[0]
+
+
+class RayEngine:
+    """One Ray Train worker's surroundings (see `pipelines.training.engine.Engine`)."""
+
+    def __init__(self, job: Job) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device = get_device()
+        self.book = book_of(job.books, job.bounds, len(job.spec.ids))
+        self._job = job
+        self._test: TestRows | None = None
+        self._noted = 0.0
+        self._gauges: dict[str, Gauge] = {}
+        spec = job.spec
+        self._source = (
+            ShardSource(spec.train, spec.window_rows, self.rank, self.world_size, _read_by_tasks)
+            if spec.shards
+            else None
+        )
+
+    def warm_up(self) -> None:
+        """Ray Data's executor and task processes."""
+        first = self._job.spec.ids.first
+        self.fetch(self._job.spec.ids.array(first, first + 1))
+        self.barrier()
+
+    def fetch(self, ids: np.ndarray) -> Rows:
+        """Select by tasks that read the object store, or the row groups, and nothing else."""
+        return self._source.fetch(ids) if self._source else Rows(select_rows(self._job.train, ids))
+
+    def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
+        """From the object store, or from row groups."""
+        if self._source:
+            return self._source.feed(self.book, drawn, seed=seed, global_batch=global_batch, also=also)
+        return memory_feed(self, self._job.spec, drawn, seed=seed, global_batch=global_batch, also=also)
+
+    def test_rows(self) -> TestRows:
+        """Every ``world_size``-th test row, fetched once; an equal stretch, where they are read."""
+        if self._test is None and self._source:
+            self._test = StreamedRows(self._job.spec.test, self.rank, self.world_size, _read_by_tasks)
+        elif self._test is None:
+            rows = Rows(pa.concat_tables(ray.get(self._job.test.to_arrow_refs())))
+            self._test = rows.share(self.rank, self.world_size)
+        return self._test
+
+    def start_scoring(
+        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
+    ) -> Callable[[], int]:
+        """In a task that needs no CPU of its own; its Ray Data tasks take the spare ones."""
+        spec = self._job.spec
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        # A pass for a later epoch runs beside training; for this one, training waits for it.
+        scorers = replace(scorers_of(spec.config.cluster), spare=epoch > stamp)
+        pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
+        beside = ray.remote(_score_beside).options(num_cpus=0)
+        if spec.shards:
+            count = self.book.open_pass(epoch)
+            if not count:
+                return lambda: 0
+            ref = beside.remote(ray.put(pass_), spec.code, ordered_layout(spec.train), self.book, stamp)
+            return lambda: count if _result(ref) is None else 0
+        ids = self.book.rescore(epoch)
+        if ids is None or not len(ids):
+            return lambda: 0
+        ref = beside.remote(ray.put(pass_), spec.code, self._job.train, ids)
+
+        def deliver() -> int:
+            self.book.observe(ids, _result(ref), stamp, "pass")
+            return len(ids)
+
+        return deliver
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """DistributedDataParallel; batch norm statistics are re-estimated, so buffers stay put."""
+        return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+    def progress(self, event: dict[str, object]) -> None:
+        """A few times a second, from rank 0, without waiting."""
+        now = time.monotonic()
+        if self.rank == 0 and (now - self._noted > PROGRESS_SECONDS or "step" not in event):
+            self._noted = now
+            self._job.book.note.remote(event)
+
+    def publish(self, phase: str, values: dict[str, float]) -> None:
+        """As Ray metrics ``spikeprune_*``, with tags run and phase, from rank 0."""
+        if self.rank != 0:
+            return
+        tags = {"run": self._job.spec.config.name, "phase": phase}
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"spikeprune_{name}", name.replace("_", " "), tuple(tags))
+            self._gauges[name].set(value, tags)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """All-reduce."""
+        if self.world_size > 1:
+            total = tensor.to(self.device, copy=True)
+            torch.distributed.all_reduce(total)
+            return total.to(tensor.device)
+        return tensor
+
+    def share(self, value: Shared) -> Shared:
+        """Through Ray Train's controller, which also waits for all workers."""
+        return ray.train.collective.broadcast_from_rank_zero(value)
+
+    def barrier(self) -> None:
+        """Through Ray Train's controller: a long scoring pass cannot time it out."""
+        ray.train.collective.barrier()
+
+    def report(self, metrics: dict[str, object], name: str, write: Callable[[Path], None]) -> None:
+        """A Ray Train checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                write(Path(folder))
+            ray.train.report(
+                metrics,
+                checkpoint=ray.train.Checkpoint.from_directory(folder) if self.rank == 0 else None,
+                checkpoint_dir_name=name,
+            )
+
+
+@dataclass(frozen=True)
+class ScoringPass:
+    """One pass's network and settings, on their way to a task."""
+
+    weights: dict[str, Tensor]
+    architecture: dict[str, Any]
+    scoring: Scoring
+    scorers: Scorers
+
+
+def _score_beside(
+    pass_: ScoringPass, code: OwnCode | None, source: Any, whom: Any, stamp: int | None = None
+) -> np.ndarray | None:
+    """Scores of the rows ``whom`` of a dataset; or, from row groups, straight into the book ``whom``."""
+    quiet_data()
+    activate(code)
+    p = pass_
+    if stamp is None:
+        return score_dataset(source, p.weights, p.architecture, whom, p.scoring, p.scorers)
+    for table in stream_scores(source, whom, p.weights, p.architecture, p.scoring, p.scorers):
+        scores = table.column(p.scoring.scores[0]).to_numpy()
+        whom.observe(table.column("id").to_numpy(), scores, stamp, "pass")
+    return None
+
+
+def _result(ref: Any) -> Any:
+    """A task's result; a user's mistake that it met is raised as such."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        raise mistake(error) or error from None
+
+
+def _read_by_tasks(layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
+    """Read row groups in a few tasks, each of which owns a stretch of them."""
+    # Not within the workers' placement group, which they would pass on below a search.
+    read = ray.remote(read_rows).options(scheduling_strategy="DEFAULT")
+    rows = max(READ_ROWS, -(-int(layout.rows.sum()) // MAX_READS))
+    refs = [read.remote(part, ids) for part in layout.parts(rows)]
+    return lambda: pa.concat_tables([table for table in _result(refs) if table.num_rows])
