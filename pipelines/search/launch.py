@@ -140,17 +140,7 @@ class Launch:
     def _shared(self) -> Any:
         from pipelines.search.trials import Shared
 
-<<<<<<< HEAD
         train, test = self._rows()
-=======
-        train, test = self.checked.train, self.checked.test
-        if self.resources.nested:
-            from pipelines.training.stored_rows import load_rows as load
-
-            quiet_data()
-        else:
-            from pipelines.training.local import load_rows as load
->>>>>>> af9b84e (The Ray launcher, a worker's surroundings and stored rows are three files)
         return Shared(
             journal=self.journal,
             stages=self.stages,
@@ -169,7 +159,7 @@ class Launch:
         if self.journal.space.config.data.reading == "shards":
             return None, None
         if self.resources.nested:
-            from pipelines.training.distributed import load_rows as load
+            from pipelines.training.stored_rows import load_rows as load
 
             quiet_data()
         else:
