@@ -112,11 +112,13 @@ def decode_image(data: bytes) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        pixels = np.frombuffer(image.tobytes(), np.uint8)  # cheaper than np.asarray
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
 def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:

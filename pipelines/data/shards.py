@@ -158,11 +158,11 @@ class _Checker:
         if row.label < 0 or (self._layout.class_names and row.label >= len(self._layout.class_names)):
             return Bad(row.path, f"label {row.label} is out of range")
         try:
-            row = row._replace(value=self._value(row.value))
+            value = self._value(row.value)
         except ValueError as error:
             return Bad(row.path, str(error))
         self._statistics.label(row.label)
-        return row
+        return row if value is row.value else row._replace(value=value)
 
     def _value(self, value: Value) -> Value:
         if isinstance(value, Recording):

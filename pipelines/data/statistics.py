@@ -8,6 +8,7 @@ import numpy as np
 from pipelines.data.events import Recording
 
 EXACT = 256  # squares of so many bytes add up to less than 2^24: exact in float32, in any order
+_Sums = tuple[list[int], list[int]]
 
 
 @dataclass
@@ -34,14 +35,9 @@ class Statistics:
             wide = x.astype(np.float64)
             self._add(0, [x.size], [float(wide.sum())], [float((wide**2).sum())])
             return
-        n, channels, pixels = x.shape[0], x.shape[1], x[0, 0].size
-        run = max(d for d in range(1, EXACT + 1) if pixels % d == 0)
-        if x.dtype == np.uint8 and run >= 16:
-            wide = x.reshape(-1, run).astype(np.float32)
-            both = (np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide))
-            totals = (b.reshape(n, channels, -1).sum((0, 2), dtype=np.float64) for b in both)
-            counted: list[list[float]] = [[int(v) for v in t] for t in totals]
-            self._add(channels, [n * pixels] * channels, *counted)
+        count = [x.size // x.shape[1]] * x.shape[1]
+        if x.dtype == np.uint8:
+            self._add(x.shape[1], count, *_byte_sums(x))
             return
         sums: list[float] = []
         squares: list[float] = []
@@ -49,7 +45,7 @@ class Statistics:
             wide = channel.astype(np.float64).ravel()  # whole numbers below 2^53: exact in any order
             sums.append(int(wide.sum()))
             squares.append(int(np.square(wide, out=wide).sum()))
-        self._add(x.shape[1], [x.size // x.shape[1]] * x.shape[1], sums, squares)
+        self._add(x.shape[1], count, sums, squares)
 
     def frames(self, x: np.ndarray) -> None:
         """Add event frames ``[T, C, H, W]`` of integers."""
@@ -138,3 +134,28 @@ class Statistics:
         if old:
             new = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, new, strict=True)]
         self.channels[channels] = new
+
+
+def _byte_sums(x: np.ndarray) -> _Sums:
+    """Sums and sums of squares per channel of images ``[n, C, H, W]`` uint8, in the order of memory."""
+    interleaved = x.transpose(0, 2, 3, 1)
+    if interleaved.flags.c_contiguous:  # as images are decoded
+        return _interleaved_sums(interleaved.reshape(-1), x.shape[1])
+    parts = [_interleaved_sums(channel.reshape(-1), 1) for channel in x.swapaxes(0, 1)]
+    return [sums[0] for sums, _ in parts], [squares[0] for _, squares in parts]
+
+
+def _interleaved_sums(values: np.ndarray, channels: int) -> _Sums:
+    """Column by column of a table of ``EXACT`` rows, so that every float32 sum is exact."""
+    columns = -(-values.size // (EXACT * channels)) * channels
+    wide = np.empty(EXACT * columns, np.float32)
+    wide[: values.size] = values
+    wide[values.size :] = 0
+    wide = wide.reshape(EXACT, columns)
+    sums = wide.sum(0)
+    np.square(wide, out=wide)
+    first, second = (
+        part.reshape(-1, channels).sum(0, dtype=np.float64).astype(np.int64).tolist()
+        for part in (sums, wide.sum(0))
+    )
+    return first, second

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ EVENT_SUFFIXES = {
     "npy": ("npy", "npz"),
 }
 LISTED = 1024  # paths that are turned into Python's strings at once
+_DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
 
 
@@ -164,7 +166,7 @@ class _Listing:
         except OSError as error:
             self.bad.append(Bad(place, reason(error)))
             return
-        self._found[split] = {}
+        self._found[split], suffixes = {}, frozenset(self._suffixes)
         for name in classes:
             path = f"{place}/{name}" if place else name
             try:
@@ -172,14 +174,13 @@ class _Listing:
             except OSError as error:
                 self.bad.append(Bad(path, reason(error)))
                 continue
-            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
+            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in suffixes]
             self.ignored += len(entries) - len(wanted)
             if not wanted:
                 self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
-            for entry in wanted:
-                self.fingerprint.add(entry._replace(path=f"{path}/{entry.path}"))
-            paths = sorted((f"{path}/{e.path}" for e in wanted), key=_natural)
-            self._found[split][name] = pa.array(paths, pa.string())
+            self.fingerprint.add(wanted, path)
+            paths = sorted((e.path for e in wanted), key=_natural)
+            self._found[split][name] = pa.array([f"{path}/{p}" for p in paths], pa.string())
 
     def classes(self) -> list[str]:
         """Names of all classes that have files; numbers in order of value."""
@@ -224,9 +225,11 @@ def _told(split: Files, reader: Reader) -> Sensor:
     raise UserError("--sensor", "is needed: width and height, which these files do not tell")
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
+def _natural(text: str) -> list[Any]:
     """Numbers within names by value: 9 before 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+    parts: list[Any] = _DIGITS.split(text)  # text and numbers by turns
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def _globs(suffixes: tuple[str, ...]) -> str:

@@ -75,8 +75,7 @@ def dvs_gesture(options: Options) -> Source:
     else:
         raise UserError("--input", f"{folder} holds neither {_LISTS['train']} nor {_TONIC['train']}")
     found = Fingerprint("dvs-gesture", [s.trials for s in splits.values()])
-    for entry in place.files(recursive=True):
-        found.add(entry)
+    found.add(place.files(recursive=True))
     return Source(
         splits=dict(splits),
         class_names=CLASSES,

@@ -89,8 +89,9 @@ class Folder:
             OSError: a folder that cannot be read.
         """
         selector = fs.FileSelector(self.root, recursive=recursive)
+        start = len(self.root)
         entries = [
-            Entry(info.path[len(self.root) :].lstrip("/"), info.size, info.mtime_ns or 0)
+            Entry(info.path[start:].lstrip("/"), info.size, info.mtime_ns or 0)
             for info in self.filesystem.get_file_info(selector)
             if info.type == fs.FileType.File and not info.base_name.startswith(".")
         ]
@@ -123,9 +124,11 @@ class Fingerprint:
     def __init__(self, *parts: object) -> None:
         self._hash = hashlib.sha256(repr(parts).encode())
 
-    def add(self, entry: Entry) -> None:
-        """One more file."""
-        self._hash.update(f"{entry.path}\0{entry.size}\0{entry.modified}\n".encode())
+    def add(self, entries: Iterable[Entry], place: str = "") -> None:
+        """More files, below ``place``."""
+        before = f"{place}/" if place else ""
+        text = "".join(f"{before}{path}\0{size}\0{modified}\n" for path, size, modified in entries)
+        self._hash.update(text.encode())
 
     def result(self) -> str:
         """Hexadecimal."""
@@ -135,8 +138,8 @@ class Fingerprint:
 def fingerprint_of(folder: Folder, paths: list[str], *parts: object) -> str:
     """Of a few known files."""
     found = Fingerprint(*parts)
-    for info, path in zip(folder.filesystem.get_file_info([folder.at(p) for p in paths]), paths, strict=True):
-        found.add(Entry(path, info.size or 0, info.mtime_ns or 0))
+    infos = folder.filesystem.get_file_info([folder.at(p) for p in paths])
+    found.add(Entry(p, i.size or 0, i.mtime_ns or 0) for p, i in zip(paths, infos, strict=True))
     return found.result()
 
 

@@ -92,8 +92,7 @@ def parquet(options: Options) -> Source:
     folder = Folder.of(options.input)
     entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
     found = Fingerprint("parquet", options.sensor)
-    for entry in entries:
-        found.add(entry)
+    found.add(entries)
     splits: dict[str, Any] = {}
     schema: pa.Schema | None = None
     for split, prefixes in (("train", ("train",)), ("test", _TEST)):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines.config_io import load_config
 from pipelines.data.dataset import describe, read_split
+from pipelines.data.decode import decode_image
 from pipelines.data.ingest import ingest
 from pipelines.data.sources import SOURCES
 from pipelines.data.statistics import Statistics
@@ -112,12 +113,26 @@ def test_every_dataset_has_a_section_with_source_terms_and_an_example_that_reads
         assert re.search(r"\]\(https?://", section), title
 
 
+@pytest.mark.parametrize("order", ["planes", "interleaved"])
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (300, 200), (17, 13), (7, 9), (1, 257)])
-def test_sums_of_pixels_are_exact(size: tuple[int, int]) -> None:
-    x = np.random.default_rng(0).integers(0, 256, (9, 3, *size)).astype(np.uint8)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sums_of_pixels_are_exact(channels: int, size: tuple[int, int], order: str) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (9, *size, channels)).astype(np.uint8)
     x[4] = 255  # the largest sums there are
+    x = x.transpose(0, 3, 1, 2)
     found = Statistics()
-    found.images(x)
-    wide = x.astype(object)  # Python's own integers
+    found.images(x if order == "interleaved" else np.ascontiguousarray(x))
+    wide = x.astype(np.int64)
     sums = [wide.sum((0, 2, 3)).tolist(), (wide**2).sum((0, 2, 3)).tolist()]
-    assert found.channels == {3: [[x.size // 3] * 3, *sums]}
+    assert found.channels == {channels: [[x.size // channels] * channels, *sums]}
+
+
+def test_decoded_images_are_counted_as_they_lie_in_memory() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3)).astype(np.uint8)
+    images = []
+    for pixels in x:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        images.append(decode_image(buffer.getvalue()))
+    assert np.array_equal(np.stack(images), x.transpose(0, 3, 1, 2))
+    assert np.stack(images).transpose(0, 2, 3, 1).flags.c_contiguous

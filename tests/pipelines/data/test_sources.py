@@ -18,6 +18,7 @@ from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Recording
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.sources import SOURCES
 from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import Options
 from pipelines.data.sources.recordings import Reader
@@ -187,6 +188,17 @@ def test_imagefolder_with_official_splits_and_any_format(tmp_path: Path) -> None
             pixels.append(x.reshape(-1, 3))
     assert manifest["statistics"]["mean"] == pytest.approx(np.concatenate(pixels).mean(0), rel=1e-9)
     assert manifest["statistics"]["std"] == pytest.approx(np.concatenate(pixels).std(0), rel=1e-9)
+
+
+def test_files_are_listed_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    names = ["2.png", "10.png", "a9_b1.png", "a9_b12.png", "a10.png", "a²b.png", "b.png"]
+    files = [f"{split}/{k}/{n}" for split in ("train", "test") for k in ("9", "10") for n in names]
+    class_folders(tmp_path, dict.fromkeys(files, image(1, "PNG")))
+    found = SOURCES["imagefolder"](Options(input=str(tmp_path), split_seed=1))
+    assert found.class_names == ("9", "10")
+    drawn = np.random.default_rng(1).permutation(14)  # the seeded order of the rows
+    read = {int(place): row.path for place, row in zip(drawn, found.splits["train"].read(0, 14), strict=True)}
+    assert [read[place] for place in range(14)] == files[:14]
 
 
 def test_sizes_are_made_equal_on_demand(tmp_path: Path) -> None:
