@@ -35,7 +35,7 @@ Result = dict[str, Any]
 
 def data_tables(result: Result) -> str:
     """Of ingestion, or of training input."""
-    return ingest.tables(result) if "throughput" in result else input_pipeline.tables(result)
+    return input_pipeline.tables(result) if "sets" in result else ingest.tables(result)
 
 
 PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
