@@ -107,7 +107,7 @@ def throughput(name: str, rows: int, repeats: int) -> dict[str, object]:
             writing = Writing(workers=workers, shard_rows=rows // 4)
             return lambda out: ingest("imagefolder", out, place / "in", writing=writing)
 
-        runs = {
+        runs: dict[str, Callable[[Path], object]] = {
             "plain": lambda out: plain(place / "in", out),
             "ours, 1 process": ours(1),
             "plain, 2 processes": lambda out: plain_twice(pool, place / "in", out),

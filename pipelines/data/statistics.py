@@ -8,7 +8,7 @@ import numpy as np
 from pipelines.data.events import Recording
 
 EXACT = 256  # squares of so many bytes add up to less than 2^24: exact in float32, in any order
-_Sums = tuple[list[int], list[int]]
+_Sums = tuple[list[float], list[float]]
 
 
 @dataclass
