@@ -39,7 +39,7 @@ def data_tables(result: Result) -> str:
 
 
 PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
-    "data.md": (data_tables, ("ingest.json", "input_pipeline.json")),
+    "data.md": (data_tables, ("ingest.json", "ingest_memory.json", "input_pipeline.json")),
     "snn-speed-cpu.md": (
         lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
         ("snn-speed-cpu.json",),

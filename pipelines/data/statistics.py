@@ -148,10 +148,10 @@ def _byte_sums(x: np.ndarray) -> _Sums:
 def _interleaved_sums(values: np.ndarray, channels: int) -> _Sums:
     """Column by column of a table of ``EXACT`` rows, so that every float32 sum is exact."""
     columns = -(-values.size // (EXACT * channels)) * channels
-    wide = np.empty(EXACT * columns, np.float32)
-    wide[: values.size] = values
-    wide[values.size :] = 0
-    wide = wide.reshape(EXACT, columns)
+    flat = np.empty(EXACT * columns, np.float32)
+    flat[: values.size] = values
+    flat[values.size :] = 0
+    wide = flat.reshape(EXACT, columns)
     sums = wide.sum(0)
     np.square(wide, out=wide)
     first, second = (
