@@ -43,6 +43,7 @@ from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, 
 from pipelines.data.files import write_json
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
+from snn.kernels.allocator import tune_allocator
 
 BATCH = 32
 RATIOS = (0.3, 0.5, 0.7)
@@ -297,6 +298,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/pipeline_overhead.json"))
     parser.add_argument("--summary", type=Path, metavar="FILE", help="print a result's tables and stop")
     options = parser.parse_args()
+    tune_allocator()  # as Ray's workers have it
     if options.summary:
         print(tables(json.loads(options.summary.read_text())["rows"]))
         return

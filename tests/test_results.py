@@ -42,7 +42,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "data.md": (data_tables, ("ingest.json", "ingest_memory.json", "input_pipeline.json")),
     "snn-speed-cpu.md": (
         lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
-        ("snn-speed-cpu.json",),
+        ("snn-speed-cpu.json", "snn-speed-sew.json"),
     ),
     "pipeline.md": (
         lambda result: pipeline_overhead.tables(result["rows"]),

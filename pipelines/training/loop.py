@@ -137,7 +137,10 @@ class _Trainer:
         rescored = self._rescore(epoch)
         drawn = engine.share(engine.book.draw(epoch) if engine.rank == 0 else None)
         assert drawn is not None
+        seconds.lap("score")
         diagnosis = None if drawn.full else self._diagnose(epoch)
+        if diagnosis is not None:
+            seconds.lap("diagnose")
         ahead = self._score_ahead(epoch)  # after the draw, which its scores are not for
         seconds.lap("score")
         seed = self.worker.spec.config.seed
@@ -246,9 +249,10 @@ class _Clock:
         self._laps: dict[str, tuple[float, float]] = {}
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
+        """Book the time since the last lap under ``name``, beside what is there."""
         now = (time.perf_counter(), time.process_time())
-        self._laps[name] = (now[0] - self._last[0], now[1] - self._last[1])
+        wall, cpu = self._laps.get(name, (0.0, 0.0))
+        self._laps[name] = (wall + now[0] - self._last[0], cpu + now[1] - self._last[1])
         self._last = now
 
     def result(self) -> dict[str, dict[str, float]]:

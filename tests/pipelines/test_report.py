@@ -59,6 +59,7 @@ def test_the_summary_adds_up_the_records(folder: Path) -> None:
 def test_diagnoses_are_recorded_for_pruned_epochs(folder: Path) -> None:
     records = [r for r in summarise(folder).records if r["phase"] == "train"]
     assert ["diagnosis" in r for r in records] == [False, True, True, False]
+    assert ["diagnose" in r["seconds"] for r in records] == [False, True, True, False]
     for r in records[1:3]:
         assert r["diagnosis"]["probe_size"] == 32
         assert r["diagnosis"]["variance_to_oracle"] >= 1 - 1e-9
