@@ -46,7 +46,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     ),
     "pipeline.md": (
         lambda result: pipeline_overhead.tables(result["rows"]),
-        ("pipeline_speedup.json", "pipeline_overlap.json"),
+        ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_overlap.json"),
     ),
     "search.md": (search_front.tables, ("search_front.json",)),
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
