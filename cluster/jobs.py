@@ -173,6 +173,13 @@ class Jobs:
                 raise ClusterError(
                     id, f"is not a job at {self.url}; see spikeprune jobs list --address {self.url}"
                 ) from None
+            if "status code 500" in text and "got itself in trouble" in text:
+                raise ClusterError(
+                    "--address",
+                    f"the job server at {self.url} fails by itself; see dashboard.log and "
+                    "dashboard_agent.log in /tmp/ray/session_latest/logs on the head (has a token's file "
+                    "moved there?)",
+                ) from None
             raise ClusterError(id or "--address", _last_line(text)) from None
 
 

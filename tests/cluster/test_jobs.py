@@ -13,6 +13,8 @@ from unittest import mock
 
 import pytest
 
+from cluster.errors import ClusterError
+from cluster.jobs import Jobs
 from cluster.tokens import refresh
 from pipelines import cli
 from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
@@ -210,6 +212,16 @@ def test_no_cluster(user: User) -> None:
     user.fails("--address: ray://h:1 is a Ray Client address", "jobs", "list", "--address", "ray://h:1")
     nobody = "cluster.address: no Ray cluster answers at 127.0.0.1:9 (connection refused)"
     user.fails(nobody, "train", "small.yaml", "--address", "127.0.0.1:9")
+
+
+def test_a_job_server_that_fails_is_told_from_a_mistake() -> None:
+    """Its answer when the head's token file is gone: word for word, from one."""
+    jobs = object.__new__(Jobs)
+    jobs.url = "http://h:8265"
+    answer = "500 Internal Server Error\n\nServer got itself in trouble."
+    line = r"^--address: the job server at http://h:8265 fails by itself"
+    with pytest.raises(ClusterError, match=line), jobs._errors():
+        raise RuntimeError(f"Request failed with status code 500: {answer}.")
 
 
 def test_other_version(head: Head, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
