@@ -72,12 +72,26 @@ def _engines(result: Result) -> dict[str, float]:
     return {"vgg6, steps of an epoch under Ray / plain process (CPU)": cpu["ray"] / cpu["local"]}
 
 
+def _sparse(result: Result) -> dict[str, float]:
+    """Inference over surviving weights over the faster of the dense memory formats."""
+    found: dict[str, float] = {}
+    for row in result["networks"]:
+        dense = min(s for name, s in row["seconds"].items() if name.startswith("dense"))
+        key = f"{row['network']} batch {row['batch']}, {1 - row['sparsity']:.0%} of the weights / dense"
+        found[key] = row["seconds"]["ours"] / dense
+    return found
+
+
 CASES = {
     "networks": Case(("benchmarks.snn_speed", "--cases", "B1", "--rounds", "3"), _networks),
     "scores": Case(
         ("benchmarks.sadp_cost", "--models", "vgg6", "c32-wide", "--draw", "0"), _scores, output="--out"
     ),
     "engines": Case(("benchmarks.pipeline_overhead", "--cases", "engines", "--rows", "256"), _engines),
+    "sparse inference": Case(
+        ("benchmarks.sparse_inference", "--cases", "networks", "--networks", "vgg6:16", "--rounds", "3"),
+        _sparse,
+    ),
 }
 
 

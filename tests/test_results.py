@@ -25,6 +25,7 @@ from benchmarks import (
     slamp_quality,
     slamp_retraining,
     snn_levels,
+    sparse_inference,
 )
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
@@ -64,6 +65,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         slamp_distortion.tables,
         ("slamp_distortion.json", "slamp_quality_longer.json"),
     ),
+    "sparse-inference.md": (sparse_inference.tables, ("sparse_inference.json",)),
     "slamp-quality.md": (
         slamp_quality.tables,
         ("slamp_quality.json", "slamp_quality_longer.json"),

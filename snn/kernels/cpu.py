@@ -6,7 +6,7 @@ taken in pieces of a fixed size.
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -230,14 +230,16 @@ class _Rows:
         """``part(from, to)`` on ranges of channels."""
         threads = self._threads()
         size = -(-self.channels // threads)
-        return _run(part, [(c, min(c + size, self.channels)) for c in range(0, self.channels, size)], threads)
+        return spread(
+            part, [(c, min(c + size, self.channels)) for c in range(0, self.channels, size)], threads
+        )
 
     def over_rows(self, part: Callable[[int, int], Any]) -> list[Any]:
         """``part(from, to)`` on ranges of rows that depend on the shape alone."""
         least = max(1, _ELEMENTS_PER_THREAD // (self.T * self.channels))
         # whole visits of a tile (see norm_lif.h)
         size = -(-max(least, -(-self.outer // 16)) // 1024) * 1024
-        return _run(
+        return spread(
             part, [(o, min(o + size, self.outer)) for o in range(0, self.outer, size)], self._threads()
         )
 
@@ -275,10 +277,11 @@ def _in_parts(part: Callable[[int, int], Any], n: int, T: int) -> list[Any]:
     if threads <= 1:
         return [part(0, n)]
     size = -(-n // threads // 64) * 64
-    return _run(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
+    return spread(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
 
 
-def _run(part: Callable[[int, int], Any], pieces: list[tuple[int, int]], threads: int) -> list[Any]:
+def spread(part: Callable[..., Any], pieces: Sequence[tuple[int, ...]], threads: int) -> list[Any]:
+    """``part(*piece)`` of all pieces, in order, on so many threads."""
     if threads <= 1 or len(pieces) == 1:
         return [part(*piece) for piece in pieces]
     return list(_pool(os.getpid(), threads).map(lambda piece: part(*piece), pieces))

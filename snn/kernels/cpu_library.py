@@ -1,6 +1,6 @@
-"""The CPU engine's library: `engine.c`, compiled at first use and kept in a cache folder of the user.
+"""Libraries in C, compiled at first use and kept in a cache folder of the user: the CPU engine (`engine.c`).
 
-The shared library is named by a digest of the sources, the compiler, its flags and the processor, so
+A shared library is named by a digest of the sources, the compiler, its flags and the processor, so
 a new version, or another machine on the same home, builds its own. ``SPIKEPRUNE_CACHE`` moves the
 folder; ``CC`` names the compiler.
 """
@@ -13,11 +13,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from time import perf_counter
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("engine.c", "lif.h", "norm_lif.h")]
+_SOURCES = ("engine.c", "lif.h", "norm_lif.h")
 _FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
 _EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 REALS = ("float", "double")
@@ -52,36 +53,42 @@ class Norm(ctypes.Structure):
 
 @cache
 def load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The loaded library, or why there is none."""
+    """The loaded library of the CPU engine, or why there is none."""
+    library, why_not = built("lif", _SOURCES, _EXACT)
+    return (None if library is None else _declare(library)), why_not
+
+
+def built(name: str, sources: Sequence[str], flags: Sequence[str]) -> tuple[ctypes.CDLL | None, str | None]:
+    """A library of this folder's ``sources`` (the first includes the others), or why there is none."""
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if compiler is None:
         return None, "no C compiler found"
+    paths, flags = [Path(__file__).with_name(source) for source in sources], [*_FLAGS, *flags]
     try:
-        path = _cache_folder() / f"lif-{_digest(compiler)}.so"
+        path = _cache_folder() / f"{name}-{_digest(compiler, paths, flags)}.so"
         if not path.exists():
-            _compile(compiler, path)
-        return _declare(ctypes.CDLL(str(path))), None
+            _compile(compiler, flags, paths[0], path)
+        return ctypes.CDLL(str(path)), None
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} failed: {error.stderr.strip()[-300:]}"
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"building its library failed: {error}"
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: Sequence[str], source: Path, path: Path) -> None:
     """Compile beside ``path`` and rename: processes that start together each see a whole file."""
     began = perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [compiler, *_FLAGS, *_EXACT, str(_SOURCES[0]), "-o", str(built), "-lm"]
+        command = [compiler, *flags, str(source), "-o", str(built), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         os.replace(built, path)
-    _log.info("compiled the CPU engine in %.1f s: %s", perf_counter() - began, path)
+    _log.info("compiled %s in %.1f s: %s", source.name, perf_counter() - began, path)
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60)
-    sources = [path.read_text() for path in _SOURCES]
-    parts = [*sources, compiler, version.stdout, *_FLAGS, *_EXACT, _processor()]
+    parts = [*(path.read_text() for path in sources), compiler, version.stdout, *flags, _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

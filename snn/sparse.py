@@ -1,0 +1,143 @@
+"""Inference over the weights that are left: layers that skip zeros, on a CPU.
+
+They are `torch.nn.Conv2d` and `torch.nn.Linear` with the same parameters, names and state_dict; only
+``forward`` differs, by the rounding of sums. `pruning.weights.inference` puts them where they are faster.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from snn.kernels import sparse
+
+
+class _OverSurvivors(nn.Module):
+    """What the layers share: the surviving weights, found again when the weight has changed."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses ``mode=True``.
+
+        Raises:
+            RuntimeError: training was asked for.
+        """
+        if mode:
+            raise RuntimeError(f"{type(self).__name__} is for inference; train the network it was made from")
+        return super().train(False)
+
+    def _convolution(self, x: Tensor, geometry: sparse.Geometry) -> Tensor:
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            raise RuntimeError(f"{type(self).__name__} has no gradients; run it under torch.no_grad()")
+        if x.device.type != "cpu" or x.dtype != self.weight.dtype or x.dtype not in sparse.DTYPES:
+            raise ValueError(
+                f"{type(self).__name__}: input of {x.dtype} on {x.device}; it takes the weight's dtype "
+                f"({self.weight.dtype}) on a CPU"
+            )
+        weight = self.weight.detach()
+        version = None if weight.is_inference() else weight._version
+        now = (version, weight.data_ptr(), weight.dtype)
+        if self.__dict__.get("_of") != now:
+            shaped = weight if weight.ndim == 4 else weight[:, :, None, None]
+            self.__dict__["_survivors"], self.__dict__["_of"] = sparse.Survivors(shaped, geometry), now
+        bias = None if self.bias is None else self.bias.detach()
+        return sparse.convolution(x.detach(), self.__dict__["_survivors"], bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_survivors", "_of")}
+
+
+class SparseConv2d(_OverSurvivors, nn.Conv2d):
+    """A convolution over the weights that are not zero; zero padding, any stride, dilation and groups."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        """Of ``layer``, whose weight and bias it shares the values of.
+
+        Raises:
+            ValueError: a padding other than zeros by numbers, or a dtype that the kernel does not take.
+        """
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise ValueError(f"padding: {layer.padding!r}, {layer.padding_mode}; must be numbers of zeros")
+        super().__init__(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+            layer.dilation, layer.groups, layer.bias is not None, device="meta", dtype=layer.weight.dtype,
+        )  # fmt: skip
+        _adopt(self, layer)
+        self._geometry = sparse.Geometry(
+            *(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[N, out_channels, H', W']`` of ``x_NCHW``.
+
+        Raises:
+            RuntimeError: a gradient would be needed.
+            ValueError: another shape, dtype or device than the weight's.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"SparseConv2d: input of shape {tuple(x.shape)} must be [N, C, H, W]")
+        return self._convolution(x, self._geometry)
+
+
+class SparseLinear(_OverSurvivors, nn.Linear):
+    """A linear layer over the weights that are not zero."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Of ``layer``, whose weight and bias it shares the values of.
+
+        Raises:
+            ValueError: a dtype that the kernel does not take.
+        """
+        super().__init__(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            device="meta",
+            dtype=layer.weight.dtype,
+        )
+        _adopt(self, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[..., out_features]`` of ``x``.
+
+        Raises:
+            RuntimeError: a gradient would be needed.
+            ValueError: another shape, dtype or device than the weight's.
+        """
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"SparseLinear: input of shape {tuple(x.shape)} must be [..., {self.in_features}]"
+            )
+        rows = x.reshape(-1, self.in_features, 1, 1)
+        return self._convolution(rows, sparse.Geometry()).reshape(*x.shape[:-1], self.out_features)
+
+
+def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
+    """``layer`` over its surviving weights, or ``None`` where there is no such form of it.
+
+    Modules with hooks, a ``forward`` of the instance or parametrisations have none.
+    """
+    watched = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(layer, hooks) for hooks in watched) or "forward" in vars(layer):
+        return None
+    try:
+        if type(layer) is nn.Conv2d:
+            return SparseConv2d(layer)
+        if type(layer) is nn.Linear:
+            return SparseLinear(layer)
+    except ValueError:
+        return None
+    return None
+
+
+def _adopt(new: SparseConv2d | SparseLinear, layer: nn.Conv2d | nn.Linear) -> None:
+    if layer.weight.dtype not in sparse.DTYPES or layer.weight.device.type != "cpu":
+        raise ValueError(
+            f"weight: {layer.weight.dtype} on {layer.weight.device} must be float32 or 64 on a CPU"
+        )
+    new.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
+    if layer.bias is not None:
+        new.bias = nn.Parameter(layer.bias.detach().contiguous(), requires_grad=False)
+    new.eval()
