@@ -32,7 +32,7 @@ from pruning.weights.inference import for_inference
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.kernels.allocator import tune_allocator
-from snn.models import build
+from snn.models import SpikingNetwork, build
 from snn.sparse import SparseConv2d
 
 T = 4
@@ -98,7 +98,7 @@ def layers(rounds: int) -> list[Row]:
     return rows
 
 
-def pruned(name: str, sparsity: float) -> nn.Module:
+def pruned(name: str, sparsity: float) -> SpikingNetwork:
     """A network with SLAMP's masks, and with batch norm statistics under which it spikes."""
     torch.manual_seed(0)
     model = build(name, input_shape=(3, 32, 32), num_classes=10)
@@ -121,7 +121,7 @@ def networks(chosen: list[tuple[str, int]], rounds: int) -> list[Row]:
             inference = for_inference(dense, x_TB)
             if not variants:
                 other = copy.deepcopy(dense)
-                other.channels_last = not dense.channels_last  # type: ignore[assignment]
+                other.channels_last = not dense.channels_last
                 variants["dense"] = partial(dense, x_TB)
                 variants["dense, other memory format"] = partial(other, x_TB)
             variants[f"ours {sparsity}"] = partial(inference.model, x_TB)

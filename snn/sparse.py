@@ -4,7 +4,7 @@ They are `torch.nn.Conv2d` and `torch.nn.Linear` with the same parameters, names
 ``forward`` differs, by the rounding of sums. `pruning.weights.inference` puts them where they are faster.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from snn.kernels import sparse
 
 
-class _OverSurvivors(nn.Module):
-    """What the layers share: the surviving weights, found again when the weight has changed."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
+class _ForInference(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Refuses ``mode=True``.
 
@@ -28,28 +23,30 @@ class _OverSurvivors(nn.Module):
             raise RuntimeError(f"{type(self).__name__} is for inference; train the network it was made from")
         return super().train(False)
 
-    def _convolution(self, x: Tensor, geometry: sparse.Geometry) -> Tensor:
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            raise RuntimeError(f"{type(self).__name__} has no gradients; run it under torch.no_grad()")
-        if x.device.type != "cpu" or x.dtype != self.weight.dtype or x.dtype not in sparse.DTYPES:
-            raise ValueError(
-                f"{type(self).__name__}: input of {x.dtype} on {x.device}; it takes the weight's dtype "
-                f"({self.weight.dtype}) on a CPU"
-            )
-        weight = self.weight.detach()
+
+class _Found:
+    """The surviving weights of a layer, found again when its weight has changed."""
+
+    def __init__(self) -> None:
+        self._weight: Tensor | None = None  # kept, so that no other takes its place in memory
+        self._version: int | None = None
+        self._survivors: sparse.Survivors | None = None
+
+    def of(self, weight: Tensor, geometry: sparse.Geometry) -> sparse.Survivors:
         version = None if weight.is_inference() else weight._version
-        now = (version, weight.data_ptr(), weight.dtype)
-        if self.__dict__.get("_of") != now:
-            shaped = weight if weight.ndim == 4 else weight[:, :, None, None]
-            self.__dict__["_survivors"], self.__dict__["_of"] = sparse.Survivors(shaped, geometry), now
-        bias = None if self.bias is None else self.bias.detach()
-        return sparse.convolution(x.detach(), self.__dict__["_survivors"], bias)
+        known = self._weight
+        if (
+            self._survivors is None
+            or known is None
+            or (known.data_ptr(), known.dtype, self._version) != (weight.data_ptr(), weight.dtype, version)
+        ):
+            self._weight, self._version = weight.detach(), version
+            shaped = self._weight if weight.ndim == 4 else self._weight[:, :, None, None]
+            self._survivors = sparse.Survivors(shaped, geometry)
+        return self._survivors
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_survivors", "_of")}
 
-
-class SparseConv2d(_OverSurvivors, nn.Conv2d):
+class SparseConv2d(_ForInference, nn.Conv2d):
     """A convolution over the weights that are not zero; zero padding, any stride, dilation and groups."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -65,6 +62,7 @@ class SparseConv2d(_OverSurvivors, nn.Conv2d):
             layer.dilation, layer.groups, layer.bias is not None, device="meta", dtype=layer.weight.dtype,
         )  # fmt: skip
         _adopt(self, layer)
+        self._found = _Found()
         self._geometry = sparse.Geometry(
             *(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
         )
@@ -78,10 +76,10 @@ class SparseConv2d(_OverSurvivors, nn.Conv2d):
         """
         if x.ndim != 4:
             raise ValueError(f"SparseConv2d: input of shape {tuple(x.shape)} must be [N, C, H, W]")
-        return self._convolution(x, self._geometry)
+        return _convolution(self, x, self._found, self._geometry)
 
 
-class SparseLinear(_OverSurvivors, nn.Linear):
+class SparseLinear(_ForInference, nn.Linear):
     """A linear layer over the weights that are not zero."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -98,6 +96,7 @@ class SparseLinear(_OverSurvivors, nn.Linear):
             dtype=layer.weight.dtype,
         )
         _adopt(self, layer)
+        self._found = _Found()
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[..., out_features]`` of ``x``.
@@ -111,7 +110,9 @@ class SparseLinear(_OverSurvivors, nn.Linear):
                 f"SparseLinear: input of shape {tuple(x.shape)} must be [..., {self.in_features}]"
             )
         rows = x.reshape(-1, self.in_features, 1, 1)
-        return self._convolution(rows, sparse.Geometry()).reshape(*x.shape[:-1], self.out_features)
+        return _convolution(self, rows, self._found, sparse.Geometry()).reshape(
+            *x.shape[:-1], self.out_features
+        )
 
 
 def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
@@ -130,6 +131,18 @@ def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
     except ValueError:
         return None
     return None
+
+
+def _convolution(layer: nn.Conv2d | nn.Linear, x: Tensor, found: _Found, geometry: sparse.Geometry) -> Tensor:
+    name, weight = type(layer).__name__, layer.weight
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        raise RuntimeError(f"{name} has no gradients; run it under torch.no_grad()")
+    if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in sparse.DTYPES:
+        raise ValueError(
+            f"{name}: input of {x.dtype} on {x.device}; it takes the weight's dtype ({weight.dtype}) on a CPU"
+        )
+    bias = None if layer.bias is None else layer.bias.detach()
+    return sparse.convolution(x.detach(), found.of(weight, geometry), bias)
 
 
 def _adopt(new: SparseConv2d | SparseLinear, layer: nn.Conv2d | nn.Linear) -> None:

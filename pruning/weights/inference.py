@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pruning.weights.masks import HasSynapses, Masks
 from snn.kernels import sparse
 from snn.sparse import SparseConv2d, SparseLinear, sparse_layer
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _log = logging.getLogger(__name__)
 _DENSEST = 0.5
@@ -37,16 +39,16 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class Inference:
+class Inference(Generic[Network]):
     """A network for inference alone, and how its layers were chosen."""
 
-    model: nn.Module
+    model: Network
     layers: tuple[LayerChoice, ...]
 
 
 def for_inference(
-    model: nn.Module, example_TB: Tensor, masks: Masks | None = None, *, rounds: int = 7
-) -> Inference:
+    model: Network, example_TB: Tensor, masks: Masks | None = None, *, rounds: int = 7
+) -> Inference[Network]:
     """A copy of ``model`` whose pruned layers skip their zeros where that is faster on this machine.
 
     Each convolution and linear layer is timed on what reaches it of ``example_TB``, as it is and over its
@@ -77,9 +79,7 @@ def for_inference(
     why_not = sparse.unavailable()
     if why_not:
         _log.warning("no sparse inference (%s): the network stays dense", why_not)
-        candidates = {}
-    else:
-        candidates = _candidates(layers)
+    candidates = {} if why_not else _candidates(layers)
     seconds = _measured(model, example_TB, {layers[n]: new for n, new in candidates.items()}, rounds)
     choices = []
     for name, layer in layers.items():

@@ -214,8 +214,8 @@ def planned(N: int, C: int, H: int, W: int, g: Geometry, element_size: int) -> P
 def _processor(element_size: int) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Elements of a vector, and the blocks (rows, vectors) that the library was compiled with."""
     library = _library()[0]
-    vector = ctypes.c_int.in_dll(library, "sparse_vector_bytes").value // element_size  # type: ignore[arg-type]
-    numbers = (ctypes.c_int * 64).in_dll(library, "sparse_blocks")  # type: ignore[arg-type]
+    vector = ctypes.c_int.in_dll(library, "sparse_vector_bytes").value // element_size
+    numbers = (ctypes.c_int * 64).in_dll(library, "sparse_blocks")
     blocks: list[tuple[int, int]] = []
     while numbers[2 * len(blocks)]:
         blocks.append((numbers[2 * len(blocks)], numbers[2 * len(blocks) + 1]))
