@@ -113,7 +113,8 @@ def networks(chosen: list[tuple[str, int]], rounds: int) -> list[Row]:
     """One row a network, batch and sparsity."""
     rows = []
     for name, batch in chosen:
-        x_TB = direct(torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)), T)
+        x = torch.rand(batch + 2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        x_TB, two_TB = direct(x[:batch], T), direct(x[batch:], T)
         variants: dict[str, Callable[[], Tensor]] = {}
         found: list[Row] = []
         for sparsity in SPARSITIES:
@@ -132,7 +133,7 @@ def networks(chosen: list[tuple[str, int]], rounds: int) -> list[Row]:
                     "sparsity": sparsity,
                     "layers": len(inference.layers),
                     "sparse_layers": sum(layer.sparse for layer in inference.layers),
-                    "largest_difference": difference(dense, inference.model, x_TB[:, :2]),
+                    "largest_difference": difference(dense, inference.model, two_TB),
                 }
             )
         with torch.no_grad():
@@ -148,7 +149,7 @@ def networks(chosen: list[tuple[str, int]], rounds: int) -> list[Row]:
 def difference(dense: nn.Module, ours: nn.Module, x_TB: Tensor) -> float:
     """Largest difference of logits, in float64."""
     wanted, logits = (copy.deepcopy(net).double()(x_TB.double()) for net in (dense, ours))
-    if not wanted.abs().max() > 0:
+    if not wanted.std(1).max() > 0:
         raise RuntimeError("a silent network shows nothing")
     return float((logits - wanted).abs().max())
 

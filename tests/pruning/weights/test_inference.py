@@ -53,7 +53,7 @@ def test_whole_networks_with_slamp_masks_equal_the_dense_ones(name, sparse_wins)
     found = for_inference(model, x_TB)
     with torch.no_grad():
         wanted = model(x_TB)
-        assert wanted.abs().max() > 0
+        assert wanted.std(1).max() > 0.01
         torch.testing.assert_close(found.model(x_TB), wanted, rtol=0, atol=1e-10)
     weights = {s.name: s.layer for s in found.model.synapses()}
     assert weights.keys() == {s.name for s in model.synapses()}
@@ -130,10 +130,10 @@ def test_the_copy_refuses_to_be_trained(sparse_wins):
 
 
 def test_without_a_compiler_the_network_stays_dense_and_one_log_line_says_so(monkeypatch, caplog):
+    x_TB = torch.rand(T, 2, 2, 16, 16).double()
+    model = pruned("mlp", x_TB)  # its neurons have their engine by now
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    x_TB = torch.rand(T, 2, 2, 16, 16).double()
-    model = pruned("mlp", x_TB)
     sparse._library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
