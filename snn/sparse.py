@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from snn.convolution import Conv2d
 from snn.kernels import sparse
 
 
@@ -124,7 +125,7 @@ def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
     if any(getattr(layer, hooks) for hooks in watched) or "forward" in vars(layer):
         return None
     try:
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, Conv2d):
             return SparseConv2d(layer)
         if type(layer) is nn.Linear:
             return SparseLinear(layer)

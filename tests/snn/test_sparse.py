@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from snn.convolution import Conv2d
 from snn.kernels import cpu, sparse
 from snn.kernels.sparse import Geometry, Survivors, convolution, planned
 from snn.sparse import SparseConv2d, SparseLinear, sparse_layer
@@ -75,7 +76,7 @@ def convolutions(draw):
     return layer, x
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(convolutions())
 def test_equal_to_the_dense_convolution(problem):
     layer, x = problem
@@ -214,6 +215,11 @@ class TestModule:
                 new(x)
         with torch.no_grad(), pytest.raises(ValueError, match=r"must be \[..., 4\]"):
             linear(torch.rand(2, 5))
+
+    def test_the_convolutions_of_our_networks_have_a_sparse_form(self):
+        layer = thinned(Conv2d(3, 5, 3, padding=1), 0.2)
+        x = torch.rand(2, 3, 9, 9)
+        assert_close(sparse_layer(layer)(x), layer(x), magnitudes(layer, x))
 
     def test_layers_without_a_sparse_form(self):
         watched = nn.Linear(3, 3)
