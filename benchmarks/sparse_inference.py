@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def layers(rounds: int) -> list[Row]:
     return rows
 
 
+@cache
 def pruned(name: str, sparsity: float) -> SpikingNetwork:
     """A network with SLAMP's masks, and with batch norm statistics under which it spikes."""
     torch.manual_seed(0)
