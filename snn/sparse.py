@@ -4,7 +4,7 @@ They are `torch.nn.Conv2d` and `torch.nn.Linear` with the same parameters, names
 ``forward`` differs, by the rounding of sums. `pruning.weights.inference` puts them where they are faster.
 """
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,17 @@ class SparseConv2d(_ForInference, nn.Conv2d):
         """
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise ValueError(f"padding: {layer.padding!r}, {layer.padding_mode}; must be numbers of zeros")
+        kernel, stride, padding, dilation = (
+            cast(tuple[int, int], pair)
+            for pair in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        )
         super().__init__(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-            layer.dilation, layer.groups, layer.bias is not None, device="meta", dtype=layer.weight.dtype,
+            layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, layer.groups,
+            layer.bias is not None, device="meta", dtype=layer.weight.dtype,
         )  # fmt: skip
         _adopt(self, layer)
         self._found = _Found()
-        self._geometry = sparse.Geometry(
-            *(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
-        )
+        self._geometry = sparse.Geometry(kernel, stride, padding, dilation, layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[N, out_channels, H', W']`` of ``x_NCHW``.
