@@ -16,7 +16,8 @@ EXCLUDES = (
     ".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info", "build", "dist",
     ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".ipynb_checkpoints",
     "node_modules", "runs", "wandb", "mlruns", ".DS_Store",
-    ".env", ".env.*", "auth_token", "*-token", "id_rsa*", "id_ed25519*", "*.pem", "*.key", ".ssh", ".aws", ".netrc",
+    ".env", ".env.*", "auth_token", "*-token", "id_rsa*", "id_ed25519*", "*.pem", "*.key", ".ssh",
+    ".aws", ".netrc",
 )  # fmt: skip
 """Names that are left out wherever they occur: caches, results and secrets."""
 

@@ -24,7 +24,8 @@ def names(archive: Path) -> set[str]:
 def folder(tmp_path: Path) -> Path:
     for name in (
         "a.py", "sub/b.yaml", ".git/config", ".venv/bin/python", "runs/r/config.yaml", "__pycache__/a.pyc",
-        ".env", "keys/id_rsa", "server.pem", "auth_token", "cluster-token", "data/x.parquet", "notes.txt", "big.bin",
+        ".env", "keys/id_rsa", "server.pem", "auth_token", "cluster-token", "data/x.parquet", "notes.txt",
+        "big.bin",
     ):  # fmt: skip
         path = tmp_path / "work" / name
         path.parent.mkdir(parents=True, exist_ok=True)
