@@ -111,6 +111,8 @@ class Scorers:
     """GPUs of each actor."""
     spare: bool = False
     """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
+    tasks: int | None = None
+    """Most tasks at once, where they are tasks; ``None`` for as many as Ray has CPUs for."""
 
 
 def scorers_of(cluster: ClusterConfig) -> Scorers:
@@ -212,7 +214,8 @@ def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     ref = ray.put(replace(job, device=device, spare=scorers.spare and device == "cpu"))
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
-        return dataset.map_batches(_score_block, fn_kwargs={"job": [ref], "key": ref.hex()}, **shared)
+        told = {"job": [ref], "key": ref.hex()}
+        return dataset.map_batches(_score_block, fn_kwargs=told, concurrency=scorers.tasks, **shared)
     return dataset.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={"job": [ref]},

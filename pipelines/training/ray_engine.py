@@ -4,6 +4,7 @@ Each worker fetches the rows that `order` assigns to it by selecting them in Ray
 materialised dataset, encoded, before anything is decoded.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ray.util.metrics import Gauge
 from torch import Tensor, nn
 
 from cluster.connect import quiet_data
+from pipelines.config import ClusterConfig
 from pipelines.data.layout import Layout, read_rows
 from pipelines.networks import architecture
 from pipelines.own_code import OwnCode, activate
@@ -115,7 +117,9 @@ class RayEngine:
         spec = self._job.spec
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         # A pass for a later epoch runs beside training; for this one, training waits for it.
-        scorers = replace(scorers_of(spec.config.cluster), spare=epoch > stamp)
+        scorers = scorers_of(spec.config.cluster)
+        if epoch > stamp:
+            scorers = replace(scorers, spare=True, tasks=_spare_cores(self.world_size, spec.config.cluster))
         pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
         beside = ray.remote(_score_beside).options(num_cpus=0)
         if spec.shards:
@@ -182,6 +186,14 @@ class RayEngine:
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if self.rank == 0 else None,
                 checkpoint_dir_name=name,
             )
+
+
+def _spare_cores(workers: int, cluster: ClusterConfig) -> int:
+    """Cores that training leaves; a machine of its own may be told to Ray with more CPUs than it has."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        cores = min(cores, os.cpu_count() or 1)
+    return max(1, cores - int(workers * cluster.cpus_per_worker))
 
 
 @dataclass(frozen=True)
