@@ -1,8 +1,9 @@
-"""Convolutions as torch's, but for one gradient that its CPU library is slow at.
+"""Convolutions as torch's, but for two gradients that its CPU library is slow at.
 
 Where maps are small and weights many (512 channels at 4x4, as in the last stage of a ResNet on 32x32
 images), oneDNN's gradient of the weights runs at a fraction of a matrix product's speed; there it is one
-matrix product of the output's gradient with the input's patches.
+matrix product of the output's gradient with the input's patches. And the gradients of a 1x1 convolution
+with a stride (a shortcut) are those of a plain one on the pixels that it reads.
 """
 
 from typing import Any
@@ -21,9 +22,14 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`; same arguments, outputs, and gradients but for the order of their sums."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._plain(input, weight) and _wins(self._map_of(input), weight.numel()):
-            y: Tensor = _PatchGradient.apply(input, weight, bias, self.stride, self.padding)
-            return y
+        if self._plain(input, weight):
+            y: Tensor
+            if self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0):
+                y = _SliceGradient.apply(input, weight, bias, self.stride)
+                return y
+            if _wins(self._map_of(input), weight.numel()):
+                y = _PatchGradient.apply(input, weight, bias, self.stride, self.padding)
+                return y
         return super()._conv_forward(input, weight, bias)
 
     def _plain(self, x: Tensor, weight: Tensor) -> bool:
@@ -57,7 +63,33 @@ def _wins(pixels: int, weights: int) -> bool:
     )
 
 
+class _SliceGradient(torch.autograd.Function):
+    """Of a 1x1 convolution that reads every ``stride``-th pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return F.conv2d(x, weight, bias, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        rows, columns = (slice(None, None, step) for step in ctx.stride)
+        grad_read, grad_weight, grad_bias = _gradients(
+            grad_y, _packed(x[:, :, rows, columns]), weight, (1, 1), (0, 0), ctx.needs_input_grad[:3]
+        )
+        grad_x = None
+        if grad_read is not None:
+            grad_x = torch.zeros_like(x)
+            grad_x[:, :, rows, columns] = grad_read
+        return grad_x, grad_weight, grad_bias, None
+
+
 class _PatchGradient(torch.autograd.Function):
+    """With the gradient of the weights as one matrix product."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -75,26 +107,33 @@ class _PatchGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.convolution_backward(
-                grad_y,
-                x,
-                weight,
-                None,
-                ctx.stride,
-                ctx.padding,
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [True, False, False],
-            )[0]
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad_y, weight, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_y.sum((0, 2, 3))
+        wanted = ctx.needs_input_grad
+        grad_x, _, grad_bias = _gradients(
+            grad_y, x, weight, ctx.stride, ctx.padding, (wanted[0], False, wanted[2])
+        )
+        grad_weight = _weight_gradient(x, grad_y, weight, ctx.stride, ctx.padding) if wanted[1] else None
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Torch's own, with respect to input, weight and bias."""
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        grad_y, x, weight, [len(weight)], stride, padding, [1, 1], False, [0, 0], 1, list(wanted)
+    )
+    return found
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A slice of a tensor, without gaps, in the memory format of the tensor."""
+    inner = x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=torch.channels_last if inner else torch.contiguous_format)
 
 
 def _weight_gradient(

@@ -59,9 +59,31 @@ def test_outputs_and_gradients_are_torchs(
     assert mine[2].is_contiguous(memory_format=layouts[0])
 
 
+@pytest.mark.parametrize("layouts", [(a, b) for a in LAYOUTS for b in LAYOUTS])
+@pytest.mark.parametrize(("stride", "side"), [((2, 2), (6, 6)), ((2, 3), (5, 7)), ((1, 2), (4, 1))])
+@pytest.mark.parametrize("bias", [True, False])
+def test_shortcuts_read_every_other_pixel(layouts, stride, side, bias):
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(3, 5, 1, stride, bias=bias, dtype=torch.float64).to(memory_format=layouts[0])
+    ours = Conv2d(3, 5, 1, stride, bias=bias, dtype=torch.float64).to(memory_format=layouts[0])
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, *side, dtype=torch.float64).contiguous(memory_format=layouts[1])
+    assert kind(ours, x) == "_SliceGradientBackward"
+    y = theirs(x)
+    assert torch.equal(ours(x), y)
+    grad_y = torch.randn_like(y)
+    for found, expected in zip(gradients(ours, x, grad_y), gradients(theirs, x, grad_y), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def kind(layer, x):
+    """Whose gradient the layer's output comes from."""
+    return type(layer(x).grad_fn).__name__
+
+
 def used(layer, x):
-    """Whether the layer's output comes from our gradient."""
-    return type(layer(x).grad_fn).__name__ == "_PatchGradientBackward"
+    """Whether the layer's output comes from the product of patches."""
+    return kind(layer, x) == "_PatchGradientBackward"
 
 
 def test_only_where_it_is_a_gradient_of_weights():
