@@ -10,8 +10,9 @@ A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product its
   --workers, one after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
   same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch;
-- overlap: one worker trains while another core scores the next epoch's examples, beside in-train scores
-  alone: length of an epoch, and the variance of the gradient under the scores really used (on a probe);
+- overlap: one worker trains while another core scores the next epoch's examples, with all timesteps and
+  with half of them, beside in-train scores alone: length of an epoch, and the variance of the gradient
+  under the scores really used (on a probe);
 - steps: CPU time of an image in the worker's steps (decoded rows to optimiser, with in-train scores and one
   worker) over forward and backward of the same network without neurons, measured before and after.
 
@@ -82,7 +83,7 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
     if "overlap" in names:
         found += [
             Case("overlap", mode, ratio=0.5, pruned=3, anneal=0)
-            for mode in ("in-train scores", "overlapped scores")
+            for mode in ("in-train scores", "overlapped scores", "overlapped half-T scores")
         ]
     if "steps" in names:
         for network in ("vgg6", "sew_resnet18"):
@@ -107,8 +108,8 @@ def without_neurons(network: str) -> float:
 def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     """Train once; the epochs' records, condensed."""
     engines = one.case == "engines"
-    overlap = one.mode == "overlapped scores"
-    every = {"half-T pass every 4": 4, "overlapped scores": 1}.get(one.mode, 0)
+    overlap, half = one.mode.startswith("overlapped"), "half-T" in one.mode
+    every = 1 if overlap else 4 if half else 0
     limits = [without_neurons(one.network)] if one.case == "steps" else []
     config = Config(
         name=f"{one.case}-{os.getpid()}",
@@ -127,7 +128,7 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
             warmup_epochs=one.warmup,
             anneal_epochs=one.anneal,
             rescore_every=every,
-            score_timesteps=2 if one.mode.startswith("half-T") else None,
+            score_timesteps=2 if half else None,
             overlap=overlap,
             diagnose_every=1 if one.case == "overlap" else 0,
             diagnose_examples=128,
@@ -260,12 +261,15 @@ def _overlap(rows: list[Row]) -> str:
         variances[mode] = [e["diagnosis"]["variance_to_oracle"] for e in pruned if e.get("diagnosis")]
         shown = ", ".join(f"{v:.3f}" for v in variances[mode])
         lines.append(f"| {mode} | {times[mode]:.1f} | {wait:.1f} | {shown} |")
-    a, b = "overlapped scores", "in-train scores"
-    # The last pruned epochs: the first ones draw by scores of the same age in both.
-    lines.append(
-        f"\nOverlapped over in-train: length of an epoch {times[a] / times[b]:.3f}, "
-        f"variance in the last pruned epoch {variances[a][-1] / variances[b][-1]:.3f}."
-    )
+    plain = "in-train scores"
+    # The last pruned epoch: the first ones draw by scores of the same age in all.
+    for mode in found:
+        if mode != plain:
+            length, variance = times[mode] / times[plain], variances[mode][-1] / variances[plain][-1]
+            lines.append(
+                f"\n{mode[0].upper()}{mode[1:]} over in-train ones: length of an epoch {length:.3f}, "
+                f"variance in the last pruned epoch {variance:.3f}."
+            )
     return "\n".join(lines)
 
 
