@@ -193,7 +193,8 @@ def _spare_cores(workers: int, cluster: ClusterConfig) -> int:
     cores = int(ray.cluster_resources().get("CPU", 1))
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         cores = min(cores, os.cpu_count() or 1)
-    return max(1, cores - int(workers * cluster.cpus_per_worker))
+    # A worker trains on a whole core, however little of one it reserves.
+    return max(1, cores - int(workers * max(cluster.cpus_per_worker, 1)))
 
 
 @dataclass(frozen=True)
