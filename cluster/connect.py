@@ -152,7 +152,7 @@ def _prepare_environment(local: bool, token_file: Path | None) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     if local:
-        defaults["RAY_worker_niceness"] = "0"  # of 15, at which the idle class would get a thirteenth of a core
+        defaults["RAY_worker_niceness"] = "0"  # not 15, where the idle class gets a thirteenth of a core
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if not local:

@@ -21,6 +21,7 @@ LAPS = {
     "diagnose": "diagnosis",
     "wait": "waiting for scores",
     "barrier": "waiting for other workers",
+    "report": "checkpoints",
 }
 
 
@@ -62,7 +63,7 @@ def profile_rows(folder: Path, startup: Startup) -> list[tuple[str, float]]:
             rows += _steps(folder, seconds)
         elif seconds:
             rows.append((title, seconds))
-    rows.append(("worker processes, weight pruning, checkpoints", max(waited - inside, 0.0)))
+    rows.append(("worker processes, weight pruning", max(waited - inside, 0.0)))
     return rows
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pruning.examples.policy import FORWARD_COST
 
-_APART = ("evaluate", "norm", "diagnose", "total")
+_APART = ("evaluate", "norm", "diagnose", "report", "total")
 """Laps that full and pruned epochs have alike, whatever is trained."""
 
 

@@ -20,6 +20,7 @@ import ray.train.collective
 import torch
 from ray.train.torch import get_device, prepare_model
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
 from cluster.connect import quiet_data
@@ -78,6 +79,7 @@ class RayEngine:
         self._test: TestRows | None = None
         self._noted = 0.0
         self._gauges: dict[str, Gauge] = {}
+        self._beside: Any = None
         spec = job.spec
         self._source = (
             ShardSource(spec.train, spec.window_rows, self.rank, self.world_size, _read_by_tasks)
@@ -113,7 +115,7 @@ class RayEngine:
     def start_scoring(
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
     ) -> Callable[[], int]:
-        """In a task that needs no CPU of its own; its Ray Data tasks take the spare ones."""
+        """By an actor that needs no CPU of its own; its Ray Data tasks take the spare ones."""
         spec = self._job.spec
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         # A pass for a later epoch runs beside training; for this one, training waits for it.
@@ -121,17 +123,17 @@ class RayEngine:
         if epoch > stamp:
             scorers = replace(scorers, spare=True, tasks=_spare_cores(self.world_size, spec.config.cluster))
         pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
-        beside = ray.remote(_score_beside).options(num_cpus=0)
+        beside = self._beside = self._beside or _start_beside(spec.code)
         if spec.shards:
             count = self.book.open_pass(epoch)
             if not count:
                 return lambda: 0
-            ref = beside.remote(ray.put(pass_), spec.code, ordered_layout(spec.train), self.book, stamp)
+            ref = beside.score.remote(pass_, ordered_layout(spec.train), self.book, stamp)
             return lambda: count if _result(ref) is None else 0
         ids = self.book.rescore(epoch)
         if ids is None or not len(ids):
             return lambda: 0
-        ref = beside.remote(ray.put(pass_), spec.code, self._job.train, ids)
+        ref = beside.score.remote(pass_, self._job.train, ids)
 
         def deliver() -> int:
             self.book.observe(ids, _result(ref), stamp, "pass")
@@ -207,19 +209,33 @@ class ScoringPass:
     scorers: Scorers
 
 
-def _score_beside(
-    pass_: ScoringPass, code: OwnCode | None, source: Any, whom: Any, stamp: int | None = None
-) -> np.ndarray | None:
-    """Scores of the rows ``whom`` of a dataset; or, from row groups, straight into the book ``whom``."""
-    quiet_data()
-    activate(code)
-    p = pass_
-    if stamp is None:
-        return score_dataset(source, p.weights, p.architecture, whom, p.scoring, p.scorers)
-    for table in stream_scores(source, whom, p.weights, p.architecture, p.scoring, p.scorers):
-        scores = table.column(p.scoring.scores[0]).to_numpy()
-        whom.observe(table.column("id").to_numpy(), scores, stamp, "pass")
-    return None
+class Beside:
+    """Runs passes on Ray Data beside the worker that asks for them: one process for all of a run's."""
+
+    def __init__(self, code: OwnCode | None) -> None:
+        quiet_data()
+        activate(code)
+
+    def score(
+        self, pass_: ScoringPass, source: Any, whom: Any, stamp: int | None = None
+    ) -> np.ndarray | None:
+        """Scores of the rows ``whom`` of a dataset; or, from row groups, straight into the book ``whom``."""
+        p = pass_
+        if stamp is None:
+            return score_dataset(source, p.weights, p.architecture, whom, p.scoring, p.scorers)
+        for table in stream_scores(source, whom, p.weights, p.architecture, p.scoring, p.scorers):
+            scores = table.column(p.scoring.scores[0]).to_numpy()
+            whom.observe(table.column("id").to_numpy(), scores, stamp, "pass")
+        return None
+
+
+def _start_beside(code: OwnCode | None) -> Any:
+    """On this node if it can; it ends with the worker that started it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(Beside)
+    return actor.options(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here).remote(
+        code
+    )
 
 
 def _result(ref: Any) -> Any:

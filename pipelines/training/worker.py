@@ -85,6 +85,8 @@ class Worker:
     """On worker 0 of a run on remote storage."""
     start_seconds: float = 0.0
     """What `Engine.warm_up` took; told with the first record."""
+    report_seconds: float = 0.0
+    """What registering the records since the last told one took; told with the next."""
 
     def report(
         self,
@@ -99,6 +101,9 @@ class Worker:
         index = self.progress.phase
         if self.start_seconds:
             record["start_seconds"], self.start_seconds = round(self.start_seconds, 3), 0.0
+        if "seconds" in record:
+            record["seconds"]["report"], self.report_seconds = round(self.report_seconds, 3), 0.0
+        began = time.perf_counter()
         self.progress = Progress(phase=next_phase, epoch=next_epoch, history=[*self.progress.history, record])
         if self.engine.rank == 0:
             if not Path(self.spec.folder).is_dir():  # never begin another one in its place
@@ -119,6 +124,7 @@ class Worker:
             ),
         )
         self.push()
+        self.report_seconds += time.perf_counter() - began
         for tracker in self.trackers:
             tracker.record(len(self.progress.history) - 1, record)
         self.engine.publish(record["phase"], gauges(record))

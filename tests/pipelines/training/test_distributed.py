@@ -141,7 +141,11 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
 
 
 @pytest.mark.parametrize(
-    "victim", ["ray::RayTrainWorker", pytest.param("ray::BookActor", marks=pytest.mark.slow)]
+    "victim",
+    [
+        "ray::RayTrainWorker",
+        *(pytest.param(f"ray::{name}", marks=pytest.mark.slow) for name in ("BookActor", "Beside")),
+    ],
 )
 def test_a_killed_process_is_replaced_and_changes_nothing(
     victim: str, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
