@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn.activations import ACTIVATIONS, keep_activations
 from snn.convolution import Conv2d
+from snn.layers import SpikingLayer
 from snn.models.base import SpikingNetwork
 from snn.neurons import LIF, NeuronParameters, lif
 
@@ -105,12 +107,7 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
     """Networks by name, and whether each is given the static view (else T copies of the images)."""
 
     def without(make: Callable[[], nn.Module], channels_last: bool = False) -> nn.Module:
-        net = with_neurons(model, make)
-        net.channels_last = channels_last
-        for module in net.modules():
-            if isinstance(module, Conv2d):
-                module.__class__ = nn.Conv2d  # torch's own gradients
-        return net
+        return _of_torch(with_neurons(model, make), channels_last)
 
     ours = copy.deepcopy(model)
     other = copy.deepcopy(model)
@@ -129,6 +126,39 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
         variants["snntorch"] = (Stepwise(without(lambda: StepNeuron(snntorch_step()))), False)
     if installed("norse"):
         variants["norse"] = (Stepwise(without(lambda: StepNeuron(norse_step()))), False)
+    return variants
+
+
+def _of_torch(net: nn.Module, channels_last: bool) -> nn.Module:
+    """The network, its convolutions with torch's own gradients."""
+    net.channels_last = channels_last
+    for module in net.modules():
+        if isinstance(module, Conv2d):
+            module.__class__ = nn.Conv2d
+    return net
+
+
+def memory_variants(model: SpikingNetwork, x_TB: Tensor) -> dict[str, tuple[nn.Module, bool]]:
+    """As `network_variants`: how activations are kept, ours and spikingjelly's.
+
+    Of spikingjelly's levels those above 1 search with a GPU's peak memory; level 1 recomputes all layers and
+    keeps spikes as bits.
+    """
+    variants: dict[str, tuple[nn.Module, bool]] = {}
+    for how in ACTIVATIONS:
+        net = copy.deepcopy(model)
+        keep_activations(net, how)
+        variants["ours" if how == "keep" else f"ours, {how}"] = net, True
+    if installed("spikingjelly"):
+        from spikingjelly.activation_based import memopt
+
+        plain = _of_torch(with_neurons(model, SpikingJellyNeuron), channels_last=False)
+        variants["spikingjelly"] = copy.deepcopy(plain), False
+        level = 4 if x_TB.device.type == "cuda" else 1
+        variants[f"spikingjelly, memory level {level}"] = (
+            memopt.optimize_memory(plain, SpikingLayer, lambda net: net(x_TB), level=level),
+            False,
+        )
     return variants
 
 

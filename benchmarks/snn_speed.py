@@ -1,11 +1,13 @@
 """What spiking costs: our networks beside the same networks without neurons, and beside other libraries.
 
-    python -m benchmarks.snn_speed [--cases B1 B2 B3] [--networks vgg6:8 ...] [--output FILE.json]
+    python -m benchmarks.snn_speed [--cases B1 B2 B3 B4] [--networks vgg6:8 ...] [--output FILE.json]
 
 B1: forward and forward+backward of whole networks; B2: the LIF layer alone; B3: bytes of activations
-kept for the backward pass. All variants of a case run in one process, in turn, round after round, on
-one thread; a figure is the median over rounds (CPU: of CPU time, which waiting does not enter; CUDA:
-of wall time with synchronisation) beside its spread. Ratios of one run are what may be compared.
+kept for the backward pass; B4: those of `snn.activations` and of spikingjelly's memory optimisation, by
+what the allocator holds after a forward pass, and what they cost in time. All variants of a case run in
+one process, in turn, round after round, on one thread; a figure is the median over rounds (CPU: of CPU
+time, which waiting does not enter; CUDA: of wall time with synchronisation) beside its spread. Ratios of
+one run are what may be compared.
 
 Every variant has the same weights, folded convolutions and input; the neurons differ, and ours have the
 convolutions of `snn.convolution`, the others torch's own:
@@ -36,7 +38,14 @@ from torch import Tensor, nn
 
 from benchmarks.about import about
 from benchmarks.snn_levels import key, page, show
-from benchmarks.snn_peers import NEURON, PEERS, installed, layer_variants, network_variants
+from benchmarks.snn_peers import (
+    NEURON,
+    PEERS,
+    installed,
+    layer_variants,
+    memory_variants,
+    network_variants,
+)
 from snn.coding import direct
 from snn.kernels import choose
 from snn.kernels.allocator import tune_allocator
@@ -214,13 +223,53 @@ def kept_bytes(machine: Machine) -> list[Row]:
     return rows
 
 
+def memory_modes(machine: Machine, chosen: list[str] | None) -> list[Row]:
+    """B4."""
+    rows = []
+    for name, batch in NETWORKS_CUDA if machine.device.type == "cuda" else NETWORKS[1:]:
+        if chosen and f"{name}:{batch}" not in chosen:
+            continue
+        model, x_B, labels = prepared(name, batch, machine)
+        x_TB = direct(x_B, T)
+        steps, kept = {}, {}
+        for variant, (net, static) in memory_variants(model, x_TB.contiguous()).items():
+            x = x_TB if static else x_TB.contiguous()
+            kept[variant] = _held_after_forward(net.train(), x, labels)
+            steps[variant] = network_steps(net, x_B, labels, static, machine)
+        for variant, measured in machine.time(steps).items():
+            row = {"case": "B4", "network": name, "batch": batch, "variant": variant, "seconds": measured}
+            rows.append(row | {"mebibytes": kept[variant] / 2**20})
+    return rows
+
+
+def _held_after_forward(net: nn.Module, x_TB: Tensor, labels: Tensor) -> int:
+    """Bytes that a forward pass leaves allocated."""
+    rate_cross_entropy(net(x_TB), labels).mean()  # what is made once
+    if x_TB.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        loss = rate_cross_entropy(net(x_TB), labels).mean()
+        held = torch.cuda.memory_allocated() - before
+    else:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            loss = rate_cross_entropy(net(x_TB), labels).mean()
+        events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        held = sum(e.nbytes() for e in events if e.name() == "[memory]")
+    del loss
+    return held
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=["B1", "B2", "B3"], default=["B1", "B2", "B3"])
-    parser.add_argument("--networks", nargs="+", metavar="NAME:BATCH", help="of B1; all when not given")
+    parser.add_argument(
+        "--cases", nargs="+", choices=["B1", "B2", "B3", "B4"], default=["B1", "B2", "B3", "B4"]
+    )
+    parser.add_argument(
+        "--networks", nargs="+", metavar="NAME:BATCH", help="of B1 and B4; all when not given"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -237,6 +286,7 @@ def main() -> None:
         "B1": lambda: networks(machine, args.networks),
         "B2": lambda: layers(machine),
         "B3": lambda: kept_bytes(machine),
+        "B4": lambda: memory_modes(machine, args.networks),
     }
     rows = [row for case in args.cases for row in cases[case]()]
     show(rows)

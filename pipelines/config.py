@@ -212,6 +212,9 @@ class TrainConfig:
     """Largest norm of a step's gradient; none when not given."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """float32, or mixed precision of the training steps: bf16, or fp16 with a scaled loss."""
+    activations: Literal["keep", "pack", "recompute"] = "keep"
+    """What is kept for the backward pass: keep (all that gradients need), pack (spikes as bits) or
+    recompute (each layer's input alone, packed): less memory, more time."""
     accumulate: int = 1
     """Parts in which each step's batch is computed, one after the other, to fit the memory."""
     ema: float | None = None

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from snn.activations import pack, unpack
+
 SMALL_MAP, MANY_WEIGHTS = 16, 1 << 21
 """Pixels up to which, and weights from which, the matrix product wins: beyond a core's own cache."""
 TINY_MAP, SOME_WEIGHTS = 4, 1 << 19
@@ -21,33 +23,42 @@ TINY_MAP, SOME_WEIGHTS = 4, 1 << 19
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`; same arguments, outputs, and gradients but for the order of their sums."""
 
+    pack = False
+    """Keep inputs that are spikes as bits or bytes; set by `snn.activations.keep_activations`."""
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._plain(input, weight):
-            y: Tensor
-            if self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0):
-                y = _SliceGradient.apply(input, weight, bias, self.stride)
-                return y
-            if _wins(self._map_of(input), weight.numel()):
-                y = _PatchGradient.apply(input, weight, bias, self.stride, self.padding)
+            way = self._way(input, weight)
+            if way != "torch" or self.pack:
+                if torch.is_autocast_enabled(input.device.type):
+                    dtype = torch.get_autocast_dtype(input.device.type)
+                    input, weight = input.to(dtype), weight.to(dtype)
+                    bias = None if bias is None else bias.to(dtype)
+                y: Tensor = _Gradient.apply(input, weight, bias, self.stride, self.padding, way, self.pack)
                 return y
         return super()._conv_forward(input, weight, bias)
 
     def _plain(self, x: Tensor, weight: Tensor) -> bool:
-        """A gradient of the weights will be wanted, on a CPU, of a convolution without extras."""
+        """A gradient of the weights will be wanted, of a convolution without extras."""
         return (
-            x.device.type == "cpu"
-            and x.ndim == 4
+            x.ndim == 4
             and x.numel() > 0
-            and x.dtype == weight.dtype
             and torch.is_grad_enabled()
             and weight.requires_grad
             and self.groups == 1
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
-            and not torch.is_autocast_enabled("cpu")
             and not torch._C._are_functorch_transforms_active()
         )
+
+    def _way(self, x: Tensor, weight: Tensor) -> str:
+        """Whose gradients: ``torch``'s, or on CPUs those of the ``slice`` or of ``patches``."""
+        if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+            return "torch"
+        if self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0):
+            return "slice"
+        return "patches" if _wins(self._map_of(x), weight.numel()) else "torch"
 
     def _map_of(self, x: Tensor) -> int:
         """Pixels of the output."""
@@ -63,32 +74,8 @@ def _wins(pixels: int, weights: int) -> bool:
     )
 
 
-class _SliceGradient(torch.autograd.Function):
-    """Of a 1x1 convolution that reads every ``stride``-th pixel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        return F.conv2d(x, weight, bias, stride)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
-        x, weight = ctx.saved_tensors
-        rows, columns = (slice(None, None, step) for step in ctx.stride)
-        grad_read, grad_weight, grad_bias = _gradients(
-            grad_y, _packed(x[:, :, rows, columns]), weight, (1, 1), (0, 0), ctx.needs_input_grad[:3]
-        )
-        grad_x = None
-        if grad_read is not None:
-            grad_x = torch.zeros_like(x)
-            grad_x[:, :, rows, columns] = grad_read
-        return grad_x, grad_weight, grad_bias, None
-
-
-class _PatchGradient(torch.autograd.Function):
-    """With the gradient of the weights as one matrix product."""
+class _Gradient(torch.autograd.Function):
+    """Torch's convolution; what is kept of its input, and how gradients come about, is ours to say."""
 
     @staticmethod
     def forward(
@@ -98,21 +85,37 @@ class _PatchGradient(torch.autograd.Function):
         bias: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
+        way: str,
+        packs: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+        kept, ctx.packed = pack(x) if packs else (x, None)
+        ctx.save_for_backward(kept, weight)
+        ctx.stride, ctx.padding, ctx.way = stride, padding, way
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
-        x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        grad_x, _, grad_bias = _gradients(
-            grad_y, x, weight, ctx.stride, ctx.padding, (wanted[0], False, wanted[2])
-        )
-        grad_weight = _weight_gradient(x, grad_y, weight, ctx.stride, ctx.padding) if wanted[1] else None
-        return grad_x, grad_weight, grad_bias, None, None
+        kept, weight = ctx.saved_tensors
+        x = kept if ctx.packed is None else unpack(kept, ctx.packed)
+        stride, padding, wanted = ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
+        if ctx.way == "slice":
+            # Every stride-th pixel is read, and no other has a gradient.
+            rows, columns = (slice(None, None, step) for step in stride)
+            read = _without_gaps(x[:, :, rows, columns])
+            grad_read, grad_weight, grad_bias = _gradients(grad_y, read, weight, (1, 1), (0, 0), wanted)
+            grad_x = None
+            if grad_read is not None:
+                grad_x = torch.zeros_like(x)
+                grad_x[:, :, rows, columns] = grad_read
+        elif ctx.way == "patches":
+            grad_x, _, grad_bias = _gradients(
+                grad_y, x, weight, stride, padding, (wanted[0], False, wanted[2])
+            )
+            grad_weight = _weight_gradient(x, grad_y, weight, stride, padding) if wanted[1] else None
+        else:
+            grad_x, grad_weight, grad_bias = _gradients(grad_y, x, weight, stride, padding, wanted)
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _gradients(
@@ -130,7 +133,7 @@ def _gradients(
     return found
 
 
-def _packed(x: Tensor) -> Tensor:
+def _without_gaps(x: Tensor) -> Tensor:
     """A slice of a tensor, without gaps, in the memory format of the tensor."""
     inner = x.stride(1) == 1 and x.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if inner else torch.contiguous_format)

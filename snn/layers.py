@@ -7,9 +7,11 @@ neurons see time. Batch norm therefore takes its statistics over batch and time 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from snn.activations import recomputed
 from snn.neurons import LIF
 
 WeightLayer = nn.Linear | nn.Conv2d
@@ -74,6 +76,9 @@ def _only_computes(module: nn.Module) -> bool:
 class SpikingLayer(nn.Module):
     """Weights, an optional norm, and the neurons they drive: ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
 
+    recompute = False
+    """Keep the input alone for the backward pass; set by `snn.activations.keep_activations`."""
+
     def __init__(self, weight_layer: WeightLayer, norm: Norm | None, neuron: LIF) -> None:
         super().__init__()
         self.weight_layer = weight_layer
@@ -82,7 +87,18 @@ class SpikingLayer(nn.Module):
 
     def forward(self, x_TB: Tensor) -> Tensor:
         """Spikes of the layer's neurons."""
+        if self.recompute and torch.is_grad_enabled() and all(map(_only_computes, self.children())):
+            return self._recomputed(x_TB)
         return driven(self.weight_layer, self.norm, self.neuron, x_TB)
+
+    def _recomputed(self, x_TB: Tensor) -> Tensor:
+        T, static = x_TB.shape[0], is_static(x_TB)
+
+        def run(x: Tensor) -> Tensor:
+            x = x.expand(T, *x.shape) if static else x.unflatten(0, (T, len(x) // T))
+            return driven(self.weight_layer, self.norm, self.neuron, x)
+
+        return recomputed(self, self.norm, run, x_TB[0] if static else x_TB.flatten(0, 1))
 
     def _current(self, x: Tensor) -> Tensor:
         y = self.weight_layer(x)

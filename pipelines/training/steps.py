@@ -19,6 +19,7 @@ from pipelines.training.score_book import ScoreBuffer
 from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
 from pruning.examples.scores import ExampleScorer
+from snn.activations import keep_activations
 from snn.losses import LOSSES
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,6 +87,7 @@ class Stepper:
     ) -> None:
         assert phase.train is not None
         self.worker, self.phase, self.train, self.engine = worker, phase, phase.train, worker.engine
+        keep_activations(worker.model, phase.train.activations)
         self.module = worker.engine.distribute(worker.model)
         self.optimizer = optimizer
         self.average = WeightAverage(worker.model, phase.train.ema) if phase.train.ema else None

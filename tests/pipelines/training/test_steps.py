@@ -39,6 +39,18 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, digits: Path)
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("how", ["pack", "recompute"])
+def test_what_is_kept_of_activations_changes_no_metric(how: str, tmp_path: Path, digits: Path) -> None:
+    settings = {"model__name": "convnet", "model__channels": "[8, 8]", "model__hidden": "[16]"}
+    settings |= {"train__epochs": "3", "examples__rescore_every": "0"}  # in-train scores too
+    plain, other = (
+        trained(tmp_path / name, digits, **settings, train__activations=name) for name in ("keep", how)
+    )
+    for a, b in zip(plain, other, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6)
+        assert (a["test_accuracy"], a["examples"]) == (b["test_accuracy"], b["examples"])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_and_scores(precision: str, tmp_path: Path, digits: Path) -> None:
     settings = {"train__epochs": "3", "examples__rescore_every": "0"}  # in-train scores from the half pass
