@@ -309,6 +309,7 @@ def write(path: Path, about: dict[str, Any], rows: list[Row]) -> None:
         new = {key(row) for row in rows}
         rows = [row for row in json.loads(path.read_text())["rows"] if key(row) not in new] + rows
     rows.sort(key=lambda row: row["case"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     path.with_suffix(".md").write_text(page(path.name, about, rows))
 

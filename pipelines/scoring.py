@@ -23,7 +23,8 @@ from snn.interchange import build_described
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
-PART_ROWS = 8192  # rows that one task reads and scores, row group by row group
+PARTS, LEAST_ROWS, MOST_ROWS = 64, 8192, 65536
+"""Tasks that share a dataset's rows, and what one of them reads and scores, row group by row group."""
 CHUNK = 256  # rows per forward: tensors stay below the size at which the C library maps memory anew
 
 
@@ -76,7 +77,8 @@ def parts_of(layout: Layout) -> Iterator[Layout]:
 
 
 def _parts(layout: Layout) -> Iterator[np.ndarray]:
-    return chunked(layout.rows, PART_ROWS)
+    rows = min(max(int(layout.rows.sum()) // PARTS, LEAST_ROWS), MOST_ROWS)
+    return chunked(layout.rows, rows)
 
 
 def score_layout(

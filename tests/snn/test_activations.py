@@ -11,6 +11,7 @@ from torch import nn
 from snn import activations
 from snn.activations import ACTIVATIONS, keep_activations, pack, unpack
 from snn.coding import direct
+from snn.layers import SpikingLayer
 from snn.losses import rate_cross_entropy
 from snn.models import build
 from snn.neurons import NeuronParameters
@@ -130,7 +131,9 @@ def test_a_watched_layer_shows_its_calls_once():
     calls = []
 
     def watch(net):
-        net.features[0].neuron.register_forward_hook(lambda *_: calls.append(1))
+        next(m for m in net.modules() if isinstance(m, SpikingLayer)).neuron.register_forward_hook(
+            lambda *_: calls.append(1)
+        )
 
     kept, other = trained(net, "keep", 3), trained(net, "recompute", 3, watch=watch)
     assert len(calls) == 2  # steps
