@@ -2,7 +2,7 @@
 
 =============  ====================================================================================
 ``keep``       what gradients need, as it is: the fastest (default)
-``pack``       inputs of convolutions that are spikes as bits, sums of spikes as bytes
+``pack``       inputs of convolutions and pooling that are spikes as bits, sums of spikes as bytes
 ``recompute``  of a spiking layer its packed input alone: its weights run again in the backward pass
 =============  ====================================================================================
 
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ACTIVATIONS = ("keep", "pack", "recompute")
+_POOLING = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,20 @@ def keep_activations(network: nn.Module, how: str) -> None:
         ValueError: an unknown way.
     """
     from snn.convolution import Conv2d
-    from snn.layers import SpikingLayer
+    from snn.layers import Folded, SpikingLayer
 
     if how not in ACTIVATIONS:
         raise ValueError(f"activations: {how!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-    recomputed = set()
+    inner = set()
     for module in network.modules():
         if isinstance(module, SpikingLayer):
             module.recompute = how == "recompute"
-            recomputed.add(module.weight_layer)
+            inner.add(module.weight_layer)
+        elif isinstance(module, Folded) and isinstance(module.module, _POOLING):
+            module.recompute = how != "keep"  # a pass over a packed input, and cheap
     for module in network.modules():
         if isinstance(module, Conv2d):
-            module.pack = how == "pack" or (how == "recompute" and module not in recomputed)
+            module.pack = how == "pack" or (how == "recompute" and module not in inner)
 
 
 def recomputed(layer: nn.Module, norm: nn.Module | None, run: Any, x: Tensor) -> Tensor:

@@ -108,10 +108,15 @@ class SpikingLayer(nn.Module):
 class Folded(nn.Module):
     """A stateless module (pooling, flatten) on ``[T*B, ...]``."""
 
+    recompute = False
+    """As for `SpikingLayer`."""
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x_TB: Tensor) -> Tensor:
         """``module`` at every timestep."""
+        if self.recompute and torch.is_grad_enabled() and _only_computes(self.module):
+            return folded(lambda x: recomputed(self, None, self.module, x), x_TB)
         return folded(self.module, x_TB)
