@@ -3,7 +3,8 @@
 Where maps are small and weights many (512 channels at 4x4, as in the last stage of a ResNet on 32x32
 images), oneDNN's gradient of the weights runs at a fraction of a matrix product's speed; there it is one
 matrix product of the output's gradient with the input's patches. And the gradients of a 1x1 convolution
-with a stride (a shortcut) are those of a plain one on the pixels that it reads.
+with a stride (a shortcut) are those of a plain one on the pixels that it reads. Small maps of many channels
+run in NCHW in either case.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from snn.activations import pack, unpack
 SMALL_MAP, MANY_WEIGHTS = 16, 1 << 21
 """Pixels up to which, and weights from which, the matrix product wins: beyond a core's own cache."""
 TINY_MAP, SOME_WEIGHTS = 4, 1 << 19
+DEEP_CHANNELS = 512
 
 
 class Conv2d(nn.Conv2d):
@@ -27,6 +29,8 @@ class Conv2d(nn.Conv2d):
     """Keep inputs that are spikes as bits or bytes; set by `snn.activations.keep_activations`."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._deep(input) and weight.is_contiguous():
+            input = input.contiguous()
         if self._plain(input, weight):
             way = self._way(input, weight)
             if way != "torch" or self.pack:
@@ -37,6 +41,16 @@ class Conv2d(nn.Conv2d):
                 y: Tensor = _Gradient.apply(input, weight, bias, self.stride, self.padding, way, self.pack)
                 return y
         return super()._conv_forward(input, weight, bias)
+
+    def _deep(self, x: Tensor) -> bool:
+        """On CPUs, where maps are small and channels many: NCHW is faster there than channels_last."""
+        return (
+            x.device.type == "cpu"
+            and x.ndim == 4
+            and self.out_channels >= DEEP_CHANNELS
+            and not isinstance(self.padding, str)
+            and self._map_of(x) <= SMALL_MAP
+        )
 
     def _plain(self, x: Tensor, weight: Tensor) -> bool:
         """A gradient of the weights will be wanted, of a convolution without extras."""

@@ -138,7 +138,9 @@ def sew_resnet(
             stride = 2 if stage > 0 and i == 0 else 1
             layers[f"stage{stage + 1}_{i}"] = SEWBlock(c, channels, stride, neuron, bottleneck)
             c = 4 * channels if bottleneck else channels
-    return SpikingNetwork(nn.Sequential(layers), _pooled_head(c, num_classes))
+    net = SpikingNetwork(nn.Sequential(layers), _pooled_head(c, num_classes))
+    net.channels_last = True  # docs/methods-snn.md, section 6
+    return net
 
 
 class MSBlock(nn.Module):

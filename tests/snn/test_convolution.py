@@ -76,6 +76,19 @@ def test_shortcuts_read_every_other_pixel(layouts, stride, side, bias):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_small_maps_of_many_channels_run_in_nchw():
+    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    layer = Conv2d(8, 512, 3, padding=1)
+    y = layer(x)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, nn.functional.conv2d(x, layer.weight, layer.bias, padding=1))
+    wide = torch.randn(2, 8, 8, 8).contiguous(memory_format=torch.channels_last)
+    for other, kept in ((Conv2d(8, 256, 3, padding=1), x), (layer, wide)):
+        assert other(kept).is_contiguous(memory_format=torch.channels_last)
+    layer.to(memory_format=torch.channels_last)  # whoever asks for the format of the weights keeps it
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
 def way(layer, x):
     """How the layer's gradients come about, by the graph behind its output."""
     return getattr(layer(x).grad_fn, "way", "torch")
