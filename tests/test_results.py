@@ -20,12 +20,15 @@ from benchmarks import (
     sadp_cost,
     sadp_quality,
     sadp_training,
+    scale,
     search_front,
     slamp_distortion,
     slamp_quality,
     slamp_retraining,
     snn_levels,
     sparse_inference,
+    startup,
+    suite,
 )
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
@@ -39,12 +42,21 @@ def data_tables(result: Result) -> str:
     return input_pipeline.tables(result) if "sets" in result else ingest.tables(result)
 
 
+def whole_tables(result: Result) -> str:
+    """Of the suite, of the demo's start, or of steps inside the pipeline."""
+    if "cases" in result:
+        return suite.markdown(result)
+    return (startup if "seconds" in result["rows"][0] else pipeline_overhead).tables(result["rows"])
+
+
 PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "data.md": (data_tables, ("ingest.json", "ingest_memory.json", "input_pipeline.json")),
     "snn-speed-cpu.md": (
         lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
-        ("snn-speed-cpu.json", "snn-speed-sew.json"),
+        ("snn-speed-cpu.json", "snn-speed-sew.json", "snn-memory.json"),
     ),
+    "performance.md": (whole_tables, ("suite.json", "startup.json", "pipeline_steps.json")),
+    "scale.md": (scale.tables, ("scale.json",)),
     "pipeline.md": (
         lambda result: pipeline_overhead.tables(result["rows"]),
         ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_overlap.json"),
@@ -141,6 +153,20 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     assert found
     assert float(found[1]) == round(accuracy["full"] - accuracy["sadp train"], 2)
     assert float(found[2]) == round(accuracy["full"] - accuracy["sadp retrain"], 1)
+
+
+def test_what_the_readme_says_of_sparse_inference_is_stored() -> None:
+    rows = json.loads((RESULTS / "sparse_inference.json").read_text())["networks"]
+    gain = {
+        round(row["sparsity"], 2): min(s for name, s in row["seconds"].items() if name != "ours")
+        / row["seconds"]["ours"]
+        for row in rows
+        if (row["network"], row["batch"]) == ("vgg6", 16)
+    }
+    readme = (RESULTS.parents[1] / "README.md").read_text()
+    found = re.search(r"VGG-6 infers ([\d.]+) times faster at 90 %, ([\d.]+) times at 98 %", readme)
+    assert found
+    assert (float(found[1]), float(found[2])) == (round(gain[0.9], 1), round(gain[0.98], 1))
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
