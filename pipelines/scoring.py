@@ -114,7 +114,7 @@ class Scorers:
     spare: bool = False
     """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
     tasks: int | None = None
-    """Most tasks at once, where they are tasks; ``None`` for as many as Ray has CPUs for."""
+    """Most tasks at once, where they are tasks; ``None`` for one per core."""
 
 
 def scorers_of(cluster: ClusterConfig) -> Scorers:
@@ -217,7 +217,9 @@ def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
         told = {"job": [ref], "key": ref.hex()}
-        return dataset.map_batches(_score_block, fn_kwargs=told, concurrency=scorers.tasks, **shared)
+        return dataset.map_batches(
+            _score_block, fn_kwargs=told, concurrency=scorers.tasks or cluster_cores(), **shared
+        )
     return dataset.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={"job": [ref]},
@@ -225,6 +227,16 @@ def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
         **({"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}),
         **shared,
     )
+
+
+def cluster_cores() -> int:
+    """Cores of the cluster; a machine of its own may be told to Ray with more CPUs than it has."""
+    import ray
+
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        cores = min(cores, os.cpu_count() or 1)
+    return max(cores, 1)
 
 
 class _Runner:

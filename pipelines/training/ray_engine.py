@@ -4,7 +4,6 @@ Each worker fetches the rows that `order` assigns to it by selecting them in Ray
 materialised dataset, encoded, before anything is decoded.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +27,15 @@ from pipelines.config import ClusterConfig
 from pipelines.data.layout import Layout, read_rows
 from pipelines.networks import architecture
 from pipelines.own_code import OwnCode, activate
-from pipelines.scoring import Scorers, Scoring, mistake, score_dataset, scorers_of, stream_scores
+from pipelines.scoring import (
+    Scorers,
+    Scoring,
+    cluster_cores,
+    mistake,
+    score_dataset,
+    scorers_of,
+    stream_scores,
+)
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.remote_book import book_of
@@ -191,12 +198,9 @@ class RayEngine:
 
 
 def _spare_cores(workers: int, cluster: ClusterConfig) -> int:
-    """Cores that training leaves; a machine of its own may be told to Ray with more CPUs than it has."""
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    if sum(node["Alive"] for node in ray.nodes()) == 1:
-        cores = min(cores, os.cpu_count() or 1)
+    """Cores that training leaves, and at least one."""
     # A worker trains on a whole core, however little of one it reserves.
-    return max(1, cores - int(workers * max(cluster.cpus_per_worker, 1)))
+    return max(1, cluster_cores() - int(workers * max(cluster.cpus_per_worker, 1)))
 
 
 @dataclass(frozen=True)
