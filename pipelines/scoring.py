@@ -114,7 +114,7 @@ class Scorers:
     spare: bool = False
     """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
     tasks: int | None = None
-    """Most tasks at once, where they are tasks; ``None`` for one per core."""
+    """Most tasks at once, where they are tasks; ``None`` for as many as Ray has CPUs for."""
 
 
 def scorers_of(cluster: ClusterConfig) -> Scorers:
@@ -217,9 +217,7 @@ def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
         told = {"job": [ref], "key": ref.hex()}
-        return dataset.map_batches(
-            _score_block, fn_kwargs=told, concurrency=scorers.tasks or cluster_cores(), **shared
-        )
+        return dataset.map_batches(_score_block, fn_kwargs=told, concurrency=scorers.tasks, **shared)
     return dataset.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={"job": [ref]},
