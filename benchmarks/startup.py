@@ -71,7 +71,7 @@ def tables(rows: list[Row]) -> str:
     names = dict.fromkeys(name for table in profiled.values() for name in table if name != "all")
     for name in [*names, "all"]:
         cells = [f"{t[name]:.2f}" if name in t else "" for t in profiled.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name.replace('optimizer', 'optimiser')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
