@@ -81,7 +81,7 @@ ON_ANOTHER_PAGE = ("search examples/search-digits.yaml",)
 SMALL = """
 --train.epochs 2 --train.batch-size 8 --examples.warmup-epochs 0 --examples.anneal-epochs 1
 --weights.retrain-epochs 1 --weights.calibration-examples 8 --data.train-rows 16 --data.test-rows 8
---cluster.engine local --cluster.workers 1
+--cluster.engine local --cluster.workers 1 --cluster.min-workers 1
 """
 """Added to the runs of the datasets' page, whose data are stand-ins."""
 CONFIG = """
