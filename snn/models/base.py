@@ -45,7 +45,8 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must be (T, B, {wanted})")
         if x_TB.shape[0] < 1:
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must have at least one timestep")
-        if self.channels_last and x_TB.ndim == 5:
+        # vmap knows no channels_last; outside of it the format changes speed, not the function.
+        if self.channels_last and x_TB.ndim == 5 and not torch._C._are_functorch_transforms_active():
             x_TB = folded(lambda x: x.contiguous(memory_format=torch.channels_last), x_TB)
         return folded(self.readout, self.features(x_TB))
 

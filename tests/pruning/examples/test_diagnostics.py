@@ -184,7 +184,7 @@ def test_weighted_subsets_have_the_full_gradient_on_average(trained):
     assert np.abs(full).max() > 0
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "convnet", "sew_resnet18", "spikformer"])
+@pytest.mark.parametrize("architecture", ["mlp", "convnet", "vgg6", "sew_resnet18", "spikformer"])
 def test_gradient_norms_are_those_of_torch_func(architecture):
     from torch.func import functional_call, grad, vmap
 
