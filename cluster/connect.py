@@ -118,12 +118,16 @@ def check_address(address: str) -> None:
         raise ClusterError(where, "leave it out to start Ray on this machine")
 
 
-def quiet_data() -> None:
-    """No log lines and progress bars of Ray Data's own, in this process."""
+def prepare_data() -> None:
+    """Ray Data in this process: no log lines and progress bars of its own, all of the cluster at once."""
     import ray.data
+    from ray.data._internal.execution.resource_manager import ResourceManager
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It asks for the cluster's size once a second and runs a single task until it has heard of it,
+    # twice: one to two seconds of every pass.
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]
 
 
 def _describe(address: str | None) -> Cluster:

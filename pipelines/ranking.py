@@ -18,7 +18,7 @@ from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.own_code import use_own_code
-from pipelines.scoring import Scoring, parts_of, score_layout, scorers_of, stream_scores
+from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
 from pipelines.training.rows import Inputs
 from pruning.examples.scores import SCORES
 from snn.interchange import load_checkpoint
@@ -78,7 +78,7 @@ def rank(
                     check_shared(None, scored.files)
             weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
             described = architecture(config.model, info)
-            scorers = scorers_of(config.cluster)
+            scorers = scorers_alone(config.cluster)
             parts = stream_scores(pieces, scored.ids, weights, described, scoring, scorers)
         else:
             parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(pieces))

@@ -1,5 +1,6 @@
 """Scores of examples: the function that every launcher runs on a block of rows, and its Ray Data pass."""
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.connect import quiet_data
+from cluster.connect import prepare_data
 from pipelines import own_code
 from pipelines.config import ClusterConfig, LossName
 from pipelines.data.ids import IdSet
@@ -23,8 +24,10 @@ from snn.interchange import build_described
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
 
-PARTS, LEAST_ROWS, MOST_ROWS = 64, 8192, 65536
-"""Tasks that share a dataset's rows, and what one of them reads and scores, row group by row group."""
+PARTS, PARTS_PER_CORE = 32, 4
+"""Tasks that share a dataset's rows: so many, or so many for each core of the cluster if that is more."""
+LEAST_ROWS, MOST_ROWS = 2048, 131072
+"""What one of them reads and scores, row group by row group, if row groups are smaller than that."""
 CHUNK = 256  # rows per forward: tensors stay below the size at which the C library maps memory anew
 
 
@@ -70,15 +73,16 @@ def score_table(
     return pa.table({"id": rows.ids, **{name: torch.cat(part).numpy() for name, part in parts.items()}})
 
 
-def parts_of(layout: Layout) -> Iterator[Layout]:
-    """The row groups that are scored by one task each: the same for every launcher."""
-    for part in _parts(layout):
+def part_rows(layout: Layout, cores: int) -> int:
+    """Rows of one task, at least: few enough that every core has some, many enough to be worth a task."""
+    parts = max(PARTS, PARTS_PER_CORE * cores)
+    return min(max(int(layout.rows.sum()) // parts, LEAST_ROWS), MOST_ROWS)
+
+
+def parts_of(layout: Layout, cores: int = 1) -> Iterator[Layout]:
+    """The row groups that are scored by one task each. Scores do not depend on how they are parted."""
+    for part in chunked(layout.rows, part_rows(layout, cores)):
         yield layout.take(part)
-
-
-def _parts(layout: Layout) -> Iterator[np.ndarray]:
-    rows = min(max(int(layout.rows.sum()) // PARTS, LEAST_ROWS), MOST_ROWS)
-    return chunked(layout.rows, rows)
 
 
 def score_layout(
@@ -115,11 +119,25 @@ class Scorers:
     """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
     tasks: int | None = None
     """Most tasks at once, where they are tasks; ``None`` for as many as Ray has CPUs for."""
+    cpus: float = 1
+    """CPUs of each task."""
 
 
 def scorers_of(cluster: ClusterConfig) -> Scorers:
     """As the config says."""
     return Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer)
+
+
+def scorers_alone(cluster: ClusterConfig) -> Scorers:
+    """As the config says, where nobody else computes on the cluster.
+
+    A Ray of its own is told of more CPUs than a small machine has. Tasks that share cores cost each
+    other a tenth of their speed for every one too many; one too many fills the pauses between tasks.
+    """
+    import ray
+
+    cpus, tasks = ray.cluster_resources().get("CPU", 1.0), cluster_cores() + 1
+    return replace(scorers_of(cluster), cpus=max(1.0, math.floor(cpus / tasks * 1e4) / 1e4))
 
 
 def score_dataset(
@@ -183,12 +201,14 @@ def stream_scores(
     """
     import ray.data
 
-    quiet_data()
+    prepare_data()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    parts = sum(1 for _ in _parts(layout))
-    job = _Job(architecture, weights, scoring, wanted=wanted, layout=layout)
-    scored = _mapped(ray.data.range(parts, override_num_blocks=parts), job, scorers)
+    rows = part_rows(layout, cluster_cores())
+    parts = sum(1 for _ in chunked(layout.rows, rows))
+    job = _Job(architecture, weights, scoring, wanted=wanted, layout=layout, part_rows=rows)
+    numbers = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(parts)])  # a block each
+    scored = _mapped(numbers, job, scorers)
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             if table.num_rows:
@@ -204,6 +224,7 @@ class _Job:
     scoring: Scoring
     wanted: Any
     layout: Layout | None = None
+    part_rows: int = 0
     code: own_code.OwnCode | None = field(default_factory=own_code.active)
     device: str = "cpu"
     spare: bool = False
@@ -217,7 +238,9 @@ def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
         told = {"job": [ref], "key": ref.hex()}
-        return dataset.map_batches(_score_block, fn_kwargs=told, concurrency=scorers.tasks, **shared)
+        return dataset.map_batches(
+            _score_block, fn_kwargs=told, concurrency=scorers.tasks, num_cpus=scorers.cpus, **shared
+        )
     return dataset.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={"job": [ref]},
@@ -251,7 +274,7 @@ class _Runner:
         )
         self._model.load_state_dict(job.weights)
         self._model.to(self._device)
-        self._parts = None if job.layout is None else list(_parts(job.layout))
+        self._parts = [] if job.layout is None else list(chunked(job.layout.rows, job.part_rows))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Tables of scores of a block's rows."""
@@ -268,7 +291,6 @@ class _Runner:
             if rows.num_rows:
                 yield score_table(rows, self._model, job.scoring, self._device)
             return
-        assert self._parts is not None
         for part in block.column("id").to_pylist():
             layout = job.layout.take(self._parts[part])
             wanted = job.wanted if isinstance(job.wanted, IdSet) else job.wanted.wanted(layout.ranges)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import quiet_data
+from cluster.connect import prepare_data
 from pipelines.data.files import write_json
 from pipelines.own_code import use_own_code
 from pipelines.preflight import CheckedData
@@ -161,7 +161,7 @@ class Launch:
         if self.resources.nested:
             from pipelines.training.stored_rows import load_rows as load
 
-            quiet_data()
+            prepare_data()
         else:
             from pipelines.training.local import load_rows as load
         return load(self.checked.train), load(self.checked.test)

@@ -13,7 +13,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster.connect import quiet_data
+from cluster.connect import prepare_data
 from cluster.storage import Remote
 from pipelines.config import ClusterConfig
 from pipelines.data.ids import IdSet
@@ -64,7 +64,7 @@ def train_on_datasets(
     Raises:
         UserError: a mistake that only the workers could see.
     """
-    quiet_data()
+    prepare_data()
     if train is None and not spec.shards:
         train, test = load_rows(spec.train), load_rows(spec.test)
     cluster = spec.config.cluster
@@ -145,7 +145,7 @@ def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    quiet_data()
+    prepare_data()
     tune_allocator()
     torch.set_num_threads(1)
     job: Job = config["job"]

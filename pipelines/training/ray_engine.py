@@ -22,7 +22,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
-from cluster.connect import quiet_data
+from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.data.layout import Layout, read_rows
 from pipelines.networks import architecture
@@ -217,7 +217,7 @@ class Beside:
     """Runs passes on Ray Data beside the worker that asks for them: one process for all of a run's."""
 
     def __init__(self, code: OwnCode | None) -> None:
-        quiet_data()
+        prepare_data()
         activate(code)
 
     def score(

@@ -4,12 +4,16 @@ import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipelines import scoring
+from pipelines.config import ClusterConfig
+from pipelines.data.ids import IdSet
+from pipelines.data.layout import Layout
 from pipelines.errors import UserError
-from pipelines.scoring import Scoring, _Job, _Runner
+from pipelines.scoring import Scoring, _Job, _Runner, parts_of
 from pipelines.training.rows import Inputs
 from snn.interchange import describe
 from snn.models import build
@@ -67,3 +71,45 @@ def test_a_mistake_in_spare_time_is_told(job):
     ragged = BLOCK.set_column(1, "image", pa.array([[1.0] * (12 + (i == 3)) for i in range(300)]))
     with pytest.raises(UserError, match="id 3 has 13 values"):
         list(_Runner(_Job(**job, spare=True))(ragged))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 96, 1024])
+def test_every_core_has_a_part_and_every_row_group_is_in_one(cores):
+    groups = 1_281_167 // 1024 + 1  # an ImageNet
+    rows = np.full(groups, 1024)
+    at = np.arange(groups)
+    layout = Layout(("a",), 0 * at, at, at * 1024, rows, at * 1024, (at + 1) * 1024)
+    parts = list(parts_of(layout, cores))
+    assert np.array_equal(np.concatenate([part.group for part in parts]), at)
+    assert len(parts) >= min(2 * cores, groups // 2)
+
+
+def test_a_small_dataset_is_not_torn_into_tasks():
+    rows = np.full(4, 256)
+    at = np.arange(4)
+    layout = Layout(("a",), 0 * at, at, at * 256, rows, at * 256, (at + 1) * 256)
+    assert len(list(parts_of(layout, 1024))) == 1
+
+
+def test_scores_do_not_depend_on_the_parts(tmp_path, job):
+    path = tmp_path / "train.parquet"
+    pq.write_table(BLOCK, path, row_group_size=50)
+    at = np.arange(6)
+    layout = Layout((str(path),), 0 * at, at, at * 50, np.full(6, 50), at * 50, (at + 1) * 50)
+    told = job | {"wanted": IdSet(0, 300), "layout": layout}
+    found = []
+    for part_rows in (50, 100, 300):
+        runner = _Runner(_Job(**told, part_rows=part_rows))
+        tables = list(runner(pa.table({"id": np.arange(300 // part_rows)})))
+        assert len(tables) == 300 // part_rows
+        found.append(pa.concat_tables(tables).combine_chunks())
+    assert found[0].num_rows == 300
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+
+
+@pytest.mark.parametrize(("cpus", "cores", "tasks"), [(4, 2, 3), (4, 4, 4), (4, 1, 2), (64, 64, 64)])
+def test_tasks_alone_are_one_more_than_the_cores_if_ray_is_told_of_more(monkeypatch, cpus, cores, tasks):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": float(cpus)})
+    monkeypatch.setattr(scoring, "cluster_cores", lambda: cores)
+    assert cpus // scoring.scorers_alone(ClusterConfig()).cpus == tasks
