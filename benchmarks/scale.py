@@ -5,8 +5,9 @@
 For each size a Parquet dataset of 64 bytes of features per row is written (deleted afterwards), then:
 the driver and two Ray Train workers train one epoch on a random tenth of it by row groups, their resident
 memory sampled every 0.1 s (peaks; memory shared with Ray's object store apart); and the first rows are
-scored by Ray Data tasks on two CPUs and by a plain loop over the same row groups, interleaved. The draw is
-that of `benchmarks.sadp_cost`. About 8 minutes with the defaults.
+scored by Ray Data tasks as `spikeprune score` runs them and by two plain loops over the same row groups,
+interleaved, with two networks: the smallest there is, and one of two layers of 512. The draw is that of
+`benchmarks.sadp_cost`. About 12 minutes with the defaults.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from pipelines.data.files import write_json
 
 FEATURES, SHARD, GROUP = 64, 1 << 20, 1 << 13
 MODEL = {"name": "mlp", "hidden": [64], "T": 2}
+SCORERS = (((64,), 2, 1), ((512, 512), 4, 6))
+"""Hidden layers and timesteps of the networks that score, and the share of the rows they get (one in ...)."""
 
 
 def write(folder: Path, rows: int) -> None:
@@ -128,8 +131,8 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
-    """Rows per second and CPU of Ray Data tasks (warm) over those of a plain loop, on two cores each."""
+def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: int) -> dict[str, Any]:
+    """Rows per second of Ray Data tasks (warm) over those of two plain loops, on two cores each."""
     import torch
 
     from cluster.connect import connect
@@ -137,15 +140,15 @@ def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
     with connect():
         import ray
 
-        from pipelines.config import ModelConfig
+        from pipelines.config import ClusterConfig, ModelConfig
         from pipelines.data.dataset import describe, read_split
         from pipelines.networks import architecture, make_network
-        from pipelines.scoring import Scoring, parts_of, score_layout, stream_scores
+        from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
         from pipelines.training.rows import Inputs
 
         torch.set_num_threads(1)
         split, test = read_split(folder, "train"), read_split(folder, "test")
-        config = ModelConfig(name="mlp", hidden=(64,), T=2)
+        config = ModelConfig(name="mlp", hidden=hidden, T=T)
         info = describe(split, test, folder)
         model = make_network(config, info, 0)
         weights = {k: v.detach() for k, v in model.state_dict().items()}
@@ -156,11 +159,11 @@ def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
         layout = split.layout.take(np.arange(min(len(split.layout), rows // GROUP)))
         n = int(layout.rows.sum())
 
+        described, scorers = architecture(config, info), scorers_alone(ClusterConfig())
+
         def on_ray() -> None:
-            described = architecture(config, info)
-            assert (
-                sum(t.num_rows for t in stream_scores(layout, split.ids, weights, described, settings)) == n
-            )
+            scored = stream_scores(layout, split.ids, weights, described, settings, scorers)
+            assert sum(table.num_rows for table in scored) == n
 
         @ray.remote
         def plain(parts: list[Any]) -> None:
@@ -180,17 +183,22 @@ def scoring(folder: Path, rows: int, repeats: int) -> dict[str, float]:
                 if warm:
                     times[name].append(time.perf_counter() - started)
         ray_s, plain_s = (statistics.median(times[k]) for k in ("ray", "plain"))
+        ratios = [plain / on for plain, on in zip(times["plain"], times["ray"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
         return {
+            "network": f"MLP of {', '.join(map(str, hidden))}, T = {T}",
             "rows": n,
+            "rounds": repeats,
             "ray_rows_per_s": round(n / ray_s),
             "plain_rows_per_s": round(n / plain_s),
-            "ratio": round(plain_s / ray_s, 3),
+            "ratio": round(middle, 3),
+            "quartiles": [round(low, 3), round(high, 3)],
         }
 
 
 def tables(result: dict[str, Any]) -> str:
     """Markdown: memory and seconds by size, what their slopes predict, scoring, and the draw."""
-    runs, score, drawn = result["runs"], result["scoring"], result["draw"]
+    runs, drawn = result["runs"], result["draw"]
     lines = [
         "| rows | driver, MB | largest worker, MB | score book, MB | epoch, s | command, s |",
         "|---|---|---|---|---|---|",
@@ -214,10 +222,12 @@ def tables(result: dict[str, Any]) -> str:
             f"10^9 rows on the same two cores would take {seconds * 1e3 / 3600:.1f} h an epoch, "
             f"their books {book:.0f} GB together"
         )
-    if score:
+    for score in result["scoring"]:
+        low, high = score["quartiles"]
         lines.append(
-            f"- scoring {score['rows']:,} rows, warm: {score['ray_rows_per_s']:,} rows/s by Ray Data tasks, "
-            f"{score['plain_rows_per_s']:,} by plain loops on the same cores: ratio {score['ratio']}"
+            f"- scoring {score['rows']:,} rows by an {score['network']}, warm: {score['ray_rows_per_s']:,} "
+            f"rows/s by Ray Data tasks, {score['plain_rows_per_s']:,} by plain loops on the same cores: "
+            f"ratio {score['ratio']} (median of {score['rounds']} rounds, quartiles {low} to {high})"
         )
     if drawn:
         lines.append(f"- draw of {drawn['n']:,} ids: {drawn['draw_s']:.1f} CPU s, {drawn['peak_gb']:.2f} GB")
@@ -227,8 +237,8 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--score-rows", type=int, default=2_000_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--score-rows", type=int, default=6_000_000)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of the two ways of scoring")
     parser.add_argument("--draw", type=int, default=0, help="ids to draw from; 0 for none")
     parser.add_argument("--work", type=Path, help="folder for the data (10^7 rows: 0.9 GB)")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -239,16 +249,22 @@ def main() -> None:
 
         drawn = draws(args.draw)
     runs: list[dict[str, Any]] = []
-    score: dict[str, float] = {}
+    scores: list[dict[str, Any]] = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory(dir=args.work) as name:
             write(Path(name), rows)
             runs.append(train(Path(name), rows))
             print(runs[-1], flush=True)
             if rows == args.rows[-1] and args.score_rows:
-                score = scoring(Path(name), args.score_rows, args.repeats)
-                print(score, flush=True)
-    result = {"about": about("benchmarks.scale", sys.argv[1:]), "runs": runs, "scoring": score, "draw": drawn}
+                for hidden, T, share in SCORERS:
+                    scores.append(scoring(Path(name), args.score_rows // share, args.repeats, hidden, T))
+                    print(scores[-1], flush=True)
+    result = {
+        "about": about("benchmarks.scale", sys.argv[1:]),
+        "runs": runs,
+        "scoring": scores,
+        "draw": drawn,
+    }
     if args.out:
         write_json(args.out, result)
     print(tables(result))
