@@ -23,6 +23,7 @@ from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, unreadab
 from pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
+REMEDY = "`spikeprune data ingest` writes a dataset's files"
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
 MAX_ID_GAP = 32  # ids may spread over this many times the number of rows before scores would waste memory
 
@@ -49,10 +50,10 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
         return _remote_files(uri, split)
     folder = Path(folder)
     if not folder.exists():
-        raise UserError("data.path", f"{folder} does not exist; `spikeprune data ingest` writes one")
+        raise UserError("data.path", f"{folder} does not exist; {REMEDY}")
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
-        raise UserError("data.path", f"{folder} has no file {split}*.parquet")
+        raise UserError("data.path", f"{folder} has no file {split}*.parquet; {REMEDY}")
     return tuple(str(f.resolve()) for f in files)
 
 
@@ -65,7 +66,7 @@ def _remote_files(uri: str, split: str) -> tuple[str, ...]:
         raise UserError("data.path", f"{uri} cannot be read ({short(error)})") from None
     names = sorted(n for n in found if fnmatch(n, f"{split}*.parquet") and "/" not in n)
     if not names:
-        raise UserError("data.path", f"{uri} has no file {split}*.parquet")
+        raise UserError("data.path", f"{uri} has no file {split}*.parquet; {REMEDY}")
     return tuple(below(uri, name) for name in names)
 
 

@@ -123,7 +123,7 @@ def test_an_existing_run_needs_resume_and_the_same_config(
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        ("missing", "has no file test*.parquet"),
+        ("missing", "has no file test*.parquet; `spikeprune data ingest` writes"),
         ("text", "is not a readable Parquet file"),
         ("column", "column 'label' is missing"),
         ("label", "label 11 is out of range; the schema names 10 classes"),
