@@ -118,7 +118,7 @@ def find_head(where: str = "cluster.address") -> str:
     from ray._private import ray_constants, services, utils
 
     current = os.environ.get("RAY_ADDRESS") or utils.read_ray_address(None)
-    found = {current} if current else services.find_gcs_addresses()
+    found = {current} if current else set(services.find_gcs_addresses())  # Ray's own is frozen
     if len(found) > 1:
         raise ClusterError(
             where, f"auto finds several Ray instances here ({', '.join(sorted(found))}); name one"
