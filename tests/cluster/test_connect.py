@@ -8,6 +8,7 @@ import pytest
 
 from cluster.connect import check_address, prepare_data
 from cluster.errors import ClusterError
+from cluster.head import find_head
 from tests.cluster.heads import Head, environment
 
 
@@ -111,3 +112,16 @@ def test_ray_data_learns_of_the_cluster_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 1)
     prepare_data()
     assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S < 1
+
+
+def test_auto_finds_the_only_head_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        "ray._private.utils.read_ray_address", lambda _: None
+    )  # a head with its own --temp-dir
+    for found in (frozenset({"10.0.0.1:6379"}), {"10.0.0.1:6379"}):
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda found=found: found)
+        assert find_head() == "10.0.0.1:6379"
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset({"a:1", "b:2"}))
+    with pytest.raises(ClusterError, match="several"):
+        find_head()
