@@ -3,7 +3,8 @@
 =============  ====================================================================================
 ``keep``       what gradients need, as it is: the fastest (default)
 ``pack``       inputs of convolutions and pooling that are spikes as bits, sums of spikes as bytes
-``recompute``  of a spiking layer its packed input alone: its weights run again in the backward pass
+``recompute``  of a spiking layer, or a block with a membrane shortcut, its packed input alone: its weights
+               run again in the backward pass
 =============  ====================================================================================
 
 Outputs and gradients are the same in all three, to the last bit where the library that convolves repeats
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ACTIVATIONS = ("keep", "pack", "recompute")
 _POOLING = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
@@ -96,8 +98,8 @@ def _shifts(of: Tensor) -> Tensor:
 def keep_activations(network: nn.Module, how: str) -> None:
     """Set how a network trains from now on; nothing else about it changes.
 
-    ``recompute`` is for `snn.layers.SpikingLayer`; convolutions outside of one (a membrane shortcut's) then
-    pack. Layers whose calls somebody watches (forward hooks) are not recomputed.
+    ``recompute`` is for what is `snn.layers.Recomputable`; convolutions outside of it then pack. Layers
+    whose calls somebody watches (forward hooks) are not recomputed.
 
     Args:
         network: any module made of this package's layers.
@@ -107,15 +109,15 @@ def keep_activations(network: nn.Module, how: str) -> None:
         ValueError: an unknown way.
     """
     from snn.convolution import Conv2d
-    from snn.layers import Folded, SpikingLayer
+    from snn.layers import Folded, Recomputable
 
     if how not in ACTIVATIONS:
         raise ValueError(f"activations: {how!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
-    inner = set()
+    inner: set[nn.Module] = set()
     for module in network.modules():
-        if isinstance(module, SpikingLayer):
+        if isinstance(module, Recomputable):
             module.recompute = how == "recompute"
-            inner.add(module.weight_layer)
+            inner.update(module.modules())
         elif isinstance(module, Folded) and isinstance(module.module, _POOLING):
             module.recompute = how != "keep"  # a pass over a packed input, and cheap
     for module in network.modules():
@@ -123,25 +125,25 @@ def keep_activations(network: nn.Module, how: str) -> None:
             module.pack = how == "pack" or (how == "recompute" and module not in inner)
 
 
-def recomputed(layer: nn.Module, norm: nn.Module | None, run: Any, x: Tensor) -> Tensor:
+def recomputed(module: nn.Module, run: Any, x: Tensor) -> Tensor:
     """``run(x)``, of which the graph keeps ``x``, packed, and no more.
 
     Args:
-        layer: whose parameters ``run`` uses.
-        norm: its batch norm, whose running statistics see ``x`` once.
+        module: whose parameters ``run`` uses, and whose batch norms' running statistics see ``x`` once.
         run: deterministic; from a tensor like ``x`` to spikes.
         x: dense.
     """
-    y: Tensor = _Recomputed.apply(x, run, norm, *layer.parameters())
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    y: Tensor = _Recomputed.apply(x, run, norms, *module.parameters())
     return y
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Any, norm: nn.Module | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, run: Any, norms: list[_BatchNorm], *parameters: Tensor) -> Tensor:
         packed, ctx.how = pack(x)
         ctx.save_for_backward(packed)
-        ctx.run, ctx.norm, ctx.parameters = run, norm, parameters
+        ctx.run, ctx.norms, ctx.parameters = run, norms, parameters
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         y: Tensor = run(x)
         return y
@@ -155,7 +157,7 @@ class _Recomputed(torch.autograd.Function):
         with (
             torch.enable_grad(),
             torch.autocast(x.device.type, dtype, enabled=enabled),
-            _unseen(ctx.norm),
+            _unseen(ctx.norms),
         ):
             y = ctx.run(x)
         wanted = [t for t in (x, *ctx.parameters) if t.requires_grad]
@@ -165,13 +167,13 @@ class _Recomputed(torch.autograd.Function):
 
 
 @contextmanager
-def _unseen(norm: Any) -> Iterator[None]:
-    """What a batch norm computes on its batch is not counted in its running statistics."""
-    if norm is None or not norm.training:
-        yield
-        return
-    before, norm.track_running_stats = norm.track_running_stats, False
+def _unseen(norms: list[_BatchNorm]) -> Iterator[None]:
+    """What batch norms compute on their batch is not counted in their running statistics."""
+    counted = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in counted:
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        norm.track_running_stats = before
+        for norm in counted:
+            norm.track_running_stats = True

@@ -73,11 +73,31 @@ def _only_computes(module: nn.Module) -> bool:
     return not (watched or _has_any_global_hook() or "forward" in vars(module))
 
 
-class SpikingLayer(nn.Module):
-    """Weights, an optional norm, and the neurons they drive: ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
+class Recomputable(nn.Module):
+    """What can run again in the backward pass, from its input ``[T, B, ...]`` alone."""
 
     recompute = False
     """Keep the input alone for the backward pass; set by `snn.activations.keep_activations`."""
+
+    def run(self, x_TB: Tensor) -> Tensor:
+        """What the module computes."""
+        raise NotImplementedError
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        """`run`, with more or less kept for the backward pass."""
+        inner = (m for m in self.modules() if m is not self)
+        if not (self.recompute and torch.is_grad_enabled() and all(map(_only_computes, inner))):
+            return self.run(x_TB)
+        T, static = x_TB.shape[0], is_static(x_TB)
+
+        def again(x: Tensor) -> Tensor:
+            return self.run(x.expand(T, *x.shape) if static else x.unflatten(0, (T, len(x) // T)))
+
+        return recomputed(self, again, x_TB[0] if static else x_TB.flatten(0, 1))
+
+
+class SpikingLayer(Recomputable):
+    """Weights, an optional norm, and the neurons they drive: ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
 
     def __init__(self, weight_layer: WeightLayer, norm: Norm | None, neuron: LIF) -> None:
         super().__init__()
@@ -85,23 +105,13 @@ class SpikingLayer(nn.Module):
         self.norm = norm
         self.neuron = neuron
 
-    def forward(self, x_TB: Tensor) -> Tensor:
+    def run(self, x_TB: Tensor) -> Tensor:
         """Spikes of the layer's neurons."""
-        if self.recompute and torch.is_grad_enabled() and all(map(_only_computes, self.children())):
-            return self._recomputed(x_TB)
         return driven(self.weight_layer, self.norm, self.neuron, x_TB)
 
-    def _recomputed(self, x_TB: Tensor) -> Tensor:
-        T, static = x_TB.shape[0], is_static(x_TB)
-
-        def run(x: Tensor) -> Tensor:
-            x = x.expand(T, *x.shape) if static else x.unflatten(0, (T, len(x) // T))
-            return driven(self.weight_layer, self.norm, self.neuron, x)
-
-        return recomputed(self, self.norm, run, x_TB[0] if static else x_TB.flatten(0, 1))
-
-    def _current(self, x: Tensor) -> Tensor:
-        y = self.weight_layer(x)
+    def current(self, x: Tensor) -> Tensor:
+        """What drives the neurons, for a folded input ``[T*B, ...]``."""
+        y: Tensor = self.weight_layer(x)
         return y if self.norm is None else self.norm(y)
 
 
@@ -109,7 +119,7 @@ class Folded(nn.Module):
     """A stateless module (pooling, flatten) on ``[T*B, ...]``."""
 
     recompute = False
-    """As for `SpikingLayer`."""
+    """As for `Recomputable`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -118,5 +128,5 @@ class Folded(nn.Module):
     def forward(self, x_TB: Tensor) -> Tensor:
         """``module`` at every timestep."""
         if self.recompute and torch.is_grad_enabled() and _only_computes(self.module):
-            return folded(lambda x: recomputed(self, None, self.module, x), x_TB)
+            return folded(lambda x: recomputed(self, self.module, x), x_TB)
         return folded(self.module, x_TB)

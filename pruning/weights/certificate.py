@@ -62,7 +62,7 @@ def certify(model: SpikingNetwork, masks: Masks, x_TB: Tensor) -> Certificate:
     for module in model.features:
         if isinstance(module, SpikingLayer):
             s = next(layers)
-            current = folded(module._current, signal)
+            current = folded(module.current, signal)
             dI = _change(s, masks[s.name], signal, e)
             signal, e = _propagate(s, current, dI)
             flagged[s.name] = float(e.mean())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from snn.layers import Folded, Norm, Synapses, WeightLayer, driven, folded
+from snn.layers import Folded, Norm, Recomputable, Synapses, WeightLayer, driven, folded
 from snn.models.base import SpikingNetwork
 from snn.models.shapes import conv, conv_layer, image_shape
 from snn.neurons import LIF, NeuronParameters
@@ -143,7 +143,7 @@ def sew_resnet(
     return net
 
 
-class MSBlock(nn.Module):
+class MSBlock(Recomputable):
     """Neurons, then weights and norm, twice; the currents are added to those of the shortcut."""
 
     def __init__(self, c_in: int, c: int, stride: int, neuron: NeuronParameters) -> None:
@@ -158,7 +158,7 @@ class MSBlock(nn.Module):
         if stride != 1 or c_in != c:
             self.shortcut = nn.Sequential(conv(c_in, c, 1, stride), nn.BatchNorm2d(c))
 
-    def forward(self, current_TB: Tensor) -> Tensor:
+    def run(self, current_TB: Tensor) -> Tensor:
         """Currents ``[T, B, C, H, W]`` to currents."""
         spikes = driven(self.conv1, self.norm1, self.neuron2, self.neuron1(current_TB))
         y = folded(lambda s: self.norm2(self.conv2(s)), spikes)
