@@ -16,6 +16,7 @@ from pipelines import own_code
 from pipelines.config import ClusterConfig, LossName
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
+from pipelines.data.transfer import to_device
 from pipelines.errors import UserError
 from pipelines.networks import in_layout, is_channels_last
 from pipelines.training.rows import Inputs, Rows
@@ -67,10 +68,11 @@ def score_table(
     scorer = scoring.scorer(model)
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in scoring.scores}
     for _, x, labels in rows.batches(CHUNK):
-        found = scorer.score(scoring.inputs(x, device), torch.from_numpy(labels).to(device))
+        found = scorer.score(scoring.inputs(x, device), to_device(labels, device))
         for name in scoring.scores:
-            parts[name].append(found[name].float().cpu())
-    return pa.table({"id": rows.ids, **{name: torch.cat(part).numpy() for name, part in parts.items()}})
+            parts[name].append(found[name])  # left on its device: rows are decoded while a GPU computes
+    scores = {name: torch.cat(part).float().cpu().numpy() for name, part in parts.items()}
+    return pa.table({"id": rows.ids, **scores})
 
 
 def part_rows(layout: Layout, cores: int) -> int:

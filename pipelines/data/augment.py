@@ -6,11 +6,11 @@ Batches are changed at once, in torch, on the device they are on. Scoring and ev
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.config import AugmentConfig
+from pipelines.data.transfer import to_device
 from pruning.examples.sampling import uniform
 
 # One stream of random numbers per decision; `pruning.examples.sampling` and the loop use lower ones.
@@ -64,7 +64,7 @@ class Augmentation:
             hole = (rows[:, :, None] & columns[:, None, :]).reshape(
                 len(ids), *(1,) * (x.ndim - 3), height, width
             )
-            x = x.masked_fill(torch.from_numpy(hole).to(x.device), 0)
+            x = x.masked_fill(to_device(hole, x.device), 0)
         if s.drop_time:
             T = x.shape[1]
             length = self._integers(int(s.drop_time * T) + 1, ids, epoch, DROP_LENGTH)
@@ -72,7 +72,7 @@ class Augmentation:
             step = np.arange(T)
             dropped = (step >= start[:, None]) & (step < (start + length)[:, None])
             hole = dropped.reshape(len(ids), T, *(1,) * (x.ndim - 2))
-            x = x.masked_fill(torch.from_numpy(hole).to(x.device), 0)
+            x = x.masked_fill(to_device(hole, x.device), 0)
         return x
 
     def _integers(self, below: int, ids: np.ndarray, epoch: int, stream: int) -> np.ndarray:
@@ -98,7 +98,7 @@ class Augmentation:
 
 def _gather(x: Tensor, positions: np.ndarray, axis: int) -> Tensor:
     """``x`` at ``positions`` along the last axis but ``-1 - axis``, 0 where the position is -1."""
-    index = torch.from_numpy(positions + 1).to(x.device)
+    index = to_device(positions + 1, x.device)
     padded = F.pad(x, (1, 0) if axis == -1 else (0, 0, 1, 0))
     shape = [len(x), *(1,) * (x.ndim - 2), index.shape[1]]
     index = index.view(shape) if axis == -1 else index.view(*shape[:-2], shape[-1], 1)

@@ -1,9 +1,9 @@
 """How good the scores of a running training are: exact gradient norms on a probe of examples."""
 
 import numpy as np
-import torch
 
 from pipelines.config import ExamplesConfig, TrainConfig
+from pipelines.data.transfer import to_device
 from pipelines.training.order import uniform_sample
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import diagnose, example_gradients
@@ -38,7 +38,7 @@ def diagnose_scores(
     norms, norm_of_mean = example_gradients(
         worker.model,
         worker.inputs(x, worker.engine.device),
-        torch.from_numpy(labels).to(worker.engine.device),
+        to_device(labels, worker.engine.device),
         loss=train.loss,
         label_smoothing=train.label_smoothing,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import TrainConfig
+from pipelines.data.transfer import to_device
 from pipelines.training.engine import Engine
 from pipelines.training.rows import Inputs, Rows
 from snn import activity
@@ -23,16 +24,14 @@ ACTIVITY_EXAMPLES = 1024
 def evaluate(model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: Engine) -> dict[str, float]:
     """``test_accuracy`` in [0, 1] and ``test_loss`` per example, without label smoothing."""
     loss = LOSSES[train.loss]
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
     model.eval()
     with torch.no_grad():
         for _, x, y in engine.test_rows().batches(BATCH):
-            labels = torch.from_numpy(y).to(engine.device)
+            labels = to_device(y, engine.device)
             logits_TBK = model(inputs(x, engine.device))
             correct = (logits_TBK.mean(0).argmax(1) == labels).sum()
-            sums += torch.stack(
-                [correct, loss(logits_TBK, labels).double().sum(), labels.new_tensor(len(y))]
-            ).cpu()
+            sums += torch.stack([correct, loss(logits_TBK, labels).double().sum(), labels.new_tensor(len(y))])
     model.train()
     correct, total_loss, count = engine.sum(sums).tolist()
     return {"test_accuracy": correct / count, "test_loss": total_loss / count}

@@ -13,6 +13,7 @@ from pipelines.data.dataset import DatasetInfo
 from pipelines.data.decode import Examples, decode
 from pipelines.data.events import EventBatch
 from pipelines.data.frames import Frames
+from pipelines.data.transfer import constants, to_device
 from snn.coding import direct
 
 
@@ -51,13 +52,11 @@ class Inputs:
         if isinstance(x_B, EventBatch):
             assert self.frames is not None
             x_B = self.frames.batch(x_B)
-        return torch.from_numpy(x_B).to(device, torch.float32)
+        return to_device(x_B, device).float()  # bytes travel, not floats
 
     def _normalised(self, x: Tensor) -> Tensor:
         axes = (-1, 1, 1) if x.ndim > 2 else (-1,)
-        mean = torch.tensor(self.mean, device=x.device).view(axes)
-        std = torch.tensor(self.std, device=x.device).view(axes)
-        return (x - mean) / std
+        return (x - constants(self.mean, x.device).view(axes)) / constants(self.std, x.device).view(axes)
 
     def _over_time(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1) if x.ndim == 5 else direct(x, self.T)

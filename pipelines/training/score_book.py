@@ -8,7 +8,6 @@ examples: draws, scoring passes, tables and states are asked for by id range.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +16,6 @@ from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Plan, Policy, make_policy
 from pruning.examples.policy import Source
 from pruning.examples.sampling import hash64
-
-DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,37 +243,6 @@ def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:
 def hexadecimal(number: int) -> str:
     """A fingerprint as text."""
     return f"{number % (1 << 64):016x}"
-
-
-class ScoreBuffer:
-    """Scores met in training on their way to the book, in deliveries of a bounded size."""
-
-    def __init__(self, book: "Observer", epoch: int) -> None:
-        self._book, self._epoch = book, epoch
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        self._held = 0
-
-    def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
-        """Take a batch's scores."""
-        self._parts.append((ids, scores))
-        self._held += len(ids)
-        if self._held >= DELIVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Deliver what is held."""
-        if self._parts:
-            ids, scores = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-            self._book.observe(ids, scores, self._epoch, "train")
-            self._parts, self._held = [], 0
-
-
-class Observer(Protocol):
-    """Where scores go."""
-
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
-        """See `ScoreBook`."""
-        ...
 
 
 def everything(ids: IdSet) -> np.ndarray:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.transfer import to_device
 from pipelines.scoring import Scoring
 from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
-from pipelines.training.score_book import ScoreBuffer
+from pipelines.training.score_buffer import ScoreBuffer
 from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
 from pruning.examples.scores import ExampleScorer
@@ -169,7 +170,7 @@ class Stepper:
         device = self.engine.device
         with part("data"):
             x, y = batch.get(ids)
-        labels = torch.from_numpy(y).to(device)
+        labels = to_device(y, device)
         inputs, scorer = self.worker.inputs, self._scorer
         free = scorer is not None and inputs.augmentation is None
         recording = scorer.recording() if scorer is not None and free else nullcontext()
@@ -182,10 +183,9 @@ class Stepper:
                 found = scorer.from_recording(logits_TBK.detach(), labels)
             else:  # a pass of its own: the example as it is, not as training changed it
                 found = scorer.score(inputs(x, device), labels)
-            real = weights > 0
-            seen.add(ids[real], found[self._score].float().cpu().numpy()[real])
+            seen.add(ids, found[self._score], weights > 0)
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
-        weighted = (torch.from_numpy(weights).to(device) * losses).sum()
+        weighted = (to_device(weights, device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.
         with part("backward"):
             self._scaler.scale(weighted / nominal_batch).backward()

@@ -1,0 +1,47 @@
+"""Scores met in training, on their way from a worker's device to the score book."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning.examples.policy import Source
+
+DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
+
+
+class ScoreBuffer:
+    """Scores met in training on their way to the book, in deliveries of a bounded size.
+
+    They stay on their device until one is due, so that no step waits for its scores.
+    """
+
+    def __init__(self, book: "Observer", epoch: int) -> None:
+        self._book, self._epoch = book, epoch
+        self._parts: list[tuple[np.ndarray, Tensor, np.ndarray]] = []
+        self._held = 0
+
+    def add(self, ids: np.ndarray, scores_B: Tensor, real: np.ndarray) -> None:
+        """Take a batch's scores, of those examples that are real and no filling."""
+        self._parts.append((ids, scores_B, real))
+        self._held += len(ids)
+        if self._held >= DELIVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Deliver what is held."""
+        if self._parts:
+            ids, scores, real = zip(*self._parts, strict=True)
+            wanted = np.concatenate(real)
+            found = torch.cat(scores).float().cpu().numpy()
+            self._book.observe(np.concatenate(ids)[wanted], found[wanted], self._epoch, "train")
+            self._parts, self._held = [], 0
+
+
+class Observer(Protocol):
+    """Where scores go."""
+
+    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
+        """See `ScoreBook`."""
+        ...
