@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Line:
     ok: bool
     what: str
     """What was found; if not ok, with the remedy."""
+    only_slow: bool = False
+    """What is not ok costs time alone: a run works."""
 
 
 def examine(
@@ -93,9 +95,11 @@ def _local(folder: Path) -> Iterator[Line]:
     yield Line(
         "bytecode",
         not off,
-        "PYTHONDONTWRITEBYTECODE is set, which doubles the start of every Ray process; unset it"
+        "PYTHONDONTWRITEBYTECODE is set: every start, and those of a cluster that `ray start` makes from "
+        "here, take twice as long; unset it"
         if off
         else "is cached",
+        only_slow=True,
     )
     hiding = shadows(folder)
     hides = bool(hiding) and not (folder / "pyproject.toml").exists()
@@ -188,7 +192,7 @@ def _views(needs: Needs, views: Sequence[View], storage: Path | str | None) -> I
     yield _each("clocks", views, _skewed, f"agree within {MAX_SKEW:g} s")
     names = ", ".join(sorted({v.interface or "unknown" for v in views}))
     yield _each("network", views, lambda v: _unreachable(v, alone=len(views) == 1), f"interface {names}")
-    yield _each("bytecode", views, _uncached, "cached on every node")
+    yield replace(_each("bytecode", views, _uncached, "cached on every node"), only_slow=True)
 
 
 def _other_product(v: View, ours: str) -> str | None:

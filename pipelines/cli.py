@@ -149,7 +149,7 @@ class ScoreCommand:
     """Options of ``score``."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A run's folder (its config and trained network are used), or a YAML config."""
+    """A run's folder (its config and trained network are used), a checkpoint in one, or a YAML config."""
     output: Path
     """Parquet file to write: id and one column per score."""
     checkpoint: Path | None = None

@@ -1,6 +1,7 @@
 """The verbs of clusters: thin functions on `cluster`, which knows nothing of networks."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -142,8 +143,8 @@ def submit(args: list[str]) -> int:
     if command.run:
         _say(f"its run will be in {command.run} on the cluster")
     if o.follow:
-        return _follow(jobs, id)
-    at = f"--address {jobs.url}"
+        return _follow(jobs, id, o.token_file)
+    at = _at(jobs, o.token_file)
     _say(f"follow it: spikeprune jobs logs {id} --follow {at}")
     if command.run:
         _say(f"fetch its run: spikeprune jobs fetch {id} {at}")
@@ -179,7 +180,7 @@ def jobs_logs(args: list[str]) -> int:
     o = parse(JobLogsCommand, args, "jobs logs")
     jobs = _jobs(o.address, o.token_file)
     if o.follow:
-        return _follow(jobs, o.id)
+        return _follow(jobs, o.id, o.token_file)
     print(jobs.logs(o.id), end="")  # noqa: T201
     return 0
 
@@ -240,8 +241,9 @@ def doctor(args: list[str]) -> int:
     )
     console, wrong = Console(soft_wrap=True), 0
     for line in lines:
-        wrong += not line.ok
-        mark = "[green]ok   [/]" if line.ok else "[red]wrong[/]"
+        wrong += not (line.ok or line.only_slow)
+        bad = "[yellow]slow [/]" if line.only_slow else "[red]wrong[/]"
+        mark = "[green]ok   [/]" if line.ok else bad
         console.print(f"{mark} {line.name}: {escape(line.what)}", highlight=False)
     return 1 if wrong else 0
 
@@ -293,11 +295,18 @@ def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
         return Jobs(address, token_file=token_file)
 
 
-def _follow(jobs: "Jobs", id: str) -> int:
+def _at(jobs: "Jobs", token_file: Path | None) -> str:
+    """The options with which another command finds the same cluster."""
+    token = "" if token_file is None else f" --token-file {shlex.quote(str(token_file))}"
+    return f"--address {jobs.url}{token}"
+
+
+def _follow(jobs: "Jobs", id: str, token_file: Path | None) -> int:
     try:
         job = jobs.follow(id, _show)
     except KeyboardInterrupt:
-        _say(f"\ndetached, {id} goes on; come back: spikeprune jobs logs {id} --follow --address {jobs.url}")
+        back = f"spikeprune jobs logs {id} --follow {_at(jobs, token_file)}"
+        _say(f"\ndetached, {id} goes on; come back: {back}")
         return 130
     if job.result:
         raise JobFailedError(id, f"{_state(job)}{_remedy(jobs, job)}", job.result)

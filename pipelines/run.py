@@ -67,6 +67,8 @@ def run(
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
+    if resume and not (folder / CONFIG).exists():
+        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
     checked = check_data(config)
@@ -180,13 +182,13 @@ def prune(
 
 
 def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
-    """Config file and checkpoint file of a run's folder, or of a YAML config and a checkpoint.
+    """Config file and checkpoint file of a run's folder, a checkpoint in one, or a config and a checkpoint.
 
     Raises:
         UserError: a YAML config without a checkpoint, and as `prune`.
     """
     source = here(source)
-    if source.is_dir():
+    if source.is_dir() or source.suffix == ".safetensors" or (checkpoint is None and not source.exists()):
         found, folder = checkpoint_of(source)
         return folder / CONFIG, checkpoint or found
     if checkpoint is None:

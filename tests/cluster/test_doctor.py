@@ -87,8 +87,18 @@ def test_a_node_with_one_fault_is_named(name: str, fault: dict[str, Any], remedy
     assert all(line.ok for line in well.values()), well
     found = {line.name: line for line in _views(needs, [WELL, ill], Path("/s"))}
     assert [n for n, line in found.items() if not line.ok] == [name]
+    assert found[name].only_slow == (name == "bytecode"), "every other fault ends a run"
     assert found[name].what.startswith("node 192.0.2.2 ")
     assert remedy in found[name].what
+
+
+def test_what_costs_speed_alone_is_not_called_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], digits: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    settings = ["--data.path", str(digits), "--storage", str(tmp_path)]
+    assert cli.main(["doctor", *settings]) == 0, capsys.readouterr().out
+    assert "slow  bytecode: PYTHONDONTWRITEBYTECODE is set" in capsys.readouterr().out
 
 
 def test_a_cluster(head: Head, project: Path) -> None:

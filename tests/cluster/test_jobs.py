@@ -170,7 +170,7 @@ def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
     following.send_signal(signal.SIGINT)
     out, err = following.communicate(timeout=60)
     assert following.returncode == 130, (out, err)
-    assert f"spikeprune jobs logs long --follow --address {head.url}" in err
+    assert f"spikeprune jobs logs long --follow --address {head.url} --token-file {head.token}" in err
     assert "Traceback" not in err
     assert "long: running" in call(head, project, "jobs", "status", "long").out
     stopped = call(head, project, "jobs", "stop", "long")

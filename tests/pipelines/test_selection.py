@@ -15,7 +15,7 @@ from pipelines.config_io import load_config
 from pipelines.data.decode import decode
 from pipelines.errors import UserError
 from pipelines.ranking import rank
-from pipelines.run import run
+from pipelines.run import network_of, run
 from pipelines.selection import select_subset
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.scores import ExampleScorer
@@ -135,6 +135,16 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert cli.main(["score", str(trained), "--output", str(out), "--scores", "grand"]) == 2
     assert "'grand' is unknown; choose from" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_network_to_score_by(trained: Path, tmp_path: Path) -> None:
+    config, checkpoint = trained / "config.yaml", trained / "checkpoints" / "train.safetensors"
+    for named in ((trained, None), (checkpoint, None), (config, checkpoint)):
+        assert network_of(*named) == (config, checkpoint)
+    with pytest.raises(UserError, match="nothing: does not exist; name a run's folder or a checkpoint"):
+        network_of(tmp_path / "nothing", None)
+    with pytest.raises(UserError, match="--checkpoint: is needed beside a config"):
+        network_of(config, None)
 
 
 def test_an_undecodable_image_stops_the_pass_and_leaves_nothing(

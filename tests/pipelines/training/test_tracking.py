@@ -55,11 +55,12 @@ def test_a_line_says_what_matters() -> None:
 
 def test_progress_shows_it(tmp_path: Path, digits: Path) -> None:
     out = io.StringIO()
-    run(small(tmp_path, digits, **LOCAL), "train", console=Console(file=out, width=200))
+    run(small(tmp_path, digits, **LOCAL), "train", resume=True, console=Console(file=out, width=200))
     lines = [line for line in out.getvalue().splitlines() if line.startswith("train epoch")]
     assert len(lines) == 6
     assert all("examples, " in line and "/s" in line for line in lines)
     assert "of the theoretical speed-up, scores" in lines[2]
+    assert "yet: it starts" in out.getvalue(), "there was nothing to resume"
 
 
 def events(folder: Path) -> dict[str, dict[int, float]]:
