@@ -189,7 +189,7 @@ class SelectCommand:
     epoch: int = 0
     """Another epoch is another draw."""
     filtered: Path | None = None
-    """Folder to write the chosen rows to as well, with a column weight."""
+    """Folder to write the chosen rows to as well, with a column weight; new or empty."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

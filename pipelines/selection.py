@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage import name_of
 from pipelines.data.dataset import read_split
-from pipelines.data.files import open_parquet, write_beside
+from pipelines.data.files import check_beside, check_new_folder, open_parquet, write_beside
 from pipelines.data.ids import IdCollector, IdSet
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
@@ -45,14 +45,19 @@ def select_subset(
         design: ``systematic`` or ``poisson``.
         seed: of the draw.
         epoch: another epoch is another draw with the same seed.
-        filtered: folder to write the chosen rows to, with a column ``weight``; none when not given.
+        filtered: new or empty folder to write the chosen rows to, with a column ``weight``; none when not
+            given.
 
     Returns:
         the plan.
 
     Raises:
-        UserError: bad data, missing or foreign scores, or a setting out of range.
+        UserError: bad data, missing or foreign scores, a setting out of range, or a place to write that
+            holds other data. Nothing is written then.
     """
+    check_beside("--output", output, folder)
+    if filtered is not None:
+        check_new_folder("--filtered", filtered)
     data = read_split(folder, split)
     try:
         drawn = make_policy(

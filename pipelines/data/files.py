@@ -33,6 +33,27 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def check_new_folder(where: str, folder: Path) -> None:
+    """Refuse a folder to write that holds anything, or is no folder.
+
+    Raises:
+        UserError: so it is.
+    """
+    there = folder.resolve()  # so that a .. behind a folder yet to be made leads where writing would
+    if there.exists() and (not there.is_dir() or any(there.iterdir())):
+        raise UserError(where, f"{folder} holds other files, or is no folder; name a new or empty one")
+
+
+def check_beside(where: str, output: Path, dataset: Path) -> None:
+    """Refuse a file that would become, or replace, one of a dataset's.
+
+    Raises:
+        UserError: it lies in the dataset's folder.
+    """
+    if output.parent.resolve() == dataset.resolve():
+        raise UserError(where, f"{output} lies among the dataset's own files; write it to another folder")
+
+
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON."""
     write_beside(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))

@@ -125,6 +125,24 @@ def test_mistakes_are_named(scores: Path, digits: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_dataset_is_never_overwritten_by_its_subset(digits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    before = {p.name: p.read_bytes() for p in data.iterdir()}
+    out, first = tmp_path / "s.parquet", data / "train-00000.parquet"
+    for filtered in (data, tmp_path / "x" / ".." / "data", first):
+        with pytest.raises(UserError, match=r"--filtered: .* holds other files, or is no folder"):
+            select_subset(data, policy="random", ratio=0.5, output=out, filtered=filtered)
+    for output in (first, data / "train-subset.parquet"):
+        with pytest.raises(UserError, match=r"--output: .* lies among the dataset's own files"):
+            select_subset(data, policy="random", ratio=0.5, output=output)
+    assert {p.name: p.read_bytes() for p in data.iterdir()} == before
+    assert not out.exists()
+    (tmp_path / "empty").mkdir()
+    select_subset(data, policy="random", ratio=0.5, output=out, filtered=tmp_path / "empty")
+    assert pq.read_metadata(tmp_path / "empty" / first.name).num_rows == 718
+
+
 def test_a_checkpoint_of_another_network_is_refused(
     trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
