@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +55,8 @@ class OwnCode:
 
 
 _active: OwnCode | None = None
-_roots: list[str] = []  # folders that this process has imported own code from, the current one last
+_root: str | None = None  # folder of the code that this process uses
+_sources_seen: set[Path] = set()  # all files that own code was in, of this code and of earlier ones
 
 
 def active() -> OwnCode | None:
@@ -102,7 +103,7 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
     if code is None or (_active is not None and _active.digest == code.digest):
         return
     if code.files:
-        _look_in(folder or _unpack(code))
+        _look_in(folder or _unpack(code), code.files)
     _register(code)
     _active = code
 
@@ -176,7 +177,9 @@ def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*.py") if not any(part.startswith(".") for part in p.parts))
+    """Those below a folder that are not hidden in it."""
+    found = ((p, p.relative_to(folder).parts) for p in folder.rglob("*.py"))
+    return (p for p, parts in found if not any(part.startswith(".") for part in parts))
 
 
 def _unpack(code: OwnCode) -> Path:
@@ -186,16 +189,20 @@ def _unpack(code: OwnCode) -> Path:
     return folder
 
 
-def _look_in(folder: Path) -> None:
-    """Put ``folder`` first on the path and forget modules of other own code."""
-    for root in _roots:
-        if root in sys.path:
-            sys.path.remove(root)
-    _roots.append(str(folder))
+def _look_in(folder: Path, files: Iterable[str]) -> None:
+    """Put ``folder`` first on the path and forget modules of other own code.
+
+    Nothing else below the folder is forgotten: a virtual environment there holds torch and numpy, which a
+    process can import only once.
+    """
+    global _root
+    if _root is not None and _root in sys.path:
+        sys.path.remove(_root)
+    _root = str(folder)
+    _sources_seen.update(folder / name for name in files)
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__file__", None)
-        of_own = origin is not None and any(Path(origin).is_relative_to(root) for root in _roots)
-        if of_own and name.split(".")[0] not in (*OURS, "__main__"):
+        if origin is not None and Path(origin) in _sources_seen and name != "__main__":
             del sys.modules[name]
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

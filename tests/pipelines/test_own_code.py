@@ -1,5 +1,6 @@
 """Models and policies of a user's own, from a folder that only the driver knows, through every verb."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
+from pipelines.config import Config, ModelConfig
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
-from pipelines.own_code import use_own_code
+from pipelines.own_code import check_unchanged, keep_copy, use_own_code
 from snn.interchange import read_architecture
 from tests.pipelines.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics
@@ -187,3 +189,29 @@ def test_two_folders_with_modules_of_one_name_do_not_mix(example: Path, tmp_path
         use_own_code(load_config(folder / "own.yaml"))
         widths.append(function_of("my_net:two_leaks").__kwdefaults__["width"])
     assert widths == [64, 32, 64]
+
+
+def test_an_environment_below_the_folder_stays_imported(
+    example: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project's folder often holds its .venv, and numpy can be imported once a process."""
+    installed = example / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "of_the_environment.py").write_text("")
+    monkeypatch.syspath_prepend(installed)
+    package = importlib.import_module("of_the_environment")
+    use_own_code(load_config(example / "own.yaml"))
+    assert sys.modules.pop("of_the_environment", None) is package
+
+
+def test_a_folder_below_a_hidden_one_travels_whole(tmp_path: Path) -> None:
+    package = tmp_path / ".projects" / "mine" / "nets"
+    package.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "my_net.py", package / "leaks.py")
+    (package / ".scratch").mkdir()
+    (package / ".scratch" / "old.py").write_text("")
+    code = use_own_code(Config(code=str(package.parent), model=ModelConfig(name="nets.leaks:two_leaks")))
+    assert code is not None
+    assert set(code.files) == {"nets/leaks.py"}
+    keep_copy(code, package.parent / "kept")
+    check_unchanged(code, package.parent / "kept")
