@@ -27,8 +27,12 @@ class Mirror:
     def __init__(self, local: Path, remote: Remote) -> None:
         self.local, self.remote = local, remote
 
-    def push(self) -> None:
-        """Upload what is new or has changed here, and delete there what was the same and is gone here.
+    def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
+        """Upload what is new or has changed here, and delete there what its user has deleted here.
+
+        Args:
+            removed: of a file that was the same and is gone here, whether its user has deleted it. Others
+                may have: systems clean their folders of temporary files by age.
 
         Raises:
             OSError: the other filesystem cannot be written.
@@ -39,7 +43,7 @@ class Mirror:
         for name in changed:
             self.remote.upload(name, self.local / name)
         told = self.remote.find(changed) if changed else {}
-        for name in set(known) - set(here):
+        for name in filter(removed, set(known) - set(here)):
             self.remote.remove(name)
             del known[name]
         for name in changed:

@@ -50,9 +50,14 @@ def fetch_run(mirror: Mirror, *, resume: bool) -> None:
         mirror.pull((lambda name: True) if resume else beside_checkpoints)
 
 
+def in_checkpoints(name: str) -> bool:
+    """Whether a file of a run is in one of its checkpoints, the only ones that a run deletes."""
+    return name.startswith("checkpoints/") and name.count("/") > 1
+
+
 def beside_checkpoints(name: str) -> bool:
     """Whether a file of a run is in none of its checkpoints."""
-    return not (name.startswith("checkpoints/") and name.count("/") > 1)
+    return not in_checkpoints(name)
 
 
 def here(source: Path) -> Path:

@@ -19,7 +19,7 @@ from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.own_code import OwnCode
-from pipelines.places import beside_checkpoints, local_file, mirror_of
+from pipelines.places import beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Book, Engine
@@ -140,7 +140,7 @@ class Worker:
     def push(self) -> None:
         """Bring what has changed to remote storage."""
         if self.mirror is not None:
-            self.mirror.push()
+            self.mirror.push(removed=in_checkpoints)
 
     def keep_final(self, phase: str) -> None:
         """Keep the network under its phase's name, beyond the checkpoints that later ones replace."""

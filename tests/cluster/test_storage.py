@@ -102,7 +102,7 @@ def test_a_mirror_moves_what_has_changed(remote: Remote, tmp_path: Path) -> None
     assert contents(other.local) == {"checkpoints/0/weights": b"w0", "metrics": b"1"}
     before = (other.local / "metrics").stat().st_mtime_ns
     (one.local / "checkpoints" / "0").rename(one.local / "checkpoints" / "1")
-    one.push()
+    one.push(lambda name: name.startswith("checkpoints/"))
     other.pull()
     assert contents(other.local) == contents(one.local) == {"checkpoints/1/weights": b"w0", "metrics": b"1"}
     assert (other.local / "metrics").stat().st_mtime_ns == before, "what is the same is not moved again"
@@ -112,6 +112,21 @@ def test_a_mirror_moves_what_has_changed(remote: Remote, tmp_path: Path) -> None
     (other.local / "left").write_bytes(b"over")
     other.pull(lambda name: not name.startswith("checkpoints/"))
     assert contents(other.local) == contents(one.local)
+
+
+def test_what_a_cleaner_of_temporary_files_deletes_stays_there(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Remote.of(f"file://{tmp_path}/there"))
+    mirror.local.mkdir()
+    for name in ("config", "old"):
+        (mirror.local / name).write_bytes(name.encode())
+    mirror.push()
+    for name in ("config", "old"):
+        (mirror.local / name).unlink()
+    for _ in range(2):
+        mirror.push(lambda name: name == "old")
+        assert set(mirror.remote.files()) == {"config"}
+    mirror.pull()
+    assert contents(mirror.local) == {"config": b"config"}
 
 
 STEPS = st.lists(
@@ -140,7 +155,7 @@ def test_two_mirrors_end_the_same(
         else:
             expected.pop(name, None)
             (mirror.local / name).unlink(missing_ok=True)
-        mirror.push()
+        mirror.push(lambda name: True)
     assert {n: remote.read(n) for n in remote.files()} == expected
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,6 +45,13 @@ def there(config: Config) -> dict[str, int]:
     return {name: found.size for name, found in Remote.of(address).files().items()}
 
 
+def clean_by_age(folder: Path) -> None:
+    """What a system's cleaner of temporary files does in the midst of a long run."""
+    wait_for(lambda: len(metrics(folder)) >= 2, "2 records")
+    for name in ("config.yaml", "provenance.json"):
+        (folder / name).unlink()
+
+
 def wait_until_still(config: Config) -> None:
     """Workers may outlive a killed driver for a while."""
     before: dict[str, int] = {"": 0}
@@ -78,7 +86,10 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
     server: dict[str, str], elsewhere: Path, calm: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = bucket(digits, **LOCAL, name="calm")
+    cleaner = threading.Thread(target=clean_by_age, args=(run_path(config),))
+    cleaner.start()
     folder = run(config, console=QUIET)
+    cleaner.join()
     assert metrics(folder) == metrics(calm)
     local = {p.relative_to(calm).as_posix() for p in calm.rglob("*") if p.is_file()}
     assert set(there(config)) == local, "nothing more, and no checkpoint that is not kept"
