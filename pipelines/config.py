@@ -483,6 +483,12 @@ class Config:
             self.examples.warmup_epochs,
             f"so that warm-up and anneal epochs fit into train.epochs ({self.train.epochs})",
         )
+        _check(
+            self.examples.policy == "full" or self.examples.score_from <= self.train.epochs,
+            "examples.score_from",
+            self.examples.score_from,
+            f"at most train.epochs ({self.train.epochs})",
+        )
 
 
 def field_paths(cls: type = Config, prefix: str = "") -> Sequence[str]:

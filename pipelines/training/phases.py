@@ -36,10 +36,12 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
     ``run``: (baseline,) train, prune, retrain. ``train``: (baseline,) train. ``prune``: prune, retrain
     of a network that is given. Pruning and retraining repeat for every round.
     """
+    if config.examples.policy == "full":
+        config = replace(config, examples=_all_examples(config.examples))
     phases: list[Phase] = []
     if command != "prune":
         if config.baseline == "full":
-            full = replace(config.examples, policy="full")
+            full = _all_examples(config.examples)
             phases.append(Phase(name="baseline", fresh=True, train=config.train, examples=full))
         phases.append(Phase(name="train", fresh=True, train=config.train, examples=config.examples))
     if command != "train":
@@ -51,6 +53,13 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
             if config.weights.retrain_epochs:
                 phases.append(_retrain(config, f"retrain{suffix}", i))
     return tuple(phases)
+
+
+def _all_examples(examples: ExamplesConfig) -> ExamplesConfig:
+    """Policy full, whatever was said of pruned epochs: a run may be too short for that."""
+    return replace(
+        examples, policy="full", ratio=0.0, warmup_epochs=0, anneal_epochs=0, score_from=0, rescore_every=0
+    )
 
 
 def _retrain(config: Config, name: str, round_: int) -> Phase:

@@ -43,6 +43,10 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"examples.ratio": ".nan"}, "examples.ratio: nan is not possible; it must be in [0, 1)"),
         ({"weights.sparsity": "1"}, "weights.sparsity: 1.0 is not possible; it must be in (0, 1)"),
         ({"train": "3"}, "train: 3 is not possible; it must hold fields"),
+        (
+            {"examples.score_from": "13"},
+            "examples.score_from: 13 is not possible; it must be at most train.epochs (12)",
+        ),
         ({"name": "../up"}, "name: '../up' is not possible"),
         ({"cluster.workers": "3"}, "train.batch_size: 64 is not possible; it must be a multiple of"),
         ({"cluster.engine": "local"}, "cluster.workers: 2 is not possible with engine local; set 1"),
