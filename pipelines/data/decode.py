@@ -6,6 +6,7 @@ or recordings of events (`pipelines.data.events`).
 """
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,13 @@ import pyarrow as pa
 from pipelines.data import raw
 from pipelines.data.events import EventBatch, from_arrow, is_events
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Formats whose greyscale values span 0 to 65535 where Pillow opens them in such a mode.
+_WIDE = {"I": ("PNG", "PPM"), "I;16": ("PNG", "TIFF", "JPEG2000"), "I;16B": ("TIFF",)}
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 
 Examples = np.ndarray | EventBatch
 """Decoded examples of a batch."""
@@ -102,10 +110,12 @@ def _image(data: bytes | None, example: int) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """One encoded image (or packed array) as an array, images ``[C, H, W]`` with 1 or 3 channels.
+    """One encoded image (or packed array) as an array, images ``[C, H, W]`` uint8 with 1 or 3 channels.
+
+    Greyscale images of 16 bits are scaled to 8 (65535 to 255).
 
     Raises:
-        ValueError: it is not one, or is cut short.
+        ValueError: it is not one, is cut short, or has values of a range that the file does not tell.
     """
     if data.startswith(raw.MAGIC):
         return raw.unpack(data)
@@ -113,12 +123,25 @@ def decode_image(data: bytes) -> np.ndarray:
 
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
+        if image.mode[0] in "IF":  # convert() cuts those at 255
+            return _eight_bits(image)[None]
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
         pixels = np.frombuffer(image.tobytes(), np.uint8)  # cheaper than np.asarray
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
     return pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
+
+
+def _eight_bits(image: "Image.Image") -> np.ndarray:
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    if image.format not in _WIDE.get(image.mode, ()) or bits != (16,):
+        raise ValueError(
+            f"{image.format} of mode {image.mode} does not tell the range of its values; "
+            "save it with 8 bits, or as PNG with 16"
+        )
+    wide = np.asarray(image).astype(np.uint32)
+    return ((wide + 128) // 257).astype(np.uint8)
 
 
 def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ from pipelines.errors import UserError
 from tests.pipelines.data import writers
 from tests.pipelines.data.writers import class_folders, random_recording
 
+FLOATS = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).random((24, 24), np.float32)).save(FLOATS, "TIFF")
+
 ALONE = Writing(workers=1, shard_rows=8)
 
 
@@ -43,6 +46,11 @@ def good_images(root: Path, n: int = 20) -> dict[str, bytes]:
         ("empty.jpg", b"", "zero bytes"),
         ("magic.jpg", b"no image at all", "cannot identify image file"),
         ("cut.png", photo(1, "PNG")[:400], ""),
+        (
+            "float.tif",
+            FLOATS.getvalue(),
+            "TIFF of mode F does not tell the range of its values; save it with 8",
+        ),
         ("size.png", None, "is 9x7, the first is 24x24; --size brings all to one"),
     ],
 )

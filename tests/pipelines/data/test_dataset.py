@@ -102,6 +102,36 @@ def test_a_test_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
 
 
+def _wide(kind: str, values: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    height, width = values.shape
+    if kind == "PGM":
+        return b"P5 %d %d 65535\n" % (width, height) + values.astype(">u2").tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PGM", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    values = np.arange(65536).astype(np.uint16).reshape(256, 256)
+    (x,) = decode(pa.array([_wide(kind, values)]), np.array([0]))
+    assert x.shape == (1, 256, 256)
+    assert np.array_equal(x[0], np.rint(values * (255 / 65535)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_values_of_an_unknown_range_are_refused(dtype: type) -> None:
+    data = _wide("TIFF", np.linspace(0, 4000, 12).astype(dtype).reshape(3, 4))
+    with pytest.raises(
+        UserError, match=r"id 7 cannot be decoded \(TIFF of mode [FI] does not tell the range"
+    ):
+        decode(pa.array([data]), np.array([7]))
+
+
 def test_an_undecodable_image_is_named(tmp_path: Path) -> None:
     broken = pa.array([{"bytes": b"GIF8", "path": ""}] * 6)
     write(tmp_path, "train", image=broken)
