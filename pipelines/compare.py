@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.needs import needs_of
 from pipelines.places import give_back, here
 from pipelines.preflight import check_data, check_storage
+from pipelines.reading import window_rows
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import new_figure, to_svg
 from pipelines.run import checkpoint_of
@@ -119,7 +120,8 @@ def compare(
     criteria, levels = list(dict.fromkeys(criteria)), sorted(set(levels or LEVELS[objective]))
     _check(criteria, levels)
     checkpoint, folder = checkpoint_of(source)
-    local = {"cluster.engine": "local", "cluster.workers": "1", **(overrides or {})}
+    local = {"cluster.engine": "local", "cluster.workers": "1", "cluster.min_workers": "null"}
+    local |= overrides or {}
     config = load_config(folder / CONFIG, local)
     worker = _worker(config, checkpoint)
     with _bar(console or Console(stderr=True)) as bar:
@@ -242,6 +244,8 @@ def _worker(config: Config, checkpoint: Path) -> Worker:
         folder=str(checkpoint.parent),
         train=checked.train,
         test=checked.test,
+        shards=config.data.reading == "shards",
+        window_rows=window_rows(config, checked.train),
         initial=str(checkpoint),
     )
     engine = LocalEngine(spec, checkpoints=checkpoint.parent, watch=lambda event: None)

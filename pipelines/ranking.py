@@ -13,7 +13,7 @@ from rich.text import Text
 from cluster.connect import connect
 from cluster.nodes import check_shared
 from pipelines.config import Config
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import Split, check_examples, describe, read_split
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture
@@ -55,9 +55,7 @@ def rank(
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
     use_own_code(config)
-    whole = read_split(config.data.path, config.data.train_split)
-    scored = whole if split is None else read_split(config.data.path, split)
-    train = whole.first(config.data.train_rows)  # whose statistics the network was trained with
+    train, scored = _read(config, split, console)
     info = describe(train, scored, config.data.path, config.data, config.model.T)
     model = _network(checkpoint, architecture(config.model, info))
     scoring = Scoring(
@@ -89,6 +87,20 @@ def rank(
         metadata = {b"checkpoint": str(checkpoint).encode()}
         write_beside(output, lambda path: _write(path, counted, metadata, scored.num_examples))
     return scored.num_examples
+
+
+def _read(config: Config, split: str | None, console: Console) -> tuple[Split, Split]:
+    """The rows whose statistics the network was trained with, and those to score."""
+    data = config.data
+    whole = read_split(data.path, data.train_split, data.on_bad_row)
+    scored = whole if split is None else read_split(data.path, split, data.on_bad_row)
+    train = whole.first(data.train_rows)
+    if data.on_bad_row == "skip":
+        scored = check_examples(scored)
+        if rows := scored.bad.num_rows:
+            console.print(f"{rows:,} bad rows are left out", highlight=False)
+        train = check_examples(train)
+    return train, scored
 
 
 def _write(path: Path, parts: Iterator[pa.Table], metadata: dict[bytes, bytes], expected: int) -> None:

@@ -1,14 +1,17 @@
 """Criteria side by side: each row is what pruning by that criterion alone gives."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from rich.console import Console
 
 from pipelines import cli
 from pipelines.compare import Comparison, compare, compare_on, write_comparison
-from pipelines.config_io import load_config
+from pipelines.config_io import dump_config, load_config
+from pipelines.data.dataset import Split
 from pipelines.errors import UserError
 from pipelines.run import prune, run
 
@@ -87,6 +90,21 @@ def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
     assert "http" not in text.split("</style>")[0]
     for o in compared.outcomes:
         assert f"<td>{o.accuracy:.2%}</td>" in text
+
+
+def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
+    compared: Comparison, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(split: Split) -> NoReturn:
+        raise AssertionError("all rows are read into memory")
+
+    elastic = {"cluster.engine": "ray", "cluster.workers": "4", "cluster.min_workers": "2"}
+    config = load_config(trained / "config.yaml", {**elastic, "data.reading": "shards"})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    monkeypatch.setattr("pipelines.training.local.load_rows", refuse)
+    done = compare(tmp_path, criteria=["slamp"], levels=[0.9], console=QUIET)
+    assert done.outcomes == tuple(o for o in compared.outcomes if (o.criterion, o.level) == ("slamp", 0.9))
 
 
 @pytest.mark.slow

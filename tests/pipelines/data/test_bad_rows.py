@@ -1,5 +1,6 @@
 """Bad data: refused before training with file and row, or left out, counted and listed."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from pipelines import cli
+from pipelines.config_io import load_config
 from pipelines.data.dataset import check_examples, read_split
 from pipelines.errors import UserError
+from pipelines.ranking import rank
 from pipelines.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
@@ -62,8 +66,6 @@ def undecodable(folder: Path) -> None:
 
 
 def other_size(folder: Path) -> None:
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -182,6 +184,14 @@ def test_a_run_that_skips_trains_on_the_rest_and_lists_what_it_left_out(data: Pa
         assert listed["rows"] == 101
         assert [(s["first_row"], s["rows"]) for s in listed["skipped"]] == [(120, 1), (100, 100)]
     assert runs[0] == runs[1]
+    check_that_it_can_be_scored(folder, tmp_path / "scores.parquet", {620, *range(1100, 1200)})
+
+
+def check_that_it_can_be_scored(run: Path, output: Path, gone: set[int]) -> None:
+    checkpoint, console = run / "checkpoints" / "train.safetensors", Console(file=io.StringIO())
+    rank(load_config(run / "config.yaml"), checkpoint, output, console=console)
+    assert set(pq.read_table(output).column("id").to_pylist()) == set(range(1437)) - gone
+    assert "101 bad rows are left out" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_example_that_breaks_while_training_is_named(data: Path, tmp_path: Path) -> None:
