@@ -12,8 +12,9 @@ energy      ``e_k``                         least removed energy: global magnitu
 share       ``numel share / rank``          layer densities proportional to ``share``
 ==========  ==============================  ========================================================
 
-(``rank`` counts from the layer's largest weight, 1.) Under the SynOps objective distortion and energy
-scores are divided by the layer's price, synaptic operations per weight; shares are not.
+(``numel`` is the dense layer's, ``rank`` counts from its largest weight, 1.) Under the SynOps objective
+distortion and energy scores are divided by the layer's price, synaptic operations per weight; shares are
+not.
 """
 
 from collections.abc import Callable, Sequence

@@ -95,7 +95,9 @@ class LayerRanking:
             energy = self._survivors(self.rule.energy)[np.argsort(self._key(), kind="stable")]
         phi = suffix_costs(energy)[:m]
         if self.rule.score == "share":
-            score = n * self.rule.share / np.arange(n, n - m, -1, dtype=np.float64)
+            # Of the dense size: after earlier rounds too densities are in proportion to the shares.
+            dense = n if self._alive is None else self._alive.size
+            score = dense * self.rule.share / np.arange(n, n - m, -1, dtype=np.float64)
         else:
             # Rounding may leave neighbours out of order by a unit in the last place.
             score = np.maximum.accumulate(phi if self.rule.score == "distortion" else energy[:m])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
-from pruning.weights.criteria import CRITERIA
+from pruning.weights.criteria import CRITERIA, LayerRule, register
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
 from snn.coding import direct
@@ -258,20 +258,44 @@ def test_budget_is_spent_to_the_last_weight(values, c, budget):
 
 
 @relaxed
-@given(rows, st.lists(coefficient, min_size=4, max_size=4), st.data())
-def test_two_rounds_are_one(values, c, data):
+@given(
+    rows,
+    st.sampled_from(sorted(CRITERIA)),
+    st.lists(coefficient, min_size=4, max_size=4),
+    st.integers(1, 3),
+    st.data(),
+)
+def test_two_rounds_are_one(values, criterion, c, min_keep, data):
     model = Weights(values)
     c, N = c[: len(values)], sum(map(len, values))
-    room = N - len(values)
+    room = sum(max(0, len(row) - min_keep) for row in values)
     assume(room >= 2)
     calibration = calibration_of(model, tau=c)
     first = data.draw(st.integers(1, room - 1))
     second = data.draw(st.integers(first + 1, room))
-    one = allocate(model, calibration, criterion="slamp_time", sparsity=first / N)
-    two = allocate(model, calibration, criterion="slamp_time", sparsity=second / N, previous=one.masks)
-    at_once = allocate(model, calibration, criterion="slamp_time", sparsity=second / N)
+    arguments = {"criterion": criterion, "min_keep": min_keep}
+    one = allocate(model, calibration, sparsity=first / N, **arguments)
+    two = allocate(model, calibration, sparsity=second / N, previous=one.masks, **arguments)
+    at_once = allocate(model, calibration, sparsity=second / N, **arguments)
     assert two.masks == at_once.masks
     assert one.budget + two.budget == pytest.approx(at_once.budget, rel=1e-9, abs=1e-12)
+
+
+def test_shares_hold_in_rounds():
+    model = Weights([list(np.linspace(0.1, 1, n)) for n in (200, 600)])
+
+    def two_to_one(synapses, calibration, objective):
+        return [
+            LayerRule(key=lambda s=s: s.layer.weight.detach().abs().flatten(), score="share", share=share)
+            for s, share in zip(synapses, (2.0, 1.0), strict=True)
+        ]
+
+    register("shares:two_to_one", two_to_one)
+    masks = None
+    for sparsity in (0.5, 0.65, 0.8):
+        allocation = allocate(model, criterion="shares:two_to_one", sparsity=sparsity, previous=masks)
+        masks = allocation.masks
+    assert [layer.density for layer in allocation.layers] == pytest.approx([0.32, 0.16], abs=0.005)
 
 
 @relaxed
