@@ -217,8 +217,11 @@ def _masks(
     masks = {}
     for s, layer, count in zip(synapses, layers, prefix.counts, strict=True):
         weight = s.layer.weight
+        # Contiguous, whatever the memory format of the weights that the earlier masks were made of.
         mask = (
-            torch.ones(weight.shape, dtype=torch.bool) if previous is None else previous[s.name].cpu().clone()
+            torch.ones(weight.shape, dtype=torch.bool)
+            if previous is None
+            else previous[s.name].cpu().clone(memory_format=torch.contiguous_format)
         )
         mask.view(-1)[torch.from_numpy(layer.pruned(int(count)))] = False
         masks[s.name] = mask.to(weight.device)

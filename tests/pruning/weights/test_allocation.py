@@ -1,5 +1,6 @@
 """Allocation against brute force over all masks, an independent LAMP, and its stated properties."""
 
+import copy
 import itertools
 import json
 from math import inf, log
@@ -544,6 +545,19 @@ def test_previous_masks_are_checked():
     unchanged = allocate(model, calibration, synops_fraction=0.9, previous=masks)
     assert unchanged.masks == masks
     assert unchanged.budget == 0
+
+
+def test_masks_do_not_depend_on_the_memory_format():
+    torch.manual_seed(0)
+    model = build("convnet", input_shape=(2, 8, 8), num_classes=4, channels=(6, 8), hidden=(20,))
+    allocate(model, criterion="lamp", sparsity=0.4).masks.apply_(model)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert not Masks.nonzero(last)[last.synapses()[1].name].is_contiguous()
+    one, other = (
+        allocate(m, criterion="lamp", sparsity=0.8, previous=Masks.nonzero(m)).masks for m in (model, last)
+    )
+    assert one == other
+    assert one.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
 def test_allocation_survives_json_and_leaves_the_model_alone():
