@@ -39,7 +39,7 @@ def fit(lr: float, masks=None) -> float:
         model.train()
         for batch in torch.randperm(len(plan.ids)).split(32):
             at, weights = plan.ids[batch], torch.from_numpy(plan.weights[batch])
-            loss = (weights * rate_cross_entropy(model(direct(x[at], T)), y[at])).mean()
+            loss = (weights * rate_cross_entropy(model(direct(x[at], T)), y[at])).sum() / 32
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

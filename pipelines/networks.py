@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipelines.config import ModelConfig, is_own
 from pipelines.data.dataset import DatasetInfo
 from pipelines.errors import UserError
+from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described, describe
 from snn.layers import Synapses
 from snn.models import SpikingNetwork, function_of
@@ -87,8 +88,22 @@ def is_channels_last(weights: Mapping[str, Tensor]) -> bool:
     )
 
 
-def check_own_network(model: ModelConfig, network: nn.Module, info: DatasetInfo) -> None:
+def check_own_network(
+    model: ModelConfig,
+    network: nn.Module,
+    info: DatasetInfo,
+    *,
+    score: str | None = None,
+    tail_depth: int = 1,
+) -> None:
     """That a network of a user's own is what training, scoring and pruning work on.
+
+    Args:
+        model: says which.
+        network: built for ``info``.
+        info: of the dataset.
+        score: of `pruning.examples.scores.SCORES`, if examples will be scored.
+        tail_depth: of that score.
 
     Raises:
         UserError: what it lacks.
@@ -117,3 +132,10 @@ def check_own_network(model: ModelConfig, network: nn.Module, info: DatasetInfo)
         raise UserError(
             "model.name", f"{name} gives {tuple(logits.shape)}; logits must be (T, B, K) = {wanted}"
         )
+    if score is not None:
+        labels_B = torch.zeros(2, dtype=torch.int64)
+        try:
+            ExampleScorer(network, (score,), tail_depth=tail_depth).score(x_TB, labels_B)
+        except Exception as error:
+            told = " ".join(str(error).split())
+            raise UserError("model.name", f"{name} cannot be scored by {score}: {told}") from error

@@ -10,6 +10,7 @@ from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_exampl
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
+from pruning.examples.policies import class_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ def check_data(config: Config) -> CheckedData:
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
     if is_own(config.model.name):
-        check_own_network(config.model, network, info)
+        score = class_of(config.examples.policy).score
+        check_own_network(config.model, network, info, score=score, tail_depth=config.examples.tail_depth)
     if train.num_examples < 2 * config.cluster.workers:
         raise UserError(
             train.files[0],

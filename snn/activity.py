@@ -63,16 +63,6 @@ class LayerActivity:
         return 0.0 if self.spiking_input else self.synops
 
     @property
-    def dense_acs(self) -> float:
-        """Accumulates of the unpruned layer."""
-        return self.dense_synops if self.spiking_input else 0.0
-
-    @property
-    def dense_macs(self) -> float:
-        """Multiply-accumulates of the unpruned layer."""
-        return 0.0 if self.spiking_input else self.dense_synops
-
-    @property
     def dense_synops_per_weight(self) -> float:
         """Mean operations that one weight of this layer costs: its price under a SynOps budget."""
         return self.dense_synops / self.weights

@@ -48,26 +48,6 @@ def subset_size(num_examples: int, ratio: float) -> int:
     return max(1, round((1 - ratio) * num_examples))
 
 
-def sanitize(scores: Floats) -> tuple[NDArray[np.float32], int]:
-    """Scores fit for water-filling, and how many were not finite.
-
-    Negative scores become 0. NaN and infinities become the largest finite score, so that an example whose
-    score failed is likelier to be trained on, never dropped; where nothing is finite, all become 1.
-
-    Args:
-        scores: ``[N]``; what overflows float32 counts as infinite.
-
-    Returns:
-        float32 ``[N]`` and the number of replaced scores.
-    """
-    finite = _finite_nonnegative(scores)
-    bad = np.isnan(finite)
-    count = int(bad.sum())
-    if count:
-        finite[bad] = finite[~bad].max() if count < len(finite) else 1.0
-    return finite, count
-
-
 @dataclass(frozen=True, eq=False)
 class ScoreHistogram:
     """What a shard tells of its scores; shards add up with ``+`` (exactly, in any order)."""
@@ -254,7 +234,9 @@ def inclusion_probabilities(
     """Inclusion probabilities of the module's equations; no sort, so linear in ``N``.
 
     Args:
-        scores: ``[N]``; non-finite and negative ones as `sanitize` defines.
+        scores: ``[N]``. Negative ones count as 0. NaN, infinities and what overflows float32 count as the
+            largest finite score, so that an example whose score failed is likelier to be trained on, never
+            dropped; where nothing is finite, all count as 1.
         size: ``m``, from 1 to the number of present examples.
         alpha: share of the uniform mixture, in [0, 1].
         present: mask ``[N]`` of examples that exist; all of them when not given.

@@ -168,11 +168,19 @@ class InfobatchMatched(Infobatch):
     name = "infobatch_matched"
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
-        """In the ratio ``1 - r`` to 1, below and above the mean loss."""
-        pi = np.where(self._low(), 1 - self.settings.ratio, 1.0)
-        if self.settings.present is not None:
-            pi = np.where(self.settings.present, pi, 0.0)
-        return pi * (self.size / pi.sum()), self.size
+        """In the ratio ``1 - r`` to 1, below and above the mean loss.
+
+        Where rounding makes ``m`` more than that ratio gives, the high ones are certain and the low ones
+        share what is left.
+        """
+        low, present = self._low(), self.settings.present
+        pi = np.where(low, 1 - self.settings.ratio, 1.0)
+        if present is not None:
+            pi = np.where(present, pi, 0.0)
+        if self.size <= pi.sum():
+            return pi * (self.size / pi.sum()), self.size
+        certain = pi.sum(where=~low)
+        return np.where(low, (self.size - certain) / max(low.sum(), 1), pi), self.size
 
     def examples(self, epoch: int) -> float:
         """As of any policy with a fixed budget."""

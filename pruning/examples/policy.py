@@ -372,7 +372,7 @@ class Policy:
         """
         arrays = self.arrays()
         if set(state) != set(arrays):
-            raise ValueError(f"state: holds {sorted(state)}, policy {self.name} needs {sorted(arrays)}")
+            raise ValueError(f"state: holds {sorted(state)}, {type(self).__name__} needs {sorted(arrays)}")
         for name, array in arrays.items():
             if np.shape(state[name]) != array.shape:
                 raise ValueError(f"state {name}: shape {np.shape(state[name])} must be {array.shape}")

@@ -15,7 +15,7 @@ its batch. With batch norm in training mode, or scores from the training step, t
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +26,6 @@ from snn.layers import Folded, Norm, SpikingLayer, Synapses
 from snn.losses import LOSSES
 
 LossName = Literal["rate_ce", "tet"]
-
-
-class Scorable(Protocol):
-    """What a network offers to be scored (see `snn.models.base.SpikingNetwork`)."""
-
-    readout: nn.Sequential
-
-    def synapses(self) -> list[Synapses]: ...  # noqa: D102
 
 
 @dataclass(eq=False)
@@ -157,6 +149,8 @@ class ExampleScorer:
         if "sadp" in self.names:
             if not (hasattr(model, "synapses") and hasattr(model, "readout")):
                 raise ValueError(f"model: {type(model).__name__} must have readout and synapses() for sadp")
+            if not isinstance(self._path()[-1], nn.Linear):
+                raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
             hidden = model.synapses()[:-1]  # type: ignore[operator]
             depth = len(hidden) if tail_depth == "all" else tail_depth
             if not (isinstance(depth, int) and 0 <= depth <= len(hidden)):
@@ -236,8 +230,9 @@ class ExampleScorer:
 
     def _path(self) -> nn.Sequential:
         """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
-        modules = list(self.model.readout)  # type: ignore[arg-type]
-        for layer in reversed(list(getattr(self.model, "features", []))):
+        readout, features = self.model.readout, getattr(self.model, "features", None)
+        modules = list(readout) if isinstance(readout, nn.Sequential) else [readout]
+        for layer in reversed(features) if isinstance(features, nn.Sequential) else ():
             if not isinstance(layer, Folded):
                 break
             modules.insert(0, layer.module)

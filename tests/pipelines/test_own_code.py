@@ -116,6 +116,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
         ("model.name", "wrong:linear", "has no 'synapses'; derive it from snn.models.SpikingNetwork"),
         ("model.name", "wrong:no_network", "wrong:no_network gave a dict, not a torch.nn.Module"),
         ("model.name", "wrong:fails", "wrong:fails failed: KeyError: 'x'"),
+        ("model.name", "wrong:ends_otherwise", "cannot be scored by sadp: readout: must be nn.Linear, or"),
         ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policy.Policy"),
         ("examples.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
         ("examples.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
@@ -140,12 +141,18 @@ def test_mistakes_are_one_line(
 ) -> None:
     (example / "broken.py").write_text("a = 1\nb = x\n")
     (example / "wrong.py").write_text(
-        "from torch import nn\nfrom pruning.examples.policy import Policy\n\n"
+        "from torch import nn\nfrom pruning.examples.policy import Policy\nfrom snn.models import build\n\n"
         "text = 'a'\n\n\n"
         "def linear(*, input_shape, num_classes, neuron, **options):\n    return nn.Linear(64, 10)\n\n\n"
         "def no_network(*, input_shape, num_classes, neuron, **options):\n    return {}\n\n\n"
         "def fails(*, input_shape, num_classes, neuron, **options):\n    return {}['x']\n\n\n"
-        "class Odd(Policy):\n    score = 'odd'\n"
+        "class Odd(Policy):\n    score = 'odd'\n\n\n"
+        "def ends_otherwise(*, input_shape, num_classes, neuron, width=0):\n"
+        "    net = build('mlp', input_shape=input_shape, num_classes=num_classes)\n"
+        "    synapses = net.synapses()\n"
+        "    net.readout.append(nn.Identity())\n"
+        "    net.synapses = lambda: synapses\n"
+        "    return net\n"
     )
     config = str(example / "own.yaml")
     fails_with(line, ["train", config, *arguments(digits, tmp_path / "runs"), f"--{field}", name], capsys)

@@ -9,7 +9,6 @@ from pruning.examples.inclusion import (
     bin_counts,
     bracketing_bin,
     inclusion_probabilities,
-    sanitize,
     subset_size,
     water_level,
 )
@@ -134,19 +133,23 @@ def test_no_pruning_is_certain():
     np.testing.assert_array_equal(inclusion_probabilities(scores, 4, alpha=0.1), np.ones(4))
 
 
-def test_sanitize():
-    clean, count = sanitize(np.array([1.0, np.nan, -3.0, np.inf, 4.0, -np.inf, 1e300]))
-    np.testing.assert_array_equal(clean, np.float32([1, 4, 0, 4, 4, 4, 4]))
-    assert count == 4
-    assert sanitize(np.array([np.nan, np.inf]))[0].tolist() == [1.0, 1.0]
-    assert sanitize(np.array([-0.0, 2.0]))[1] == 0
+def repaired(scores):
+    """Scores as the docstring says that bad ones count."""
+    largest = max((max(s, 0.0) for s in scores.tolist() if np.isfinite(s)), default=1.0)
+    return np.float32([max(s, 0.0) if np.isfinite(s) else largest for s in scores.tolist()])
+
+
+def test_scores_that_failed_count_as_the_largest():
+    pi = inclusion_probabilities(np.array([1.0, np.nan, -3.0, np.inf, 4.0, -np.inf, 1e300]), 3, alpha=0.0)
+    np.testing.assert_allclose(pi, np.array([1, 4, 0, 4, 4, 4, 4]) / 7)
+    np.testing.assert_allclose(inclusion_probabilities(np.array([np.nan, np.inf]), 1, alpha=0.0), 0.5)
 
 
 @given(problems(elements=st.floats(width=32)))
-def test_any_floats_are_as_if_sanitized(problem):
+def test_any_floats_are_as_if_repaired(problem):
     scores, m, alpha = problem
     pi = inclusion_probabilities(scores, m, alpha=alpha)
-    np.testing.assert_array_equal(pi, inclusion_probabilities(sanitize(scores)[0], m, alpha=alpha))
+    np.testing.assert_array_equal(pi, inclusion_probabilities(repaired(scores), m, alpha=alpha))
     assert np.isfinite(pi).all()
     assert abs(pi.sum() - m) <= 1e-8 * len(scores)
 

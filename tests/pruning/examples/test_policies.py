@@ -322,6 +322,19 @@ def test_matched_infobatch_meets_the_budget_in_the_same_proportion():
     assert pi[low] == pytest.approx(0.1 * pi[~low][0])
 
 
+@pytest.mark.parametrize(("losses", "ratio"), [([1, 1, 1, 1, 100], 0.3), ([1] * 1012 + [50] * 3, 0.1)])
+def test_matched_infobatch_has_no_chance_above_one(losses, ratio):
+    """Rounding can make the budget more than its two probabilities give."""
+    n = len(losses)
+    policy = make_policy("infobatch_matched", num_examples=n, ratio=ratio, seed=0, epochs=3, warmup_epochs=1)
+    policy.observe(np.arange(n), np.array(losses, float), 0, "train")
+    pi, size = policy.inclusion(1)
+    assert size == round((1 - ratio) * n) > n * (1 - ratio)
+    assert pi.max() <= 1
+    assert pi.sum() == pytest.approx(size)
+    assert len(policy.plan(1).ids) == size
+
+
 def test_costs():
     assert make_policy("full", **BASE).theoretical_speedup() == 1
     assert make_policy("random", **BASE).theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6))

@@ -458,6 +458,32 @@ def test_a_users_own_module():
     assert got["loss"].shape == (3,)
 
 
+class Backbone(nn.Module):
+    """A module that is no sequence, called as ours is."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.first, self.flatten = features[:-1], features[-1]
+
+    def forward(self, x_TB):
+        return self.flatten(self.first(x_TB))
+
+
+def test_a_bare_linear_readout_behind_a_module_of_ones_own():
+    torch.manual_seed(0)
+    net = build("mlp", input_shape=(6,), num_classes=4, hidden=(8, 5))
+    own = build("mlp", input_shape=(6,), num_classes=4, hidden=(8, 5))
+    own.load_state_dict(net.state_dict())
+    synapses = own.synapses()
+    own.synapses = lambda: synapses
+    own.features, own.readout = Backbone(own.features), own.readout[-1]
+    x, y = torch.rand(3, 7, 6), torch.arange(7) % 4
+    torch.testing.assert_close(sadp(own, x, y), sadp(net, x, y))
+    own.readout = nn.Sequential(own.readout, nn.Identity())
+    with pytest.raises(ValueError, match=r"readout: must be nn\.Linear, or nn.Sequential that ends in one"):
+        ExampleScorer(own)
+
+
 class Pool(nn.Module):
     def forward(self, x_TB):
         return x_TB[..., ::2, ::2]
