@@ -13,7 +13,7 @@ from pipelines.data.events import Sensor, from_arrow, is_events
 from pipelines.data.frames import By, Frames, smallest
 from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, write_dataset
 from pipelines.data.sources.base import Bad, Example, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of
+from pipelines.data.sources.storage import Folder, fingerprint_of, reading
 from pipelines.data.sources.tables import class_names
 from pipelines.data.verify import MANIFEST, verify
 from pipelines.errors import UserError
@@ -40,7 +40,8 @@ class FramedRows:
         for path, size in zip(self.files, self.sizes, strict=True):
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high:
-                yield from self._span(path, low, high)
+                with reading(path):
+                    yield from self._span(path, low, high)
             first += size
 
     def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing
+from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing, reading
 from pipelines.errors import UserError
 
 _PYTHON = {
@@ -66,7 +66,8 @@ class Arrays:
         for file, size in zip(self.files, self.sizes, strict=True):
             span = slice(max(start - first, 0), min(stop - first, size))
             if span.start < span.stop:
-                pixels, labels = _LOADERS[self.name](self.folder, file)
+                with reading(self.folder.at(file)):
+                    pixels, labels = _LOADERS[self.name](self.folder, file)
                 for row in range(span.start, span.stop):
                     yield Example(pixels[row], int(labels[row]), f"{file}#{row}")
             first += size

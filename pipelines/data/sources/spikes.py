@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.data.events import Recording, Sensor, sort
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing
+from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing, reading
 from pipelines.errors import UserError
 
 CHANNELS = 700
@@ -22,7 +22,12 @@ class SpikeTrains:
     rows: int
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`. A row's spikes are a set: they are put in order of time."""
+        """See `Split`."""
+        with reading(self.folder.at(self.file)):
+            yield from self._rows(start, stop)
+
+    def _rows(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """A row's spikes are a set: they are put in order of time."""
         import h5py
 
         with self.folder.open(self.file) as stream, h5py.File(stream, "r") as file:

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pyarrow import fs
 
 from cluster.credentials import secret_in
@@ -153,6 +155,19 @@ def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
         if folder.exists(path):
             return path
     raise UserError("--input", f"{folder} holds no {what} (looked for {', '.join(candidates)})")
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Tell failures to read a file that holds many examples from failures to write what is made of them.
+
+    Raises:
+        UserError: in place of what was raised inside.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(path, f"cannot be read ({reason(error)})") from None
 
 
 def reason(error: BaseException) -> str:

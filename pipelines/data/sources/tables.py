@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import Recording, Sensor, from_arrow, is_events
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reason
+from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reading, reason
 from pipelines.errors import UserError
 
 READ_ROWS = 256
@@ -44,7 +44,8 @@ class ParquetRows:
         for path, size in zip(self.files, self.sizes, strict=True):
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high:
-                yield from self._span(path, low, high)
+                with reading(self.folder.at(path)):
+                    yield from self._span(path, low, high)
             first += size
 
     def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
@@ -90,7 +91,8 @@ def parquet(options: Options) -> Source:
     t, x, y and p hold events; the label column holds integers. Their names are found by their types.
     """
     folder = Folder.of(options.input)
-    entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
+    with reading(str(folder)):
+        entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
     found = Fingerprint("parquet", options.sensor)
     found.add(entries)
     splits: dict[str, Any] = {}

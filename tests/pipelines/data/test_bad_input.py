@@ -10,13 +10,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.data.cache import FramedRows
 from pipelines.data.dataset import read_split
+from pipelines.data.events import Sensor
+from pipelines.data.frames import Frames
 from pipelines.data.ingest import Writing, ingest
-from pipelines.data.sources.base import Options
+from pipelines.data.shards import Layout, write_shard
+from pipelines.data.sources import SOURCES
+from pipelines.data.sources.base import Options, Split
+from pipelines.data.sources.pixels import Arrays
+from pipelines.data.sources.spikes import SpikeTrains
+from pipelines.data.sources.storage import Folder
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
 from tests.pipelines.data import writers
@@ -282,6 +291,46 @@ def test_cut_originals_are_refused(tmp_path: Path) -> None:
     class_folders(tmp_path / "m" / "MNIST" / "raw", {**raw, "t10k-images-idx3-ubyte": b""})
     with pytest.raises(UserError, match="has 2347 values, its header says 2352; it is cut short"):
         ingest("mnist", tmp_path / "out", tmp_path / "m")
+
+
+def numbers(path: Path, n: int) -> Path:
+    x = np.random.default_rng(0).random((n, 50), np.float32)
+    path.parent.mkdir(exist_ok=True)
+    table = {"image": x.tolist(), "label": [k % 2 for k in range(n)]}
+    pq.write_table(pa.table(table), path, row_group_size=n // 3)
+    return path
+
+
+@pytest.mark.parametrize("how", ["flipped", "gone"])
+def test_a_source_that_cannot_be_read_is_not_called_unwritable(tmp_path: Path, how: str) -> None:
+    train = numbers(tmp_path / "in" / "train.parquet", 300)
+    numbers(tmp_path / "in" / "test.parquet", 30)
+    source = SOURCES["parquet"](Options(input=str(tmp_path / "in")))
+    if how == "flipped":  # the footer is whole, the second row group's first page is not
+        start = pq.read_metadata(train).row_group(1).column(0).dictionary_page_offset or 0
+        data = bytearray(train.read_bytes())
+        data[start : start + 400] = bytes(b ^ 0x55 for b in data[start : start + 400])
+        train.write_bytes(data)
+    else:
+        train.unlink()
+    layout = Layout(class_names=(), sensor=None, group_rows=100, size=None, shape=(50,), on_bad="refuse")
+    with pytest.raises(UserError, match=r"/in/train.parquet: cannot be read \([^\n]+\)$"):
+        write_shard(source.splits["train"], 100, 200, str(tmp_path), "train-00001.parquet", layout)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("source", ["mnist", "shd", "frames"])
+def test_files_that_vanish_are_named(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "gone"
+    folder = Folder.of(str(tmp_path))
+    frames = Frames.of(Sensor(4, 4), T=2, by="time", size=None, where="--size")
+    splits: dict[str, Split] = {
+        "mnist": Arrays(folder, ("gone",), (3,), "mnist"),
+        "shd": SpikeTrains(folder, "gone", 3),
+        "frames": FramedRows((str(file),), (3,), frames),
+    }
+    with pytest.raises(UserError, match=f"{file}: cannot be read \\(.*No such file or directory"):
+        next(iter(splits[source].read(0, 3)))
 
 
 def test_verify_finds_what_is_amiss(tmp_path: Path) -> None:
