@@ -4,11 +4,14 @@ Pruned weights, and training on importance-weighted examples, leave running stat
 longer describe what a layer sees. They are estimated again on a uniform sample of examples.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from snn.coding import direct
+from snn.layers import is_static
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -34,12 +37,14 @@ def reestimate(
 
     Args:
         model: any module that takes one batch; without batch norm nothing happens.
-        batches: inputs ``x_TB``, ``[T, B, ...]``, on the model's device; large batches are better.
+        batches: inputs ``x_TB``, ``[T, B, ...]``, on the model's device; large batches are better. A
+            batch of one example, such as a remainder, goes together with a larger one beside it.
         average: sum (exact) or mean over all workers of a float64 vector on the model's device (an
             all-reduce); every worker calls it exactly once, one without a batch of its own too.
 
     Raises:
-        ValueError: no batch at all, or statistics that are not finite; the model is then unchanged.
+        ValueError: no batch at all, a norm with one value per channel only (a single example), or
+            statistics that are not finite; the model is then unchanged.
     """
     norms = batch_norms(model)
     if not norms:
@@ -93,7 +98,7 @@ def _accumulate(
             m.momentum = 1.0
             hooks.append(m.register_forward_hook(add(name)))
         with torch.no_grad():
-            for x_TB in batches:
+            for x_TB in _singles_joined(batches):
                 model(x_TB)
     finally:
         for hook in hooks:
@@ -105,6 +110,28 @@ def _accumulate(
                 m.momentum = momenta[name]
                 for buffer, value in zip(m.buffers(recurse=False), before[name], strict=True):
                     buffer.copy_(value)
+
+
+def _singles_joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, those of one example together with a larger neighbour: one value has no variance."""
+    held: Tensor | None = None
+    for x_TB in batches:
+        if held is None:
+            held = x_TB
+        elif (held.shape[1] == 1) != (x_TB.shape[1] == 1) and held[:, :1].shape == x_TB[:, :1].shape:
+            yield _joined(held, x_TB)
+            held = None
+        else:
+            yield held
+            held = x_TB
+    if held is not None:
+        yield held
+
+
+def _joined(a_TB: Tensor, b_TB: Tensor) -> Tensor:
+    if is_static(a_TB) and is_static(b_TB):
+        return direct(torch.cat([a_TB[0], b_TB[0]]), len(a_TB))
+    return torch.cat([a_TB, b_TB], 1)
 
 
 def _pooled(name: str, part: Tensor, features: int) -> tuple[Tensor, Tensor]:

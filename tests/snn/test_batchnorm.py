@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from snn.batchnorm import reestimate
 from snn.coding import direct
+from snn.layers import is_static
 from snn.models import build
 
 
@@ -97,6 +100,32 @@ def test_workers_of_unequal_shares_agree_with_one():
         for m, reference in zip(norms(model), norms(alone), strict=True):
             torch.testing.assert_close(m.running_mean, reference.running_mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(m.running_var, reference.running_var, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_remainder_of_one_example_joins_its_neighbour(static):
+    """Under direct coding a linear layer gives one value per channel there, which has no variance."""
+    torch.manual_seed(0)
+    a = build("mlp", input_shape=(9,), num_classes=4, hidden=(6,)).double()
+    b = copy.deepcopy(a)
+    x = torch.rand(11, 9, dtype=torch.float64)
+    coded = [direct(part, 3) if static else direct(part, 3).contiguous() for part in x.split(5)]
+    joined = direct(x[5:], 3) if static else direct(x[5:], 3).contiguous()
+    reestimate(a, iter(coded))
+    reestimate(b, [coded[0], joined])
+    for p, q in zip(a.buffers(), b.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+    inputs = []
+    a.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+    reestimate(a, coded[::-1])  # the single one first
+    assert [(len(x), x.shape[1], is_static(x)) for x in inputs] == [(3, 6, static), (3, 5, static)]
+
+
+def test_examples_that_all_come_alone_stay_alone():
+    data, sizes, model = batches(3, 1), [], net()
+    model.register_forward_pre_hook(lambda m, args: sizes.append(args[0].shape[1]))
+    reestimate(model, data)
+    assert sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize("data", [[], [torch.full((2, 3, 2, 8, 8), float("nan"), dtype=torch.float64)]])
