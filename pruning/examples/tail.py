@@ -18,6 +18,7 @@ hidden layer's weights, and of a bias before its norm.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from snn.layers import Norm, WeightLayer
 from snn.neurons import NeuronParameters, membrane_potential
@@ -79,9 +80,9 @@ def readout_gradient(readout: nn.Sequential, x_TB: Tensor, e_TBK: Tensor) -> Ten
     e = e_TBK if linear else e_TBK.expand(T, -1, -1)
     with torch.enable_grad():
         x = point.detach().flatten(0, 1).requires_grad_()
-        y = x
-        for module in readout:
-            y = y if isinstance(module, nn.Dropout) else module(y)
+        path = nn.Sequential(*(m for m in readout if not isinstance(m, nn.Dropout)))
+        # In half precision small errors would vanish on the way back.
+        y = functional_call(path, {name: p.detach().to(x.dtype) for name, p in path.named_parameters()}, x)
         (g,) = torch.autograd.grad(y, x, (e / T).flatten(0, 1).to(y.dtype))
     return g.unflatten(0, (len(point), B))
 

@@ -398,13 +398,23 @@ def test_lower_resolution_needs_global_pooling_and_pixels():
             sadp(net, bad, y, downsample=2)
 
 
-def test_half_precision_networks_score_in_float32():
-    net = mlp()
+@pytest.mark.parametrize("name", ["mlp", "conv tail, average pool", "conv tail, max pool"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_networks_score_in_float32(name, dtype):
+    net = NETS[name]()
     x, y = batch(net)
     exact = sadp(net, x, y)
-    half = sadp(net.to(torch.bfloat16), x.to(torch.bfloat16), y)
+    half = sadp(net.to(dtype), x.to(dtype), y)
     assert torch.isfinite(half).all()
     assert torch.corrcoef(torch.stack([exact, half]))[0, 1] > 0.8
+
+
+def test_the_error_of_a_confident_half_precision_network_does_not_vanish():
+    net = conv_tail().half()
+    spikes_TB, e_TBK = torch.ones(3, 2, 6, 2, 2), torch.full((1, 2, 4), 1e-9)
+    g = tail.readout_gradient(net.readout, spikes_TB, e_TBK)
+    expected = (net.readout[-1].weight.float().sum(0) * 1e-9 / 3 / 4).view(6, 1, 1).expand(1, 2, 6, 2, 2)
+    torch.testing.assert_close(g, expected, rtol=1e-5, atol=0)
 
 
 DEEP = {"vgg9", "vgg11", "vgg16", "sew_resnet34", "sew_resnet50", "ms_resnet34"}
