@@ -18,6 +18,7 @@ from cluster.tokens import REMEDY, Token, find_token
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 PRODUCT = "spikeprune"
 """Key of our jobs' metadata: what `Job.metadata` must hold to be one of ours."""
+_log = logging.getLogger(__name__)
 _NOISE = re.compile(r"^(Running entrypoint for job |\S+ \S+\tINFO job_manager\.py:)")
 
 
@@ -106,9 +107,7 @@ class Jobs:
 
     def logs(self, id: str) -> str:
         """All that a job has printed so far."""
-        with self._errors(id):
-            text = self.client.get_job_logs(id)
-        return "".join(line for line in text.splitlines(keepends=True) if not _NOISE.match(line))
+        return _without_noise(self._raw_logs(id))
 
     def stop(self, id: str) -> bool:
         """Ask a job to end (SIGTERM, some seconds later SIGKILL); whether it was running."""
@@ -132,18 +131,29 @@ class Jobs:
         """
         self.get(id)
         seen, failures = 0, 0
+
+        def pass_on(text: str) -> None:
+            nonlocal seen
+            seen += len(text)
+            if shown := _without_noise(text):
+                show(shown)
+
         while True:
-            whole = True
+            whole, job = True, None
             try:
                 for text in _tail(self.client, id, skip=seen):
-                    seen += len(text)
-                    show("".join(line for line in text.splitlines(keepends=True) if not _NOISE.match(line)))
+                    pass_on(text)
             except (RuntimeError, OSError, ValueError):
                 whole = False  # whether the job or the connection has ended is asked next
             try:
                 job = self.get(id)
+                if not whole:  # there may be a proxy between that lets plain requests through alone
+                    pass_on(self._raw_logs(id)[seen:])
             except ClusterError:
                 failures += 1
+                if failures > 3 and job is not None and job.over:
+                    _log.warning("the end of the log of %s cannot be had", id)
+                    return job
                 if failures > 3:
                     raise ClusterError(
                         id,
@@ -152,9 +162,13 @@ class Jobs:
                 time.sleep(1)
                 continue
             failures = 0
-            if job.over and whole:
+            if job.over:
                 return job
-            time.sleep(0.1)
+            time.sleep(0.1 if whole else 1)
+
+    def _raw_logs(self, id: str) -> str:
+        with self._errors(id):
+            return str(self.client.get_job_logs(id))
 
     @contextmanager
     def _errors(self, id: str | None = None) -> Iterator[None]:
@@ -311,6 +325,10 @@ def _without_addresses() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def _without_noise(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not _NOISE.match(line))
 
 
 def _last_line(text: str) -> str:

@@ -5,9 +5,12 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -151,7 +154,42 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
     assert "signal 9" in status.out
 
 
-def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
+class Plain(BaseHTTPRequestHandler):
+    """Of a proxy that knows no websockets: passes plain requests on to the server's ``behind``."""
+
+    def do_GET(self) -> None:
+        import requests
+
+        if "Upgrade" in self.headers:
+            self.send_error(400)
+            return
+        behind: str = getattr(self.server, "behind")  # noqa: B009
+        reply = requests.get(f"{behind}{self.path}", headers=dict(self.headers), timeout=30)
+        self.send_response(reply.status_code)
+        self.send_header("Content-Type", reply.headers["Content-Type"])
+        self.send_header("Content-Length", str(len(reply.content)))
+        self.end_headers()
+        self.wfile.write(reply.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def proxy(head: Head) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        setattr(server, "behind", head.url)  # noqa: B010
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def through(proxy: str, head: Head) -> Jobs:
+    with mock.patch.dict(os.environ, environment(), clear=True):
+        return Jobs(proxy, token_file=head.token)
+
+
+def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path, proxy: str) -> None:
     command = [str(BIN / "spikeprune"), "submit", "--address", head.url, "--token-file", str(head.token)]
     command += ["--follow", "--id", "long", "--", "python", "script.py", "0", "601"]
     following = subprocess.Popen(
@@ -173,7 +211,19 @@ def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
     assert f"spikeprune jobs logs long --follow --address {head.url} --token-file {head.token}" in err
     assert "Traceback" not in err
     assert "long: running" in call(head, project, "jobs", "status", "long").out
-    stopped = call(head, project, "jobs", "stop", "long")
+    jobs, shown = through(proxy, head), list[str]()
+    with ThreadPoolExecutor() as pool:
+        followed = pool.submit(jobs.follow, "long", shown.append)
+        while "words" not in "".join(shown):
+            assert not followed.done(), "its log is shown while it runs"
+            time.sleep(0.1)
+        stopped = call(head, project, "jobs", "stop", "long")
+    assert (followed.result().result, "".join(shown)) == (143, jobs.logs("long"))
+    with (
+        mock.patch.object(jobs.client, "get_job_logs", side_effect=RuntimeError("its node is gone")),
+        mock.patch("cluster.jobs.time.sleep"),
+    ):
+        assert jobs.follow("long", shown.append) == followed.result()
     assert stopped.code == 0
     assert "long: was stopped" in stopped.err
     assert not processes("script.py", "0", "601")
