@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ import pyarrow.parquet as pq
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import Recording, Sensor, from_arrow, is_events
 from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.splits import by_split
 from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reading, reason
 from pipelines.errors import UserError
 
 READ_ROWS = 256
-_TEST = ("test", "validation", "valid", "val")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class ParquetRows:
 
 
 def parquet(options: Options) -> Source:
-    """Files named after their split (train*.parquet or a folder train/), numbered as they come.
+    """Files named after their split (`pipelines.data.sources.splits`), numbered as they come.
 
     The image column holds encoded images (bytes, or a struct with bytes) or lists of numbers, or the columns
     t, x, y and p hold events; the label column holds integers. Their names are found by their types.
@@ -93,15 +92,15 @@ def parquet(options: Options) -> Source:
     folder = Folder.of(options.input)
     with reading(str(folder)):
         entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
-    found = Fingerprint("parquet", options.sensor)
+    named = by_split(e.path for e in entries)
+    found = Fingerprint("parquet", options.sensor, named)
     found.add(entries)
     splits: dict[str, Any] = {}
     schema: pa.Schema | None = None
-    for split, prefixes in (("train", ("train",)), ("test", _TEST)):
-        prefix = next((p for p in prefixes if any(_of_split(e.path, p) for e in entries)), None)
-        if prefix is None:
-            raise UserError("--input", f"{folder} holds no {' or '.join(prefixes)}*.parquet")
-        files = tuple(e.path for e in entries if _of_split(e.path, prefix))
+    for split, names in (("train", ("train",)), ("test", ("test", "validation"))):
+        files = next((named[n] for n in names if n in named), ())
+        if not files:
+            raise UserError("--input", f"{folder} holds no {' or '.join(names)}*.parquet")
         sizes = []
         for file in files:
             told, size = _footer(folder, file)
@@ -242,10 +241,6 @@ def digits(_: Options) -> Source:
         fingerprint="digits",
         notes={"split": "stratified, 360 held out", "order": "as split"},
     )
-
-
-def _of_split(path: str, split: str) -> bool:
-    return any(part.startswith(split) for part in Path(path).parts)
 
 
 def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:

@@ -22,6 +22,7 @@ from pipelines.data.sources import SOURCES
 from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import Options
 from pipelines.data.sources.recordings import Reader
+from pipelines.data.sources.splits import split_of
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
 from tests.pipelines.data import writers
@@ -245,6 +246,42 @@ def test_huggingface_layout(tmp_path: Path) -> None:
     for k, x in enumerate(found):
         alone = decode(pa.array([image(k, "PNG")]), np.array([k]))
         assert np.array_equal(x, np.broadcast_to(alone[0], x.shape))  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train.parquet", "train"),
+        ("training-data/train-0.parquet", "train"),
+        ("training-data/test-0.parquet", "test"),
+        ("testing/deep/training/0.parquet", "train"),
+        ("train/0000.parquet", "train"),
+        ("train/values.parquet", "train"),
+        ("data/val_1.parquet", "validation"),
+        ("valid/0.parquet", "validation"),
+        ("test/testset.parquet", "test"),
+        ("data/0000.parquet", None),
+    ],
+)
+def test_the_name_tells_the_split_then_the_nearest_folder(path: str, split: str | None) -> None:
+    assert split_of(path) == split
+
+
+@pytest.mark.parametrize("path", ["train/test-0.parquet", "test/train/0.parquet", "train/a/val/b.parquet"])
+def test_a_file_of_two_splits_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match=f"--input: {path} is named as both .* and "):
+        split_of(path)
+
+
+def test_no_test_row_is_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "training-data"
+    folder.mkdir(parents=True)
+    for k, name in enumerate(("train", "test")):
+        table = pa.table({"image": [[float(k), i] for i in range(6)], "label": [i % 2 for i in range(6)]})
+        pq.write_table(table, folder / f"{name}.parquet")
+    ingest("parquet", tmp_path / "out", tmp_path / "in", writing=ALONE)
+    for k, name in enumerate(("train", "test")):
+        assert written(tmp_path / "out", name)[0].tolist() == [[k, i] for i in range(6)]
 
 
 @pytest.mark.parametrize("layout", ["npz", "npy", "keras"])
