@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config import Config, is_own
 from pipelines.errors import UserError
@@ -136,8 +136,13 @@ def keep_copy(code: OwnCode | None, folder: Path) -> None:
         path.write_bytes(content)
 
 
-def check_unchanged(code: OwnCode | None, folder: Path) -> None:
-    """That a run resumes with the sources it started with.
+def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "search"] = "run") -> None:
+    """That a run or search resumes with the sources it started with.
+
+    Args:
+        code: that is there now.
+        folder: where `keep_copy` put what there was; nothing is compared where there is none.
+        kind: what resumes.
 
     Raises:
         UserError: one differs.
@@ -147,10 +152,11 @@ def check_unchanged(code: OwnCode | None, folder: Path) -> None:
     kept = {str(p.relative_to(folder)): p.read_bytes() for p in _python_files(folder)}
     for name in sorted({*kept, *code.files}):
         if kept.get(name) != code.files.get(name):
+            how = "is new" if name not in kept else "is gone" if name not in code.files else "has changed"
             raise UserError(
                 "code",
-                f"{name} has changed since the run started; restore it from {folder}, "
-                f"resume with --code {folder}, or choose another --name",
+                f"{name} {how} since the {kind} started; resume with --code {folder}, "
+                "or choose another --name",
             )
 
 

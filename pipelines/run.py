@@ -20,6 +20,7 @@ from pipelines.places import told as storage_told
 from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
+from pipelines.provenance import check_same_data
 from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
@@ -72,6 +73,7 @@ def run(
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
     checked = check_data(config)
+    check_same_data(folder, config)
     check_trackers(config)
     check_storage(folder.parent)
     phases = phases_of(config, command)

@@ -1,28 +1,20 @@
 """A run's folder: its config, where it came from, and all that reports and resumes need."""
 
-import hashlib
 import json
-import platform
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Remote, uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_config
-from pipelines.data.files import write_beside, write_json
+from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, keep_copy
 from pipelines.places import run_path, run_uri
+from pipelines.provenance import knows_data, write_provenance
 
 CONFIG = "config.yaml"
-PROVENANCE = "provenance.json"
 CODE = "code"
-PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 FREE_TO_CHANGE = (
     "cluster.address",
     "storage",
@@ -54,7 +46,7 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None) 
     left as it is."""
     folder = run_path(config)
     if not (folder / CONFIG).exists():
-        write_json(folder / PROVENANCE, _provenance(config, command))
+        write_provenance(folder, config, command)
         if code is not None and code.files:
             keep_copy(code, folder / CODE)
             config = replace(config, code=CODE)
@@ -85,9 +77,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _check_same(stored: Config, given: Config, folder: Path) -> None:
     a, b = flat_config(stored), flat_config(given)
+    free = {*FREE_TO_CHANGE, *(["data.path"] if knows_data(folder) else [])}  # `check_same_data` compares
     for path in {**a, **b}:
         settled = path == "data.reading" and b.get(path) == "auto"  # the run goes on as it began
-        if a.get(path) != b.get(path) and path not in FREE_TO_CHANGE and not settled:
+        if a.get(path) != b.get(path) and path not in free and not settled:
             raise UserError(
                 path,
                 f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "
@@ -108,49 +101,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _provenance(config: Config, command: list[str]) -> dict[str, Any]:
-    manifest = _manifest(config)
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "seed": config.seed,
-        "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
-        "platform": platform.platform(),
-        "git_commit": _git_commit(),
-        "data_manifest_sha256": None if manifest is None else hashlib.sha256(manifest).hexdigest(),
-        "data_source": None if manifest is None else json.loads(manifest).get("source"),
-    }
-
-
-def _manifest(config: Config) -> bytes | None:
-    uri, name = uri_of(config.data.path), "manifest.json"
-    if uri is not None:
-        remote = Remote.of(uri, where="data.path")
-        return remote.read(name) if remote.exists(name) else None
-    path = Path(config.data.path) / name
-    return path.read_bytes() if path.exists() else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, where it runs from a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None

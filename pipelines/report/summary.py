@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
-from pipelines.data.files import read_json, write_json
+from pipelines.data.files import write_json
 from pipelines.errors import UserError
-from pipelines.run_folder import PROVENANCE, flat_config, read_config, read_metrics
+from pipelines.provenance import read_provenance
+from pipelines.run_folder import flat_config, read_config, read_metrics
 
 TITLES = {
     "baseline": "full data",
@@ -78,8 +79,7 @@ def write_summary(run: RunSummary) -> Path:
         its path.
     """
     path = run.folder / "report.json"
-    provenance = run.folder / PROVENANCE
-    told = read_json(provenance) if provenance.exists() else {}
+    told = read_provenance(run.folder)
     phases = [asdict(p) for p in run.phases]
     write_json(path, {"run": run.config.name, "about": told, "phases": phases})
     return path

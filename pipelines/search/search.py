@@ -1,6 +1,7 @@
 """Search a space by Ray Tune: place trials, write down how each ends, leave the front and its configs."""
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -18,12 +19,13 @@ from pipelines.config_io import dump_config, load_tree
 from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
-from pipelines.own_code import OURS, refuse_shadowing
+from pipelines.own_code import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.places import run_path
 from pipelines.preflight import CheckedData, check_data, check_storage
+from pipelines.provenance import check_same_data, write_provenance
 from pipelines.reading import settle_reading
 from pipelines.run import prepare_engines, tell_skipped
-from pipelines.run_folder import flat_config
+from pipelines.run_folder import CODE, flat_config
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
 from pipelines.search.launch import SPENT, Launch
@@ -69,10 +71,13 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     _check_settings(settings, journal.objectives, journal.space, stages)
     folder = journal.folder
     _check_folder(tree, folder, resume)
+    code = use_own_code(journal.space.config)
+    check_unchanged(code, folder / CODE, "search")
     refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
     if tree.cluster.address is not None:
         check_cluster_answers(tree.cluster.address)
     checked = check_data(journal.space.config)
+    check_same_data(folder, tree, "search")
     check_trackers(journal.space.config)
     if tree.cluster.address is None:
         here = float(local_cpus() if nests(tree) else os.cpu_count() or 1)
@@ -80,7 +85,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         if nests(tree):
             console.print(_SLOW.format(tree.cluster.workers), highlight=False, soft_wrap=True)
     check_storage(folder.parent)
-    _write_settings(tree, folder)
+    _begin(tree, folder, code)
     tell_skipped(tree, checked, folder, console)
     limit = _limit(settings, journal.space)
     records = journal.records()
@@ -217,6 +222,14 @@ def _check_folder(tree: SearchTree, folder: Path, resume: bool) -> None:
                 f"is {given.get(path)!r} here and {stored.get(path)!r} in the search that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
+
+
+def _begin(tree: SearchTree, folder: Path, code: OwnCode | None) -> None:
+    """Write down what a search is, and where it came from if it is new."""
+    if not (folder / SETTINGS).exists():
+        write_provenance(folder, tree, sys.argv)
+        keep_copy(code, folder / CODE)
+    _write_settings(tree, folder)
 
 
 def _write_settings(tree: SearchTree, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,17 @@ import pytest
 import torch
 
 from pipelines import cli
-from pipelines.config_io import dump_config, load_config
+from pipelines.config_io import dump_config, load_config, load_tree
+from pipelines.own_code import use_own_code
 from pipelines.report.summary import summarise
 from pipelines.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.results import read_results, write_results
+from pipelines.search.search import _begin
 from tests.pipelines.search.conftest import QUIET, SPACE, journal_of, records_of, tree
+from tests.pipelines.test_cli import fails_with
+from tests.pipelines.test_own_code import EXAMPLE
+from tests.pipelines.test_provenance import without_some
 from tests.pipelines.training.conftest import wait_for
 
 
@@ -126,6 +132,44 @@ def test_a_search_of_that_name_needs_resume_and_the_same_settings(
     before = pq.read_table(Path(searched.storage) / "search" / "search.parquet")
     assert cli.main(["search", str(path), "--resume", "--search.minutes", "5"]) == 0
     assert pq.read_table(Path(searched.storage) / "search" / "search.parquet") == before
+
+
+def test_a_search_goes_on_with_the_data_it_began_with(
+    searched: SearchTree, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_config(searched))
+    shutil.copytree(Path(searched.storage) / "search", tmp_path / "search")
+    args = ["search", str(path), "--storage", str(tmp_path), "--resume", "--data.path"]
+    moved, other = shutil.copytree(digits, tmp_path / "moved"), without_some(digits, tmp_path)
+    assert cli.main([*args, str(moved)]) == 0
+    capsys.readouterr()
+    fails_with(f"data.path: {other} holds other data than the search began with", [*args, str(other)], capsys)
+    (tmp_path / "search" / "provenance.json").unlink()  # as in searches of earlier versions
+    assert cli.main([*args, str(other)]) == 0
+
+
+def test_a_search_goes_on_with_the_code_it_began_with(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = shutil.copytree(EXAMPLE, tmp_path / "mine"), without_some(digits, tmp_path)
+    place = {
+        "storage": str(tmp_path),
+        "data.path": str(digits),
+        "search.question": "data",
+        "search.trials": "1",
+    }
+    begun = load_tree(SearchTree, mine / "own.yaml", place | {"name": "begun", "baseline": "none"})
+    _begin(begun, tmp_path / "begun", use_own_code(begun))
+    path = tmp_path / "begun.yaml"
+    path.write_text(dump_config(begun))
+    (mine / "my_policy.py").write_text((mine / "my_policy.py").read_text() + "# changed\n")
+    args = ["search", str(path), "--resume"]
+    kept = tmp_path / "begun" / "code"
+    line = f"my_policy.py has changed since the search started; resume with --code {kept}, or choose another"
+    fails_with(f"code: {line}", args, capsys)
+    # The remedy leads on to what is looked at next.
+    fails_with("data.path: ", [*args, "--code", str(kept), "--data.path", str(other)], capsys)
 
 
 def test_trials_share_one_copy_of_the_rows(digits: Path, ray_session: None) -> None:

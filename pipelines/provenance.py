@@ -1,0 +1,107 @@
+"""Where a run or a search came from: written down when it begins, held against what it goes on with."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.storage import Remote, uri_of
+from pipelines.config import Config
+from pipelines.data.files import read_json, write_json
+from pipelines.errors import UserError
+
+PROVENANCE = "provenance.json"
+PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
+
+
+def write_provenance(folder: Path, config: Config, command: list[str]) -> None:
+    """Command, versions, commit and data of a run or search that begins, into its folder."""
+    manifest = _manifest(config)
+    told = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seed": config.seed,
+        "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
+        "platform": platform.platform(),
+        "git_commit": _git_commit(),
+        "data_manifest_sha256": None if manifest is None else hashlib.sha256(manifest).hexdigest(),
+        "data_source": None if manifest is None else json.loads(manifest).get("source"),
+    }
+    write_json(folder / PROVENANCE, told)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `write_provenance` wrote; empty where nothing did."""
+    path = folder / PROVENANCE
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
+
+
+def knows_data(folder: Path) -> bool:
+    """Whether the data that a run or search began with can be told from other data, wherever they lie."""
+    return read_provenance(folder).get("data_manifest_sha256") is not None
+
+
+def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"] = "run") -> None:
+    """That a run or search goes on with the data that it began with, if it knows them.
+
+    Args:
+        folder: of the run or search.
+        config: with which it goes on.
+        kind: which of the two it is.
+
+    Raises:
+        UserError: the manifest of the data is another one, or gone.
+    """
+    if not knows_data(folder):
+        return
+    manifest = _manifest(config)
+    if manifest is None:
+        raise UserError(
+            "data.path",
+            f"{config.data.path} has no manifest.json, by which the {kind} knows its data; "
+            "copy it there as well, or choose another --name",
+        )
+    if hashlib.sha256(manifest).hexdigest() != read_provenance(folder)["data_manifest_sha256"]:
+        raise UserError(
+            "data.path",
+            f"{config.data.path} holds other data than the {kind} began with (by its manifest.json); "
+            "bring those back, or choose another --name",
+        )
+
+
+def _manifest(config: Config) -> bytes | None:
+    uri, name = uri_of(config.data.path), "manifest.json"
+    if uri is not None:
+        remote = Remote.of(uri, where="data.path")
+        return remote.read(name) if remote.exists(name) else None
+    path = Path(config.data.path) / name
+    return path.read_bytes() if path.exists() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, where it runs from a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,67 @@
+"""Runs go on with the data that they began with, wherever these lie by then."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import cli
+from pipelines.config_io import dump_config
+from pipelines.data.ingest import ingest
+from pipelines.run_folder import create_run
+from tests.pipelines.test_cli import fails_with
+from tests.pipelines.training.conftest import small
+
+
+def without_some(digits: Path, folder: Path) -> Path:
+    """The digits with fewer rows to train on, ingested below ``folder``."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    shutil.copy(digits / "test-00000.parquet", source / "test.parquet")
+    pq.write_table(pq.read_table(digits / "train-00000.parquet").slice(100), source / "train.parquet")
+    ingest("parquet", folder / "other", source)
+    return folder / "other"
+
+
+@pytest.fixture
+def resumed(digits: Path, tmp_path: Path) -> list[str]:
+    """The command that goes on with a run on a copy of the digits."""
+    shutil.copytree(digits, tmp_path / "data")
+    settings = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "1", "name": "begun"}
+    settings |= {"examples.policy": "full"}
+    config = small(tmp_path / "runs", tmp_path / "data", **settings)
+    path = tmp_path / "begun.yaml"
+    path.write_text(dump_config(config))
+    create_run(config, ["spikeprune", "train"])
+    return ["train", str(path), "--resume"]
+
+
+def test_a_run_goes_on_where_its_data_have_moved_or_nothing_is_known_of_them(
+    resumed: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tmp_path / "runs" / "begun", tmp_path / "data"
+    data.rename(tmp_path / "moved")
+    assert cli.main([*resumed, "--data.path", str(tmp_path / "moved")]) == 0
+    assert (run / "checkpoints" / "train.safetensors").exists()
+    (tmp_path / "moved").rename(data)
+    (data / "manifest.json").unlink()
+    told = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps({**told, "data_manifest_sha256": None}))
+    assert cli.main(resumed) == 0
+    capsys.readouterr()
+    fails_with("data.path: is ", [*resumed, "--data.path", str(digits)], capsys)
+
+
+def test_a_run_refuses_other_data(
+    resumed: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = without_some(digits, tmp_path)
+    line = "holds other data than the run began with (by its manifest.json); bring those back, or choose"
+    fails_with(f"data.path: {other} {line}", [*resumed, "--data.path", str(other)], capsys)
+    shutil.rmtree(tmp_path / "data")
+    other.rename(tmp_path / "data")  # as if ingested anew
+    fails_with(f"data.path: {tmp_path / 'data'} {line}", resumed, capsys)
+    (tmp_path / "data" / "manifest.json").unlink()
+    fails_with("has no manifest.json, by which the run knows its data", resumed, capsys)
