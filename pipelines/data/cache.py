@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 
 from pipelines.data.dataset import read_split
 from pipelines.data.events import Sensor, from_arrow, is_events
+from pipelines.data.files import read_json
 from pipelines.data.frames import By, Frames, smallest
 from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, write_dataset
+from pipelines.data.request import check_request
 from pipelines.data.sources.base import Bad, Example, Source
 from pipelines.data.sources.storage import Folder, fingerprint_of, reading
 from pipelines.data.sources.tables import class_names
@@ -100,11 +102,6 @@ def cache_frames(
         raise UserError(str(folder), "holds no recordings of events, or does not tell their sensor_size")
     frames = Frames.of(sensor, T=T, by=by, size=size, where="--size")
     rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
-    if (output / MANIFEST).exists():
-        manifest = verify(output)
-        if manifest.get("frames") != rule:
-            raise UserError(str(output), f"holds {manifest.get('frames') or manifest['source']} already")
-        return manifest
     local = Folder.of(str(folder))
     source = Source(
         splits={split: FramedRows(paths, _sizes(paths), frames) for split, paths in files.items()},
@@ -112,6 +109,12 @@ def cache_frames(
         fingerprint=fingerprint_of(local, [Path(p).name for f in files.values() for p in f], rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )
+    if (output / MANIFEST).exists():
+        manifest = read_json(output / MANIFEST)
+        if manifest.get("frames") != rule:
+            raise UserError(str(output), f"holds {manifest.get('frames') or manifest.get('source')} already")
+        check_request(output, writing.settings(), {}, lambda: source)
+        return verify(output)
     if writing.group_rows is None:
         fitting = max(GROUP_BYTES // int(np.prod(frames.shape)), 1)
         group = min(IMAGE_ROWS[1], 1 << fitting.bit_length() - 1)

@@ -129,7 +129,7 @@ def decode_image(data: bytes) -> np.ndarray:
             image = image.convert("RGB")
         pixels = np.frombuffer(image.tobytes(), np.uint8)  # cheaper than np.asarray
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).partition(" <_io.")[0]) from None  # not where in memory it lay
     return pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 

@@ -13,22 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines.data.files import read_json, write_beside, write_json
+from pipelines.data.files import read_json, write_json
+from pipelines.data.publish import publish, refuse_bad
+from pipelines.data.request import check_request, request_of, write_request
 from pipelines.data.shards import (
     Layout,
     OnBad,
+    Shard,
     ShardReport,
     example_shape,
-    parquet_writer,
-    sha256_of,
     write_shard,
 )
 from pipelines.data.sources import SOURCES
-from pipelines.data.sources.base import Bad, Example, Options, Source, Split
-from pipelines.data.statistics import Statistics
+from pipelines.data.sources.base import Example, Options, Source, Split
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
 
@@ -57,17 +54,15 @@ class Writing:
     address: str | None = None
     """Of a running Ray cluster."""
 
-
-@dataclass(frozen=True)
-class _Shard:
-    split: str
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def file(self) -> str:
-        return f"{self.split}-{self.number:05d}.parquet"
+    def settings(self) -> dict[str, Any]:
+        """What of it decides on the files that are written."""
+        size = None if self.size is None else (self.size[0], self.size[-1])
+        return {
+            "shard_rows": self.shard_rows,
+            "group_rows": self.group_rows,
+            "size": size,
+            "on_bad": self.on_bad,
+        }
 
 
 def ingest(
@@ -93,32 +88,47 @@ def ingest(
         the manifest: splits with their files, rows, hashes and class counts, and statistics.
 
     Raises:
-        UserError: unknown source, a folder that holds something else, what the source refuses, or bad rows.
+        UserError: unknown source, a folder that holds something else (or a dataset of other originals or
+            settings), what the source refuses, or bad rows.
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
     output, writing = Path(output).absolute(), writing or Writing()
+    chosen = replace(options or Options(), input=None if input is None else str(input))
+    request = request_of(chosen)
     if (output / MANIFEST).exists():
         manifest = read_json(output / MANIFEST)
         if manifest.get("source") != source:
             raise UserError(str(output), f"holds {manifest.get('source')!r} already; choose another --output")
+        unfetched = replace(chosen, download=False)
+        check_request(output, writing.settings(), request, lambda: SOURCES[source](unfetched))
         verify(output)
         return manifest
-    given = {} if options is None else vars(options)
-    opened = SOURCES[source](Options(**{**given, "input": None if input is None else str(input)}))
-    return write_dataset(source, opened, output, writing, told)
+    return write_dataset(source, SOURCES[source](chosen), output, writing, told, request)
 
 
-def write_dataset(name: str, source: Source, output: Path, writing: Writing, told: Told) -> dict[str, Any]:
-    """Write an opened source; see `ingest`."""
+def write_dataset(
+    name: str,
+    source: Source,
+    output: Path,
+    writing: Writing,
+    told: Told,
+    request: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write an opened source; see `ingest`. ``request`` is kept beside it, for `check_request`."""
     _check_output(output)
+    shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
+    writing = replace(
+        writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
+    )
     with _staging(output) as staging:
         shards, layout = _plan(source, writing, staging)
         reports = _write_all(source, shards, layout, staging, writing, told)
-        bad = _refuse_bad(source, shards, reports, staging, writing.on_bad)
-        manifest = _publish(name, source, shards, reports, layout, staging, writing)
+        bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
+        manifest = publish(name, source, shards, reports, layout, staging)
         if bad:
             manifest["bad"] = bad
+        write_request(staging, source.fingerprint, writing.settings(), request or {}, complete=not bad)
         write_json(staging / MANIFEST, manifest)
         for report in staging.glob("*-*.json"):
             report.unlink()
@@ -161,11 +171,9 @@ def _staging(output: Path) -> Iterator[Path]:
         yield folder
 
 
-def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[_Shard], Layout]:
+def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[Shard], Layout]:
     """The shards; what an ingestion of something else left in the folder is removed."""
-    shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
-    shard_rows, group_rows = writing.shard_rows or shard_rows, writing.group_rows or group_rows
-    size = None if writing.size is None else (writing.size[0], writing.size[-1])
+    shard_rows, group_rows, size = (writing.settings()[k] for k in ("shard_rows", "group_rows", "size"))
     layout = Layout(
         class_names=source.class_names,
         sensor=source.sensor,
@@ -179,7 +187,7 @@ def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[_Shard]
         if rows.rows == 0:
             raise UserError(split, "the source has no rows")
         for number, start in enumerate(range(0, rows.rows, shard_rows)):
-            shards.append(_Shard(split, number, start, min(start + shard_rows, rows.rows)))
+            shards.append(Shard(split, number, start, min(start + shard_rows, rows.rows)))
     # Whether bad rows are skipped or refused changes no shard.
     alike = repr(replace(layout, on_bad="sort" if writing.on_bad == "sort" else "skip"))
     plan = {"fingerprint": source.fingerprint, "shard_rows": shard_rows, "layout": alike}
@@ -209,7 +217,7 @@ def _first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] 
 
 
 def _write_all(
-    source: Source, shards: list[_Shard], layout: Layout, staging: Path, writing: Writing, told: Told
+    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing, told: Told
 ) -> list[ShardReport]:
     reports = {s: _finished(staging, s) for s in shards}
     left = [s for s in shards if reports[s] is None]
@@ -226,22 +234,22 @@ def _write_all(
     return [r for s in shards if (r := reports[s]) is not None]
 
 
-def _finished(staging: Path, shard: _Shard) -> ShardReport | None:
+def _finished(staging: Path, shard: Shard) -> ShardReport | None:
     path = staging / shard.file
     report = path.with_suffix(".json")
     return ShardReport.from_dict(read_json(report)) if report.exists() and path.exists() else None
 
 
 def _one_by_one(
-    source: Source, shards: list[_Shard], layout: Layout, staging: Path, writing: Writing
-) -> Iterator[tuple[_Shard, ShardReport]]:
+    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing
+) -> Iterator[tuple[Shard, ShardReport]]:
     for s in shards:
         yield s, write_shard(source.splits[s.split], s.start, s.stop, str(staging), s.file, layout)
 
 
 def _on_ray(
-    source: Source, shards: list[_Shard], layout: Layout, staging: Path, writing: Writing
-) -> Iterator[tuple[_Shard, ShardReport]]:
+    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing
+) -> Iterator[tuple[Shard, ShardReport]]:
     """One task a shard, never more of them at once than processes."""
     from cluster.connect import connect
 
@@ -252,7 +260,7 @@ def _on_ray(
         task = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
         limit = writing.workers or (os.cpu_count() or 1 if writing.address is None else int(cluster.cpus))
         waiting = list(reversed(shards))
-        running: dict[Any, _Shard] = {}
+        running: dict[Any, Shard] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < max(limit, 1):
@@ -268,105 +276,6 @@ def _on_ray(
         finally:
             for ref in running:
                 ray.cancel(ref)
-
-
-def _refuse_bad(
-    source: Source, shards: list[_Shard], reports: list[ShardReport], staging: Path, on_bad: OnBad
-) -> dict[str, Any]:
-    """What was bad, for the manifest.
-
-    Raises:
-        UserError: there was something, and it is not to be skipped.
-    """
-    rows = sum(r.bad_rows for r in reports) + len(source.bad)
-    if not rows:
-        return {}
-    named: list[Bad] = [*source.bad, *(b for r in reports for b in r.bad)]
-    if on_bad == "refuse":
-        for report in reports:  # to be written anew once the source is mended
-            if report.bad_rows:
-                (staging / report.file).with_suffix(".json").unlink()
-        first = "; ".join(f"{b.path}: {b.what}" for b in named[:5])
-        listed = staging / "bad.json"
-        write_json(listed, [b._asdict() for b in named])
-        raise UserError(
-            "--input",
-            f"{rows} of {sum(s.stop - s.start for s in shards)} examples are bad, nothing is published ("
-            f"{first}{'; ...' if rows > 5 else ''}); {listed} names them; mend them, or --on-bad skip",
-        )
-    return {"rows": rows, "skipped": [b._asdict() for b in named]}
-
-
-def _publish(
-    name: str,
-    source: Source,
-    shards: list[_Shard],
-    reports: list[ShardReport],
-    layout: Layout,
-    staging: Path,
-    writing: Writing,
-) -> dict[str, Any]:
-    """The manifest, after shards behind a skipped row were numbered anew."""
-    splits: dict[str, Any] = {}
-    statistics: Statistics | None = None
-    for split in source.splits:
-        total, next_id = Statistics(), 0
-        files: list[dict[str, Any]] = []
-        for shard, report in zip(shards, reports, strict=True):
-            if shard.split != split:
-                continue
-            rows = report.statistics.rows
-            if rows == 0:
-                (staging / shard.file).unlink()
-                continue
-            file = f"{split}-{len(files):05d}.parquet"
-            if next_id != shard.start:
-                _renumber(staging / shard.file, next_id, layout.group_rows)
-                report.sha256 = sha256_of(staging / shard.file)
-            if file != shard.file:  # a kill after this has the shard written anew
-                (staging / shard.file).with_suffix(".json").unlink(missing_ok=True)
-                os.replace(staging / shard.file, staging / file)
-            files.append({"path": file, "rows": rows, "first_id": next_id, "sha256": report.sha256})
-            next_id += rows
-            total.merge(report.statistics)
-        if not files:
-            raise UserError(split, "has no good rows")
-        counts = {str(k): total.classes[k] for k in sorted(total.classes)}
-        splits[split] = {"rows": next_id, "files": files, "class_counts": counts}
-        splits[split]["statistics"] = total.result()
-        statistics = statistics or total
-    assert statistics is not None
-    (staging / "bad.json").unlink(missing_ok=True)
-    kind = pq.read_schema(staging / splits["train"]["files"][0]["path"])
-    return {
-        "format": 1,
-        "source": name,
-        "splits": splits,
-        "statistics": statistics.result(),
-        "class_names": list(source.class_names),
-        **({"sensor_size": list(source.sensor)} if source.sensor else {}),
-        "columns": {field.name: str(field.type) for field in kind},
-        "row_group_rows": layout.group_rows,
-        **source.notes,
-    }
-
-
-def _renumber(path: Path, first_id: int, group_rows: int) -> None:
-    """Give a shard's rows the ids from ``first_id`` on; nothing is decoded.
-
-    Written twice it stays the same, so that a kill in between does no harm.
-    """
-
-    def write(partial: Path) -> None:
-        next_id = first_id
-        with pq.ParquetFile(path) as file, parquet_writer(partial, file.schema_arrow) as writer:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                ids = pa.array(range(next_id, next_id + table.num_rows), pa.int64())
-                next_id += table.num_rows
-                writer.write_table(table.set_column(0, "id", ids), row_group_size=group_rows)
-
-    write_beside(path, write)
 
 
 def summary(manifest: dict[str, Any]) -> str:

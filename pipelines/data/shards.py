@@ -48,6 +48,21 @@ class Layout:
         return told
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A span of a split's rows, and its file."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return f"{self.split}-{self.number:05d}.parquet"
+
+
 @dataclass
 class ShardReport:
     """What came of a shard."""

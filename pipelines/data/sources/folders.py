@@ -87,13 +87,14 @@ def _open(
 ) -> Source:
     folder = Folder.of(options.input)
     places = _places(folder)
-    listing = _Listing(folder, suffixes, Fingerprint(name, reader, sensor, options.split_seed))
+    official = "test" in places
+    share = None if official else options.test_share
+    listing = _Listing(folder, suffixes, Fingerprint(name, reader, sensor, options.split_seed, share))
     for split, place in places.items():
         listing.add(split, place)
     classes = listing.classes()
     if not classes:
         raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
-    official = "test" in places
     rng = np.random.default_rng(options.split_seed)
     parts = (
         {split: listing.rows(split, classes) for split in places}

@@ -1,21 +1,30 @@
 """Killed ingestions go on where they were: no half shard, no row twice, no dataset before it is whole."""
 
 import hashlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipelines.data.cache import cache_frames
 from pipelines.data.dataset import read_split
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.shards import OnBad
+from pipelines.data.sources.base import Options
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
+from tests.pipelines.data.writers import aedat2, class_folders, random_recording
 
 ROWS, SHARD = 6000, 500
 
@@ -121,6 +130,91 @@ def test_other_arguments_start_anew(arrays: Path, tmp_path: Path) -> None:
     assert [f["rows"] for f in manifest["splits"]["train"]["files"]] == [1000] * 6
     rows = np.concatenate([pq.read_table(f)["id"].to_numpy() for f in read_split(out, "train").files])
     assert np.array_equal(rows, np.arange(ROWS))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of images, of which 25 bytes are no image."""
+    files = {}
+    for k in range(20):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8), k, np.uint8)).save(buffer, "PNG")
+        files[f"{'ab'[k % 2]}/{k}.png"] = buffer.getvalue()
+    return class_folders(tmp_path / "in", {**files, "a/bad.png": b"x" * 25})
+
+
+def test_the_same_command_finds_the_dataset_and_any_other_is_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def again(source: Path = photos, on_bad: OnBad = "skip", **options: Any) -> dict[str, Any]:
+        size, rows = options.pop("size", None), options.pop("shard_rows", None)
+        writing = Writing(workers=1, size=size, on_bad=on_bad, shard_rows=rows)
+        return ingest("imagefolder", out, source, options=Options(**options), writing=writing)
+
+    manifest = again()
+    before = contents(out)
+    assert again() == again(shard_rows=8192) == manifest
+    other = shutil.copytree(photos, tmp_path / "other")
+    (other / "b" / "more.png").write_bytes((photos / "a" / "0.png").read_bytes())
+    for changed, line in (
+        ({"size": (4,)}, "--size was not given, is 4 4"),
+        ({"split_seed": 1}, "--split-seed was 0, is 1"),
+        ({"test_share": 0.5}, "--test-share was 0.1, is 0.5"),
+        ({"on_bad": "refuse"}, "--on-bad was skip, is refuse"),
+        ({"shard_rows": 4}, "--shard-rows was 8192, is 4"),
+        ({"source": other}, f"--input was {photos}, is {other}"),
+    ):
+        with pytest.raises(UserError) as caught:
+            again(**changed)
+        assert f"holds a dataset that was made otherwise ({line}); choose another --output, or" in str(
+            caught.value
+        )
+    (photos / "a" / "20.png").write_bytes((photos / "a" / "0.png").read_bytes())
+    with pytest.raises(UserError, match=r"\(its originals are other files now, or newer ones\)"):
+        again()
+    (photos / "a" / "20.png").unlink()
+    moved = photos.rename(tmp_path / "moved")
+    assert again(moved) == manifest  # the same files elsewhere
+    assert again() == manifest  # gone, but named as before
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        again(tmp_path / "nowhere")
+    assert contents(out) == before
+    (out / "ingested.json").unlink()  # a dataset of before there were such records
+    assert again(split_seed=1) == manifest
+
+
+def test_without_bad_rows_skipping_and_refusing_are_the_same(photos: Path, tmp_path: Path) -> None:
+    (photos / "a" / "bad.png").unlink()
+    modes: tuple[OnBad, ...] = ("skip", "refuse", "sort")
+    made = [ingest("imagefolder", tmp_path / "out", photos, writing=Writing(on_bad=mode)) for mode in modes]
+    assert made[0] == made[1] == made[2]
+
+
+def test_frames_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    options, alone = Options(sensor=(128, 128)), Writing(workers=1)
+    for name, seed in (("one", 0), ("two", 9)):
+        files = {
+            f"{split}/{k}/0.aedat": aedat2(random_recording(seed + k, 30))
+            for split in ("train", "test")
+            for k in range(2)
+        }
+        class_folders(tmp_path / f"{name}-in", files)
+        ingest("aedat", tmp_path / name, tmp_path / f"{name}-in", options=options, writing=alone)
+    made = cache_frames(tmp_path / "one", tmp_path / "frames", T=2, size=(8, 8), writing=alone)
+    assert cache_frames(tmp_path / "one", tmp_path / "frames", T=2, size=(8, 8), writing=alone) == made
+    with pytest.raises(UserError, match="its originals are other files now"):
+        cache_frames(tmp_path / "two", tmp_path / "frames", T=2, size=(8, 8), writing=alone)
+
+
+def test_a_killed_ingestion_does_not_go_on_with_another_split(photos: Path, tmp_path: Path) -> None:
+    """Refused for its bad file, it leaves its shards for the next start."""
+    out, small = tmp_path / "out", Writing(workers=1, shard_rows=4)
+    with pytest.raises(UserError, match="1 of 21 examples are bad"):
+        ingest("imagefolder", out, photos, writing=small)
+    options, skip = Options(test_share=0.5), replace(small, on_bad="skip")
+    ingest("imagefolder", out, photos, options=options, writing=skip)
+    ingest("imagefolder", tmp_path / "fresh", photos, options=options, writing=skip)
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_two_at_once_are_refused(arrays: Path, tmp_path: Path) -> None:
