@@ -67,8 +67,12 @@ class EventBatch:
 def is_events(kind: pa.DataType) -> bool:
     """Whether rows of this type hold recordings."""
     return pa.types.is_struct(kind) and all(
-        kind.get_field_index(name) >= 0 and pa.types.is_list(kind.field(name).type) for name in "txyp"
+        kind.get_field_index(name) >= 0 and _is_list(kind.field(name).type) for name in "txyp"
     )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def from_arrow(column: pa.StructArray) -> EventBatch:

@@ -1,7 +1,8 @@
 """Where rows lie: the row groups of a split's Parquet files, and reading chosen rows out of them.
 
 A row group is the unit of reading: rows in memory at once are those of the row groups that one call
-names. All readers go through here, so an unreadable row group is named the same way everywhere.
+names. All readers go through here, so an unreadable row group is named the same way everywhere. What is
+read has 64-bit offsets, so that all of a split's rows can be one array: 32 bits end at 2 GiB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from pipelines.errors import UserError
 
 COLUMNS = ("id", "image", "label")
 UNREADABLE = (pa.ArrowException, OSError)
+PIECE_BYTES = 32 << 20  # of a row group that are decoded at once: Arrow cannot decode 2 GiB of structs
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,21 +90,29 @@ def read_rows(layout: Layout, wanted: "np.ndarray | IdSet") -> pa.Table:
     Raises:
         UserError: a row group that cannot be read, with its file and rows.
     """
-    found = [rows for rows in _read(layout, wanted) if rows.num_rows]
-    return pa.concat_tables(found) if found else next(_read(layout.take([0]), np.zeros(0, np.int64)))
+    found = [rows for rows in read_pieces(layout, wanted) if rows.num_rows]
+    return pa.concat_tables(found) if found else next(read_pieces(layout.take([0]), np.zeros(0, np.int64)))
 
 
-def read_stretch(layout: Layout, number: int, of: int, wanted: "np.ndarray | IdSet") -> pa.Table:
-    """The ``number``-th of ``of`` equal stretches of a layout's rows (see `read_rows`), the wanted ones."""
-    ends = np.cumsum(layout.rows)
-    total = int(ends[-1])
-    low, high = total * number // of, total * (number + 1) // of
-    parts = [next(_read(layout.take([0]), np.zeros(0, np.int64)))]
-    for i in np.flatnonzero((ends > low) & (ends - layout.rows < high)).tolist():
-        start = int(ends[i] - layout.rows[i])
-        first, last = max(low - start, 0), min(high - start, int(layout.rows[i]))
-        parts.append(select(next(_read(layout.take([i]), None)).slice(first, last - first), wanted))
-    return pa.concat_tables(parts)
+def read_pieces(layout: Layout, wanted: "np.ndarray | IdSet") -> Iterator[pa.Table]:
+    """As `read_rows`, a part of a row group after the other; those without wanted rows are empty tables."""
+    opened: tuple[int, pq.ParquetFile] | None = None
+    try:
+        for i in range(len(layout)):
+            file, group = int(layout.file[i]), int(layout.group[i])
+            try:
+                if opened is None or opened[0] != file:
+                    if opened is not None:
+                        opened[1].close()
+                    opened = (file, open_parquet(layout.files[file]))
+                for piece in _decoded(opened[1], group):
+                    yield select(_widened(piece), wanted)
+            except UNREADABLE as error:
+                start, count = int(layout.start[i]), int(layout.rows[i])
+                raise unreadable(layout.files[file], start, count, group, error) from None
+    finally:
+        if opened is not None:
+            opened[1].close()
 
 
 def select(block: pa.Table, wanted: "np.ndarray | IdSet") -> pa.Table:
@@ -154,29 +164,34 @@ def place_of(layout: Layout, example: int) -> tuple[str, int] | None:
     return None
 
 
-def _read(layout: Layout, wanted: "np.ndarray | IdSet | None") -> Iterator[pa.Table]:
-    opened: tuple[int, pq.ParquetFile] | None = None
-    try:
-        for i in range(len(layout)):
-            file, group = int(layout.file[i]), int(layout.group[i])
-            try:
-                if opened is None or opened[0] != file:
-                    if opened is not None:
-                        opened[1].close()
-                    opened = (file, open_parquet(layout.files[file]))
-                rows = opened[1].read_row_group(group, columns=list(COLUMNS), use_threads=False)
-            except UNREADABLE as error:
-                start, count = int(layout.start[i]), int(layout.rows[i])
-                raise unreadable(layout.files[file], start, count, group, error) from None
-            rows = rows.select(list(COLUMNS)).replace_schema_metadata(None)
-            for column in (0, 2):  # empty values are those of rows that are left out
-                filled = (
-                    rows.column(column).fill_null(-1)
-                    if rows.column(column).null_count
-                    else rows.column(column)
-                )
-                rows = rows.set_column(column, COLUMNS[column], filled.cast(pa.int64()))
-            yield rows if wanted is None else select(rows, wanted)
-    finally:
-        if opened is not None:
-            opened[1].close()
+def group_bytes(group: pq.RowGroupMetaData) -> int:
+    """What a row group's columns take, uncompressed."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in COLUMNS)
+
+
+def _decoded(parquet: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
+    meta = parquet.metadata.row_group(group)
+    rows = max(1, PIECE_BYTES * meta.num_rows // max(group_bytes(meta), 1))
+    return parquet.iter_batches(min(rows, meta.num_rows), [group], columns=list(COLUMNS), use_threads=False)
+
+
+def _widened(piece: pa.RecordBatch) -> pa.Table:
+    rows = pa.Table.from_batches([piece]).select(list(COLUMNS)).replace_schema_metadata(None)
+    for column in (0, 2):  # empty values are those of rows that are left out
+        values = rows.column(column)
+        values = values.fill_null(-1) if values.null_count else values
+        rows = rows.set_column(column, COLUMNS[column], values.cast(pa.int64()))
+    images = rows.column(1)
+    return rows.set_column(1, COLUMNS[1], images.cast(_wide(images.type)))
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The same type with offsets of 64 bits."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_wide(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.large_list(kind.value_field)
+    if pa.types.is_binary(kind):
+        return pa.large_binary()
+    return pa.large_string() if pa.types.is_string(kind) else kind

@@ -19,7 +19,7 @@ from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
 from pipelines.data.files import open_parquet, read_json_below
 from pipelines.data.ids import IdCollector, IdSet
-from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, unreadable
+from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -116,7 +116,7 @@ class _Scan:
         with open_parquet(file) as parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
-            self.num_bytes += sum(_num_bytes(g) for g in groups)
+            self.num_bytes += sum(group_bytes(g) for g in groups)
             starts = np.cumsum(rows) - rows
             for part in chunked(rows, SCANNED_ROWS):
                 part = part[rows[part] > 0]
@@ -227,11 +227,6 @@ def _num_rows(files: tuple[str, ...]) -> int:
         with suppress(*UNREADABLE), open_parquet(file) as parquet:
             rows += parquet.metadata.num_rows
     return rows
-
-
-def _num_bytes(group: pq.RowGroupMetaData) -> int:
-    columns = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in COLUMNS)
 
 
 def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:

@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from pipelines.data.dataset import Split
-from pipelines.data.layout import read_stretch, select
+from pipelines.data.layout import read_pieces, select
 from pipelines.scoring import mistake
 
 SMALL_BYTES = 256 << 20
@@ -18,33 +18,35 @@ SMALL_BYTES = 256 << 20
 def load_rows(split: Split) -> Any:
     """Encoded rows in the object store, in about one block per CPU and in the files' order.
 
+    Every row group is read once, by one task, which gives it away in parts.
+
     Raises:
         UserError: a row group that cannot be read.
     """
-    context = ray.data.DataContext.get_current()
     # Blocks must hold the same rows in every run: scores depend on them in their last bits.
-    context.execution_options.preserve_order = True
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     blocks = max(2, int(ray.cluster_resources().get("CPU", 2)))
-    source = ray.put((split.layout, split.ids, blocks))
+    parts = list(split.layout.parts(-(-int(split.layout.rows.sum()) // blocks)))
+    source = ray.put((parts, split.ids))
+    numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
+    numbers.context.target_max_block_size = min(
+        max(split.num_bytes // blocks, 1), numbers.context.target_max_block_size or split.num_bytes
+    )
     try:
-        return (
-            ray.data.range(blocks, override_num_blocks=blocks)
-            .map_batches(
-                _load_block,  # type: ignore[arg-type]  # Ray's stubs know no functions with more arguments
-                fn_kwargs={"source": [source]},
-                batch_format="pyarrow",
-                batch_size=None,
-            )
-            .materialize()
-        )
+        return numbers.map_batches(
+            _load_part,  # type: ignore[arg-type]  # Ray's stubs know no functions with more arguments
+            fn_kwargs={"source": [source]},
+            batch_format="pyarrow",
+            batch_size=None,
+        ).materialize()
     except ray.exceptions.RayError as error:
         raise mistake(error) or error from None
 
 
-def _load_block(block: Any, source: list[Any]) -> Iterator[Any]:
-    layout, ids, blocks = ray.get(source[0])
+def _load_part(block: Any, source: list[Any]) -> Iterator[Any]:
+    parts, ids = ray.get(source[0])
     for number in block.column("id").to_pylist():
-        yield read_stretch(layout, number, blocks, ids)
+        yield from read_pieces(parts[number], ids)
 
 
 def select_rows(dataset: Any, ids: np.ndarray) -> pa.Table:
