@@ -11,6 +11,7 @@ from pipelines.config import ModelConfig, is_own
 from pipelines.data.dataset import DatasetInfo
 from pipelines.errors import UserError
 from pruning.examples.scores import ExampleScorer
+from snn import activity
 from snn.interchange import build_described, describe
 from snn.layers import Synapses
 from snn.models import SpikingNetwork, function_of
@@ -132,6 +133,10 @@ def check_own_network(
         raise UserError(
             "model.name", f"{name} gives {tuple(logits.shape)}; logits must be (T, B, K) = {wanted}"
         )
+    try:
+        activity.collect(network, [x_TB])  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError("model.name", f"{name}'s synaptic operations cannot be counted: {error}") from error
     if score is not None:
         labels_B = torch.zeros(2, dtype=torch.int64)
         try:

@@ -8,16 +8,17 @@ are products of activations (attention). A static input counts at every timestep
 layers compute it once.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn.layers import WeightLayer
+from snn.layers import WeightLayer, is_static
 from snn.models.base import SpikingNetwork
+from snn.observing import evaluating, observe
 
 AC_PICOJOULES = 0.9
 """Energy of one float32 addition in 45 nm CMOS (Horowitz 2014, ISSCC)."""
@@ -162,7 +163,7 @@ def measure(model: SpikingNetwork, batches: Iterable[Tensor]) -> Activity:
     """Activity of ``model`` in eval mode over ``batches`` of currents ``[T, B, ...]``.
 
     Raises:
-        ValueError: no example.
+        ValueError: no example, or a weight layer whose input `snn.observing.observe` cannot tell.
     """
     return collect(model, batches).activity(model)
 
@@ -174,21 +175,21 @@ def collect(model: SpikingNetwork, batches: Iterable[Tensor]) -> ActivitySums:
     Every module's training flag is restored; weights and norm statistics are left alone.
     """
     sums = ActivitySums.zeros(model)
-    with _eval_mode(model):
+    with evaluating(model):
         for x_TB in batches:
             sums = sums + _collect_batch(model, x_TB)
     return sums
 
 
 def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> ActivitySums:
-    T, B = x_TB.shape[:2]
     synapses = model.synapses()
     rows = torch.zeros(len(synapses), len(_COLUMNS), dtype=torch.int64, device=x_TB.device)
 
-    def at_layer(row: Tensor, layer: WeightLayer, x: Tensor) -> None:
-        repeats = T * B // x.shape[0]  # a static input passes the layer once for all timesteps
-        nonzero = x != 0
-        synops, dense = synaptic_operations(layer, nonzero)
+    def at_layer(i: int, x_TB: Tensor, _: int) -> None:
+        # Timesteps that are all alike are counted once.
+        x, repeats = (x_TB[0], len(x_TB)) if is_static(x_TB) else (x_TB.flatten(0, 1), 1)
+        row, nonzero = rows[i], x != 0
+        synops, dense = synaptic_operations(synapses[i].layer, nonzero)
         row[_SYNOPS] += repeats * synops
         row[_DENSE] += repeats * dense
         row[_ANALOG] += (nonzero & (x.abs() != 1)).any()
@@ -201,19 +202,14 @@ def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> ActivitySums:
 
     with ExitStack() as hooks:
         for row, s in zip(rows, synapses, strict=True):
-            hooks.callback(
-                s.layer.register_forward_pre_hook(
-                    lambda layer, args, row=row: at_layer(row, layer, args[0])
-                ).remove
-            )
             if s.neuron is not None:
                 hooks.callback(
                     s.neuron.register_forward_hook(
                         lambda neuron, args, out, row=row: at_neuron(row, out)
                     ).remove
                 )
-        model(x_TB)
-    examples = torch.tensor([float(B)], dtype=torch.float64)
+        observe(model, x_TB, at_layer)
+    examples = torch.tensor([float(x_TB.shape[1])], dtype=torch.float64)
     return ActivitySums(torch.cat([rows.cpu().flatten().to(torch.float64), examples]))
 
 
@@ -246,14 +242,3 @@ def _active_per_tap(conv: nn.Conv2d, active_CHW: Tensor) -> Tensor:
         for j in range(kw)
     ]
     return torch.stack(taps, 1).unflatten(1, (kh, kw))
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training

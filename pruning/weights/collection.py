@@ -10,18 +10,14 @@ from torch import Tensor, nn
 from pruning.weights.response import LEVELS, measure_response
 from snn.layers import Synapses, WeightLayer, is_static
 from snn.neurons import membrane_potential
+from snn.observing import HasModes, Observed, evaluating, observe
 
 HALF_WIDTH = 0.2
 """Half width, in thresholds, of the window in which potentials count as near the threshold."""
 
 
-class CalibratedNetwork(Protocol):
+class CalibratedNetwork(HasModes, Observed, Protocol):
     """A network as calibration sees it: callable on ``x_TB``, with synapses."""
-
-    def synapses(self) -> list[Synapses]: ...  # noqa: D102
-    def __call__(self, x_TB: Tensor) -> Tensor: ...  # noqa: D102
-    def modules(self) -> Iterable[nn.Module]: ...  # noqa: D102
-    def eval(self) -> Any: ...  # noqa: D102
 
 
 # One row of sums per layer: [T] each for these, two scalars, one value per level of the response, then
@@ -70,15 +66,13 @@ class CalibrationSums:
         measured, with `pruning.weights.response.LEVELS` forward passes per layer; they are held in memory.
 
         Raises:
-            ValueError: no batch, batches of different ``T``, or inputs of a shape that a layer refuses.
+            ValueError: no batch, batches of different ``T``, inputs of a shape that a layer refuses, or a
+                layer whose input `snn.observing.observe` cannot tell.
         """
         sums = None if T is None else cls.zeros(model, T)
-        modes = [(module, module.training) for module in model.modules()]
-        taps = _Taps()
         responding: list[Tensor] = []
-        wanted = response_examples
-        model.eval()
-        try:
+        wanted, taps = response_examples, _Taps()
+        with evaluating(model):
             for x_TB in batches:
                 if x_TB.ndim < 3 or x_TB.shape[0] < 1:
                     raise ValueError(f"batches: shape {tuple(x_TB.shape)} must be [T, B, ...]")
@@ -93,9 +87,6 @@ class CalibrationSums:
                     wanted -= responding[-1].shape[1]
             if sums is not None and responding:
                 _collect_response(model, responding, sums)
-        finally:
-            for module, training in modes:
-                module.training = training
         if sums is None:
             raise ValueError("batches: calibration needs at least one")
         return sums
@@ -185,21 +176,15 @@ class _Taps:
 
 
 def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums, taps: _Taps) -> None:
-    T, B = x_TB.shape[:2]
     synapses = model.synapses()
     fed = {id(s.neuron): [sums.layers[t.name] for t in synapses if t.neuron is s.neuron] for s in synapses}
     neurons = {id(s.neuron): s.neuron for s in synapses if s.neuron is not None}
 
-    def at_layer(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0]
-            # A static input passes its layer once for all timesteps.
-            x = x.expand(T, *x.shape) if x.shape[0] == B and T > 1 else x.unflatten(0, (T, B))
-            beta = 0.0 if s.neuron is None else s.neuron.constants.beta
-            _add_inputs(sums.layers[s.name], s.layer, x, beta, taps)
-            sums.layers[s.name]["outputs"] += B * output[0].numel()
-
-        return hook
+    def at_layer(i: int, x_TB: Tensor, outputs: int) -> None:
+        s = synapses[i]
+        beta = 0.0 if s.neuron is None else s.neuron.constants.beta
+        _add_inputs(sums.layers[s.name], s.layer, x_TB, beta, taps)
+        sums.layers[s.name]["outputs"] += x_TB.shape[1] * outputs
 
     def at_neuron(layers: list[dict[str, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(neuron: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -217,11 +202,10 @@ def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums
     with ExitStack() as hooks:
         for s in synapses:
             hooks.callback(s.layer.register_forward_pre_hook(_check_shape(s)).remove)
-            hooks.callback(s.layer.register_forward_hook(at_layer(s)).remove)
         for key, neuron in neurons.items():
             hooks.callback(neuron.register_forward_pre_hook(at_neuron(fed[key])).remove)
-        model(x_TB)
-    sums.examples += B
+        observe(model, x_TB, at_layer)
+    sums.examples += x_TB.shape[1]
 
 
 def _collect_response(model: CalibratedNetwork, batches_TB: list[Tensor], sums: CalibrationSums) -> None:

@@ -116,6 +116,11 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
         ("model.name", "wrong:linear", "has no 'synapses'; derive it from snn.models.SpikingNetwork"),
         ("model.name", "wrong:no_network", "wrong:no_network gave a dict, not a torch.nn.Module"),
         ("model.name", "wrong:fails", "wrong:fails failed: KeyError: 'x'"),
+        (
+            "model.name",
+            "wrong:batch_first",
+            "cannot be counted: readout.0: ran on (2, 4, 128), where T=4",
+        ),
         ("model.name", "wrong:ends_otherwise", "cannot be scored by sadp: readout: must be nn.Linear, or"),
         ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policy.Policy"),
         ("examples.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
@@ -152,6 +157,10 @@ def test_mistakes_are_one_line(
         "    synapses = net.synapses()\n"
         "    net.readout.append(nn.Identity())\n"
         "    net.synapses = lambda: synapses\n"
+        "    return net\n\n\n"
+        "def batch_first(*, input_shape, num_classes, neuron, width=0):\n"
+        "    net = build('mlp', input_shape=input_shape, num_classes=num_classes)\n"
+        "    net.forward = lambda x: net.readout(net.features(x).transpose(0, 1)).transpose(0, 1)\n"
         "    return net\n"
     )
     config = str(example / "own.yaml")

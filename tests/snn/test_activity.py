@@ -8,7 +8,9 @@ from torch import nn
 
 from snn.activity import AC_PICOJOULES, MAC_PICOJOULES, ActivitySums, collect, measure, synaptic_operations
 from snn.coding import direct
+from snn.layers import Synapses
 from snn.models import build
+from snn.neurons import LIF
 
 
 def brute_force(layer, x):
@@ -106,6 +108,67 @@ def test_a_whole_network_equals_brute_force(static):
     assert activity.layers[-1].firing_rate is None
     assert activity.synops == activity.acs + activity.macs
     assert activity.energy_pj == AC_PICOJOULES * activity.acs + MAC_PICOJOULES * activity.macs
+
+
+class Own(nn.Module):
+    """The same function with its weight layers in several layouts of time."""
+
+    def __init__(self, layout):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layout = layout
+        self.first, self.neuron, self.readout = nn.Linear(5, 6), LIF(), nn.Sequential(nn.Linear(6, 3))
+        with torch.no_grad():
+            self.first.weight.abs_()
+
+    def run(self, layer, x_TB):
+        T, B = x_TB.shape[:2]
+        if self.layout == "folded":
+            return layer(x_TB.flatten(0, 1)).unflatten(0, (T, B))
+        if self.layout == "step by step":
+            return torch.stack([layer(x) for x in x_TB])
+        if self.layout == "batch first":
+            return layer(x_TB.transpose(0, 1)).transpose(0, 1)
+        if self.layout == "twice" and layer is self.first:
+            return (layer(x_TB[0]) + layer(x_TB[0])).expand(T, -1, -1)
+        if self.layout == "once" and layer is self.first:
+            return layer(x_TB[0]).expand(T, -1, -1)
+        return layer(x_TB)
+
+    def forward(self, x_TB):
+        return self.run(self.readout[0], self.neuron(self.run(self.first, x_TB)))
+
+    def synapses(self):
+        return [
+            Synapses("first", self.first, None, self.neuron),
+            Synapses("readout.0", self.readout[0], None, None),
+        ]
+
+
+@pytest.mark.parametrize("layout", ["not folded", "step by step", "once"])
+@pytest.mark.parametrize(("T", "B"), [(4, 6), (4, 4), (5, 5), (2, 2), (4, 1), (1, 4), (1, 1)])
+@pytest.mark.parametrize("static", [True, False])
+def test_operations_do_not_depend_on_how_a_network_folds_time(layout, T, B, static):
+    if layout == "once" and not static:
+        return
+    g = torch.Generator().manual_seed(1)
+    x = (torch.rand(B if static else T * B, 5, generator=g) < 0.5).float()
+    x_TB = direct(x, T) if static else x.unflatten(0, (T, B))
+    expected, found = (measure(Own(name), [x_TB]) for name in ("folded", layout))
+    assert found == expected
+    assert expected.layers[0].dense_synops == int(x_TB.count_nonzero()) * 6 / B
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("batch first", r"first: ran on \(2, 3, 5\), where T=3 and B=2; a weight layer must run on \[T\*B"),
+        ("twice", r"first: ran on \(2, 5\), 2 times, where T=3"),
+    ],
+)
+def test_a_layout_that_tells_no_time_is_refused(layout, message):
+    with pytest.raises(ValueError, match=message):
+        measure(Own(layout), [torch.rand(3, 2, 5)])
 
 
 def test_pruning_lowers_synops_and_leaves_the_dense_count():

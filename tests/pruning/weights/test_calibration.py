@@ -290,6 +290,37 @@ def test_energy_of_a_layer_is_what_its_neurons_receive_from_isotropic_weights():
     assert total == pytest.approx(P, rel=0.1)
 
 
+class Unfolded(nn.Module):
+    """A network of two linear layers, which run on ``[T, B, ...]`` or folded."""
+
+    def __init__(self, fold):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fold = fold
+        self.first, self.neuron, self.readout = nn.Linear(5, 6), LIF(), nn.Sequential(nn.Linear(6, 3))
+
+    def forward(self, x_TB):
+        def run(layer, x_TB):
+            return layer(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2]) if self.fold else layer(x_TB)
+
+        return run(self.readout, self.neuron(run(self.first, x_TB)))
+
+    def synapses(self):
+        return [
+            Synapses("first", self.first, None, self.neuron),
+            Synapses("readout.0", self.readout[0], None, None),
+        ]
+
+
+@pytest.mark.parametrize("B", [6, 4])
+def test_statistics_do_not_depend_on_how_a_network_folds_time(B):
+    x = frames(B=B, T=4, shape=(5,))
+    a, b = (calibrate(Unfolded(fold).double(), [x]) for fold in (True, False))
+    for one, other in zip(a.layers, b.layers, strict=True):
+        torch.testing.assert_close(numbers(one), numbers(other), rtol=1e-12, atol=0)
+    assert a["first"].n == 6
+
+
 def test_modes_and_weights_are_restored():
     model = convnet().train()
     model.features[1].eval()

@@ -1,0 +1,105 @@
+"""A network observed in a forward pass: eval mode put back afterwards, what each weight layer is given."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from snn.layers import Synapses, WeightLayer
+
+
+class HasModes(Protocol):
+    """What `evaluating` needs of a network; any ``nn.Module``."""
+
+    def modules(self) -> Iterable[nn.Module]: ...  # noqa: D102
+    def eval(self) -> Any: ...  # noqa: D102
+
+
+class Observed(Protocol):
+    """What `observe` needs of a network: callable on ``x_TB``, with synapses."""
+
+    def synapses(self) -> list[Synapses]: ...  # noqa: D102
+    def __call__(self, x_TB: Tensor) -> Tensor: ...  # noqa: D102
+
+
+Taken = Callable[[int, Tensor, int], None]
+
+
+@contextmanager
+def evaluating(model: HasModes) -> Iterator[None]:
+    """The model in eval mode; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
+    """Run ``model`` on ``x_TB``, ``[T, B, ...]``, and hand over what its weight layers are given.
+
+    A weight layer may run once on ``[T*B, ...]`` or ``[T, B, ...]``, on ``[B, ...]`` once (all timesteps are
+    alike) or T times (one by one). Where B is T these could not be told apart: such a batch goes in halves.
+
+    Args:
+        model: in the mode that is to be observed.
+        x_TB: the model's input.
+        take: called with the index in ``model.synapses()``, the layer's input ``[T, B, ...]`` (expanded over
+            T where all timesteps are alike), and the number of its outputs per example and timestep.
+
+    Raises:
+        ValueError: a weight layer that runs on inputs of another layout, or another number of times.
+    """
+    T, B = x_TB.shape[:2]
+    for part_TB in x_TB.split(-(-B // 2), dim=1) if T == B > 1 else (x_TB,):
+        _observe(model, part_TB, take)
+
+
+def _observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
+    T, B = x_TB.shape[:2]
+    synapses = model.synapses()
+    without_time: list[list[tuple[Tensor, int]]] = [[] for _ in synapses]
+
+    def hook(i: int) -> Callable[[WeightLayer, tuple[Tensor, ...], Tensor], None]:
+        def at_layer(layer: WeightLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0]
+            dense = isinstance(layer, nn.Linear) and x.ndim > 2
+            if x.ndim < 2 or (isinstance(layer, nn.Conv2d) and x.ndim != 4):
+                raise _refusal(synapses[i], x, T, B)
+            if len(x) == T * B:
+                take(i, x.unflatten(0, (T, B)), output.numel() // (T * B))
+            elif dense and tuple(x.shape[:2]) == (T, B):
+                take(i, x, output.numel() // (T * B))
+            elif len(x) == B and not (dense and x.shape[1] == T):
+                without_time[i].append((x, output.numel() // B))
+            else:
+                raise _refusal(synapses[i], x, T, B)
+
+        return at_layer
+
+    with ExitStack() as hooks:
+        for i, s in enumerate(synapses):
+            hooks.callback(s.layer.register_forward_hook(hook(i)).remove)
+        model(x_TB)
+    for i, calls in enumerate(without_time):
+        if not calls:
+            continue
+        x, outputs = calls[0]
+        if len(calls) == T:
+            x = torch.stack([x for x, _ in calls])
+        elif len(calls) == 1:
+            x = x.expand(T, *x.shape)
+        else:
+            raise _refusal(synapses[i], x, T, B, f", {len(calls)} times")
+        take(i, x, outputs)
+
+
+def _refusal(s: Synapses, x: Tensor, T: int, B: int, times: str = "") -> ValueError:
+    return ValueError(
+        f"{s.name}: ran on {tuple(x.shape)}{times}, where T={T} and B={B}; a weight layer must run on"
+        " [T*B, ...] or [T, B, ...], or on [B, ...] once (all timesteps alike) or T times"
+    )
