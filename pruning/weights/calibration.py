@@ -13,13 +13,15 @@ R[t]        the same of the trace ``r[t] = x[t] + beta r[t-1]`` of the layer's i
 tau         ``sum_t (kappa[t] / mean kappa) (R[t] / mean P) / T``: leak, timesteps, threshold distance
 sigma       ``mean kappa mean P ||W_hat||^2 / (fan n)``, over its geometric mean over living layers
 rho         measured squared change of the class scores per -log kept energy share of the layer pruned
-            alone, over its geometric mean over living layers (`pruning.weights.response`); on request
+            alone, over its geometric mean over layers that respond (`pruning.weights.response`); on
+            request; 1 for a layer that does not
 price       synaptic operations that one weight costs per example (rule of `snn.activity`)
 ==========  ========================================================================================
 
 ``fan`` counts the weights of one neuron, ``n`` the layer's neurons per example. A dead layer (no input,
-no weight, or no potential near the threshold) has ``tau = sigma = rho = 1``. With one timestep ``tau`` is
-exactly 1. Several layers that feed one neuron take that neuron's ``kappa`` and ``beta``.
+no weight, or no potential near the threshold) has ``tau = sigma = 1``; its response is measured like any
+other. With one timestep ``tau`` is exactly 1. Several layers that feed one neuron take that neuron's
+``kappa`` and ``beta``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,7 +72,7 @@ class LayerCalibration:
     """Mean squared trace of each input channel as a neuron sees it, mean over time."""
     dead: bool
     rho: float | None = None
-    """Response at the readout over its geometric mean over living layers; None where not measured."""
+    """Response at the readout over its geometric mean over layers that respond; None if not measured."""
 
     @property
     def firing_rate(self) -> float | None:

@@ -56,6 +56,24 @@ def test_fit_is_the_least_squares_one_on_a_logarithmic_scale():
     assert fitted_response(torch.zeros(4), removed) == 0.0
 
 
+def test_a_dead_layer_has_the_response_that_was_measured():
+    model, x = convnet(), frames()
+    first, *_, head = model.synapses()
+    with torch.no_grad():
+        head.layer.weight[:, ::2] = 0
+        first.norm.weight.fill_(500)  # no potential comes near the threshold, some cross it by far
+    layers = calibrate(model, [x], response_examples=6).layers
+    assert layers[0].dead
+    assert layers[0].tau == layers[0].sigma == 1
+    fits = []
+    for layer in layers:
+        logs = [log(d) - log(phi) for d, phi in (oracle(model, layer.name, x, z) for z in LEVELS) if d > 0]
+        fits.append(sum(logs) / len(logs))
+    expected = [exp(fit - sum(fits) / len(fits)) for fit in fits]
+    assert [layer.rho for layer in layers] == pytest.approx(expected, rel=1e-9)
+    assert layers[0].rho != 1
+
+
 def test_only_the_first_examples_are_used_and_shares_add():
     model, x = convnet(), frames(B=6)
     whole = CalibrationSums.collect(model, [x[:, :4], x[:, 4:]], response_examples=5)
