@@ -40,7 +40,8 @@ def to_nir(model: SpikingNetwork, dt: float = 1e-4) -> NIRGraph:
         dt: seconds of one timestep, positive.
 
     Raises:
-        ValueError: ``dt``, an unknown input shape, a layer that is not of a chain, or a soft reset.
+        ValueError: ``dt``, an unknown input shape, a layer that is not of a chain, a batch norm without
+            running statistics, or a soft reset.
     """
     import nir
 
@@ -97,9 +98,14 @@ def _weight_node(layer: WeightLayer, norm: Norm | None, x: Tensor) -> tuple[Any,
     w = layer.weight
     b = w.new_zeros(len(w)) if layer.bias is None else layer.bias
     if norm is not None:
-        assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
-        scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
-        w, b = w * scale.view(-1, *[1] * (w.ndim - 1)), (b - norm.running_mean) * scale + norm.bias
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("model: a batch norm without running statistics has no place in NIR")
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.affine:
+            scale = scale * norm.weight
+        w, b = w * scale.view(-1, *[1] * (w.ndim - 1)), (b - norm.running_mean) * scale
+        if norm.affine:
+            b = b + norm.bias
     y = layer(x)
     if isinstance(layer, nn.Linear):
         if norm is None and layer.bias is None:

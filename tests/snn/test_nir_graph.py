@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from snn.batchnorm import reestimate
 from snn.coding import direct
-from snn.models import build
-from snn.neurons import NeuronParameters
+from snn.layers import SpikingLayer
+from snn.models import SpikingNetwork, build
+from snn.neurons import LIF, NeuronParameters
 from snn.nir_graph import from_nir, to_nir
 from snn.surrogate import Surrogate
 
@@ -90,6 +92,22 @@ def test_the_graph_computes_what_the_network_does(case):
     found = interpret(graph, x_TB, dt=1e-3)
     assert wanted.std() > 1e-2
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_norm_without_an_affine_part_is_folded_too():
+    torch.manual_seed(0)
+    layer = SpikingLayer(nn.Linear(6, 9), nn.BatchNorm1d(9, affine=False), LIF())
+    model = SpikingNetwork(nn.Sequential(layer), nn.Sequential(nn.Linear(9, 3)))
+    model.input_shape = (6,)
+    x_TB = torch.rand(4, 16, 6) * 2
+    reestimate(model, [x_TB])
+    found = interpret(to_nir(model.eval()), x_TB, dt=1e-4)
+    wanted = model.double()(x_TB.double())
+    assert wanted.std() > 1e-2
+    assert torch.allclose(found, wanted, atol=1e-5)
+    layer.norm.running_mean = None
+    with pytest.raises(ValueError, match="without running statistics"):
+        to_nir(model)
 
 
 @pytest.mark.parametrize("case", CASES)
