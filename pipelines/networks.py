@@ -16,6 +16,7 @@ from snn.interchange import build_described, describe
 from snn.layers import Synapses
 from snn.models import SpikingNetwork, function_of
 from snn.neurons import NeuronParameters
+from snn.observing import evaluating
 from snn.surrogate import Surrogate
 
 
@@ -117,17 +118,14 @@ def check_own_network(
     if not synapses or not all(isinstance(s, Synapses) for s in synapses):
         raise UserError("model.name", f"{name}.synapses() must list snn.layers.Synapses, the head last")
     x_TB = torch.zeros(model.T, 2, *info.input_shape)
-    mode = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             logits = network(x_TB)
     except Exception as error:
         told = " ".join(str(error).split())
         raise UserError(
             "model.name", f"{name} does not run on input of shape {tuple(x_TB.shape)}: {told}"
         ) from error
-    network.train(mode)
     wanted = (model.T, 2, info.num_classes)
     if tuple(logits.shape) != wanted:
         raise UserError(
@@ -135,8 +133,9 @@ def check_own_network(
         )
     try:
         activity.collect(network, [x_TB])  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError("model.name", f"{name}'s synaptic operations cannot be counted: {error}") from error
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise UserError("model.name", f"{name}'s synaptic operations cannot be counted: {told}") from error
     if score is not None:
         labels_B = torch.zeros(2, dtype=torch.int64)
         try:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn.coding import direct
 from snn.layers import is_static
+from snn.observing import evaluating
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -73,7 +74,6 @@ def _accumulate(
     model: nn.Module, norms: dict[str, _BatchNorm], sums: dict[str, Tensor], batches: Iterable[Tensor]
 ) -> None:
     """Add (values, values x mean, values x mean square) of every call of every norm to ``sums``."""
-    modes = [(module, module.training) for module in model.modules()]
     momenta = {name: m.momentum for name, m in norms.items()}
     before = {name: [b.clone() for b in m.buffers(recurse=False)] for name, m in norms.items()}
     hooks = []
@@ -92,19 +92,16 @@ def _accumulate(
         return hook
 
     try:
-        model.eval()
-        for name, m in norms.items():
-            m.train()
-            m.momentum = 1.0
-            hooks.append(m.register_forward_hook(add(name)))
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for name, m in norms.items():
+                m.train()
+                m.momentum = 1.0
+                hooks.append(m.register_forward_hook(add(name)))
             for x_TB in _singles_joined(batches):
                 model(x_TB)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for name, m in norms.items():
                 m.momentum = momenta[name]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.policy import Plan
-from pruning.examples.scores import LossName, evaluating
+from pruning.examples.scores import LossName
 from snn.losses import LOSSES
+from snn.observing import evaluating
 
 Doubles = NDArray[np.float64]
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pruning.examples import cheap, tail
 from snn.layers import Folded, Norm, SpikingLayer, Synapses
 from snn.losses import LOSSES
+from snn.observing import evaluating
 
 LossName = Literal["rate_ce", "tet"]
 
@@ -346,18 +347,6 @@ class ExampleScorer:
                 squared = squared + rows.view(-1, len(labels_B)).sum(0).square()
             self._captured = {}
             return self._scores(logits_TBK, labels_B, squared.sqrt())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:
