@@ -16,13 +16,16 @@ convolutions of `snn.convolution`, the others torch's own:
   once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, norm apart``: batch norm
   not fused with the neurons;
 - ``limit``: no neurons (identity), on T copies of the images, in NCHW;
-- ``spikingjelly``, ``snntorch``, ``norse``: `benchmarks.snn_peers`; those not installed are left out.
+- ``spikingjelly``, ``snntorch``, ``norse``: `benchmarks.snn_peers`; those not installed are left out;
+- with ``--compile`` also ``ours, compiled`` (torch.compile, whose neurons are the eager loop) and on CUDA
+  ``ours, CUDA graphs`` (the same with mode "reduce-overhead"). They compile before the first round.
 
 With ``--output`` the rows also go to FILE.json, in place of earlier ones of the same case there, and as
 tables to FILE.md.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -104,7 +107,7 @@ def prepared(name: str, batch: int, machine: Machine) -> tuple[SpikingNetwork, T
     return model, x_B, torch.arange(batch, device=machine.device) % 10
 
 
-def networks(machine: Machine, chosen: list[str] | None) -> list[Row]:
+def networks(machine: Machine, chosen: list[str] | None, compiled: bool) -> list[Row]:
     """B1."""
     rows = []
     for name, batch in NETWORKS_CUDA if machine.device.type == "cuda" else NETWORKS:
@@ -112,7 +115,10 @@ def networks(machine: Machine, chosen: list[str] | None) -> list[Row]:
             continue
         model, x_B, labels = prepared(name, batch, machine)
         steps = {}
-        for variant, (net, static) in network_variants(model).items():
+        variants = network_variants(model)
+        if compiled:
+            variants |= compiled_variants(model, machine)
+        for variant, (net, static) in variants.items():
             steps[variant] = network_steps(net.train(), x_B, labels, static, machine)
         seconds = machine.time(steps)
         for variant, measured in seconds.items():
@@ -120,6 +126,18 @@ def networks(machine: Machine, chosen: list[str] | None) -> list[Row]:
                 {"case": "B1", "network": name, "batch": batch, "variant": variant, "seconds": measured}
             )
     return rows
+
+
+def compiled_variants(model: SpikingNetwork, machine: Machine) -> dict[str, tuple[nn.Module, bool]]:
+    """The network as torch compiles it, and with CUDA graphs where there are any."""
+    modes = {"ours, compiled": "default"}
+    if machine.device.type == "cuda":
+        modes["ours, CUDA graphs"] = "reduce-overhead"
+    found: dict[str, tuple[nn.Module, bool]] = {}
+    for name, mode in modes.items():
+        network: Any = torch.compile(copy.deepcopy(model), mode=mode)
+        found[name] = (network, True)
+    return found
 
 
 def network_steps(
@@ -270,6 +288,7 @@ def main() -> None:
     parser.add_argument(
         "--networks", nargs="+", metavar="NAME:BATCH", help="of B1 and B4; all when not given"
     )
+    parser.add_argument("--compile", action="store_true", help="B1 also as torch compiles it")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -283,7 +302,7 @@ def main() -> None:
         if found is None:
             print(f"{name} is not installed: left out")
     cases: dict[str, Callable[[], list[Row]]] = {
-        "B1": lambda: networks(machine, args.networks),
+        "B1": lambda: networks(machine, args.networks, args.compile),
         "B2": lambda: layers(machine),
         "B3": lambda: kept_bytes(machine),
         "B4": lambda: memory_modes(machine, args.networks),

@@ -1,5 +1,7 @@
 """Architectures: shapes, parameter counts, and which neurons each weight layer feeds."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from snn.activity import measure
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.layers import folded, is_static
+from snn.losses import rate_cross_entropy
 from snn.models import MODELS, SpikingNetwork, build
 from snn.neurons import LIF, NeuronParameters
 
@@ -156,6 +159,28 @@ def test_a_model_can_run_images_in_channels_last_by_itself(static):
     model(x_TB).sum().backward()
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in layouts)
     assert all(p.is_contiguous() and p.grad.is_contiguous() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg6",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("sew_resnet18", "ms_resnet18", "spikformer")),
+    ],
+)
+def test_torch_compiles_a_network_whole(name):
+    """No graph breaks; the same logits, gradients and running statistics."""
+    net, shape = small(name)
+    net, found = net.double(), []
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for run in (lambda n: n, lambda n: torch.compile(n, backend="aot_eager", fullgraph=True)):
+        mine = copy.deepcopy(net)
+        logits = run(mine)(direct(x, 3))
+        rate_cross_entropy(logits, torch.arange(3)).mean().backward()
+        found.append([logits.detach(), *(p.grad for p in mine.parameters()), *mine.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    torch._dynamo.reset()
 
 
 @each_model
