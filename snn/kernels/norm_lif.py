@@ -22,7 +22,8 @@ class Engine(Protocol):
     """One implementation; ``*_TOCI`` are ``[T, outer, channels, inner]`` and dense within a timestep.
 
     Stride 0 over T is one row of memory repeated; statistics then count it once, and its gradient is the
-    sum over T. ``mean``, ``var`` (biased) and ``rstd`` are per channel, in the engine's own precision.
+    sum over T. ``mean``, ``var`` (biased) and ``rstd`` are per channel, in the engine's own precision;
+    an engine also takes a float64 ``rstd``.
     """
 
     @property
@@ -198,7 +199,7 @@ class _NormLIF(torch.autograd.Function):
             mean, var, rstd = engine.norm_train(y_TOCI, weight, bias, eps, leak, p, out_TOCI)
             ctx.mark_non_differentiable(mean, var)
         else:
-            mean, rstd = mean.clone(), (var.double() + eps).rsqrt().to(var.dtype)
+            mean, rstd = mean.clone(), (var.double() + eps).rsqrt()
             engine.norm_forward(y_TOCI, mean, rstd, weight, bias, leak, p, out_TOCI)
         ctx.save_for_backward(y, weight, bias, beta, mean, rstd)
         ctx.engine, ctx.T, ctx.static, ctx.p = engine, T, static, p

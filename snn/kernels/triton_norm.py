@@ -59,6 +59,7 @@ class _Engine:
     ) -> None:
         from snn.kernels import triton_norm_jit
 
+        rstd = rstd.float()
         grid, sizes, _ = _launch(y_TOCI)
         with triton.device_of(y_TOCI):
             triton_norm_jit.forward[grid](
@@ -87,6 +88,7 @@ class _Engine:
         grad_y_TOCI: Tensor,
         want_grad_beta: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        rstd = rstd.float()
         static = len(y_TOCI) > 1 and y_TOCI.stride(0) == 0
         grid, sizes, partial = _launch(y_TOCI)
         grad_beta = torch.empty(grid[0] * grid[1], device=y_TOCI.device) if want_grad_beta else None
