@@ -1,10 +1,9 @@
 """The CPU engine: calls into the compiled library (`cpu_library`), spread over torch's threads.
 
 Results do not depend on the number of threads: neurons are independent, and sums over examples are
-taken in pieces of a fixed size.
+taken in pieces that depend on the shape alone.
 """
 
-import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from snn.kernels.eager import LIFConstants
 
 _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
+_BLOCK, _PIECE = 1024, 64
+"""As in `engine.c`."""
 _ELEMENTS_PER_THREAD = 1 << 18
 """Element-steps below which another thread costs more than it saves."""
 
@@ -67,21 +68,22 @@ class _Engine:
         T = len(current_TN)
         grad_step = 0 if T == 1 else grad_current_TN.stride(0)
 
-        def part(start: int, n: int) -> float:
-            grad_beta = ctypes.c_double(0.0)
+        neurons = current_TN[0].numel()
+        grad_beta = torch.zeros(-(-neurons // _PIECE), dtype=torch.float64) if want_grad_beta else None
+
+        def part(start: int, n: int) -> None:
             _check(
                 run(
                     _at(current_TN, start), current_TN.stride(0), _at(state_N, start),
                     _at(grad_spikes_TN, start), grad_spikes_TN.stride(0), _at(grad_end_N, start),
                     _at(grad_current_TN, start), grad_step, _at(grad_state_N, start),
-                    ctypes.byref(grad_beta) if want_grad_beta else None, T, n, neuron,
+                    _at(grad_beta, start // _PIECE), T, n, neuron,
                 ),
                 T,
             )  # fmt: skip
-            return grad_beta.value
 
-        total = sum(_in_parts(part, current_TN[0].numel(), T))
-        return torch.tensor(total, dtype=current_TN.dtype) if want_grad_beta else None
+        _in_parts(part, neurons, T)
+        return None if grad_beta is None else _total(grad_beta).to(current_TN.dtype)
 
     def norm_train(
         self,
@@ -110,14 +112,12 @@ class _Engine:
             return mean, var, rstd
         _function("norm_pivots", y_TOCI)(y.memory[0], y.shape, 0, y.channels, pivots.data_ptr())
         add = _function("norm_sums", y_TOCI)
-
-        def part(o0: int, o1: int) -> Tensor:
-            own = torch.zeros_like(sums)
-            add(*y.memory, y.steps, y.shape, o0, o1, 0, y.channels, pivots.data_ptr(), own.data_ptr())
-            return own
-
-        for own in y.over_rows(part):
-            sums += own
+        sums = y.summed(
+            2,
+            lambda o0, o1, own: add(
+                *y.memory, y.steps, y.shape, o0, o1, 0, y.channels, pivots.data_ptr(), own.data_ptr()
+            ),
+        )
         _function("norm_moments", y_TOCI)(
             y.shape, 0, y.channels, pivots.data_ptr(), sums.data_ptr(), y.values, eps, mean.data_ptr(),
             var.data_ptr(), rstd.data_ptr(),
@@ -167,47 +167,34 @@ class _Engine:
         y, neuron = _Rows(y_TOCI), _neuron(beta, p)
         mean, rstd = mean.double(), rstd.double()
         norm = _norm(mean, rstd, weight, bias, y.values if own_statistics else 0)
-        sums = torch.zeros(2, y.channels, dtype=torch.float64)
+        sums = torch.zeros(3 if want_grad_beta else 2, y.channels, dtype=torch.float64)
         grad_spikes = grad_spikes_TOCI.data_ptr(), grad_spikes_TOCI.stride(0)
         grad_y = grad_y_TOCI.data_ptr(), grad_y_TOCI.stride(0)
 
-        def betas(run: Callable[[Any], int]) -> float:
-            grad_beta = ctypes.c_double(0.0)
-            _check(run(ctypes.byref(grad_beta) if want_grad_beta else None), y.T)
-            return grad_beta.value
+        def into(sums: Tensor) -> tuple[Any, ...]:
+            return norm, sums.data_ptr(), sums[2].data_ptr() if want_grad_beta else None, neuron
 
         if y.by_channel:
             both = _function("norm_lif_gradient", y_TOCI)
-            parts = y.over_channels(
-                lambda c0, c1: betas(
-                    lambda grad_beta: both(
-                        *y.memory, *grad_spikes, *grad_y, y.T, y.shape, c0, c1, norm, sums.data_ptr(),
-                        grad_beta, neuron,
-                    )
-                )
-            )  # fmt: skip
+
+            def channels(c0: int, c1: int) -> None:
+                _check(both(*y.memory, *grad_spikes, *grad_y, y.T, y.shape, c0, c1, *into(sums)), y.T)
+
+            y.over_channels(channels)
         else:
             currents, apply = (_function(name, y_TOCI) for name in ("norm_lif_backward", "norm_gradient"))
 
-            def part(o0: int, o1: int) -> tuple[Tensor, float]:
-                own = torch.zeros_like(sums)
-                here = y.shape, o0, o1, 0, y.channels, norm, own.data_ptr()
-                return own, betas(
-                    lambda grad_beta: currents(
-                        *y.memory, *grad_spikes, *grad_y, y.T, *here, grad_beta, neuron
-                    )
-                )
+            def rows(o0: int, o1: int, own: Tensor) -> None:
+                where = y.shape, o0, o1, 0, y.channels
+                _check(currents(*y.memory, *grad_spikes, *grad_y, y.T, *where, *into(own)), y.T)
 
-            parts = []
-            for own, grad_beta in y.over_rows(part):
-                sums += own
-                parts.append(grad_beta)
+            sums = y.summed(len(sums), rows)
             y.over_rows(
                 lambda o0, o1: apply(
                     *y.memory, *grad_y, y.steps, y.shape, o0, o1, 0, y.channels, norm, sums.data_ptr()
                 )
             )
-        grad_beta = torch.tensor(sum(parts), dtype=y_TOCI.dtype) if want_grad_beta else None
+        grad_beta = _total(sums[2]).to(y_TOCI.dtype) if want_grad_beta else None
         return (sums[1] * rstd).to(y_TOCI.dtype), sums[0].to(y_TOCI.dtype), grad_beta
 
 
@@ -223,29 +210,41 @@ class _Rows:
         self.steps = self.T if y_TOCI.stride(0) else 1
         self.shape = cpu_library.Shape(self.outer, self.channels, self.inner)
         self.values = float(self.steps * self.outer * self.inner)
-        self.by_channel = self.inner > 1
+        row = self.channels * self.inner
+        # Rows that share a tile (see norm_lif.h) are added up together: then channels cannot be divided.
+        self.divisible = row > _BLOCK
+        # Whole planes pay more for every piece: a single one goes through all at once, in the cache.
+        least = _ELEMENTS_PER_THREAD * (1 if self.inner == 1 else 4)
+        self.pieces = _ranges(self.outer, self._visits(max(least // (self.T * row), -(-self.outer // 16))))
+        """Of rows, by the shape alone."""
+        self.by_channel = len(self.pieces) == 1 or (self.inner > 1 and self.divisible)
         """Work is divided by channels, each of them whole; else by rows."""
 
-    def over_channels(self, part: Callable[[int, int], Any]) -> list[Any]:
+    def over_channels(self, part: Callable[[int, int], Any]) -> None:
         """``part(from, to)`` on ranges of channels."""
-        threads = self._threads()
-        size = -(-self.channels // threads)
-        return spread(
-            part, [(c, min(c + size, self.channels)) for c in range(0, self.channels, size)], threads
-        )
+        threads = self._threads() if self.divisible else 1
+        spread(part, _ranges(self.channels, -(-self.channels // threads)), threads)
 
-    def over_rows(self, part: Callable[[int, int], Any]) -> list[Any]:
-        """``part(from, to)`` on ranges of rows that depend on the shape alone."""
-        least = max(1, _ELEMENTS_PER_THREAD // (self.T * self.channels))
-        # whole visits of a tile (see norm_lif.h)
-        size = -(-max(least, -(-self.outer // 16)) // 1024) * 1024
-        return spread(
-            part, [(o, min(o + size, self.outer)) for o in range(0, self.outer, size)], self._threads()
-        )
+    def over_rows(self, part: Callable[[int, int], Any]) -> None:
+        """``part(from, to)`` on ranges of rows."""
+        threads = self._threads()
+        spread(part, _ranges(self.outer, self._visits(-(-self.outer // threads))), threads)
+
+    def summed(self, kinds: int, part: Callable[[int, int, Tensor], Any]) -> Tensor:
+        """What ``part(from, to, sums)`` adds to float64 ``[kinds, channels]``, in all pieces together."""
+        sums = torch.zeros(len(self.pieces), kinds, self.channels, dtype=torch.float64)
+        pieces = [(*rows, own) for rows, own in zip(self.pieces, sums.unbind(), strict=True)]
+        spread(part, pieces, self._threads())
+        return _total(sums)
+
+    def _visits(self, rows: int) -> int:
+        """At least so many rows, and whole visits of a tile (see norm_lif.h)."""
+        visit = _BLOCK if self.inner == 1 else max(1, _BLOCK // (self.channels * self.inner))
+        return max(1, -(-rows // visit)) * visit
 
     def _threads(self) -> int:
         elements = self.T * self.outer * self.channels * self.inner
-        return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD, self.channels))
+        return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
 
 
 def _neuron(beta: float | Tensor, p: LIFConstants) -> cpu_library.Neuron:
@@ -266,6 +265,15 @@ def _at(x: Tensor | None, start: int) -> int | None:
     return None if x is None else x.data_ptr() + start * x.element_size()
 
 
+def _total(sums: Tensor) -> Tensor:
+    """Sum over the first axis, whatever the number of threads: torch's own sum of many depends on it."""
+    return torch.as_tensor(sums.numpy().sum(0))
+
+
+def _ranges(n: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def _check(failed: int, T: int) -> None:
     if failed:
         raise MemoryError(f"no memory for the potentials of {T} timesteps")
@@ -276,11 +284,11 @@ def _in_parts(part: Callable[[int, int], Any], n: int, T: int) -> list[Any]:
     threads = min(torch.get_num_threads(), n * T // _ELEMENTS_PER_THREAD)
     if threads <= 1:
         return [part(0, n)]
-    size = -(-n // threads // 64) * 64
+    size = -(-n // threads // _PIECE) * _PIECE
     return spread(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
 
 
-def spread(part: Callable[..., Any], pieces: Sequence[tuple[int, ...]], threads: int) -> list[Any]:
+def spread(part: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], threads: int) -> list[Any]:
     """``part(*piece)`` of all pieces, in order, on so many threads."""
     if threads <= 1 or len(pieces) == 1:
         return [part(*piece) for piece in pieces]

@@ -14,7 +14,8 @@
 #include <string.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
-enum { BLOCK = 1024, STEPS = 4 };
+/* PIECE divides BLOCK; at most MOST values are added in REAL before their sum goes to a double. */
+enum { BLOCK = 1024, STEPS = 4, PIECE = 64, MOST = 256 };
 
 typedef struct {
     double beta, gain, theta, scale;

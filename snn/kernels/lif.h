@@ -97,7 +97,7 @@ typedef struct {
     REAL *sum, *sum_y;                /* with norm: += gradients of currents, and they times y - mean */
     REAL *out;                        /* gradients of currents */
     REAL *grad_v;                     /* in: at the end; out: at the start */
-    double *grad_beta;                /* added to; may be null */
+    double *grad_beta;                /* += those of each neuron's beta; may be null */
 } NAME(Block);
 
 typedef struct {
@@ -185,9 +185,8 @@ static void NAME(backward_step)(const NAME(Cell) *c, const NAME(Block) *b, int n
     }
     if (b->grad_beta) {
         /* u = beta v + (1 - beta or 1) x */
-        double sum = 0;
-        for (ptrdiff_t i = 0; i < n; i++) sum += (double)row[i] * (before[i] - (c->decay_input ? x[i] : 0));
-        *b->grad_beta += sum;
+        double *restrict sum = b->grad_beta;
+        for (ptrdiff_t i = 0; i < n; i++) sum[i] += (double)row[i] * (before[i] - (c->decay_input ? x[i] : 0));
     }
     for (ptrdiff_t i = 0; i < n; i++) row[i] *= gain;
     if (summed)
@@ -207,29 +206,39 @@ static void NAME(backward_step)(const NAME(Cell) *c, const NAME(Block) *b, int n
         else NAME(backward_steps)(c, b, norm, 0, S, t, states);                        \
         break;
 
-/* `s->v` holds the potentials at the start. */
-INLINE void NAME(backward_block)(const NAME(Cell) *c, const NAME(Block) *b, int norm, const NAME(Scratch) *s) {
-    const int summed = b->out_step == 0;
-    /* doubles go singly: they are for tests, and half as many loops compile in half the time */
-    const int singly = b->grad_beta != NULL || sizeof(REAL) == 8;
-    const ptrdiff_t several = singly ? 0 : b->T / STEPS, segments = several + b->T - several * STEPS;
+/* Segments of several timesteps; single ones follow. Doubles go singly: they are for tests, and half as
+ * many loops compile in half the time. */
+INLINE ptrdiff_t NAME(several)(const NAME(Block) *b) {
+    return b->grad_beta != NULL || sizeof(REAL) == 8 ? 0 : b->T / STEPS;
+}
+
+/* The potentials at every segment's start, from those at the first one's in `s->v`: how many segments. */
+INLINE ptrdiff_t NAME(segments)(const NAME(Cell) *c, const NAME(Block) *b, int norm, const NAME(Scratch) *s) {
+    const ptrdiff_t several = NAME(several)(b), segments = several + b->T - several * STEPS;
     const ptrdiff_t last = segments - several ? 1 : STEPS; /* timesteps of the last segment */
-    if (summed) memset(b->out, 0, b->n * sizeof(REAL));
     /* the last segment's potentials are its own business */
     memcpy(s->states, s->v, b->n * sizeof(REAL));
     if (segments > 1) {
-        NAME(forward_block)(c, norm, 0, singly, b->y, b->step, b->scale, b->shift, s->v, NULL, 0, b->T - last,
-                            b->n, s->states);
+        NAME(forward_block)(c, norm, 0, several == 0, b->y, b->step, b->scale, b->shift, s->v, NULL, 0,
+                            b->T - last, b->n, s->states);
         memcpy(s->states + (segments - 1) * BLOCK, s->v, b->n * sizeof(REAL));
     }
-    ptrdiff_t t = b->T;
-    for (ptrdiff_t segment = segments - 1; segment >= 0; segment--) {
+    if (b->out_step == 0) memset(b->out, 0, b->n * sizeof(REAL));
+    return segments;
+}
+
+/* Back through segments [from, to), the last ones first. */
+INLINE void NAME(backward_segments)(const NAME(Cell) *c, const NAME(Block) *b, int norm, const NAME(Scratch) *s,
+                                    ptrdiff_t from, ptrdiff_t to) {
+    const int summed = b->out_step == 0;
+    const ptrdiff_t several = NAME(several)(b);
+    for (ptrdiff_t segment = to - 1; segment >= from; segment--) {
         const REAL *states = s->states + segment * BLOCK;
         if (segment >= several) {
-            NAME(backward_step)(c, b, norm, summed, --t, states, s);
+            NAME(backward_step)(c, b, norm, summed, segment + several * (STEPS - 1), states, s);
             continue;
         }
-        t -= STEPS;
+        const ptrdiff_t t = segment * STEPS;
         switch (c->surrogate) {
             CASE(ATAN)
             CASE(SIGMOID)
@@ -249,7 +258,8 @@ static int NAME(make_scratch)(NAME(Scratch) *s, ptrdiff_t T) {
     return 1;
 }
 
-/* 0 on success, 1 when there is no memory for the scratch. */
+/* 0 on success, 1 when there is no memory for the scratch. `grad_beta` (may be null): += a sum for every
+ * PIECE neurons. */
 int NAME(lif_backward)(const REAL *current, ptrdiff_t current_step, const REAL *state,
                        const REAL *grad_spikes, ptrdiff_t grad_spikes_step, const REAL *grad_end,
                        REAL *grad_current, ptrdiff_t grad_current_step, REAL *grad_state,
@@ -257,6 +267,7 @@ int NAME(lif_backward)(const REAL *current, ptrdiff_t current_step, const REAL *
     NAME(Cell) c = NAME(cell)(p);
     NAME(Scratch) scratch;
     REAL grad_v[BLOCK] __attribute__((aligned(64)));
+    double of_beta[BLOCK] = {0};
     if (!NAME(make_scratch)(&scratch, T)) return 1;
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         ptrdiff_t size = n - start < BLOCK ? n - start : BLOCK;
@@ -266,8 +277,12 @@ int NAME(lif_backward)(const REAL *current, ptrdiff_t current_step, const REAL *
         else memset(grad_v, 0, size * sizeof(REAL));
         NAME(Block) b = {T, size, current + start, grad_spikes + start, current_step, grad_spikes_step,
                          grad_current_step, NULL, NULL, NULL, NULL, NULL, grad_current + start, grad_v,
-                         grad_beta};
-        NAME(backward_block)(&c, &b, 0, &scratch);
+                         grad_beta ? of_beta : NULL};
+        NAME(backward_segments)(&c, &b, 0, &scratch, 0, NAME(segments)(&c, &b, 0, &scratch));
+        if (grad_beta) {
+            for (ptrdiff_t i = 0; i < size; i++) grad_beta[(start + i) / PIECE] += of_beta[i];
+            memset(of_beta, 0, sizeof(of_beta));
+        }
         if (grad_state) memcpy(grad_state + start, grad_v, size * sizeof(REAL));
     }
     free(scratch.states);

@@ -69,6 +69,12 @@ INLINE void NAME(fold)(const Shape *s, const Tile *tile, ptrdiff_t n, REAL *rest
     memset(values, 0, n * sizeof(REAL));
 }
 
+INLINE void NAME(fold_both)(const Shape *s, const Tile *tile, ptrdiff_t n, REAL *first, REAL *second,
+                            double *sums) {
+    NAME(fold)(s, tile, n, first, sums);
+    NAME(fold)(s, tile, n, second, sums + s->channels);
+}
+
 INLINE void NAME(affine)(const Shape *s, const Tile *tile, ptrdiff_t n, const Norm *norm,
                          REAL *restrict scale, REAL *restrict shift, REAL *restrict mean) {
     const REAL *weight = norm->weight, *bias = norm->bias;
@@ -115,8 +121,7 @@ INLINE void NAME(add_rows)(int K, const REAL *restrict y, ptrdiff_t step, const 
     }
 }
 
-/* sums[c] += y - pivot, sums[channels + c] += (y - pivot)^2 over T steps, rows [o0, o1), channels [c0, c1).
- * At most 256 values are added in REAL. */
+/* sums[c] += y - pivot, sums[channels + c] += (y - pivot)^2 over T steps, rows [o0, o1), channels [c0, c1). */
 void NAME(norm_sums)(const REAL *y, ptrdiff_t step, ptrdiff_t T, const Shape *s, ptrdiff_t o0, ptrdiff_t o1,
                      ptrdiff_t c0, ptrdiff_t c1, const double *pivots, double *sums) {
     REAL pivot[BLOCK], sum[BLOCK] = {0}, square[BLOCK] = {0};
@@ -129,17 +134,20 @@ void NAME(norm_sums)(const REAL *y, ptrdiff_t step, ptrdiff_t T, const Shape *s,
         for (ptrdiff_t o = o0; o < o1; o += tile.rows) {
             ptrdiff_t n = visited(&tile, o, o1), t = 0;
             const REAL *from = y + o * row + at;
-            for (; t + STEPS <= T; t += STEPS) NAME(add_rows)(STEPS, from + t * step, step, pivot, sum, square, n);
-            for (; t < T; t++) NAME(add_rows)(1, from + t * step, step, pivot, sum, square, n);
+            for (ptrdiff_t end = T < MOST ? T : MOST;; end = T - t < MOST ? T : t + MOST) {
+                for (; t + STEPS <= end; t += STEPS)
+                    NAME(add_rows)(STEPS, from + t * step, step, pivot, sum, square, n);
+                for (; t < end; t++) NAME(add_rows)(1, from + t * step, step, pivot, sum, square, n);
+                if (t == T) break;
+                NAME(fold_both)(s, &tile, full, sum, square, sums);
+            }
             added += T;
-            if (added + T > 256) {
-                NAME(fold)(s, &tile, full, sum, sums);
-                NAME(fold)(s, &tile, full, square, sums + s->channels);
+            if (added + T > MOST) {
+                NAME(fold_both)(s, &tile, full, sum, square, sums);
                 added = 0;
             }
         }
-        NAME(fold)(s, &tile, full, sum, sums);
-        NAME(fold)(s, &tile, full, square, sums + s->channels);
+        NAME(fold_both)(s, &tile, full, sum, square, sums);
         at = tile.to;
     }
 }
@@ -189,8 +197,8 @@ void NAME(norm_lif_train)(const REAL *y, ptrdiff_t step, REAL *spikes, ptrdiff_t
     }
 }
 
-/* grad_y = gradients of the currents; sums[c] += them, sums[channels + c] += them times y - mean.
- * 0 on success, 1 when there is no memory for the scratch. */
+/* grad_y = gradients of the currents; sums[c] += them, sums[channels + c] += them times y - mean;
+ * grad_beta[c] (may be null) += the gradient of beta. 0 on success, 1 when there is no memory for the scratch. */
 int NAME(norm_lif_backward)(const REAL *y, ptrdiff_t step, const REAL *grad_spikes, ptrdiff_t grad_spikes_step,
                             REAL *grad_y, ptrdiff_t grad_y_step, ptrdiff_t T, const Shape *s, ptrdiff_t o0,
                             ptrdiff_t o1, ptrdiff_t c0, ptrdiff_t c1, const Norm *norm, double *sums,
@@ -198,6 +206,7 @@ int NAME(norm_lif_backward)(const REAL *y, ptrdiff_t step, const REAL *grad_spik
     NAME(Cell) cell = NAME(cell)(p);
     NAME(Scratch) scratch;
     REAL scale[BLOCK], shift[BLOCK], mean[BLOCK], sum[BLOCK] = {0}, sum_y[BLOCK] = {0}, grad_v[BLOCK];
+    double of_beta[BLOCK] = {0};
     const ptrdiff_t row = s->channels * s->inner;
     if (!NAME(make_scratch)(&scratch, T)) return 1;
     for (ptrdiff_t at = c0 * s->inner; at < c1 * s->inner;) {
@@ -209,17 +218,24 @@ int NAME(norm_lif_backward)(const REAL *y, ptrdiff_t step, const REAL *grad_spik
             memset(scratch.v, 0, n * sizeof(REAL));
             memset(grad_v, 0, n * sizeof(REAL));
             NAME(Block) b = {T, n, y + start, grad_spikes + start, step, grad_spikes_step, grad_y_step, scale,
-                             shift, mean, sum, sum_y, grad_y + start, grad_v, grad_beta};
-            NAME(backward_block)(&cell, &b, 1, &scratch);
+                             shift, mean, sum, sum_y, grad_y + start, grad_v, grad_beta ? of_beta : NULL};
+            for (ptrdiff_t to = NAME(segments)(&cell, &b, 1, &scratch), from; to > 0; to = from) {
+                from = T > MOST && to > MOST / STEPS ? to - MOST / STEPS : 0;
+                NAME(backward_segments)(&cell, &b, 1, &scratch, from, to);
+                if (from) NAME(fold_both)(s, &tile, full, sum, sum_y, sums);
+            }
             added += T;
-            if (added + T > 256) {
-                NAME(fold)(s, &tile, full, sum, sums);
-                NAME(fold)(s, &tile, full, sum_y, sums + s->channels);
+            if (added + T > MOST) {
+                NAME(fold_both)(s, &tile, full, sum, sum_y, sums);
                 added = 0;
             }
         }
-        NAME(fold)(s, &tile, full, sum, sums);
-        NAME(fold)(s, &tile, full, sum_y, sums + s->channels);
+        NAME(fold_both)(s, &tile, full, sum, sum_y, sums);
+        if (grad_beta) {
+            RUNS(s, &tile, full)
+                for (ptrdiff_t j = i; j < LAST(full); j++) grad_beta[c] += of_beta[j];
+            memset(of_beta, 0, sizeof(of_beta));
+        }
         at = tile.to;
     }
     free(scratch.states);

@@ -258,6 +258,73 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
 
 
+@needs_cpu
+@pytest.mark.parametrize("shape", [(16, 160, 32, 4, 4), (4, 170, 100, 4, 4), (16, 1100, 70)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_rows_that_share_a_tile_and_learned_leaks_add_up_the_same_with_any_number_of_threads(shape, fused):
+    torch.manual_seed(0)
+    T, B = shape[:2]
+    y, before, results = torch.randn(T * B, *shape[2:]), torch.get_num_threads(), []
+    grad = torch.randn(shape)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            norm, leaf = (nn.BatchNorm2d if y.ndim == 4 else nn.BatchNorm1d)(shape[2]), y.clone()
+            beta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+            leaf.requires_grad_()
+            p, engine = NeuronParameters(), "cpu"
+            if fused:
+                spikes = kernels.norm_lif(leaf, T, False, norm, p, beta=beta, engine=engine)
+                found = gradients(spikes, leaf, norm, beta, grad)
+                results.append([spikes, norm.running_mean, norm.running_var, *found.values()])
+            else:
+                wide = leaf.double().unflatten(0, (T, B))
+                spikes = lif(wide, p, beta=beta, engine=engine)[0]
+                results.append([spikes, *torch.autograd.grad(spikes, [beta], grad.double())])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_cpu
+@pytest.mark.parametrize("space", [(), (2, 2)])
+def test_sums_over_many_timesteps_are_as_exact_as_over_few(space):
+    """Gradients of 0.1 added up in float32 alone would drift: at most 256 values are."""
+    T, C = 1024, 8
+    y = torch.full((T, C, *space), 5.0)
+    y[::2] = -5.0
+    norm = (nn.BatchNorm2d if space else nn.BatchNorm1d)(C)
+    p = NeuronParameters(beta=0.0, surrogate=Surrogate("triangle", 0.1))
+    leaf = y.requires_grad_()
+    spikes = kernels.norm_lif(leaf, T, False, norm, p, engine="cpu")
+    found = gradients(spikes, leaf, norm, None, torch.full_like(spikes, 0.1))
+    exact, twin = y.detach().double().requires_grad_(), nn.BatchNorm2d(C) if space else nn.BatchNorm1d(C)
+    x = twin.double()(exact)
+    wanted = gradients(
+        lif(x.unflatten(0, (T, 1)), p, engine="eager")[0],
+        exact,
+        twin,
+        None,
+        torch.full_like(spikes, 0.1).double(),
+    )
+    torch.testing.assert_close(found["bias"].double(), wanted["bias"], rtol=1e-6, atol=0)
+
+
+@needs_cpu
+def test_the_scale_of_running_statistics_is_rounded_once():
+    """Potentials are exactly at the threshold; a scale that rounding twice lowers would keep them below."""
+    C = 4096
+    g = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm1d(C).eval()
+    with torch.no_grad():
+        norm.running_var.copy_(torch.rand(C, generator=g) * 0.5 + 0.75)
+        norm.weight.copy_(torch.rand(C, generator=g) * 0.4 + 0.8)
+        a = (norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()).float()
+        norm.bias.copy_(1 - a)  # exact, as `a` is within a factor of 2 of 1
+        spikes = kernels.norm_lif(torch.ones(2, C), 1, False, norm, NeuronParameters(theta=1.0), engine="cpu")
+    assert spikes.all()
+
+
 class TestWhoIsCalled:
     """Modules that somebody watches or replaces run by themselves."""
 
