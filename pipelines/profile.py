@@ -19,6 +19,7 @@ LAPS = {
     "norm": "batch norm re-estimation",
     "evaluate": "evaluation",
     "diagnose": "diagnosis",
+    "table": "scores.parquet",
     "wait": "waiting for scores",
     "barrier": "waiting for other workers",
     "report": "checkpoints",

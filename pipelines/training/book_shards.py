@@ -301,6 +301,10 @@ class ShardedBook:
         parts = self._ask("table", self._clipped(low, high))
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
+    def close_table(self) -> None:
+        """It is written."""
+        self._all("close_table")
+
     def _facts(self, epoch: int) -> tuple[str, int, float | None, int]:
         facts = self._all("facts", epoch)
         total, count, missing = (sum(f[i] for f in facts) for i in (3, 4, 5))

@@ -39,6 +39,7 @@ class Book(Protocol):
     def load_part(self, name: str, low: int, values: np.ndarray) -> None: ...  # noqa: D102
     def open_table(self, epoch: int) -> bool: ...  # noqa: D102
     def table(self, low: int, high: int) -> dict[str, np.ndarray]: ...  # noqa: D102
+    def close_table(self) -> None: ...  # noqa: D102
 
 
 class TestRows(Protocol):

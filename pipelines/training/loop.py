@@ -70,8 +70,6 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
                 record["activity"] = measure_activity(model, worker.inputs, engine)
                 record |= engine.book.costs()
                 worker.keep_final(phase.name)
-            if epoch == _last_pruned(phase) and phase.name == "train":
-                worker.keep_scores(epoch)
             worker.report(
                 record,
                 next_phase=worker.progress.phase + last,
@@ -81,9 +79,11 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
             )
 
 
-def _last_pruned(phase: Phase) -> int:
+def _told_epoch(phase: Phase) -> int:
+    """The epoch whose draw scores.parquet tells of: the last pruned one, or the last if none is."""
     assert phase.examples is not None
-    return max(phase.epochs - phase.examples.anneal_epochs - 1, 0)
+    last = phase.epochs - phase.examples.anneal_epochs - 1
+    return last if last >= phase.examples.warmup_epochs else phase.epochs - 1
 
 
 def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
@@ -135,7 +135,12 @@ class _Trainer:
         """Score, draw, train, evaluate: the epoch's record."""
         engine, seconds = self.engine, _Clock()
         rescored = self._rescore(epoch)
-        drawn = engine.share(engine.book.draw(epoch) if engine.rank == 0 else None)
+        drawn = engine.book.draw(epoch) if engine.rank == 0 else None
+        seconds.lap("score")
+        if epoch == _told_epoch(self.phase) and self.phase.name == "train":
+            self.worker.keep_scores(epoch)  # before training brings other scores than were drawn by
+            seconds.lap("table")
+        drawn = engine.share(drawn)
         assert drawn is not None
         seconds.lap("score")
         diagnosis = None if drawn.full else self._diagnose(epoch)

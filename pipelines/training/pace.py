@@ -5,7 +5,7 @@ from typing import Any
 
 from pruning.examples.policy import FORWARD_COST
 
-_APART = ("evaluate", "norm", "diagnose", "report", "total")
+_APART = ("evaluate", "norm", "diagnose", "table", "report", "total")
 """Laps that full and pruned epochs have alike, whatever is trained."""
 
 

@@ -90,6 +90,10 @@ class RemoteBook:
         """For scores.parquet."""
         return ray.get(self.actor.table.remote(low, high))
 
+    def close_table(self) -> None:
+        """It is written."""
+        ray.get(self.actor.close_table.remote())
+
 
 def book_of(actors: list[Any], bounds: list[int], population: int) -> RemoteBook | ShardedBook:
     """The book in one actor, or in several by id range."""

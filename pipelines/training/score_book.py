@@ -138,7 +138,6 @@ class ScoreBook:
         """Decide on the epoch's examples and weights; asked again, the same ones."""
         if self._drawn is None or self._drawn.epoch != epoch:
             policy = self._current()
-            self._probabilities = None
             if policy.is_full(epoch):
                 self.take_all(epoch)
                 n = policy.settings.num_present
@@ -203,7 +202,10 @@ class ScoreBook:
         self._current().arrays()[name][low : low + len(values)] = values
 
     def open_table(self, epoch: int) -> bool:
-        """Make ready what `table` tells of ``epoch``; whether there is anything to tell."""
+        """Make ready what `table` tells of ``epoch``; whether there is anything to tell.
+
+        What was drawn by, if no scores came in since `draw`.
+        """
         policy = self._current()
         if policy.score is None:
             return False
@@ -222,6 +224,10 @@ class ScoreBook:
             "scored_at": np.where(policy.stamps[at] < 0, -1, policy.stamps[at] // 2).astype(np.int32),
             "probability": np.ones(len(ids)) if self._probabilities is None else self._probabilities[at],
         }
+
+    def close_table(self) -> None:
+        """Forget what `open_table` made ready: eight bytes per id."""
+        self._probabilities = None
 
     def _own(self, ranges: np.ndarray) -> np.ndarray:
         """The parts of id ranges that lie in the book's own."""

@@ -154,9 +154,11 @@ class Worker:
             )
 
     def keep_scores(self, epoch: int) -> None:
-        """Write scores.parquet: what the score book knows, and the inclusion probabilities of ``epoch``."""
-        if self.engine.rank == 0 and self.engine.book.open_table(epoch):
+        """Write scores.parquet: what ``epoch``, just drawn, was drawn by. Others must not train meanwhile."""
+        book = self.engine.book
+        if self.engine.rank == 0 and book.open_table(epoch):
             write_beside(Path(self.spec.folder) / "scores.parquet", self._write_scores)
+            book.close_table()
 
     def _write_scores(self, path: Path) -> None:
         ids, book = self.spec.ids, self.engine.book

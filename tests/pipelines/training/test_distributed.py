@@ -20,6 +20,8 @@ from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.order import uniform_sample
 from pipelines.training.rows import Inputs, Rows
+from pipelines.training.score_book import fingerprint, hexadecimal
+from pruning.examples.sampling import draw
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
 from snn.interchange import load_checkpoint
@@ -60,6 +62,15 @@ def test_pruned_epochs_train_on_the_stated_share(undisturbed: Path) -> None:
     assert scores.num_rows == 1437
     assert sum(scores.column("probability").to_pylist()) == pytest.approx(718, abs=1e-3)
     assert min(scores.column("score").to_pylist()) >= 0
+
+
+def test_the_table_of_scores_is_what_was_drawn_by(undisturbed: Path) -> None:
+    """Its probabilities draw the very examples and weights of the last pruned epoch."""
+    table = pq.read_table(undisturbed / "scores.parquet")
+    pi = table.column("probability").to_numpy()
+    drawn = draw(pi, size=718, seed=0, epoch=2, design="systematic", population=1437)
+    assert hexadecimal(fingerprint(drawn.ids, drawn.weights)) == metrics(undisturbed)[2]["subset"]
+    assert max(table.column("scored_at").to_pylist()) == 1
 
 
 def test_it_learns_and_pruned_weights_stay_pruned(undisturbed: Path) -> None:
@@ -138,6 +149,8 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     assert len(metrics(folder)) < len(metrics(undisturbed))
     resumed = run(config, resume=True, console=QUIET)
     assert metrics(resumed) == metrics(undisturbed)
+    tables = (pq.read_table(run_ / "scores.parquet") for run_ in (resumed, undisturbed))
+    assert next(tables).equals(next(tables))
 
 
 @pytest.mark.parametrize(
