@@ -93,7 +93,8 @@ class Mirror:
 
     def _keep(self, known: dict[str, list[int]]) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
-        if not known and not (self.local / STATE).exists():
+        if not known:
+            (self.local / STATE).unlink(missing_ok=True)
             return
         partial = self.local / f"{STATE}.partial-{os.getpid()}"
         partial.write_text(json.dumps({"uri": self.remote.uri, "files": known}))

@@ -17,6 +17,8 @@ from cluster.storage import Remote, below, name_of, open_file, short, uri_of
 from pipelines.config import Config
 from pipelines.errors import UserError
 
+CONFIG = "config.yaml"
+
 
 def run_path(config: Config) -> Path:
     """Where a config's run lies, absolute; the working copy where storage is a URI."""
@@ -38,7 +40,7 @@ def mirror_of(folder: Path, uri: str | None) -> Mirror | None:
 
 
 def fetch_run(mirror: Mirror, *, resume: bool) -> None:
-    """What there is of a run, before it starts or goes on; without its checkpoints where it only starts.
+    """What there is of a run, before it starts or goes on; without its checkpoints where it would start.
 
     Raises:
         UserError: the storage cannot be read or written.
@@ -47,7 +49,8 @@ def fetch_run(mirror: Mirror, *, resume: bool) -> None:
         reason = mirror.remote.why_not()
         if reason is not None:
             raise UserError("storage", f"{mirror.remote.uri} cannot be used ({reason})")
-        mirror.pull((lambda name: True) if resume else beside_checkpoints)
+        starts = not resume and mirror.remote.exists(CONFIG)  # and is refused because of it
+        mirror.pull(beside_checkpoints if starts else lambda name: True)
 
 
 def in_checkpoints(name: str) -> bool:

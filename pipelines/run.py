@@ -14,6 +14,7 @@ from pipelines.config_io import load_config
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
+from pipelines.lock import hold
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
 from pipelines.places import told as storage_told
@@ -51,9 +52,16 @@ def run(
         the run's folder.
 
     Raises:
-        UserError: whatever is wrong with config, data, storage or cluster, before training starts.
+        UserError: whatever is wrong with config, data, storage or cluster, before training starts; or
+            another process works on the run.
     """
-    console = console or Console(stderr=True)
+    with hold(run_path(config), "run", config.storage):
+        return _run(config, command, resume, initial, profile, console or Console(stderr=True))
+
+
+def _run(
+    config: Config, command: Command, resume: bool, initial: str | None, profile: bool, console: Console
+) -> Path:
     startup = Startup()
     startup.lap("interpreter, imports, config")
     folder = run_path(config)
@@ -68,7 +76,8 @@ def run(
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
-    if resume and not (folder / CONFIG).exists():
+    new = not (folder / CONFIG).exists()
+    if resume and new:
         console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
@@ -98,7 +107,7 @@ def run(
         from pipelines.training.worker import RunSpec
 
         config = settle_reading(config, checked.train, folder)
-        create_run(config, sys.argv, code)
+        create_run(config, sys.argv, code, new=new)
         tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,

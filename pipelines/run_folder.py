@@ -10,10 +10,10 @@ from pipelines.config_io import dump_config, load_config
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, keep_copy
+from pipelines.places import CONFIG as CONFIG
 from pipelines.places import run_path, run_uri
 from pipelines.provenance import knows_data, write_provenance
 
-CONFIG = "config.yaml"
 CODE = "code"
 FREE_TO_CHANGE = (
     "cluster.address",
@@ -41,10 +41,22 @@ def check_run(config: Config, *, resume: bool) -> None:
         raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
 
-def create_run(config: Config, command: list[str], code: OwnCode | None = None) -> None:
+def create_run(config: Config, command: list[str], code: OwnCode | None = None, *, new: bool = False) -> None:
     """The folder of a new run, with its config, its user's code and its provenance; an existing run is
-    left as it is."""
+    left as it is.
+
+    Args:
+        config: of the run.
+        command: that makes it.
+        code: its user's.
+        new: whether there was no such run when it was checked.
+
+    Raises:
+        UserError: there is one all the same.
+    """
     folder = run_path(config)
+    if new:
+        check_run(config, resume=False)
     if not (folder / CONFIG).exists():
         write_provenance(folder, config, command)
         if code is not None and code.files:

@@ -19,6 +19,7 @@ from pipelines.config_io import dump_config, load_tree
 from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
+from pipelines.lock import hold
 from pipelines.own_code import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.places import run_path
 from pipelines.preflight import CheckedData, check_data, check_storage
@@ -58,11 +59,16 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
         the search's folder, with search.parquet written after every trial.
 
     Raises:
-        UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts.
+        UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts;
+            or another process works on the search.
     """
-    console = console or Console(stderr=True)
     if uri_of(tree.storage) is not None:
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
+    with hold(run_path(tree), "search", tree.storage):
+        return _search(tree, resume, console or Console(stderr=True))
+
+
+def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if uri_of(tree.data.path) is None:
         tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
     tree = _as_begun(tree)

@@ -127,6 +127,9 @@ def test_what_a_cleaner_of_temporary_files_deletes_stays_there(tmp_path: Path) -
         assert set(mirror.remote.files()) == {"config"}
     mirror.pull()
     assert contents(mirror.local) == {"config": b"config"}
+    mirror.remote.remove("config")
+    mirror.pull()
+    assert not list(mirror.local.iterdir()), "nothing is there, nothing is here"
 
 
 STEPS = st.lists(

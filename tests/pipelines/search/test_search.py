@@ -16,6 +16,7 @@ import torch
 
 from pipelines import cli
 from pipelines.config_io import dump_config, load_config, load_tree
+from pipelines.lock import hold
 from pipelines.own_code import use_own_code
 from pipelines.report.summary import summarise
 from pipelines.run import run
@@ -129,9 +130,14 @@ def test_a_search_of_that_name_needs_resume_and_the_same_settings(
     assert "search 'search' exists" in capsys.readouterr().err
     assert cli.main(["search", str(path), "--resume", "--train.lr", "0.7"]) == 2
     assert "train.lr: is 0.7 here and 0.1 in the search" in capsys.readouterr().err
-    before = pq.read_table(Path(searched.storage) / "search" / "search.parquet")
+    folder = Path(searched.storage) / "search"
+    with hold(folder, "search", searched.storage):  # as a search that is going on does
+        assert cli.main(["search", str(path), "--resume"]) == 2
+        assert "search 'search' in" in (line := capsys.readouterr().err)
+        assert "is being run by another process" in line
+    before = pq.read_table(folder / "search.parquet")
     assert cli.main(["search", str(path), "--resume", "--search.minutes", "5"]) == 0
-    assert pq.read_table(Path(searched.storage) / "search" / "search.parquet") == before
+    assert pq.read_table(folder / "search.parquet") == before
 
 
 def test_a_search_goes_on_with_the_data_it_began_with(

@@ -15,6 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
+from pipelines.errors import UserError
+from pipelines.lock import hold
 from pipelines.run import run
 from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
@@ -141,10 +143,16 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
             lambda: len(metrics(folder)) >= records_before_kill or driver.poll() is not None,
             f"{records_before_kill} records",
         )
+        with pytest.raises(
+            UserError, match=rf"^name: run 'killed' .* another process \(process {driver.pid} "
+        ):
+            run(config, resume=True, console=QUIET)
         assert driver.poll() is None, "the run ended before it was killed"
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
+    with hold(folder, "run", str(tmp_path)):
+        """The workers that it has left behind hold nothing."""
     wait_until_still(folder)
     assert len(metrics(folder)) < len(metrics(undisturbed))
     resumed = run(config, resume=True, console=QUIET)

@@ -19,8 +19,9 @@ from pipelines import cli
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_config
 from pipelines.errors import UserError
-from pipelines.places import run_path, run_uri
+from pipelines.places import fetch_run, mirror_of, run_path, run_uri
 from pipelines.run import run
+from pipelines.run_folder import check_run
 from tests.object_store import s3_server, uri
 from tests.pipelines.data.object_stores import BUCKET as GOOGLES
 from tests.pipelines.data.object_stores import object_store
@@ -105,6 +106,20 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
     assert cli.main(["prune", "s3://bucket/runs/calm", "--sparsity", "0.5", "--no-retrain"]) == 0
     assert Remote.of("s3://bucket/runs/calm-pruned").exists("checkpoints/prune.safetensors")
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_removed_there_may_begin_anew(resume: bool, elsewhere: Path, digits: Path) -> None:
+    config = bucket(digits, **LOCAL, name="again", storage=f"file://{elsewhere}/bucket")
+    mirror = mirror_of(run_path(config), run_uri(config))
+    assert mirror is not None
+    for name in ("config.yaml", "checkpoints/00-train-0000/progress.json"):
+        (mirror.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (mirror.local / name).write_text("{}")
+    mirror.push()
+    shutil.rmtree(elsewhere / "bucket" / "again")
+    fetch_run(mirror, resume=resume)
+    check_run(config, resume=resume)
 
 
 def test_what_is_wrong_with_a_bucket_is_told_before_the_run(
