@@ -194,6 +194,13 @@ class Jobs:
                     "dashboard_agent.log in /tmp/ray/session_latest/logs on the head (has a token's file "
                     "moved there?)",
                 ) from None
+            if "No available agent" in text:
+                raise ClusterError(
+                    "--address",
+                    f"{self.url} has no agent that takes jobs; if it was started just now, try again, "
+                    "else see dashboard_agent.log in /tmp/ray/session_latest/logs on the head (address in "
+                    "use: another Ray there has its port; ray start --dashboard-agent-listen-port)",
+                ) from None
             raise ClusterError(id or "--address", _last_line(text)) from None
 
 

@@ -264,12 +264,21 @@ def test_no_cluster(user: User) -> None:
     user.fails(nobody, "train", "small.yaml", "--address", "127.0.0.1:9")
 
 
-def test_a_job_server_that_fails_is_told_from_a_mistake() -> None:
-    """Its answer when the head's token file is gone: word for word, from one."""
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (
+            "500 Internal Server Error\n\nServer got itself in trouble.",
+            "the job server at {} fails by itself",
+        ),
+        ("No available agent to submit job, please try again later.", "{} has no agent that takes jobs"),
+    ],
+)
+def test_a_job_server_that_fails_is_told_from_a_mistake(answer: str, line: str) -> None:
+    """Its answers when the head's token file is gone, or its agent: word for word, from one."""
     jobs = object.__new__(Jobs)
     jobs.url = "http://h:8265"
-    answer = "500 Internal Server Error\n\nServer got itself in trouble."
-    line = r"^--address: the job server at http://h:8265 fails by itself"
+    line = "^--address: " + line.format(jobs.url)
     with pytest.raises(ClusterError, match=line), jobs._errors():
         raise RuntimeError(f"Request failed with status code 500: {answer}.")
 
