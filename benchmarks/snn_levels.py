@@ -76,12 +76,12 @@ def levels(by_name: dict[str, Row]) -> list[str]:
 
 def page(source: str, about: Row, rows: list[Row]) -> str:
     """A Markdown page of the tables and levels."""
-    peers = ", ".join(f"{name} {found}" for name, found in about["peers"].items() if found)
+    peers = "".join(f", {name} {found}" for name, found in about["peers"].items() if found)
     lines = [
         "# Speed of neurons and networks",
         "",
         f"`python -m benchmarks.snn_speed`, {about['date']}, {about['machine']}, device {about['device']},"
-        f" {about['dtype']}, torch {about['torch']}, {peers}. One thread; medians of {about['rounds']}"
+        f" {about['dtype']}, torch {about['torch']}{peers}. One thread; medians of {about['rounds']}"
         " interleaved rounds; spread in brackets. What the variants are: the benchmark's help. Rows:"
         f" [{source}]({source}).",
     ]

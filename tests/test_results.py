@@ -53,7 +53,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "data.md": (data_tables, ("ingest.json", "ingest_memory.json", "input_pipeline.json")),
     "snn-speed-cpu.md": (
         lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
-        ("snn-speed-cpu.json", "snn-speed-sew.json", "snn-memory.json"),
+        ("snn-speed-cpu.json", "snn-speed-sew.json", "snn-memory.json", "snn-compile.json"),
     ),
     "performance.md": (whole_tables, ("suite.json", "startup.json", "pipeline_steps.json")),
     "scale.md": (scale.tables, ("scale.json",)),
