@@ -12,9 +12,10 @@ from rich.text import Text
 
 from cluster.connect import connect
 from cluster.nodes import check_shared
+from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.data.dataset import Split, check_examples, describe, read_split
-from pipelines.data.files import write_beside
+from pipelines.data.files import check_beside, write_beside
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.own_code import use_own_code
@@ -54,6 +55,8 @@ def rank(
     for name in names:
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
+    if uri_of(config.data.path) is None:
+        check_beside("--output", output, Path(config.data.path))
     use_own_code(config)
     train, scored = _read(config, split, console)
     info = describe(train, scored, config.data.path, config.data, config.model.T)

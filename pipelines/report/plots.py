@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 COLOURS = {"baseline": "#0072B2", "train": "#D55E00", "retrain": "#009E73", "prune": "#CC79A7"}
 
 
-def accuracy_plot(run: RunSummary) -> str:
-    """Test accuracy over examples processed, one line per phase that trains."""
+def accuracy_plot(run: RunSummary) -> str | None:
+    """Test accuracy over examples processed, one line per phase that trains; ``None`` without one."""
+    if not _trained(run):
+        return None
     figure, axes = _figure("examples processed", "test accuracy")
     for p in run.phases:
         records = [r for r in run.records if r["phase"] == p.phase]
@@ -32,10 +34,12 @@ def accuracy_plot(run: RunSummary) -> str:
     return to_svg(figure)
 
 
-def comparison_plot(runs: Sequence[RunSummary]) -> str:
-    """Test accuracy over examples processed: a colour per run, a dash per phase."""
+def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
+    """Test accuracy over examples processed: a colour per run, a dash per phase; ``None`` if none trained."""
     from matplotlib import colormaps
 
+    if not any(map(_trained, runs)):
+        return None
     figure, axes = _figure("examples processed", "test accuracy")
     dashes = {"baseline": "--", "train": "-", "retrain": ":"}
     for i, run in enumerate(runs):
@@ -54,6 +58,11 @@ def comparison_plot(runs: Sequence[RunSummary]) -> str:
                 )
     axes.legend(frameon=False, fontsize="small")
     return to_svg(figure)
+
+
+def _trained(run: RunSummary) -> bool:
+    """Whether any phase has processed examples (not a run that prunes alone)."""
+    return any(r.get("examples") for r in run.records)
 
 
 def inclusion_plot(run: RunSummary) -> str | None:

@@ -67,10 +67,11 @@ class Rows:
 
     def __init__(self, table: pa.Table) -> None:
         ids = table.column("id").to_numpy()
-        order = np.argsort(ids, kind="stable")
-        self._images = table.column("image").combine_chunks().take(pa.array(order))
-        self.ids = ids[order]
-        self._labels = table.column("label").to_numpy()[order].astype(np.int64)
+        if (np.diff(ids) < 0).any():  # a copy of all images, so only where it is needed
+            table = table.take(pa.array(np.argsort(ids, kind="stable")))
+        self.ids = table.column("id").to_numpy()
+        self._images = table.column("image").combine_chunks()
+        self._labels = table.column("label").to_numpy().astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,7 +14,7 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
-from pipelines.report.page import STYLE, write_page
+from pipelines.report.page import STYLE, write_comparison, write_page
 from pipelines.report.plots import COLOURS
 from pipelines.report.summary import PhaseSummary, summarise
 from pipelines.report.tables import phase_cells
@@ -107,6 +107,19 @@ def test_a_run_without_epochs_has_nothing_to_report(folder: Path, tmp_path: Path
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(UserError, match="no finished epoch yet"):
         summarise(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_prunes_alone_has_no_accuracy_over_examples(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pruned")
+    metrics = tmp_path / "pruned" / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["phase"] == "prune"]
+    metrics.write_text("\n".join(lines) + "\n")
+    run = summarise(tmp_path / "pruned")
+    page = write_page(run, tmp_path / "alone.html").read_text()
+    assert "Density and SynOps per layer" in page
+    assert "Accuracy over examples processed" not in page
+    assert "Accuracy over" not in write_comparison([run, run], tmp_path / "two.html").read_text()
 
 
 def test_runs_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,14 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert not out.exists()
 
 
+def test_scores_do_not_replace_a_file_of_the_dataset(trained: Path, digits: Path) -> None:
+    config, file = load_config(trained / "config.yaml"), digits / "train-00000.parquet"
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"--output: .* lies among the dataset's own files"):
+        rank(config, trained / "checkpoints" / "train.safetensors", file, console=QUIET)
+    assert file.read_bytes() == before
+
+
 def test_the_network_to_score_by(trained: Path, tmp_path: Path) -> None:
     config, checkpoint = trained / "config.yaml", trained / "checkpoints" / "train.safetensors"
     for named in ((trained, None), (checkpoint, None), (config, checkpoint)):
