@@ -74,7 +74,7 @@ ELSEWHERE = {  # what a command has that this machine has not, by what it is cal
     "s3://": "a bucket",
     "--address auto": "a node of a cluster",
 }
-FOREIGN = ("ssh", "scp", "ray", "export", "sbatch", "tail", "kubectl", "make", "docker", "pip", "chmod")
+FOREIGN = (".", "ssh", "scp", "ray", "export", "sbatch", "tail", "kubectl", "make", "docker", "pip", "chmod")
 """Commands that are not ours."""
 ON_ANOTHER_PAGE = ("search examples/search-digits.yaml",)
 """Long commands, run from the page that is about them."""
