@@ -12,6 +12,7 @@ from snn.coding import direct
 
 _FOLDERS = {
     "cifar10": "cifar10/full",
+    "fashion-mnist": "fashion-mnist",
     "nmnist": "nmnist-small",
     "dvs128": "dvs128-objects",
     "cifar10-dvs": "cifar10-dvs-sim",

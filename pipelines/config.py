@@ -245,6 +245,12 @@ class ExamplesConfig:
     importance), a rival, or package.module:attribute of your own."""
     ratio: float = 0.5
     """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""
+    ratio_from: float | None = None
+    """Pruning ratio of the first pruned epoch, from which it moves linearly to ratio; ratio throughout when
+    not given."""
+    weight_power: float | None = None
+    """Power of the example weights, in [0, 1]: 1 keeps the gradient unbiased, a lower power has less variance
+    and a bias towards examples of high score; the policy's own when not given."""
     alpha: float = 0.1
     """Weight of the uniform part in the inclusion probabilities, in (0, 1]; bounds the weights."""
     warmup_epochs: int = 1
@@ -275,6 +281,10 @@ class ExamplesConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.ratio < 1, "examples.ratio", self.ratio, "in [0, 1)")
+        if self.ratio_from is not None:
+            _check(0 <= self.ratio_from < 1, "examples.ratio_from", self.ratio_from, "in [0, 1)")
+        if self.weight_power is not None:
+            _check(0 <= self.weight_power <= 1, "examples.weight_power", self.weight_power, "in [0, 1]")
         _check(0 < self.alpha <= 1, "examples.alpha", self.alpha, "in (0, 1]")
         _check(self.score_from >= 0, "examples.score_from", self.score_from, "zero or more")
         _check(self.warmup_epochs >= 0, "examples.warmup_epochs", self.warmup_epochs, "zero or more")

@@ -48,22 +48,6 @@ def folded(function: Callable[[Tensor], Tensor], x_TB: Tensor) -> Tensor:
     return y.unflatten(0, (T, B))
 
 
-def driven(weight_layer: nn.Module, norm: Norm | None, neuron: LIF, x_TB: Tensor) -> Tensor:
-    """Spikes ``neuron(norm(weight_layer(x_TB)))``, norm and neurons in one pass where the engine has one.
-
-    Modules whose calls somebody watches or replaces (hooks, a ``forward`` of the instance) are called.
-    """
-    if norm is None or not (_only_computes(norm) and type(neuron) is LIF and _only_computes(neuron)):
-        return neuron(folded(lambda x: weight_layer(x) if norm is None else norm(weight_layer(x)), x_TB))
-    T, static = x_TB.shape[0], is_static(x_TB)
-    y = weight_layer(x_TB[0] if static else x_TB.flatten(0, 1))
-    spikes = neuron.behind_norm(norm, y, T, static)
-    if spikes is not None:
-        return spikes
-    y = norm(y)
-    return neuron(y.expand(T, *y.shape) if static else y.unflatten(0, (T, x_TB.shape[1])))
-
-
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -107,7 +91,7 @@ class SpikingLayer(Recomputable):
 
     def run(self, x_TB: Tensor) -> Tensor:
         """Spikes of the layer's neurons."""
-        return driven(self.weight_layer, self.norm, self.neuron, x_TB)
+        return self.neuron(folded(self.current, x_TB))
 
     def current(self, x: Tensor) -> Tensor:
         """What drives the neurons, for a folded input ``[T*B, ...]``."""

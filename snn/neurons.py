@@ -174,15 +174,6 @@ class LIF(nn.Module):
         _check(current_TB, None)
         return kernels.lif(current_TB, None, self._constants, beta=self._beta(), with_state=False)[0]
 
-    def behind_norm(
-        self, norm: nn.BatchNorm1d | nn.BatchNorm2d, y: Tensor, T: int, static: bool
-    ) -> Tensor | None:
-        """Spikes ``[T, B, ...]`` of ``norm(y)`` in one pass, or ``None`` where the engine has no such pass.
-
-        ``y`` is ``[T*B, C, ...]``, or ``[B, C, ...]`` and the same at every timestep when ``static``.
-        """
-        return kernels.norm_lif(y, T, static, norm, self._constants, beta=self._beta())
-
     def _beta(self) -> Tensor | None:
         return None if self.beta_logit is None else self.beta_logit.sigmoid()
 

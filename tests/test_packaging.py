@@ -67,7 +67,7 @@ def test_what_is_built_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     inside = names_in_wheel(wheel)
     assert {n for n in inside if ".dist-info/" not in n} == tracked(*PACKAGES)
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
-    sources = ("engine.c", "lif.h", "norm_lif.h", "sparse.c", "sparse.h")
+    sources = ("engine.c", "lif.h", "sparse.c", "sparse.h")
     assert {f"snn/kernels/{name}" for name in sources} <= inside
     assert f"spikeprune-{version}.dist-info/licenses/LICENSE" in inside
 

@@ -35,8 +35,10 @@ from pruning.examples.sampling import (
     block_starts,
     block_sums,
     correction,
+    power_sum,
     quantise,
     select_blocks,
+    temper,
     uniform,
 )
 
@@ -98,7 +100,14 @@ class BookShard(ScoreBook):
         policy = self._current()
         kind = "full" if policy.is_full(epoch) else "uniform" if policy.is_uniform(epoch) else "scored"
         total, count = policy.score_ages()
-        return kind, policy.size, policy.settings.num_present, total, count, policy.num_missing()
+        return (
+            kind,
+            policy.settings.size_at(epoch),
+            policy.settings.num_present,
+            total,
+            count,
+            policy.num_missing(),
+        )
 
     def has_scores(self) -> bool:
         """Whether the policy draws by a score."""
@@ -138,16 +147,16 @@ class BookShard(ScoreBook):
         """Of the units, by block."""
         return block_sums(self._units, self._ids.first)
 
-    def pick(self, epoch: int, starts: dict[int, int]) -> Picked:
-        """Draw by the systematic design."""
+    def pick(self, epoch: int, starts: dict[int, int]) -> tuple[int, int]:
+        """Draw by the systematic design: how many, and the `power_sum` of their weights."""
         first, seed = self._ids.first, self._current().settings.seed
         at = select_blocks(self._units, starts, seed=seed, epoch=epoch, first_id=first)
         chosen = self._units[at] / UNIT
         del self._units
-        return self._hold(at, chosen)
+        return self._hold(epoch, at, chosen)
 
-    def pick_alone(self, settled: Settled) -> Picked:
-        """Draw by the Poisson design."""
+    def pick_alone(self, settled: Settled) -> tuple[int, int]:
+        """Draw by the Poisson design; as `pick`."""
         pi, seed, first = self.probabilities(settled), self._current().settings.seed, self._ids.first
         parts = []
         for start in range(0, len(pi), BLOCK):
@@ -155,17 +164,25 @@ class BookShard(ScoreBook):
             ids = np.arange(first + start, first + start + len(part))
             parts.append(np.flatnonzero(uniform(seed, settled.epoch, ids, STREAM_POISSON) < part) + start)
         at = np.concatenate(parts)
-        return self._hold(at, pi[at])
+        return self._hold(settled.epoch, at, pi[at])
 
     def show(self, settled: Settled | None) -> None:
         """Make ready `table` with these probabilities; certain ones without."""
         self._probabilities = None if settled is None else self.probabilities(settled)
 
-    def _hold(self, at: np.ndarray, chosen: np.ndarray) -> Picked:
-        policy = self._current()
+    def _hold(self, epoch: int, at: np.ndarray, chosen: np.ndarray) -> tuple[int, int]:
+        """Keep what was drawn with its Horvitz-Thompson weights: how many, and their `power_sum`."""
+        settings = self._current().settings
         weights = np.empty(len(at), np.float32)
-        np.divide(policy.size / policy.settings.num_present, chosen, out=weights, casting="same_kind")
-        ids = at + self._ids.first
+        np.divide(settings.size_at(epoch) / settings.num_present, chosen, out=weights, casting="same_kind")
+        self._chosen, self._certain = (at + self._ids.first, weights), int((chosen == 1).sum())
+        return len(at), power_sum(weights, settings.weight_power)
+
+    def temper(self, total: int, count: int) -> Picked:
+        """Raise the weights to their power: ``total`` is its sum over ``count`` examples of all holders."""
+        assert self._chosen is not None
+        ids, weights = self._chosen
+        weights = temper(weights, self._current().settings.weight_power, total, count)
         self._chosen = ids, weights
         w = weights.astype(np.float64)
         return Picked(
@@ -174,7 +191,7 @@ class BookShard(ScoreBook):
             squares=float((w**2).sum()),
             largest=float(w.max(initial=0)),
             smallest=float(w.min(initial=np.inf)),
-            certain=int((chosen == 1).sum()),
+            certain=self._certain,
             fingerprint=fingerprint(ids, weights),
         )
 
@@ -241,7 +258,7 @@ class ShardedBook:
             )
         settled = self._settle(epoch)
         if self._settings.design == "poisson":
-            parts = self._all("pick_alone", settled)
+            picked = self._all("pick_alone", settled)
         else:
             tallies: list[Tally] = self._all("lay", settled)
             while (step := correction(reduce(add, tallies), size)) is not None:
@@ -252,7 +269,9 @@ class ShardedBook:
             for part in self._all("sums"):
                 sums |= part
             starts = block_starts(sums, seed=self._settings.seed, epoch=epoch)
-            parts = self._all("pick", epoch, starts)
+            picked = self._all("pick", epoch, starts)
+        count, total = (sum(p[i] for p in picked) for i in (0, 1))
+        parts = self._all("temper", total, count)
         scored = kind == "scored"
         return _told(epoch, parts, age if scored else None, missing if scored else 0)
 

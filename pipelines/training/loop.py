@@ -96,6 +96,8 @@ def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
         num_examples=spec.ids.span,
         first_id=spec.ids.first,
         ratio=phase.examples.ratio,
+        ratio_from=phase.examples.ratio_from,
+        weight_power=phase.examples.weight_power,
         seed=spec.config.seed,
         epochs=phase.train.epochs,
         warmup_epochs=phase.examples.warmup_epochs,

@@ -58,7 +58,14 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
 def _all_examples(examples: ExamplesConfig) -> ExamplesConfig:
     """Policy full, whatever was said of pruned epochs: a run may be too short for that."""
     return replace(
-        examples, policy="full", ratio=0.0, warmup_epochs=0, anneal_epochs=0, score_from=0, rescore_every=0
+        examples,
+        policy="full",
+        ratio=0.0,
+        ratio_from=None,
+        warmup_epochs=0,
+        anneal_epochs=0,
+        score_from=0,
+        rescore_every=0,
     )
 
 

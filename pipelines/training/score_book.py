@@ -26,6 +26,7 @@ class PolicySettings:
     num_examples: int
     first_id: int
     ratio: float
+    ratio_from: float | None = None
     seed: int
     epochs: int
     warmup_epochs: int
@@ -37,6 +38,7 @@ class PolicySettings:
     rescore_every: int | None
     rescore_who: str
     design: str
+    weight_power: float | None = None
     population: int | None = None
     """Examples of the whole dataset, where the book holds a range of them."""
 

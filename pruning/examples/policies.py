@@ -39,6 +39,7 @@ class Sadp(Policy):
 
     name = "sadp"
     score = "sadp"
+    weight_power = 0.5
 
 
 class El2n(Policy):
@@ -46,6 +47,7 @@ class El2n(Policy):
 
     name = "el2n"
     score = "el2n"
+    weight_power = 0.5
 
 
 class Loss(Policy):
@@ -53,6 +55,7 @@ class Loss(Policy):
 
     name = "loss"
     score = "loss"
+    weight_power = 0.5
 
 
 class Highest(Policy):
@@ -75,7 +78,7 @@ class Highest(Policy):
         """1 for the chosen, 0 for the rest."""
         pi = np.zeros(self.settings.num_examples)
         pi[self._highest(epoch)] = 1.0
-        return pi, self.size
+        return pi, self.settings.size_at(epoch)
 
     def values(self, epoch: int) -> NDArray[np.floating]:
         """What decides, ``[N]``; NaN counts as highest."""
@@ -83,7 +86,7 @@ class Highest(Policy):
 
     def _highest(self, epoch: int) -> Ints:
         s = self.settings
-        return highest(self.values(epoch), self.size, s.seed, s.present)
+        return highest(self.values(epoch), s.size_at(epoch), s.seed, s.present)
 
 
 class Static(Highest):
@@ -140,14 +143,14 @@ class Infobatch(Policy):
         s = self.settings
         low = self._low()
         n_low = int(low.sum())
-        kept = max(1, round((1 - s.ratio) * n_low)) if n_low else 0
+        kept = max(1, round((1 - s.ratio_at(epoch)) * n_low)) if n_low else 0
         pi = np.where(low, kept / max(n_low, 1), 1.0)
         return pi if s.present is None else np.where(s.present, pi, 0.0), s.num_present - n_low + kept
 
     def examples(self, epoch: int) -> float:
         """By the present share of low losses; by a half of all before any is known."""
         share = self._low().sum() / self.settings.num_present if np.isfinite(self.scores).any() else 0.5
-        return float(1 - self.settings.ratio * share)
+        return float(1 - self.settings.ratio_at(epoch) * share)
 
     def _low(self) -> NDArray[np.bool_]:
         """Losses below the mean of the known ones; an unknown loss is not low."""
@@ -174,13 +177,14 @@ class InfobatchMatched(Infobatch):
         share what is left.
         """
         low, present = self._low(), self.settings.present
-        pi = np.where(low, 1 - self.settings.ratio, 1.0)
+        size = self.settings.size_at(epoch)
+        pi = np.where(low, 1 - self.settings.ratio_at(epoch), 1.0)
         if present is not None:
             pi = np.where(present, pi, 0.0)
-        if self.size <= pi.sum():
-            return pi * (self.size / pi.sum()), self.size
+        if size <= pi.sum():
+            return pi * (size / pi.sum()), size
         certain = pi.sum(where=~low)
-        return np.where(low, (self.size - certain) / max(low.sum(), 1), pi), self.size
+        return np.where(low, (size - certain) / max(low.sum(), 1), pi), size
 
     def examples(self, epoch: int) -> float:
         """As of any policy with a fixed budget."""
@@ -286,6 +290,7 @@ def make_policy(
     seed: int,
     epochs: int,
     rescore_every: int | None = None,
+    weight_power: float | None = None,
     design: Design = "systematic",
     **options: Any,
 ) -> Policy:
@@ -300,6 +305,7 @@ def make_policy(
         seed: of the draws.
         epochs: length of the run.
         rescore_every: pruned epochs between scoring passes, 0 for none; the policy's own when not given.
+        weight_power: power of the weights, 1 for an unbiased gradient; the policy's own when not given.
         design: ``systematic`` or ``poisson``.
         options: further fields of `Settings`, and what the policy's class takes beyond these.
 
@@ -320,6 +326,7 @@ def make_policy(
         seed=seed,
         epochs=epochs,
         rescore_every=cls.rescore_every if rescore_every is None else rescore_every,
+        weight_power=cls.weight_power if weight_power is None else weight_power,
         design=design,
         **{f: options.pop(f) for f in shared},
     )

@@ -21,6 +21,7 @@ from pruning.examples.sampling import (
     Ints,
     draw,
     hash64,
+    temper,
     uniform,
 )
 
@@ -42,7 +43,8 @@ class Plan:
     ids: Ints
     """``[m]``."""
     weights: NDArray[np.float32]
-    """Weights of the examples' losses, ``[m]``; Horvitz-Thompson where the design is random."""
+    """Weights of the examples' losses, ``[m]``; Horvitz-Thompson, to the power ``weight_power``, where the
+    design is random."""
     probabilities: Doubles | None
     """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
     full: bool
@@ -84,6 +86,9 @@ class Settings:
     """Mask ``[N]`` of ids that exist; ``None`` for all."""
     ratio: float
     """Pruning ratio ``r``, the share left out of a pruned epoch, in [0, 1)."""
+    ratio_from: float | None = None
+    """Pruning ratio of the first pruned epoch, from which it moves linearly to ``ratio`` in the last one;
+    ``ratio`` throughout when not given."""
     seed: int
     """Of the draws."""
     epochs: int
@@ -98,14 +103,17 @@ class Settings:
     """Share of the uniform mixture: no weight exceeds ``1 / alpha``."""
     stale_alpha: float = 0.3
     """The same where scores are older than one epoch on average."""
-    rescore_every: int = 2
-    """Pruned epochs from one scoring pass to the next; 0 for none."""
+    rescore_every: int = 0
+    """Pruned epochs from one scoring pass to the next; 0 for none: scores come from the training steps."""
     rescore_who: Who = "all"
     """Whom a pass scores: all, the examples that the epoch before did not train on, or a random sample."""
     rescore_share: float = 0.25
     """Size of that sample, as a share of all."""
     design: Design = "systematic"
     """``systematic`` (fixed size) or ``poisson``."""
+    weight_power: float = 1.0
+    """Weights are raised to this power, in [0, 1], and rescaled to mean 1 over the epoch. 1 is unbiased; a
+    lower power trades a bias towards the examples of high score for less variance."""
     scoring_cost: float = FORWARD_COST
     """A pass over all examples, in units of a full training epoch (half of it at half the timesteps)."""
     population: int | None = None
@@ -135,7 +143,7 @@ class Settings:
             )
         if self.score_from > self.epochs:
             raise ValueError(f"score_from: {self.score_from!r} must be at most epochs, {self.epochs}")
-        for name in ("alpha", "stale_alpha"):
+        for name in ("alpha", "stale_alpha", "weight_power"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must be in [0, 1]")
         if not 0 < self.rescore_share <= 1:
@@ -145,6 +153,20 @@ class Settings:
                 choices = ", ".join(allowed.__args__)  # type: ignore[attr-defined]
                 raise ValueError(f"{name}: {getattr(self, name)!r} is unknown; choose one of {choices}")
         subset_size(self.num_present, self.ratio)
+        if self.ratio_from is not None and not 0 <= self.ratio_from < 1:
+            raise ValueError(f"ratio_from: {self.ratio_from!r} must be in [0, 1)")
+
+    def ratio_at(self, epoch: int) -> float:
+        """Pruning ratio of an epoch that is neither warm-up nor annealing."""
+        if self.ratio_from is None:
+            return self.ratio
+        steps = self.epochs - self.warmup_epochs - self.anneal_epochs - 1
+        done = min(max(epoch - self.warmup_epochs, 0) / steps, 1.0) if steps > 0 else 1.0
+        return self.ratio_from + (self.ratio - self.ratio_from) * done
+
+    def size_at(self, epoch: int) -> int:
+        """Examples of such an epoch: ``m``."""
+        return subset_size(self.num_present, self.ratio_at(epoch))
 
     @property
     def num_present(self) -> int:
@@ -169,12 +191,13 @@ class Policy:
     name: ClassVar[str]
     score: str | None = None
     """The registered score that it wants (`pruning.examples.scores.SCORES`); ``None`` for none."""
-    rescore_every: ClassVar[int] = 2
-    """Default interval of the scoring passes."""
+    rescore_every: ClassVar[int] = 0
+    """Default interval of the scoring passes; 0 for scores from the training steps alone."""
+    weight_power: ClassVar[float] = 1.0
+    """Default power of the weights."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.size = subset_size(settings.num_present, settings.ratio)
         n = settings.num_examples if self.score else 0
         self.scores: NDArray[np.float32] = np.full(n, np.nan, np.float32)
         # 2 e for a pass with the weights at the start of epoch e, 2 e + 1 for training in it.
@@ -187,7 +210,11 @@ class Policy:
         s = self.settings
         if not 0 <= epoch < s.epochs:
             raise ValueError(f"epoch: {epoch!r} must be from 0 to {s.epochs - 1}")
-        return epoch < s.warmup_epochs or epoch >= s.epochs - s.anneal_epochs or s.ratio == 0
+        return (
+            epoch < s.warmup_epochs
+            or epoch >= s.epochs - s.anneal_epochs
+            or (s.ratio == 0 and not s.ratio_from)
+        )
 
     def is_uniform(self, epoch: int) -> bool:
         """Whether a pruned ``epoch`` draws uniformly, because it is too early for scores."""
@@ -226,7 +253,7 @@ class Policy:
         return Plan(
             epoch,
             subset.ids,
-            subset.weights,
+            temper(subset.weights, s.weight_power),
             subset.probabilities,
             False,
             None if uniform else self.mean_score_age(epoch),
@@ -239,14 +266,16 @@ class Policy:
             return self.importance(epoch)
         s = self.settings
         present = np.ones(s.num_examples, bool) if s.present is None else s.present
-        return np.where(present, self.size / s.num_present, 0.0), self.size
+        size = s.size_at(epoch)
+        return np.where(present, size / s.num_present, 0.0), size
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """`inclusion` by the scores."""
         s = self.settings
         age = self.mean_score_age(epoch)
         alpha = s.alpha if age is None or age <= 1 else max(s.alpha, s.stale_alpha)
-        return inclusion_probabilities(self.scores, self.size, alpha=alpha, present=s.present), self.size
+        size = s.size_at(epoch)
+        return inclusion_probabilities(self.scores, size, alpha=alpha, present=s.present), size
 
     # Scores.
 
@@ -329,7 +358,7 @@ class Policy:
 
     def examples(self, epoch: int) -> float:
         """Expected share of the examples that a pruned epoch trains on, unless it is uniform."""
-        return self.size / self.settings.num_present
+        return self.settings.size_at(epoch) / self.settings.num_present
 
     def cost(self, epoch: int) -> Cost:
         """Expected cost of an epoch; where the unselected are rescored, the rest is scored in training."""
@@ -346,7 +375,7 @@ class Policy:
         """Expected share of the examples that an epoch trains on."""
         if self.is_full(epoch):
             return 1.0
-        return self.size / self.settings.num_present if self.is_uniform(epoch) else self.examples(epoch)
+        return Policy.examples(self, epoch) if self.is_uniform(epoch) else self.examples(epoch)
 
     def theoretical_speedup(self) -> float:
         """Cost of as many full epochs over the cost of the run, scoring passes included."""

@@ -127,6 +127,35 @@ def draw(
     return Subset(at, weights, picked)
 
 
+def power_sum(weights: NDArray[np.float32], power: float) -> int:
+    """Sum of ``w^power`` in units of 2^-32, of a shard; the sums of shards add up exactly."""
+    return sum(
+        int((np.power(weights[at : at + BLOCK], power, dtype=np.float64) * 2.0**32).astype(np.int64).sum())
+        for at in range(0, len(weights), BLOCK)
+    )
+
+
+def temper(
+    weights: NDArray[np.float32], power: float, total: int | None = None, count: int | None = None
+) -> NDArray[np.float32]:
+    """Weights to a power, rescaled to mean 1 over the subset, ``[m]``.
+
+    A power below 1 lowers the variance of the weighted gradient and biases it towards examples of high
+    probability. At 1 the weights are returned as they are: unbiased.
+
+    Args:
+        weights: Horvitz-Thompson weights, ``[m]``; those of a shard where the others are given.
+        power: in [0, 1]; at 0 all weights are 1.
+        total: `power_sum` of the whole subset.
+        count: examples of the whole subset.
+    """
+    if power == 1 or not len(weights):
+        return weights
+    total = power_sum(weights, power) if total is None else total
+    mean = total * 2.0**-32 / (len(weights) if count is None else count)
+    return (np.power(weights, power, dtype=np.float64) / mean).astype(np.float32)
+
+
 def quantise(probabilities: Doubles) -> Ints:
     """Probabilities in units of 2^-40, rounded down, ``[n]``; what is below one unit is never drawn."""
     units = np.empty(len(probabilities), np.int64)

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.examples import cheap, tail
-from snn.layers import Folded, Norm, SpikingLayer, Synapses
+from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 from snn.observing import evaluating
 
@@ -198,12 +197,9 @@ class ExampleScorer:
             modules = {"spikes": path[0], "head": path[-1]}
             for layer in self._hidden:
                 assert layer.neuron is not None
-                modules["layer"] = layer.layer
-                if self._norm_feeds_neurons(layer):
-                    # Watched neurons would run apart from their norm: training would round otherwise.
-                    handles.append(layer.layer.register_forward_hook(self._capture_normed(layer.norm)))
-                else:
-                    modules["neuron"] = layer.neuron
+                modules |= {"layer": layer.layer, "neuron": layer.neuron}
+                if layer.norm is not None:
+                    modules["norm"] = layer.norm
             handles += [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
         try:
             yield
@@ -211,20 +207,25 @@ class ExampleScorer:
             for handle in handles:
                 handle.remove()
 
-    def from_recording(self, logits_TBK: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """Scores of the batch whose forward pass was recorded.
+    def from_recording(
+        self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scores of the batch whose forward pass was recorded, in float32 whatever autocast says.
 
         Args:
             logits_TBK: the recorded pass's result.
             labels_B: int64.
+            weights_B: of the examples in the batch statistics, where the pass ran in training mode within
+                `snn.batchnorm.weighted_statistics`; the slope of the last norm then comes from the same
+                statistics as its output.
 
         Returns:
             float32 ``[B]`` by name.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
             logits_TBK = tail.wide(logits_TBK.detach())
             try:
-                bound = self._bound(logits_TBK, labels_B) if "sadp" in self.names else None
+                bound = self._bound(logits_TBK, labels_B, weights_B) if "sadp" in self.names else None
             finally:
                 self._captured = {}
             return self._scores(logits_TBK, labels_B, bound)
@@ -247,37 +248,18 @@ class ExampleScorer:
 
         return hook
 
-    def _norm_feeds_neurons(self, s: Synapses) -> bool:
-        """Whether the neurons' current is the norm's output, and the norm is torch's own."""
-        direct = any(isinstance(m, SpikingLayer) and m.weight_layer is s.layer for m in self.model.modules())
-        plain = type(s.norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and "forward" not in vars(s.norm)
-        return direct and plain
-
-    def _capture_normed(self, norm: Norm | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        assert norm is not None
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            own = norm.training or norm.running_mean is None
-            mean, var = (None, None) if own else (norm.running_mean, norm.running_var)
-            with torch.no_grad():
-                self._captured["current"] = F.batch_norm(
-                    y, mean, var, norm.weight, norm.bias, own, 0.0, norm.eps
-                )
-
-        return hook
-
     def _scores(self, logits_TBK: Tensor, labels_B: Tensor, bound: Tensor | None) -> dict[str, Tensor]:
         evidence = Evidence(logits_TBK, labels_B, self.loss, self.label_smoothing, bound)
         return {name: SCORES[name](evidence).float() for name in self.names}
 
-    def _bound(self, logits_TBK: Tensor, labels_B: Tensor) -> Tensor:
+    def _bound(self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
         """Tail depths 0 and 1."""
         if "head" not in self._captured:
             raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
         e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
         squared = self._head_squared(e_TBK, len(logits_TBK))
         if self._hidden:
-            squared = squared + self._last_hidden(e_TBK, len(logits_TBK)).square()
+            squared = squared + self._last_hidden(e_TBK, len(logits_TBK), weights_B).square()
         return squared.sqrt()
 
     def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
@@ -285,16 +267,12 @@ class ExampleScorer:
         r_TBN = _unfold(tail.wide(self._captured["head"]), T, e_TBK.shape[1])
         return tail.head_squared(e_TBK, r_TBN, head.bias is not None)
 
-    def _last_hidden(self, e_TBK: Tensor, T: int) -> Tensor:
+    def _last_hidden(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
         (synapses,) = self._hidden
         assert synapses.neuron is not None
         B = e_TBK.shape[1]
-        if "neuron" in self._captured:
-            current_TB = tail.wide(self._captured["neuron"])
-        else:
-            current = tail.wide(self._captured["current"])
-            current_TB = current.expand(T, *current.shape) if len(current) == B else _unfold(current, T, B)
+        current_TB = tail.wide(self._captured["neuron"])
         spikes_TB = _unfold(tail.wide(self._captured["spikes"]), T, B)
         g_TB = tail.readout_gradient(self._path(), spikes_TB, e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
@@ -307,7 +285,7 @@ class ExampleScorer:
         x = tail.wide(self._captured["layer"])
         squares = tail.field_squares(x, synapses.layer)
         squares_TB = squares.expand(T, *squares.shape) if len(x) == B else _unfold(squares, T, B)
-        slope = tail.norm_slope(synapses.norm)
+        slope = tail.norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
         v = torch.zeros(B, dtype=current_TB.dtype, device=current_TB.device)
         for delta, n in zip(deltas, squares_TB, strict=True):
             v += tail.layer_bound(delta, n, slope, synapses.layer)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from snn.batchnorm import batch_statistics
 from snn.layers import Norm, WeightLayer
 from snn.neurons import NeuronParameters, membrane_potential
 
@@ -118,17 +119,28 @@ def _through_reset(d: Tensor, u: Tensor, x: Tensor, phi: Tensor, neuron: NeuronP
     return d if neuron.detach_reset else d * (1 - neuron.theta * phi)
 
 
-def norm_slope(norm: Norm | None) -> Tensor | None:
-    """``G``: factor per channel of a batch norm in eval mode, ``[C]``; ``None`` without one.
+def norm_slope(
+    norm: Norm | None, input: Tensor | None = None, weights_B: Tensor | None = None
+) -> Tensor | None:
+    """``G``: factor per channel of a batch norm, ``[C]``; ``None`` without a norm.
+
+    Args:
+        norm: in training mode its slope is that of the batch statistics, else of the running ones.
+        input: what the norm was given; needed in training mode and without running statistics.
+        weights_B: of the examples in the batch statistics (`snn.batchnorm.weighted_statistics`).
 
     Raises:
-        ValueError: a norm without running statistics, which has no fixed slope.
+        ValueError: a norm without running statistics in eval mode, which has no slope of its own there.
     """
     if norm is None:
         return None
-    if norm.running_var is None:
+    if norm.training and input is not None:
+        var = batch_statistics(wide(input), weights_B)[1]
+    elif norm.running_var is not None:
+        var = wide(norm.running_var)
+    else:
         raise ValueError("norm: needs running statistics (track_running_stats) to score examples")
-    slope = (wide(norm.running_var) + norm.eps).rsqrt()
+    slope = (var + norm.eps).rsqrt()
     return slope if norm.weight is None else slope * wide(norm.weight.detach())
 
 

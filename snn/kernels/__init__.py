@@ -9,8 +9,8 @@ triton    CUDA, float32, bfloat16 and float16        Triton
 ========  =========================================  ================================================
 
 The fused engines (cpu, triton) keep the current alone for the backward pass and recompute the
-potentials from it; a batch norm in front can be part of the same pass (`norm_lif`). ``auto`` takes the
-fused engine of the tensor's device where it can run, else eager, and says so once in the log.
+potentials from it. ``auto`` takes the fused engine of the tensor's device where it can run, else eager, and
+says so once in the log.
 """
 
 import logging
@@ -20,18 +20,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from snn.kernels import cpu, eager, fused, triton, triton_norm
-from snn.kernels import norm_lif as fused_norm
+from snn.kernels import cpu, eager, fused, triton
 from snn.kernels.eager import LIFConstants
 
-__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "norm_lif", "prepare"]
+__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "prepare"]
 
 ENGINES = ("auto", "eager", "cpu", "triton")
 """Names for ``engine=`` and the environment variable ``SPIKEPRUNE_ENGINE``."""
 
 _log = logging.getLogger(__name__)
 _FUSED: dict[str, fused.Engine] = {"cpu": cpu.ENGINE, "triton": triton.ENGINE}
-_FUSED_NORM: dict[str, fused_norm.Engine] = {"cpu": cpu.ENGINE, "triton": triton_norm.ENGINE}
 _OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 
@@ -52,27 +50,6 @@ def lif(
     if chosen == "eager":
         return eager.lif(current_TB, state, parameters, beta)
     return fused.lif(_FUSED[chosen], current_TB, state, parameters, beta, with_state)
-
-
-def norm_lif(
-    y: Tensor,
-    T: int,
-    static: bool,
-    norm: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d,
-    parameters: LIFConstants,
-    *,
-    beta: Tensor | None = None,
-    engine: str | None = None,
-) -> Tensor | None:
-    """Spikes of the neurons behind a batch norm in one pass, or ``None`` where no engine has one for this.
-
-    Arguments as for `snn.kernels.norm_lif.spikes`. The normalised currents differ from those that torch
-    writes by rounding alone.
-    """
-    chosen = choose(y, engine)
-    if chosen == "eager" or not fused_norm.covers(_FUSED_NORM[chosen], y, T, norm):
-        return None
-    return fused_norm.spikes(_FUSED_NORM[chosen], y, T, static, norm, beta, parameters)
 
 
 def choose(current_TB: Tensor, engine: str | None = None) -> str:

@@ -18,7 +18,7 @@ from snn.kernels.eager import LIFConstants
 
 _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
-_BLOCK, _PIECE = 1024, 64
+_PIECE = 64
 """As in `engine.c`."""
 _ELEMENTS_PER_THREAD = 1 << 18
 """Element-steps below which another thread costs more than it saves."""
@@ -27,7 +27,6 @@ _ELEMENTS_PER_THREAD = 1 << 18
 class _Engine:
     devices = ("cpu",)
     dtypes = tuple(_NAMES)
-    max_norm_steps = None
 
     def unavailable(self) -> str | None:
         return cpu_library.load()[1]
@@ -85,166 +84,8 @@ class _Engine:
         _in_parts(part, neurons, T)
         return None if grad_beta is None else _total(grad_beta).to(current_TN.dtype)
 
-    def norm_train(
-        self,
-        y_TOCI: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        beta: float | Tensor,
-        p: LIFConstants,
-        spikes_TOCI: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        y = _Rows(y_TOCI)
-        mean, var, rstd, pivots = (torch.empty(y.channels, dtype=torch.float64) for _ in range(4))
-        sums = torch.zeros(2, y.channels, dtype=torch.float64)
-        norm = _norm(mean, rstd, weight, bias, y.values)
-        neuron = _neuron(beta, p)
-        spikes = spikes_TOCI.data_ptr(), spikes_TOCI.stride(0)
-        if y.by_channel:
-            run = _function("norm_lif_train", y_TOCI)
-            y.over_channels(
-                lambda c0, c1: run(
-                    *y.memory, *spikes, y.T, y.shape, c0, c1, norm, eps, pivots.data_ptr(), sums.data_ptr(),
-                    mean.data_ptr(), var.data_ptr(), rstd.data_ptr(), neuron,
-                )
-            )  # fmt: skip
-            return mean, var, rstd
-        _function("norm_pivots", y_TOCI)(y.memory[0], y.shape, 0, y.channels, pivots.data_ptr())
-        add = _function("norm_sums", y_TOCI)
-        sums = y.summed(
-            2,
-            lambda o0, o1, own: add(
-                *y.memory, y.steps, y.shape, o0, o1, 0, y.channels, pivots.data_ptr(), own.data_ptr()
-            ),
-        )
-        _function("norm_moments", y_TOCI)(
-            y.shape, 0, y.channels, pivots.data_ptr(), sums.data_ptr(), y.values, eps, mean.data_ptr(),
-            var.data_ptr(), rstd.data_ptr(),
-        )  # fmt: skip
-        self.norm_forward(y_TOCI, mean, rstd, weight, bias, beta, p, spikes_TOCI)
-        return mean, var, rstd
-
-    def norm_forward(
-        self,
-        y_TOCI: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        beta: float | Tensor,
-        p: LIFConstants,
-        spikes_TOCI: Tensor,
-    ) -> None:
-        y, neuron = _Rows(y_TOCI), _neuron(beta, p)
-        mean, rstd = mean.double(), rstd.double()
-        norm = _norm(mean, rstd, weight, bias, 0)
-        run = _function("norm_lif_forward", y_TOCI)
-        spikes = spikes_TOCI.data_ptr(), spikes_TOCI.stride(0)
-
-        def part(o0: int, o1: int, c0: int, c1: int) -> None:
-            run(*y.memory, *spikes, y.T, y.shape, o0, o1, c0, c1, norm, neuron)
-
-        if y.by_channel:
-            y.over_channels(lambda c0, c1: part(0, y.outer, c0, c1))
-        else:
-            y.over_rows(lambda o0, o1: part(o0, o1, 0, y.channels))
-
-    def norm_backward(
-        self,
-        y_TOCI: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        own_statistics: bool,
-        beta: float | Tensor,
-        p: LIFConstants,
-        grad_spikes_TOCI: Tensor,
-        grad_y_TOCI: Tensor,
-        want_grad_beta: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        y, neuron = _Rows(y_TOCI), _neuron(beta, p)
-        mean, rstd = mean.double(), rstd.double()
-        norm = _norm(mean, rstd, weight, bias, y.values if own_statistics else 0)
-        sums = torch.zeros(3 if want_grad_beta else 2, y.channels, dtype=torch.float64)
-        grad_spikes = grad_spikes_TOCI.data_ptr(), grad_spikes_TOCI.stride(0)
-        grad_y = grad_y_TOCI.data_ptr(), grad_y_TOCI.stride(0)
-
-        def into(sums: Tensor) -> tuple[Any, ...]:
-            return norm, sums.data_ptr(), sums[2].data_ptr() if want_grad_beta else None, neuron
-
-        if y.by_channel:
-            both = _function("norm_lif_gradient", y_TOCI)
-
-            def channels(c0: int, c1: int) -> None:
-                _check(both(*y.memory, *grad_spikes, *grad_y, y.T, y.shape, c0, c1, *into(sums)), y.T)
-
-            y.over_channels(channels)
-        else:
-            currents, apply = (_function(name, y_TOCI) for name in ("norm_lif_backward", "norm_gradient"))
-
-            def rows(o0: int, o1: int, own: Tensor) -> None:
-                where = y.shape, o0, o1, 0, y.channels
-                _check(currents(*y.memory, *grad_spikes, *grad_y, y.T, *where, *into(own)), y.T)
-
-            sums = y.summed(len(sums), rows)
-            y.over_rows(
-                lambda o0, o1: apply(
-                    *y.memory, *grad_y, y.steps, y.shape, o0, o1, 0, y.channels, norm, sums.data_ptr()
-                )
-            )
-        grad_beta = _total(sums[2]).to(y_TOCI.dtype) if want_grad_beta else None
-        return (sums[1] * rstd).to(y_TOCI.dtype), sums[0].to(y_TOCI.dtype), grad_beta
-
 
 ENGINE = _Engine()
-
-
-class _Rows:
-    """How the library sees ``[T, outer, channels, inner]`` (stride 0 over T: one step, ``steps`` = 1)."""
-
-    def __init__(self, y_TOCI: Tensor) -> None:
-        self.T, self.outer, self.channels, self.inner = y_TOCI.shape
-        self.memory = y_TOCI.data_ptr(), y_TOCI.stride(0)
-        self.steps = self.T if y_TOCI.stride(0) else 1
-        self.shape = cpu_library.Shape(self.outer, self.channels, self.inner)
-        self.values = float(self.steps * self.outer * self.inner)
-        row = self.channels * self.inner
-        # Rows that share a tile (see norm_lif.h) are added up together: then channels cannot be divided.
-        self.divisible = row > _BLOCK
-        # Whole planes pay more for every piece: a single one goes through all at once, in the cache.
-        least = _ELEMENTS_PER_THREAD * (1 if self.inner == 1 else 4)
-        self.pieces = _ranges(self.outer, self._visits(max(least // (self.T * row), -(-self.outer // 16))))
-        """Of rows, by the shape alone."""
-        self.by_channel = len(self.pieces) == 1 or (self.inner > 1 and self.divisible)
-        """Work is divided by channels, each of them whole; else by rows."""
-
-    def over_channels(self, part: Callable[[int, int], Any]) -> None:
-        """``part(from, to)`` on ranges of channels."""
-        threads = self._threads() if self.divisible else 1
-        spread(part, _ranges(self.channels, -(-self.channels // threads)), threads)
-
-    def over_rows(self, part: Callable[[int, int], Any]) -> None:
-        """``part(from, to)`` on ranges of rows."""
-        threads = self._threads()
-        spread(part, _ranges(self.outer, self._visits(-(-self.outer // threads))), threads)
-
-    def summed(self, kinds: int, part: Callable[[int, int, Tensor], Any]) -> Tensor:
-        """What ``part(from, to, sums)`` adds to float64 ``[kinds, channels]``, in all pieces together."""
-        sums = torch.zeros(len(self.pieces), kinds, self.channels, dtype=torch.float64)
-        pieces = [(*rows, own) for rows, own in zip(self.pieces, sums.unbind(), strict=True)]
-        spread(part, pieces, self._threads())
-        return _total(sums)
-
-    def _visits(self, rows: int) -> int:
-        """At least so many rows, and whole visits of a tile (see norm_lif.h)."""
-        visit = _BLOCK if self.inner == 1 else max(1, _BLOCK // (self.channels * self.inner))
-        return max(1, -(-rows // visit)) * visit
-
-    def _threads(self) -> int:
-        elements = self.T * self.outer * self.channels * self.inner
-        return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
 
 
 def _neuron(beta: float | Tensor, p: LIFConstants) -> cpu_library.Neuron:
@@ -253,12 +94,6 @@ def _neuron(beta: float | Tensor, p: LIFConstants) -> cpu_library.Neuron:
         b, 1 - b if p.decay_input else 1.0, p.theta, p.surrogate.scale or 0, p.reset == "hard",
         p.detach_reset, p.decay_input, _SURROGATES[p.surrogate.name],
     )  # fmt: skip
-
-
-def _norm(
-    mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, of: float
-) -> cpu_library.Norm:
-    return cpu_library.Norm(mean.data_ptr(), rstd.data_ptr(), _at(weight, 0), _at(bias, 0), of)
 
 
 def _at(x: Tensor | None, start: int) -> int | None:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from time import perf_counter
 
-_SOURCES = ("engine.c", "lif.h", "norm_lif.h")
+_SOURCES = ("engine.c", "lif.h")
 _FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
 _EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 REALS = ("float", "double")
@@ -33,21 +33,6 @@ class Neuron(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("beta", "gain", "theta", "scale")),
         *((name, ctypes.c_int) for name in ("hard", "detach", "decay_input", "surrogate")),
-    ]
-
-
-class Shape(ctypes.Structure):
-    """As in `norm_lif.h`."""
-
-    _fields_ = [(name, ctypes.c_ssize_t) for name in ("outer", "channels", "inner")]
-
-
-class Norm(ctypes.Structure):
-    """As in `norm_lif.h`."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("mean", "rstd", "weight", "bias")),
-        ("of", ctypes.c_double),
     ]
 
 
@@ -126,38 +111,15 @@ def _cache_folder() -> Path:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, count, real = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
-    neuron, shape, norm = (ctypes.POINTER(kind) for kind in (Neuron, Shape, Norm))
+    pointer, count, neuron = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(Neuron)
     rows = [pointer, count]  # memory and its step over time
-    some = [count, shape, count, count, count, count]  # T, shape, rows from and to, channels from and to
     signatures = {
         "lif_forward": [*rows, pointer, *rows, pointer, count, count, neuron],
         "lif_backward": [*rows, pointer, *rows, pointer, *rows, pointer, pointer, count, count, neuron],
-        "norm_pivots": [pointer, shape, count, count, pointer],
-        "norm_sums": [*rows, *some, pointer, pointer],
-        "norm_moments": [shape, count, count, pointer, pointer, real, real, *[pointer] * 3],
-        "norm_lif_forward": [*rows, *rows, *some, norm, neuron],
-        "norm_lif_train": [*rows, *rows, count, shape, count, count, norm, real, *[pointer] * 5, neuron],
-        "norm_lif_backward": [*rows, *rows, *rows, *some, norm, pointer, pointer, neuron],
-        "norm_gradient": [*rows, *rows, *some, norm, pointer],
-        "norm_lif_gradient": [
-            *rows,
-            *rows,
-            *rows,
-            count,
-            shape,
-            count,
-            count,
-            norm,
-            pointer,
-            pointer,
-            neuron,
-        ],
     }
-    returning = ("lif_backward", "norm_lif_backward", "norm_lif_gradient")
     for name, arguments in signatures.items():
-        for real_name in REALS:
-            function = getattr(library, f"{name}_{real_name}")
+        for real in REALS:
+            function = getattr(library, f"{name}_{real}")
             function.argtypes = arguments
-            function.restype = ctypes.c_int if name in returning else None
+            function.restype = ctypes.c_int if name == "lif_backward" else None
     return library

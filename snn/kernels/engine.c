@@ -1,5 +1,4 @@
-/* The CPU engine: the multi-step LIF, alone (lif.h) and behind a batch norm (norm_lif.h), forward and
- * backward, in float and in double.
+/* The CPU engine: the multi-step LIF (lif.h), forward and backward, in float and in double.
  *
  * Neurons go through in blocks whose potentials stay in the processor's cache, timesteps four at a
  * time in its registers. Potentials take the operations of the eager engine in its order, so spikes are
@@ -14,8 +13,7 @@
 #include <string.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
-/* PIECE divides BLOCK; at most MOST values are added in REAL before their sum goes to a double. */
-enum { BLOCK = 1024, STEPS = 4, PIECE = 64, MOST = 256 };
+enum { BLOCK = 1024, STEPS = 4, PIECE = 64 }; /* PIECE divides BLOCK */
 
 typedef struct {
     double beta, gain, theta, scale;
@@ -52,7 +50,6 @@ INLINE float exp_negative(float x) {
 #define EXP exp_negative
 #define FABS fabsf
 #include "lif.h"
-#include "norm_lif.h"
 #undef REAL
 #undef EXP
 #undef FABS
@@ -61,4 +58,3 @@ INLINE float exp_negative(float x) {
 #define EXP exp
 #define FABS fabs
 #include "lif.h"
-#include "norm_lif.h"

@@ -1,5 +1,4 @@
-/* The LIF for one REAL. In these loops `norm` (a constant) says whether the current is
- * y scale + shift, element by element, or y itself. */
+/* The LIF for one REAL. */
 
 INLINE REAL NAME(phi)(REAL x, REAL a, int surrogate) {
     if (surrogate == ATAN) {
@@ -33,18 +32,16 @@ INLINE NAME(Cell) NAME(cell)(const Neuron *p) {
 }
 
 /* K timesteps of n neurons from potential v to potential v. */
-INLINE void NAME(forward_steps)(const NAME(Cell) *c, int K, int norm, int write, const REAL *restrict y,
-                                ptrdiff_t step, const REAL *restrict scale, const REAL *restrict shift,
-                                REAL *restrict v, REAL *restrict out, ptrdiff_t out_step, ptrdiff_t n) {
+INLINE void NAME(forward_steps)(const NAME(Cell) *c, int K, int write, const REAL *restrict current,
+                                ptrdiff_t step, REAL *restrict v, REAL *restrict out, ptrdiff_t out_step,
+                                ptrdiff_t n) {
     const REAL beta = c->beta, gain = c->gain, theta = c->theta, kept = c->kept;
     INDEPENDENT
     for (ptrdiff_t i = 0; i < n; i++) {
         REAL vi = v[i];
         UNROLLED
         for (int k = 0; k < K; k++) {
-            REAL x = y[k * step + i];
-            if (norm) x = x * scale[i] + shift[i];
-            REAL u = beta * vi + gain * x;
+            REAL u = beta * vi + gain * current[k * step + i];
             REAL over = u - theta;
             if (write) out[k * out_step + i] = over >= 0 ? 1 : 0;
             vi = over >= 0 ? kept * over : u;
@@ -54,21 +51,21 @@ INLINE void NAME(forward_steps)(const NAME(Cell) *c, int K, int norm, int write,
 }
 
 /* Timesteps [t, end) of one block; `states` (where given) keeps the potential at each segment's start. */
-INLINE void NAME(forward_block)(const NAME(Cell) *c, int norm, int write, int singly, const REAL *y,
-                                ptrdiff_t step, const REAL *scale, const REAL *shift, REAL *v, REAL *out,
-                                ptrdiff_t out_step, ptrdiff_t T, ptrdiff_t n, REAL *states) {
+INLINE void NAME(forward_block)(const NAME(Cell) *c, int write, int singly, const REAL *current,
+                                ptrdiff_t step, REAL *v, REAL *out, ptrdiff_t out_step, ptrdiff_t T,
+                                ptrdiff_t n, REAL *states) {
     for (ptrdiff_t t = 0; t < T;) {
         if (states) {
             memcpy(states, v, n * sizeof(REAL));
             states += BLOCK;
         }
-        const REAL *x = y + t * step;
+        const REAL *x = current + t * step;
         REAL *s = write ? out + t * out_step : NULL;
         if (!singly && T - t >= STEPS) {
-            NAME(forward_steps)(c, STEPS, norm, write, x, step, scale, shift, v, s, out_step, n);
+            NAME(forward_steps)(c, STEPS, write, x, step, v, s, out_step, n);
             t += STEPS;
         } else {
-            NAME(forward_steps)(c, 1, norm, write, x, step, scale, shift, v, s, out_step, n);
+            NAME(forward_steps)(c, 1, write, x, step, v, s, out_step, n);
             t++;
         }
     }
@@ -82,8 +79,8 @@ void NAME(lif_forward)(const REAL *current, ptrdiff_t current_step, const REAL *
         ptrdiff_t size = n - start < BLOCK ? n - start : BLOCK;
         if (state) memcpy(v, state + start, size * sizeof(REAL));
         else memset(v, 0, size * sizeof(REAL));
-        NAME(forward_block)(&c, 0, 1, 0, current + start, current_step, NULL, NULL, v, spikes + start,
-                            spikes_step, T, size, NULL);
+        NAME(forward_block)(&c, 1, 0, current + start, current_step, v, spikes + start, spikes_step, T, size,
+                            NULL);
         if (end) memcpy(end + start, v, size * sizeof(REAL));
     }
 }
@@ -91,42 +88,36 @@ void NAME(lif_forward)(const REAL *current, ptrdiff_t current_step, const REAL *
 /* Gradients of one block of n neurons, at all timesteps. */
 typedef struct {
     ptrdiff_t T, n;
-    const REAL *y, *grad_spikes;
+    const REAL *current, *grad_spikes;
     ptrdiff_t step, grad_spikes_step, out_step;
-    const REAL *scale, *shift, *mean; /* with norm */
-    REAL *sum, *sum_y;                /* with norm: += gradients of currents, and they times y - mean */
-    REAL *out;                        /* gradients of currents */
-    REAL *grad_v;                     /* in: at the end; out: at the start */
-    double *grad_beta;                /* += those of each neuron's beta; may be null */
+    REAL *out;         /* gradients of currents */
+    REAL *grad_v;      /* in: at the end; out: at the start */
+    double *grad_beta; /* += those of each neuron's beta; may be null */
 } NAME(Block);
 
 typedef struct {
     REAL *states; /* segments * BLOCK */
-    REAL *v, *row, *x;
+    REAL *v, *row;
 } NAME(Scratch);
 
 /* STEPS timesteps at t: the potentials again, then back through them, all in registers. */
-INLINE void NAME(backward_steps)(const NAME(Cell) *c, const NAME(Block) *b, int norm, int summed,
-                                 int surrogate, ptrdiff_t t, const REAL *restrict before) {
+INLINE void NAME(backward_steps)(const NAME(Cell) *c, const NAME(Block) *b, int summed, int surrogate,
+                                 ptrdiff_t t, const REAL *restrict before) {
     const REAL beta = c->beta, gain = c->gain, theta = c->theta, kept = c->kept, a = c->scale;
     const REAL by_u = c->by_u, by_theta = c->by_theta;
     const ptrdiff_t step = b->step, gs_step = b->grad_spikes_step, out_step = b->out_step, n = b->n;
-    const REAL *restrict y = b->y + t * step;
+    const REAL *restrict current = b->current + t * step;
     const REAL *restrict gs = b->grad_spikes + t * gs_step;
-    const REAL *restrict scale = b->scale, *restrict shift = b->shift, *restrict mean = b->mean;
     REAL *restrict out = b->out + t * out_step, *restrict grad_v = b->grad_v;
-    REAL *restrict sum = b->sum, *restrict sum_y = b->sum_y;
     INDEPENDENT
     for (ptrdiff_t i = 0; i < n; i++) {
         REAL u[STEPS], v = before[i];
         UNROLLED
         for (int k = 0; k < STEPS; k++) {
-            REAL x = y[k * step + i];
-            if (norm) x = x * scale[i] + shift[i];
-            u[k] = beta * v + gain * x;
+            u[k] = beta * v + gain * current[k * step + i];
             v = u[k] - theta >= 0 ? kept * (u[k] - theta) : u[k];
         }
-        REAL gv = grad_v[i], total = 0, total_y = 0;
+        REAL gv = grad_v[i], total = 0;
         UNROLLED
         for (int k = STEPS - 1; k >= 0; k--) {
             REAL over = u[k] - theta;
@@ -135,16 +126,11 @@ INLINE void NAME(backward_steps)(const NAME(Cell) *c, const NAME(Block) *b, int 
             REAL g = gs[k * gs_step + i] * p + gv * dv_du;
             gv = beta * g;
             g *= gain;
-            if (!summed) out[k * out_step + i] = g;
-            if (summed || norm) total += g;
-            if (norm && !summed) total_y += g * (y[k * step + i] - mean[i]);
+            if (summed) total += g;
+            else out[k * out_step + i] = g;
         }
         grad_v[i] = gv;
         if (summed) out[i] += total;
-        if (norm) {
-            sum[i] += total;
-            sum_y[i] += summed ? total * (y[i] - mean[i]) : total_y;
-        }
     }
 }
 
@@ -165,18 +151,13 @@ INLINE void NAME(backward_row)(const NAME(Cell) *c, int surrogate, const REAL *r
 }
 
 /* One timestep of any kind: slower, with everything that the loop above leaves out. */
-static void NAME(backward_step)(const NAME(Cell) *c, const NAME(Block) *b, int norm, int summed, ptrdiff_t t,
+static void NAME(backward_step)(const NAME(Cell) *c, const NAME(Block) *b, int summed, ptrdiff_t t,
                                 const REAL *restrict before, const NAME(Scratch) *s) {
     const ptrdiff_t n = b->n;
     const REAL gain = c->gain;
-    const REAL *restrict y = b->y + t * b->step;
+    const REAL *restrict x = b->current + t * b->step;
     const REAL *restrict gs = b->grad_spikes + t * b->grad_spikes_step;
-    const REAL *x = y;
     REAL *restrict row = s->row, *restrict out = b->out + t * b->out_step;
-    if (norm) {
-        for (ptrdiff_t i = 0; i < n; i++) s->x[i] = y[i] * b->scale[i] + b->shift[i];
-        x = s->x;
-    }
     switch (c->surrogate) {
         case ATAN: NAME(backward_row)(c, ATAN, before, x, gs, b->grad_v, row, n); break;
         case SIGMOID: NAME(backward_row)(c, SIGMOID, before, x, gs, b->grad_v, row, n); break;
@@ -193,17 +174,12 @@ static void NAME(backward_step)(const NAME(Cell) *c, const NAME(Block) *b, int n
         for (ptrdiff_t i = 0; i < n; i++) out[i] += row[i];
     else
         memcpy(out, row, n * sizeof(REAL));
-    if (norm)
-        for (ptrdiff_t i = 0; i < n; i++) {
-            b->sum[i] += row[i];
-            b->sum_y[i] += row[i] * (y[i] - b->mean[i]);
-        }
 }
 
 #define CASE(S)                                                                        \
     case S:                                                                            \
-        if (summed) NAME(backward_steps)(c, b, norm, 1, S, t, states);                 \
-        else NAME(backward_steps)(c, b, norm, 0, S, t, states);                        \
+        if (summed) NAME(backward_steps)(c, b, 1, S, t, states);                       \
+        else NAME(backward_steps)(c, b, 0, S, t, states);                              \
         break;
 
 /* Segments of several timesteps; single ones follow. Doubles go singly: they are for tests, and half as
@@ -213,29 +189,29 @@ INLINE ptrdiff_t NAME(several)(const NAME(Block) *b) {
 }
 
 /* The potentials at every segment's start, from those at the first one's in `s->v`: how many segments. */
-INLINE ptrdiff_t NAME(segments)(const NAME(Cell) *c, const NAME(Block) *b, int norm, const NAME(Scratch) *s) {
+INLINE ptrdiff_t NAME(segments)(const NAME(Cell) *c, const NAME(Block) *b, const NAME(Scratch) *s) {
     const ptrdiff_t several = NAME(several)(b), segments = several + b->T - several * STEPS;
     const ptrdiff_t last = segments - several ? 1 : STEPS; /* timesteps of the last segment */
     /* the last segment's potentials are its own business */
     memcpy(s->states, s->v, b->n * sizeof(REAL));
     if (segments > 1) {
-        NAME(forward_block)(c, norm, 0, several == 0, b->y, b->step, b->scale, b->shift, s->v, NULL, 0,
-                            b->T - last, b->n, s->states);
+        NAME(forward_block)(c, 0, several == 0, b->current, b->step, s->v, NULL, 0, b->T - last, b->n,
+                            s->states);
         memcpy(s->states + (segments - 1) * BLOCK, s->v, b->n * sizeof(REAL));
     }
     if (b->out_step == 0) memset(b->out, 0, b->n * sizeof(REAL));
     return segments;
 }
 
-/* Back through segments [from, to), the last ones first. */
-INLINE void NAME(backward_segments)(const NAME(Cell) *c, const NAME(Block) *b, int norm, const NAME(Scratch) *s,
-                                    ptrdiff_t from, ptrdiff_t to) {
+/* Back through the segments, the last ones first. */
+INLINE void NAME(backward_segments)(const NAME(Cell) *c, const NAME(Block) *b, const NAME(Scratch) *s,
+                                    ptrdiff_t segments) {
     const int summed = b->out_step == 0;
     const ptrdiff_t several = NAME(several)(b);
-    for (ptrdiff_t segment = to - 1; segment >= from; segment--) {
+    for (ptrdiff_t segment = segments - 1; segment >= 0; segment--) {
         const REAL *states = s->states + segment * BLOCK;
         if (segment >= several) {
-            NAME(backward_step)(c, b, norm, summed, segment + several * (STEPS - 1), states, s);
+            NAME(backward_step)(c, b, summed, segment + several * (STEPS - 1), states, s);
             continue;
         }
         const ptrdiff_t t = segment * STEPS;
@@ -250,11 +226,10 @@ INLINE void NAME(backward_segments)(const NAME(Cell) *c, const NAME(Block) *b, i
 #undef CASE
 
 static int NAME(make_scratch)(NAME(Scratch) *s, ptrdiff_t T) {
-    s->states = aligned_alloc(64, sizeof(REAL) * BLOCK * (T + 3));
+    s->states = aligned_alloc(64, sizeof(REAL) * BLOCK * (T + 2));
     if (!s->states) return 0;
     s->v = s->states + T * BLOCK;
     s->row = s->v + BLOCK;
-    s->x = s->row + BLOCK;
     return 1;
 }
 
@@ -276,9 +251,8 @@ int NAME(lif_backward)(const REAL *current, ptrdiff_t current_step, const REAL *
         if (grad_end) memcpy(grad_v, grad_end + start, size * sizeof(REAL));
         else memset(grad_v, 0, size * sizeof(REAL));
         NAME(Block) b = {T, size, current + start, grad_spikes + start, current_step, grad_spikes_step,
-                         grad_current_step, NULL, NULL, NULL, NULL, NULL, grad_current + start, grad_v,
-                         grad_beta ? of_beta : NULL};
-        NAME(backward_segments)(&c, &b, 0, &scratch, 0, NAME(segments)(&c, &b, 0, &scratch));
+                         grad_current_step, grad_current + start, grad_v, grad_beta ? of_beta : NULL};
+        NAME(backward_segments)(&c, &b, &scratch, NAME(segments)(&c, &b, &scratch));
         if (grad_beta) {
             for (ptrdiff_t i = 0; i < size; i++) grad_beta[(start + i) / PIECE] += of_beta[i];
             memset(of_beta, 0, sizeof(of_beta));

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from snn.layers import Folded, Norm, Recomputable, Synapses, WeightLayer, driven, folded
+from snn.layers import Folded, Norm, Recomputable, Synapses, WeightLayer, folded
 from snn.models.base import SpikingNetwork
 from snn.models.shapes import conv, conv_layer, image_shape
 from snn.neurons import LIF, NeuronParameters
@@ -160,7 +160,7 @@ class MSBlock(Recomputable):
 
     def run(self, current_TB: Tensor) -> Tensor:
         """Currents ``[T, B, C, H, W]`` to currents."""
-        spikes = driven(self.conv1, self.norm1, self.neuron2, self.neuron1(current_TB))
+        spikes = self.neuron2(folded(lambda s: self.norm1(self.conv1(s)), self.neuron1(current_TB)))
         y = folded(lambda s: self.norm2(self.conv2(s)), spikes)
         return y + (current_TB if self.shortcut is None else folded(self.shortcut, current_TB))
 

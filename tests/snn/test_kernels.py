@@ -313,9 +313,8 @@ def test_which_layouts_run_without_a_copy():
 def test_triton_in_its_interpreter(pytestconfig):
     mark = pytestconfig.getoption("markexpr")
     pytest.importorskip("triton")
-    files = [__file__, str(Path(__file__).with_name("test_norm_lif.py"))]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "-k", "triton", "-m", mark, "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", __file__, "-k", "triton", "-m", mark, "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -323,4 +322,4 @@ def test_triton_in_its_interpreter(pytestconfig):
         timeout=500,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "10 passed" in done.stdout
+    assert "7 passed" in done.stdout

@@ -1,0 +1,88 @@
+"""Tables of `benchmarks.sadp_training`: accuracy, paired differences with intervals, speed."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+"""Student's t at 97.5 % by the number of seeds."""
+HEAD = (
+    "method", "r", "seeds", "accuracy %", "- random (95 %)", "- full (95 %)", "NLL", "examples",
+    "achieved / theory",
+)  # fmt: skip
+
+
+def tables(result: dict[str, Any]) -> str:
+    """One Markdown table per task."""
+    text = []
+    for task in dict.fromkeys(r["task"] for r in result["rows"]):
+        rows = [r for r in result["rows"] if r["task"] == task]
+        text += [f"\n### {task}\n", _line(HEAD), _line(["---"] * len(HEAD))]
+        full = _by_seed(rows, "full", 0.0)
+        if full:
+            text.append(_line(_cells("full", 0.0, full, {}, full)))
+        for ratio in sorted({r["ratio"] for r in rows} - {0.0}):
+            random = _by_seed(rows, "random", ratio)
+            for method in dict.fromkeys(r["method"] for r in rows if r["ratio"] == ratio):
+                found = _by_seed(rows, method, ratio)
+                text.append(_line(_cells(method, ratio, found, random, full)))
+    return "\n".join(text)
+
+
+def paired(found: dict[int, Row], rival: dict[int, Row]) -> tuple[float, float, int]:
+    """Mean difference of accuracy over common seeds in points, half its 95 % interval, number of seeds."""
+    seeds = sorted(found.keys() & rival.keys())
+    differences = [100 * (found[s]["accuracy"] - rival[s]["accuracy"]) for s in seeds]
+    if not differences:
+        return float("nan"), float("nan"), 0
+    n = len(differences)
+    half = T95[n] * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
+    return statistics.mean(differences), half, n
+
+
+def achieved(found: dict[int, Row], full: dict[int, Row]) -> float | None:
+    """Speed-up in CPU seconds of the steps over the one that the number of examples promises."""
+    seeds = found.keys() & full.keys()
+    ratios = [
+        (full[s]["cpu_parts_s"]["train"] / full[s]["examples"])
+        / ((found[s]["cpu_parts_s"]["train"] + found[s]["cpu_parts_s"]["score"]) / found[s]["examples"])
+        for s in seeds
+    ]
+    return statistics.median(ratios) if ratios else None
+
+
+def _by_seed(rows: Sequence[Row], method: str, ratio: float) -> dict[int, Row]:
+    return {r["seed"]: r for r in rows if (r["method"], r["ratio"]) == (method, ratio)}
+
+
+def _cells(
+    method: str, ratio: float, found: dict[int, Row], random: dict[int, Row], full: dict[int, Row]
+) -> list[str]:
+    rows = list(found.values())
+    accuracy = [100 * r["accuracy"] for r in rows]
+    spread = f" ({statistics.stdev(accuracy):.2f})" if len(rows) > 1 else ""
+    speed = achieved(found, full)
+    return [
+        method,
+        f"{ratio:g}",
+        str(len(rows)),
+        f"{statistics.mean(accuracy):.2f}{spread}",
+        "" if method == "random" else _difference(found, random),
+        "" if method == "full" else _difference(found, full),
+        f"{statistics.mean(r['nll'] for r in rows):.3f}",
+        f"{statistics.mean(r['share_scored'] for r in rows):.3f}",
+        "" if speed is None or method == "full" else f"{speed:.2f}",
+    ]
+
+
+def _difference(found: dict[int, Row], rival: dict[int, Row]) -> str:
+    mean, half, n = paired(found, rival)
+    if not n:
+        return ""
+    return f"{mean:+.2f} ± {half:.2f}" if n > 1 else f"{mean:+.2f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
