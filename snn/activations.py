@@ -24,6 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snn.weighted_norm import active_weights, weighted_statistics
+
 ACTIVATIONS = ("keep", "pack", "recompute")
 _POOLING = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
 
@@ -143,7 +145,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, run: Any, norms: list[_BatchNorm], *parameters: Tensor) -> Tensor:
         packed, ctx.how = pack(x)
         ctx.save_for_backward(packed)
-        ctx.run, ctx.norms, ctx.parameters = run, norms, parameters
+        ctx.run, ctx.norms, ctx.parameters, ctx.weights = run, norms, parameters, active_weights()
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         y: Tensor = run(x)
         return y
@@ -157,6 +159,7 @@ class _Recomputed(torch.autograd.Function):
         with (
             torch.enable_grad(),
             torch.autocast(x.device.type, dtype, enabled=enabled),
+            weighted_statistics(ctx.weights),
             _unseen(ctx.norms),
         ):
             y = ctx.run(x)

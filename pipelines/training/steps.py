@@ -21,8 +21,8 @@ from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
 from pruning.examples.scores import ExampleScorer
 from snn.activations import keep_activations
-from snn.batchnorm import weighted_statistics
 from snn.losses import LOSSES
+from snn.weighted_norm import weighted_statistics
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -172,23 +172,20 @@ class Stepper:
         with part("data"):
             x, y = batch.get(ids)
         labels, scorer = to_device(y, device), self._scorer
-        weights_B = torch.from_numpy(weights)
-        # Around the backward pass too: there some activations are computed again.
-        with weighted_statistics(weights_B):
-            recording = nullcontext() if scorer is None else scorer.recording()
-            with part("forward"), recording, self._autocast():
-                logits_TBK = self.module(self.worker.inputs.training(x, ids, epoch, device))
-            if self._half is not None:
-                logits_TBK = logits_TBK.float()
-            weights_B = to_device(weights, device)
-            if scorer is not None:  # before the step changes the weights that made the spikes
-                found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
-                seen.add(ids, found[self._score], weights > 0)
-            losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
-            weighted = (weights_B * losses).sum()
-            # Averaged over the workers this is the sum over the global batch by its nominal size.
-            with part("backward"):
-                self._scaler.scale(weighted / nominal_batch).backward()
+        recording = nullcontext() if scorer is None else scorer.recording()
+        with part("forward"), recording, self._autocast(), weighted_statistics(torch.from_numpy(weights)):
+            logits_TBK = self.module(self.worker.inputs.training(x, ids, epoch, device))
+        if self._half is not None:
+            logits_TBK = logits_TBK.float()
+        weights_B = to_device(weights, device)
+        if scorer is not None:  # before the step changes the weights that made the spikes
+            found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
+            seen.add(ids, found[self._score], weights > 0)
+        losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
+        weighted = (weights_B * losses).sum()
+        # Averaged over the workers this is the sum over the global batch by its nominal size.
+        with part("backward"):
+            self._scaler.scale(weighted / nominal_batch).backward()
         return weighted.detach()
 
     def _step(self) -> None:

@@ -216,7 +216,7 @@ class ExampleScorer:
             logits_TBK: the recorded pass's result.
             labels_B: int64.
             weights_B: of the examples in the batch statistics, where the pass ran in training mode within
-                `snn.batchnorm.weighted_statistics`; the slope of the last norm then comes from the same
+                `snn.weighted_norm.weighted_statistics`; the slope of the last norm then comes from the same
                 statistics as its output.
 
         Returns:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from snn.batchnorm import batch_statistics
 from snn.layers import Norm, WeightLayer
 from snn.neurons import NeuronParameters, membrane_potential
+from snn.weighted_norm import batch_statistics
 
 _LINEAR = (nn.Linear, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout)
 
@@ -127,7 +127,7 @@ def norm_slope(
     Args:
         norm: in training mode its slope is that of the batch statistics, else of the running ones.
         input: what the norm was given; needed in training mode and without running statistics.
-        weights_B: of the examples in the batch statistics (`snn.batchnorm.weighted_statistics`).
+        weights_B: of the examples in the batch statistics (`snn.weighted_norm.weighted_statistics`).
 
     Raises:
         ValueError: a norm without running statistics in eval mode, which has no slope of its own there.

@@ -60,14 +60,17 @@ def test_plans(name, options, masked):
         elif name != "infobatch" or options:
             assert len(plan.ids) == round(0.6 * n)
         if plan.probabilities is not None:
-            np.testing.assert_allclose(plan.weights, len(plan.ids) / n / plan.probabilities, rtol=1e-6)
+            wanted = (len(plan.ids) / n / plan.probabilities) ** policy.settings.weight_power
+            if policy.settings.weight_power < 1:
+                wanted /= wanted.mean()
+            np.testing.assert_allclose(plan.weights, wanted, rtol=1e-6)
             assert plan.weights.max() <= 1 / policy.settings.alpha * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), UNBIASED)
 @pytest.mark.parametrize("design", ["systematic", "poisson"])
 def test_the_weighted_gradient_is_unbiased(name, options, design):
-    policy = scored(name, epochs=602, stale_alpha=0.1, design=design, **options)
+    policy = scored(name, epochs=602, stale_alpha=0.1, design=design, weight_power=1.0, **options)
     gradients = np.random.default_rng(2).normal(1, 1, (N, 5)) * scores()[:, None]
     nominal = policy.inclusion(1)[1]  # the loss is divided by the nominal size, not by the drawn one
     estimates = []
@@ -256,7 +259,9 @@ def test_passes_and_their_cost_begin_at_score_from():
     assert policy.theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6 + 3 * FORWARD_COST))
     never = make_policy("sadp", **BASE, score_from=12)
     assert never.theoretical_speedup() == make_policy("random", **BASE).theoretical_speedup()
-    warm = make_policy("sadp", **BASE, score_from=1, warmup_epochs=3)  # the later of the two counts
+    warm = make_policy(
+        "sadp", **BASE, score_from=1, warmup_epochs=3, rescore_every=2
+    )  # the later of the two counts
     assert [e for e in range(12) if warm.rescore(e) is not None] == [3, 5, 7, 9]
 
 
@@ -298,7 +303,7 @@ def test_biased_policies_include_what_they_select(name):
 
 
 def test_without_warm_up_the_unselected_are_all():
-    policy = make_policy("sadp", **BASE, warmup_epochs=0, rescore_who="unselected")
+    policy = make_policy("sadp", **BASE, warmup_epochs=0, rescore_every=2, rescore_who="unselected")
     np.testing.assert_array_equal(policy.rescore(0), np.arange(N))
 
 
@@ -348,7 +353,7 @@ def test_costs():
     unselected = make_policy("sadp", **BASE, rescore_every=1, rescore_who="unselected")
     assert unselected.cost(1).scoring == 0  # the epoch before trained on all
     assert unselected.cost(2).scoring == pytest.approx(FORWARD_COST * 0.4)
-    cold = make_policy("sadp", **BASE, rescore_who="unselected", warmup_epochs=0)
+    cold = make_policy("sadp", **BASE, rescore_every=2, rescore_who="unselected", warmup_epochs=0)
     assert cold.cost(0).scoring == FORWARD_COST
     static = make_policy("static", **BASE)
     assert static.theoretical_speedup() == pytest.approx(12 / (2 + 10 * 0.6 + FORWARD_COST))
@@ -419,3 +424,30 @@ def test_refuses_epochs_that_the_run_does_not_have(epoch):
     for name in POLICIES:
         with pytest.raises(ValueError, match="epoch"):
             make_policy(name, **BASE).plan(epoch)
+
+
+def test_a_ratio_that_grows_is_linear_from_the_first_pruned_epoch_to_the_last():
+    policy = scored("sadp", ratio=0.9, ratio_from=0.5)
+    pruned = [len(policy.plan(e).ids) / N for e in range(1, 11)]
+    np.testing.assert_allclose(pruned, np.linspace(0.5, 0.1, 10), atol=0.5 / N + 1e-9)
+    assert policy.cost(1).examples == pytest.approx(0.5)
+    assert scored("random", ratio=0.9, ratio_from=0.5).theoretical_speedup() == pytest.approx(
+        12 / (2 + np.linspace(0.5, 0.1, 10).sum()), rel=1e-3
+    )
+    with pytest.raises(ValueError, match="ratio_from"):
+        scored("sadp", ratio_from=1.0)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_power_of_the_weights_keeps_their_mean_and_lowers_their_spread(power):
+    plain, tempered = (
+        scored("sadp", weight_power=p, stale_alpha=0.1).plan(1).weights.astype(float) for p in (1.0, power)
+    )
+    if power == 1:
+        np.testing.assert_array_equal(tempered, plain)
+        return
+    assert tempered.mean() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(tempered, plain**power / (plain**power).mean(), rtol=1e-6)
+    assert tempered.std() < plain.std()
+    with pytest.raises(ValueError, match="weight_power"):
+        scored("sadp", weight_power=1.5)

@@ -17,10 +17,12 @@ from pruning.examples.sampling import (
     draw,
     hash64,
     points_hit,
+    power_sum,
     quantise,
     select_blocks,
     settle,
     shuffled,
+    temper,
     uniform,
 )
 
@@ -267,3 +269,22 @@ def test_training_order_positions_are_uniform():
 def test_refuses(pi, size, options, match):
     with pytest.raises(ValueError, match=match):
         draw(np.array(pi), size=size, seed=0, epoch=0, **options)
+
+
+@given(
+    st.lists(st.floats(0.05, 20), min_size=1, max_size=50),
+    st.floats(0, 1),
+    st.lists(st.integers(0, 50), max_size=4),
+)
+def test_weights_of_shards_are_tempered_as_those_of_the_whole(values, power, cuts):
+    weights = np.array(values, np.float32)
+    parts = np.split(weights, sorted(min(c, len(weights)) for c in cuts))
+    total = sum(power_sum(p, power) for p in parts)
+    assert total == power_sum(weights, power)
+    whole = temper(weights, power)
+    joined = np.concatenate([temper(p, power, total, len(weights)) for p in parts])
+    np.testing.assert_array_equal(joined, whole)
+    if power < 1:
+        assert whole.mean(dtype=float) == pytest.approx(1, rel=1e-6)
+    else:
+        np.testing.assert_array_equal(whole, weights)

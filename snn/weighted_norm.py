@@ -1,0 +1,193 @@
+"""Batch norm on weighted examples.
+
+An example drawn with inclusion probability ``pi`` counts ``1 / pi`` times in the loss. It must count as
+often in the batch statistics, or the network is trained on a mixture of examples that it is never evaluated
+on. For an input ``x`` with ``P`` positions and timesteps per example and weights ``w``::
+
+    mean = sum_i w_i sum_p x_ip / W        W = P sum_i w_i
+    var  = sum_i w_i sum_p (x_ip - mean)^2 / W
+    dL/dx_i = gamma / sigma (g_i - w_i / W (sum_j g_j + xhat_i sum_j g_j xhat_j))       g = dL/dy
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+_ACTIVE: ContextVar[Tensor | None] = ContextVar("weights of batch statistics", default=None)
+
+
+def weighted_statistics(weights_B: Tensor | None) -> AbstractContextManager[object]:
+    """Within it, batch norms in training mode weight the examples of a batch in their statistics.
+
+    It covers every module that calls `torch.nn.functional.batch_norm`, of any library, on ``[T*B, C, ...]``
+    (timesteps outermost) or ``[B, C, ...]``. Norms in eval mode, and weights that are all 1, give plain batch
+    norm, bit for bit. Each worker of a distributed run takes the statistics of its own batch, as usual;
+    `torch.nn.SyncBatchNorm` ignores the weights. `torch.utils.checkpoint` computes again outside the context
+    and needs ``context_fn=lambda: (nullcontext(), weighted_statistics(weights_B))``.
+
+    Args:
+        weights_B: weights of the examples, ``[B]``, not negative; an example of weight 0 (padding) has no
+            influence on the others. ``None`` for plain batch norm. Weights on the CPU are moved to the
+            input's device.
+
+    Raises:
+        ValueError: weights of another shape; inside, an input whose rows are no multiple of ``B``.
+    """
+    if weights_B is None:
+        return nullcontext()
+    if weights_B.ndim != 1 or not len(weights_B):
+        raise ValueError(f"weights: shape {tuple(weights_B.shape)} must be [B] with at least one example")
+    if weights_B.device.type == "cpu" and bool((weights_B == 1).all()):
+        return nullcontext()
+    return _WeightedStatistics(weights_B.detach())
+
+
+def active_weights() -> Tensor | None:
+    """The weights of the innermost `weighted_statistics` around, for whoever runs layers again later."""
+    return _ACTIVE.get()
+
+
+def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of a batch norm's input in training mode, ``[C]`` each.
+
+    Args:
+        x: ``[T*B, C, ...]`` or ``[B, C, ...]``.
+        weights_B: as for `weighted_statistics`.
+    """
+    if weights_B is None:
+        weights_B = torch.ones(1, device=x.device)
+    share_N = _shares(weights_B, x)
+    mean = share_N @ _row_sums(x)
+    return mean, share_N @ _row_sums((_wide(x) - _per_channel(mean, x)).square())
+
+
+class _WeightedStatistics(TorchFunctionMode):
+    """Calls of ``batch_norm`` in training mode run `_weighted_norm`; all others run as they are."""
+
+    def __init__(self, weights_B: Tensor) -> None:
+        super().__init__()
+        self.weights_B = weights_B
+
+    def __enter__(self) -> Self:
+        self._token = _ACTIVE.set(self.weights_B)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _ACTIVE.reset(self._token)
+        super().__exit__(*exception)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            return _weighted_norm(self.weights_B, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weighted_norm(
+    weights_B: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` (its arguments) with weighted statistics where it is training."""
+    values = input.numel() // input.shape[1]
+    if not training or values <= 1:  # torch refuses a single value
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    share_N = _shares(weights_B, input)
+    y, mean, var = _WeightedNorm.apply(input, weight, bias, share_N, eps)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            # Kish's effective number of values takes the place of n in the unbiased variance.
+            n = share_N.sum().square() / share_N.square().sum() * (values // len(input))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (n / (n - 1).clamp(min=1))).to(running_var.dtype), momentum)
+    return y
+
+
+class _WeightedNorm(torch.autograd.Function):
+    """Normalised values, mean and variance. Keeps the centred input, which takes the input's place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share_N: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean = share_N @ _row_sums(x)
+        centred = _wide(x) - _per_channel(mean, x)
+        var = share_N @ _row_sums(centred.square())
+        rstd = (var + eps).rsqrt()
+        scale = _per_channel(rstd if weight is None else weight * rstd, x)
+        y = centred * scale if bias is None else torch.addcmul(_per_channel(bias, x), centred, scale)
+        ctx.save_for_backward(centred.to(x.dtype), weight, bias, share_N, rstd)
+        ctx.mark_non_differentiable(mean, var)
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor, *_: Any):  # type: ignore[no-untyped-def]
+        centred, weight, bias, share_N, rstd = ctx.saved_tensors
+        grad, along = _row_sums(grad_y), _row_sums(_wide(grad_y) * centred)
+        grad_bias, grad_weight = grad.sum(0), along.sum(0) * rstd
+        scale = rstd if weight is None else weight * rstd
+        shift_NC = torch.outer(share_N, -scale * grad_bias)
+        slope_NC = torch.outer(share_N, -scale * rstd * grad_weight)
+        grad_x = torch.addcmul(_per_row(shift_NC, grad_y), grad_y, _per_channel(scale, grad_y))
+        grad_x.addcmul_(centred, _per_row(slope_NC, grad_y))
+        return (
+            grad_x.to(centred.dtype),
+            None if weight is None else grad_weight.to(weight.dtype),
+            None if bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _shares(weights_B: Tensor, x: Tensor) -> Tensor:
+    """``w / W`` of every row of ``x``, ``[N]`` in the precision of the statistics; equal where all are 0."""
+    N, B = len(x), len(weights_B)
+    if N % B:
+        raise ValueError(
+            f"batch norm: {N} rows are no multiple of the batch size {B} of the example weights;"
+            " an input must be [T*B, C, ...] or [B, C, ...]"
+        )
+    weights = weights_B.to(x.device, _sum_dtype(x), non_blocking=True)
+    weights = torch.where(weights.any(), weights, 1.0).repeat(N // B)
+    return weights / (weights.sum() * (x.numel() // (N * x.shape[1])))
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """Sums over rows: float64 where it costs nothing."""
+    return torch.float64 if x.device.type == "cpu" or x.dtype == torch.float64 else torch.float32
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """Sums over positions, ``[N, C]``, in the precision of the statistics."""
+    sums = _wide(x).sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+    return sums.to(_sum_dtype(x))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precisions to float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _per_channel(values_C: Tensor, x: Tensor) -> Tensor:
+    return values_C.to(_wide_dtype(x)).view(1, -1, *[1] * (x.ndim - 2))
+
+
+def _per_row(values_NC: Tensor, x: Tensor) -> Tensor:
+    return values_NC.to(_wide_dtype(x)).view(*values_NC.shape, *[1] * (x.ndim - 2))
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
