@@ -28,6 +28,7 @@ from pruning.examples.policies import class_of
 from pruning.examples.policy import Policy, Source
 from pruning.examples.sampling import (
     BLOCK,
+    POWER_UNIT,
     STREAM_POISSON,
     UNIT,
     Correction,
@@ -38,7 +39,6 @@ from pruning.examples.sampling import (
     power_sum,
     quantise,
     select_blocks,
-    temper,
     uniform,
 )
 
@@ -89,6 +89,7 @@ class Picked:
     largest: float
     smallest: float
     certain: int
+    powers: int
     fingerprint: int
 
 
@@ -108,6 +109,10 @@ class BookShard(ScoreBook):
             count,
             policy.num_missing(),
         )
+
+    def weight_power(self) -> float:
+        """Power of the weights in the loss."""
+        return self._current().settings.weight_power
 
     def has_scores(self) -> bool:
         """Whether the policy draws by a score."""
@@ -147,16 +152,16 @@ class BookShard(ScoreBook):
         """Of the units, by block."""
         return block_sums(self._units, self._ids.first)
 
-    def pick(self, epoch: int, starts: dict[int, int]) -> tuple[int, int]:
-        """Draw by the systematic design: how many, and the `power_sum` of their weights."""
+    def pick(self, epoch: int, starts: dict[int, int]) -> Picked:
+        """Draw by the systematic design."""
         first, seed = self._ids.first, self._current().settings.seed
         at = select_blocks(self._units, starts, seed=seed, epoch=epoch, first_id=first)
         chosen = self._units[at] / UNIT
         del self._units
         return self._hold(epoch, at, chosen)
 
-    def pick_alone(self, settled: Settled) -> tuple[int, int]:
-        """Draw by the Poisson design; as `pick`."""
+    def pick_alone(self, settled: Settled) -> Picked:
+        """Draw by the Poisson design."""
         pi, seed, first = self.probabilities(settled), self._current().settings.seed, self._ids.first
         parts = []
         for start in range(0, len(pi), BLOCK):
@@ -170,19 +175,11 @@ class BookShard(ScoreBook):
         """Make ready `table` with these probabilities; certain ones without."""
         self._probabilities = None if settled is None else self.probabilities(settled)
 
-    def _hold(self, epoch: int, at: np.ndarray, chosen: np.ndarray) -> tuple[int, int]:
-        """Keep what was drawn with its Horvitz-Thompson weights: how many, and their `power_sum`."""
+    def _hold(self, epoch: int, at: np.ndarray, chosen: np.ndarray) -> Picked:
         settings = self._current().settings
         weights = np.empty(len(at), np.float32)
         np.divide(settings.size_at(epoch) / settings.num_present, chosen, out=weights, casting="same_kind")
-        self._chosen, self._certain = (at + self._ids.first, weights), int((chosen == 1).sum())
-        return len(at), power_sum(weights, settings.weight_power)
-
-    def temper(self, total: int, count: int) -> Picked:
-        """Raise the weights to their power: ``total`` is its sum over ``count`` examples of all holders."""
-        assert self._chosen is not None
-        ids, weights = self._chosen
-        weights = temper(weights, self._current().settings.weight_power, total, count)
+        ids = at + self._ids.first
         self._chosen = ids, weights
         w = weights.astype(np.float64)
         return Picked(
@@ -191,7 +188,8 @@ class BookShard(ScoreBook):
             squares=float((w**2).sum()),
             largest=float(w.max(initial=0)),
             smallest=float(w.min(initial=np.inf)),
-            certain=self._certain,
+            certain=int((chosen == 1).sum()),
+            powers=power_sum(weights, settings.weight_power),
             fingerprint=fingerprint(ids, weights),
         )
 
@@ -258,7 +256,7 @@ class ShardedBook:
             )
         settled = self._settle(epoch)
         if self._settings.design == "poisson":
-            picked = self._all("pick_alone", settled)
+            parts = self._all("pick_alone", settled)
         else:
             tallies: list[Tally] = self._all("lay", settled)
             while (step := correction(reduce(add, tallies), size)) is not None:
@@ -269,11 +267,13 @@ class ShardedBook:
             for part in self._all("sums"):
                 sums |= part
             starts = block_starts(sums, seed=self._settings.seed, epoch=epoch)
-            picked = self._all("pick", epoch, starts)
-        count, total = (sum(p[i] for p in picked) for i in (0, 1))
-        parts = self._all("temper", total, count)
+            parts = self._all("pick", epoch, starts)
         scored = kind == "scored"
-        return _told(epoch, parts, age if scored else None, missing if scored else 0)
+        drawn = _told(epoch, parts, age if scored else None, missing if scored else 0)
+        power, powers = self._all("weight_power")[0], sum(p.powers for p in parts)
+        if power == 1 or not drawn.size:
+            return drawn
+        return replace(drawn, weight_power=power, mean_power=powers / POWER_UNIT / drawn.size)
 
     def counts(self, ranges: np.ndarray) -> np.ndarray:
         """How many were drawn."""

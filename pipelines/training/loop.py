@@ -163,7 +163,7 @@ class _Trainer:
         )
         feed, rows = engine.feed(drawn, seed=seed, global_batch=self.train.batch_size, also=sample)
         seconds.lap("select")
-        loss = self.stepper.epoch(epoch, feed) / max(drawn.size, 1)
+        loss = self.stepper.epoch(drawn, feed) / max(drawn.size, 1)
         seconds.lap("train")
         reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
         seconds.lap("norm")

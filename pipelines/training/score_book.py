@@ -66,6 +66,10 @@ class Drawn:
     """Tells whether two runs drew the same examples with the same weights."""
     summary: dict[str, float | None]
     """`pruning.examples.diagnostics.PlanSummary` for the metrics."""
+    weight_power: float = 1.0
+    """Power of the weights in the loss."""
+    mean_power: float = 1.0
+    """Mean of the weights to their power."""
 
 
 class ScoreBook:
@@ -150,7 +154,9 @@ class ScoreBook:
                 plan = policy.plan(epoch)
                 self.keep(plan)
                 found = hexadecimal(fingerprint(plan.ids, plan.weights))
-                self._drawn = Drawn(epoch, len(plan.ids), False, found, summarise(plan).to_dict())
+                summary = summarise(plan)
+                powers = plan.weight_power, plan.mean_power
+                self._drawn = Drawn(epoch, len(plan.ids), False, found, summary.to_dict(), *powers)
         return self._drawn
 
     def take_all(self, epoch: int) -> None:

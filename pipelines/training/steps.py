@@ -16,9 +16,11 @@ from pipelines.scoring import Scoring
 from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
+from pipelines.training.score_book import Drawn
 from pipelines.training.score_buffer import ScoreBuffer
 from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
+from pruning.examples.sampling import tempered
 from pruning.examples.scores import ExampleScorer
 from snn.activations import keep_activations
 from snn.losses import LOSSES
@@ -101,12 +103,13 @@ class Stepper:
         if scoring is not None:
             self._scorer = replace(scoring, timesteps=None).scorer(worker.model)
 
-    def epoch(self, epoch: int, feed: Feed) -> float:
+    def epoch(self, drawn: Drawn, feed: Feed) -> float:
         """All steps of an epoch; the weighted sum of the losses over all workers."""
-        with self._traced(epoch) as after_step:
-            return self._steps(epoch, feed, after_step)
+        with self._traced(drawn.epoch) as after_step:
+            return self._steps(drawn, feed, after_step)
 
-    def _steps(self, epoch: int, feed: Feed, after_step: Callable[[], None]) -> float:
+    def _steps(self, drawn: Drawn, feed: Feed, after_step: Callable[[], None]) -> float:
+        epoch = drawn.epoch
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         seen = ScoreBuffer(self.engine.book, epoch)
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
@@ -120,7 +123,7 @@ class Stepper:
             for i, (ids, weights) in enumerate(parts):
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
-                    total += self._backward(epoch, ids, weights, batch, feed.nominal_batch, seen)
+                    total += self._backward(drawn, ids, weights, batch, feed.nominal_batch, seen)
             with part("optimizer"):
                 self._step()
             after_step()
@@ -160,7 +163,7 @@ class Stepper:
 
     def _backward(
         self,
-        epoch: int,
+        drawn: Drawn,
         ids: np.ndarray,
         weights: np.ndarray,
         batch: Batch,
@@ -174,15 +177,15 @@ class Stepper:
         labels, scorer = to_device(y, device), self._scorer
         recording = nullcontext() if scorer is None else scorer.recording()
         with part("forward"), recording, self._autocast(), weighted_statistics(torch.from_numpy(weights)):
-            logits_TBK = self.module(self.worker.inputs.training(x, ids, epoch, device))
+            logits_TBK = self.module(self.worker.inputs.training(x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
-        weights_B = to_device(weights, device)
         if scorer is not None:  # before the step changes the weights that made the spikes
-            found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
+            found = scorer.from_recording(logits_TBK.detach(), labels, to_device(weights, device))
             seen.add(ids, found[self._score], weights > 0)
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
-        weighted = (weights_B * losses).sum()
+        loss_weights = tempered(weights, drawn.weight_power, drawn.mean_power)
+        weighted = (to_device(loss_weights, device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.
         with part("backward"):
             self._scaler.scale(weighted / nominal_batch).backward()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pruning.examples.inclusion import Bools, inclusion_probabilities, subset_size
 from pruning.examples.sampling import (
+    POWER_UNIT,
     STREAM_RESCORE,
     STREAM_TIES,
     Design,
@@ -21,7 +22,8 @@ from pruning.examples.sampling import (
     Ints,
     draw,
     hash64,
-    temper,
+    power_sum,
+    tempered,
     uniform,
 )
 
@@ -43,8 +45,8 @@ class Plan:
     ids: Ints
     """``[m]``."""
     weights: NDArray[np.float32]
-    """Weights of the examples' losses, ``[m]``; Horvitz-Thompson, to the power ``weight_power``, where the
-    design is random."""
+    """How often an example counts: in batch statistics and, to a power, in the loss. Horvitz-Thompson
+    weights where the design is random, ``[m]``."""
     probabilities: Doubles | None
     """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
     full: bool
@@ -53,6 +55,20 @@ class Plan:
     """Epochs between the weights that made the scores and this epoch, on average; ``None`` without scores."""
     replaced_scores: int = 0
     """Present examples whose score was missing or not finite."""
+    weight_power: float = 1.0
+    """Power of the weights in the loss."""
+
+    @property
+    def mean_power(self) -> float:
+        """Mean over the subset of the weights to their power."""
+        if self.weight_power == 1 or not len(self.weights):
+            return 1.0
+        return power_sum(self.weights, self.weight_power) / POWER_UNIT / len(self.weights)
+
+    @property
+    def loss_weights(self) -> NDArray[np.float32]:
+        """``weights`` to their power, rescaled to mean 1 over the subset, ``[m]``; as they are at power 1."""
+        return tempered(self.weights, self.weight_power, self.mean_power)
 
 
 @dataclass(frozen=True)
@@ -112,8 +128,8 @@ class Settings:
     design: Design = "systematic"
     """``systematic`` (fixed size) or ``poisson``."""
     weight_power: float = 1.0
-    """Weights are raised to this power, in [0, 1], and rescaled to mean 1 over the epoch. 1 is unbiased; a
-    lower power trades a bias towards the examples of high score for less variance."""
+    """Power of the weights in the loss, in [0, 1]; they are rescaled to mean 1 over the epoch. At 1 the
+    gradient is unbiased; a lower power has less variance and a bias towards examples of high score."""
     scoring_cost: float = FORWARD_COST
     """A pass over all examples, in units of a full training epoch (half of it at half the timesteps)."""
     population: int | None = None
@@ -253,11 +269,12 @@ class Policy:
         return Plan(
             epoch,
             subset.ids,
-            temper(subset.weights, s.weight_power),
+            subset.weights,
             subset.probabilities,
             False,
             None if uniform else self.mean_score_age(epoch),
             0 if uniform else self.num_missing(),
+            s.weight_power,
         )
 
     def inclusion(self, epoch: int) -> tuple[Doubles, int]:

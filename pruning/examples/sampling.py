@@ -33,6 +33,8 @@ BLOCK = 1 << 16
 """Ids per block of the canonical order; block ``k`` holds the ids from ``k * BLOCK``."""
 UNIT = 1 << 40
 """Inclusion probabilities count in multiples of ``1 / UNIT``."""
+POWER_UNIT = 1 << 32
+"""Powers of weights are summed in multiples of ``1 / POWER_UNIT``."""
 
 # What a hash is for; different uses of one id in one epoch must not agree by construction.
 STREAM_POISSON, STREAM_ORDER, STREAM_BLOCKS, STREAM_START, STREAM_SHUFFLE, STREAM_RESCORE, STREAM_TIES = (
@@ -128,32 +130,20 @@ def draw(
 
 
 def power_sum(weights: NDArray[np.float32], power: float) -> int:
-    """Sum of ``w^power`` in units of 2^-32, of a shard; the sums of shards add up exactly."""
-    return sum(
-        int((np.power(weights[at : at + BLOCK], power, dtype=np.float64) * 2.0**32).astype(np.int64).sum())
-        for at in range(0, len(weights), BLOCK)
-    )
+    """Sum of ``w^power`` in units of ``1 / POWER_UNIT``; the sums of a subset's shards add up exactly."""
+    parts = (weights[at : at + BLOCK] for at in range(0, len(weights), BLOCK))
+    powers = (np.power(part, power, dtype=np.float64) * POWER_UNIT for part in parts)
+    return sum(int(p.astype(np.int64).sum()) for p in powers)
 
 
-def temper(
-    weights: NDArray[np.float32], power: float, total: int | None = None, count: int | None = None
-) -> NDArray[np.float32]:
-    """Weights to a power, rescaled to mean 1 over the subset, ``[m]``.
+def tempered(weights: NDArray[np.float32], power: float, mean: float) -> NDArray[np.float32]:
+    """``w^power / mean``, and 0 where a weight is 0 (padding), ``[m]``.
 
-    A power below 1 lowers the variance of the weighted gradient and biases it towards examples of high
-    probability. At 1 the weights are returned as they are: unbiased.
-
-    Args:
-        weights: Horvitz-Thompson weights, ``[m]``; those of a shard where the others are given.
-        power: in [0, 1]; at 0 all weights are 1.
-        total: `power_sum` of the whole subset.
-        count: examples of the whole subset.
+    With the mean of ``w^power`` over the subset, the result is 1 on average.
     """
-    if power == 1 or not len(weights):
+    if power == 1:
         return weights
-    total = power_sum(weights, power) if total is None else total
-    mean = total * 2.0**-32 / (len(weights) if count is None else count)
-    return (np.power(weights, power, dtype=np.float64) / mean).astype(np.float32)
+    return np.where(weights > 0, np.power(weights, power, dtype=np.float64) / mean, 0).astype(np.float32)
 
 
 def quantise(probabilities: Doubles) -> Ints:

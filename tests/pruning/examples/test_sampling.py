@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pruning.examples import sampling
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.sampling import (
+    POWER_UNIT,
     UNIT,
     Tally,
     block_starts,
@@ -22,7 +23,7 @@ from pruning.examples.sampling import (
     select_blocks,
     settle,
     shuffled,
-    temper,
+    tempered,
     uniform,
 )
 
@@ -276,15 +277,14 @@ def test_refuses(pi, size, options, match):
     st.floats(0, 1),
     st.lists(st.integers(0, 50), max_size=4),
 )
-def test_weights_of_shards_are_tempered_as_those_of_the_whole(values, power, cuts):
+def test_powers_of_weights_add_up_over_shards(values, power, cuts):
     weights = np.array(values, np.float32)
     parts = np.split(weights, sorted(min(c, len(weights)) for c in cuts))
-    total = sum(power_sum(p, power) for p in parts)
-    assert total == power_sum(weights, power)
-    whole = temper(weights, power)
-    joined = np.concatenate([temper(p, power, total, len(weights)) for p in parts])
-    np.testing.assert_array_equal(joined, whole)
-    if power < 1:
-        assert whole.mean(dtype=float) == pytest.approx(1, rel=1e-6)
-    else:
-        np.testing.assert_array_equal(whole, weights)
+    total = power_sum(weights, power)
+    assert total == sum(power_sum(p, power) for p in parts)
+    exact = weights.astype(float) ** power
+    assert total / POWER_UNIT == pytest.approx(exact.sum(), rel=1e-8)
+    padded = np.append(weights, np.float32(0))
+    found = tempered(padded, power, exact.mean())
+    np.testing.assert_allclose(found[:-1], exact / exact.mean() if power < 1 else weights, rtol=1e-6)
+    assert found[-1] == 0
