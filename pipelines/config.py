@@ -209,7 +209,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Share of the label spread over all classes, in [0, 1)."""
     clip_norm: float | None = None
-    """Largest norm of a step's gradient; none when not given."""
+    """Gradient clipping (max norm); none when not given. Clipping shrinks exactly the steps that hold large
+    example weights, so the gradient is no longer unbiased: leave it off, or raise examples.alpha."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """float32, or mixed precision of the training steps: bf16, or fp16 with a scaled loss."""
     activations: Literal["keep", "pack", "recompute"] = "keep"
@@ -249,8 +250,9 @@ class ExamplesConfig:
     """Pruning ratio of the first pruned epoch, from which it moves linearly to ratio; ratio throughout when
     not given."""
     weight_power: float | None = None
-    """Power of the example weights, in [0, 1]: 1 keeps the gradient unbiased, a lower power has less variance
-    and a bias towards examples of high score; the policy's own when not given."""
+    """Power of the example weights in the loss, in [0, 1]: 1 keeps the gradient unbiased (norm statistics
+    frozen); a lower power has less variance and a bias towards examples of high score. Default: the policy's
+    own (sadp, el2n and loss 0.5, others 1)."""
     alpha: float = 0.1
     """Weight of the uniform part in the inclusion probabilities, in (0, 1]; bounds the weights."""
     warmup_epochs: int = 1
@@ -262,16 +264,16 @@ class ExamplesConfig:
     score_from: int = 0
     """Epoch before which pruned epochs draw uniformly and nothing is scored: early scores say little."""
     rescore_every: int | None = None
-    """Pruned epochs from one scoring pass to the next; 0 relies on scores met in training; the policy's
-    usual interval (sadp: 2) when not given."""
+    """Pruned epochs from one scoring pass to the next; 0 (the default) takes scores from the training steps
+    alone, which costs nothing; a pass costs about a third of training on the examples it scores."""
     rescore_who: Literal["all", "unselected", "sample"] = "all"
-    """Whom a pass scores: all, those that the last epoch left out, or a random quarter."""
+    """Which examples a scoring pass covers: all, those not selected in the last epoch, or a random quarter."""
     overlap: bool = False
     """Score the next epoch's examples while this one trains, on spare CPUs; scores are then one epoch old."""
     score_timesteps: int | None = None
     """Timesteps of a scoring pass; fewer are cheaper and cost accuracy of the scores; all when not given."""
     diagnose_every: int = 0
-    """Epochs between exact measurements of the gradient's variance on a probe; 0 for none."""
+    """Epochs between measurements of the gradient's variance and bias on a probe; 0 for none."""
     diagnose_examples: int = 256
     """Examples of that probe; each costs a backward pass of its own."""
     design: Literal["systematic", "poisson"] = "systematic"

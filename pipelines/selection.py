@@ -82,6 +82,12 @@ def select_subset(
             raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
         _read_scores(scores, drawn, data.ids, epoch)
     plan = drawn.plan(epoch)
+    if not len(plan.ids):
+        raise UserError(
+            "--ratio",
+            f"at {ratio:g} the poisson design drew none of {data.num_examples:,} examples; lower it, or take"
+            " --design systematic",
+        )
     probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
     table = pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
     write_beside(output, lambda p: pq.write_table(table, p, compression="zstd"))

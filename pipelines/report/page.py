@@ -95,9 +95,10 @@ FIGURES = {
     "network.",
     "Inclusion probabilities in the last pruned epoch": "How many examples had which chance of being drawn; "
     "the dashed line is the mean, the share that is kept.",
-    "Gradient variance of the design on a probe": "Variance of the gradient estimate under the scores that "
-    "were drawn by, from exact gradients of a few hundred examples: below 1 (dashed) beats uniform sampling, "
-    "1 over the best design is the best possible.",
+    "Variance and bias of the gradient on a probe": "Left: variance of the gradient estimate with fixed norm "
+    "statistics, from exact gradients of a few hundred examples: below 1 (dashed) beats uniform sampling, 1 "
+    "over the best design is the best possible. Right: bias of the mean gradient over the full gradient's norm "
+    "as training computes it, with batch statistics and weights to their power.",
     "Density and SynOps per layer": "Surviving weights over all weights, and mean synaptic operations per "
     "test example, before and after weight pruning and retraining.",
 }
@@ -163,7 +164,7 @@ def _page(run: RunSummary) -> str:
     plots = (
         ("Accuracy over examples processed", accuracy_plot(run)),
         ("Inclusion probabilities in the last pruned epoch", inclusion_plot(run)),
-        ("Gradient variance of the design on a probe", variance_plot(run)),
+        ("Variance and bias of the gradient on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
     )
     body = f"""<div class="wide">{html_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>

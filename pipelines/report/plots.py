@@ -86,27 +86,26 @@ def inclusion_plot(run: RunSummary) -> str | None:
 
 
 def variance_plot(run: RunSummary) -> str | None:
-    """Variance of the gradient estimate over uniform sampling's and the oracle's; ``None`` undiagnosed."""
+    """Variance of the gradient (fixed norm statistics) and its bias in training; ``None`` undiagnosed."""
     diagnosed = [r for r in run.records if r["phase"] == "train" and r.get("diagnosis")]
     if not diagnosed:
         return None
-    figure, axes = _figure("epoch", "variance ratio")
+    figure, (variance, bias) = new_figure(2, 2.6)
     epochs = [r["epoch"] for r in diagnosed]
-    for key, label, colour in (
-        ("variance_to_uniform", "over uniform sampling of the same size", COLOURS["train"]),
-        ("variance_to_oracle", "over the best design of the same size", COLOURS["baseline"]),
+    for axes, key, label, colour in (
+        (variance, "variance_to_uniform", "over uniform sampling", COLOURS["train"]),
+        (variance, "variance_to_oracle", "over the best design", COLOURS["baseline"]),
+        (bias, "training_bias", "policy", COLOURS["train"]),
+        (bias, "training_bias_uniform", "uniform sampling", COLOURS["baseline"]),
     ):
-        axes.plot(
-            epochs,
-            [r["diagnosis"][key] for r in diagnosed],
-            marker="o",
-            markersize=3,
-            label=label,
-            color=colour,
-        )
-    axes.axhline(1, color="gray", linestyle="--", linewidth=1)
-    axes.set_yscale("log")
-    axes.legend(frameon=False)
+        values = [r["diagnosis"].get(key) for r in diagnosed]  # records before 0.2 have no bias
+        axes.plot(epochs, values, marker="o", markersize=3, label=label, color=colour)
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False)
+    variance.axhline(1, color="gray", linestyle="--", linewidth=1)
+    variance.set_yscale("log")
+    variance.set_ylabel("variance ratio, norm frozen")
+    bias.set_ylabel("bias of the gradient in training")
     return to_svg(figure)
 
 

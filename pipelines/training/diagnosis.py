@@ -1,4 +1,6 @@
-"""How good the scores of a running training are: exact gradient norms on a probe of examples."""
+"""How good the draws of a running training are: exact gradient norms on a probe, and the bias in training."""
+
+from typing import Any
 
 import numpy as np
 
@@ -7,6 +9,9 @@ from pipelines.data.transfer import to_device
 from pipelines.training.order import uniform_sample
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import diagnose, example_gradients
+from pruning.examples.inclusion import inclusion_probabilities, subset_size
+from pruning.examples.policies import class_of
+from pruning.examples.training_bias import TrainingStep, training_bias
 
 PROBE_STREAM = 104
 
@@ -14,13 +19,15 @@ PROBE_STREAM = 104
 def diagnose_scores(
     worker: Worker, train: TrainConfig, examples: ExamplesConfig, epoch: int
 ) -> dict[str, float] | None:
-    """Variance of the gradient under the book's scores against the oracle's and uniform sampling's.
+    """Variance of the gradient under the book's scores, and its bias under training's batch norm.
 
-    The norms are those of the weights as they are now, before the epoch trains: the scores are as
-    stale as its draw found them. One backward pass per example, on one worker.
+    The network is as it is before the epoch trains, the scores as old as the draw found them. The variance
+    takes norm statistics as fixed (one backward pass per example); the bias is measured in training mode, for
+    the policy's draw and for a uniform one. Runs on one worker.
 
     Returns:
-        `pruning.examples.diagnostics.Diagnosis` as a dict; ``None`` while scores are missing.
+        `pruning.examples.diagnostics.Diagnosis` as a dict, with ``training_bias`` and
+        ``training_bias_uniform`` (over the full gradient's norm); ``None`` while scores are missing.
     """
     ids = uniform_sample(
         worker.spec.ids,
@@ -34,12 +41,19 @@ def diagnose_scores(
     scores = worker.engine.book.scores(ids)
     if not np.isfinite(scores).all():
         return None
-    x, labels = worker.engine.fetch(ids).get(ids)
-    norms, norm_of_mean = example_gradients(
-        worker.model,
-        worker.inputs(x, worker.engine.device),
-        to_device(labels, worker.engine.device),
-        loss=train.loss,
-        label_smoothing=train.label_smoothing,
+    x, y = worker.engine.fetch(ids).get(ids)
+    x_TB, labels = worker.inputs(x, worker.engine.device), to_device(y, worker.engine.device)
+    loss: dict[str, Any] = {"loss": train.loss, "label_smoothing": train.label_smoothing}
+    norms, norm_of_mean = example_gradients(worker.model, x_TB, labels, **loss)
+    found = diagnose(scores, norms, norm_of_mean, ratio=examples.ratio, alpha=examples.alpha).to_dict()
+    m, n = subset_size(len(ids), examples.ratio), len(ids)
+    pi = inclusion_probabilities(scores, m, alpha=examples.alpha)
+    power = examples.weight_power
+    step = TrainingStep(
+        batch_size=train.batch_size,
+        weight_power=class_of(examples.policy).weight_power if power is None else power,
+        **loss,
     )
-    return diagnose(scores, norms, norm_of_mean, ratio=examples.ratio, alpha=examples.alpha).to_dict()
+    for key, design in (("training_bias", pi), ("training_bias_uniform", np.full(n, m / n))):
+        found[key] = training_bias(worker.model, x_TB, labels, design, step, seed=worker.spec.config.seed)
+    return found

@@ -115,8 +115,8 @@ class ShardFeed:
             pad = np.sort(ids) if len(ids) else rows.ids[: self.batch_size]
             left = rows.table(pad)
             del rows, table
-        assert left is not None
         while given < self.steps:  # the last rows again, with weight 0
+            assert left is not None
             yield self._batch(Rows(left), ids, weights, pad)
             ids, weights, given = ids[:0], weights[:0], given + 1
 

@@ -188,3 +188,13 @@ def test_an_undecodable_image_stops_the_pass_and_leaves_nothing(
     with pytest.raises(UserError, match="id 1200 cannot be decoded"):
         rank(config, trained / "checkpoints" / "train.safetensors", out, console=QUIET)
     assert not out.exists()
+
+
+def test_an_empty_draw_is_refused_before_anything_is_written(tmp_path: Path, digits: Path) -> None:
+    output, filtered = tmp_path / "s.parquet", tmp_path / "rows"
+    with pytest.raises(UserError, match=r"--ratio: at 0.9995 the poisson design drew none of 1,437 examples"):
+        select_subset(
+            digits, policy="random", ratio=0.9995, output=output, design="poisson", seed=0, filtered=filtered
+        )
+    assert not output.exists()
+    assert not filtered.exists()

@@ -86,3 +86,24 @@ def test_resuming_from_every_epoch_ends_the_same(tmp_path: Path, digits: Path) -
     expected = metrics(whole)
     shutil.rmtree(whole / "checkpoints" / checkpoints[-1])  # as if killed before the last one
     assert metrics(run(config, resume=True, console=QUIET)) == expected
+
+
+@pytest.mark.parametrize("reading", ["memory", "shards"])
+def test_an_epoch_that_the_poisson_design_leaves_empty_takes_no_step(
+    reading: str, tmp_path: Path, digits: Path
+) -> None:
+    records = trained(
+        tmp_path,
+        digits,
+        data__reading=reading,
+        data__train_rows="8",
+        data__test_rows="16",
+        examples__ratio="0.9",
+        examples__design="poisson",
+        train__epochs="12",
+        train__norm_examples="8",
+    )
+    empty = [r for r in records if r["examples"] == 0]
+    assert empty
+    assert all(r["train_loss"] == 0 for r in empty)
+    assert records[-1]["examples"] == 8
