@@ -28,7 +28,20 @@ ModelName = Literal[
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
 PolicyName = Literal[
-    "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp"
+    "full",
+    "random",
+    "static",
+    "infobatch",
+    "infobatch_matched",
+    "el2n",
+    "ucb",
+    "loss",
+    "sadp",
+    "seta",
+    "seta_matched",
+    "repb",
+    "repb_matched",
+    "orderdp",
 ]
 CriterionName = Literal[
     "uniform",
