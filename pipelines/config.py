@@ -28,7 +28,20 @@ ModelName = Literal[
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
 PolicyName = Literal[
-    "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp"
+    "full",
+    "random",
+    "static",
+    "infobatch",
+    "infobatch_matched",
+    "el2n",
+    "ucb",
+    "loss",
+    "sadp",
+    "seta",
+    "seta_matched",
+    "repb",
+    "repb_matched",
+    "orderdp",
 ]
 CriterionName = Literal[
     "uniform",
@@ -267,7 +280,7 @@ class ExamplesConfig:
     """Pruned epochs from one scoring pass to the next; 0 (the default) takes scores from the training steps
     alone, which costs nothing; a pass costs about a third of training on the examples it scores."""
     rescore_who: Literal["all", "unselected", "sample"] = "all"
-    """Which examples a scoring pass covers: all, those not selected in the last epoch, or a random quarter."""
+    """Which examples a scoring pass covers: all, those not selected last epoch, or a random quarter."""
     overlap: bool = False
     """Score the next epoch's examples while this one trains, on spare CPUs; scores are then one epoch old."""
     score_timesteps: int | None = None

@@ -97,8 +97,8 @@ FIGURES = {
     "the dashed line is the mean, the share that is kept.",
     "Variance and bias of the gradient on a probe": "Left: variance of the gradient estimate with fixed norm "
     "statistics, from exact gradients of a few hundred examples: below 1 (dashed) beats uniform sampling, 1 "
-    "over the best design is the best possible. Right: bias of the mean gradient over the full gradient's norm "
-    "as training computes it, with batch statistics and weights to their power.",
+    "over the best design is the best possible. Right: bias of the mean gradient over the full gradient's "
+    "norm as training computes it, with batch statistics and weights to their power.",
     "Density and SynOps per layer": "Surviving weights over all weights, and mean synaptic operations per "
     "test example, before and after weight pruning and retraining.",
 }

@@ -226,11 +226,22 @@ class ShardedBook:
         """Ids that the pass scores."""
         return np.concatenate(self._ask("wanted", self._cut(ranges)))
 
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
+    def observe(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        epoch: int,
+        source: Source,
+        steps: np.ndarray | None = None,
+    ) -> None:
         """Deliver scores."""
         of = self._holder(ids)
         masks = [of == k for k in range(len(self._bounds) - 1)]
-        self._ask("observe", [(ids[mask], scores[mask], epoch, source) for mask in masks])
+        at = [None if steps is None else steps[mask] for mask in masks]
+        self._ask(
+            "observe",
+            [(ids[mask], scores[mask], epoch, source, own) for mask, own in zip(masks, at, strict=True)],
+        )
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples."""

@@ -28,7 +28,14 @@ class Book(Protocol):
     def rescore(self, epoch: int) -> np.ndarray | None: ...  # noqa: D102
     def open_pass(self, epoch: int) -> int: ...  # noqa: D102
     def wanted(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None: ...  # noqa: D102
+    def observe(  # noqa: D102
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        epoch: int,
+        source: Source,
+        steps: np.ndarray | None = None,
+    ) -> None: ...
     def scores(self, ids: np.ndarray) -> np.ndarray: ...  # noqa: D102
     def draw(self, epoch: int) -> Drawn: ...  # noqa: D102
     def counts(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102

@@ -46,9 +46,16 @@ class RemoteBook:
         """Ids that the pass scores."""
         return ray.get(self.actor.wanted.remote(ranges))
 
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
+    def observe(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        epoch: int,
+        source: Source,
+        steps: np.ndarray | None = None,
+    ) -> None:
         """Deliver scores."""
-        ray.get(self.actor.observe.remote(ids, scores, epoch, source))
+        ray.get(self.actor.observe.remote(ids, scores, epoch, source, steps))
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples."""

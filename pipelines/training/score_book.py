@@ -129,9 +129,16 @@ class ScoreBook:
         ]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
-        """Scores made by the weights of ``epoch``, in a scoring ``pass`` or while they ``train``."""
-        self._current().observe(ids, scores, epoch, source)
+    def observe(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        epoch: int,
+        source: Source,
+        steps: np.ndarray | None = None,
+    ) -> None:
+        """Scores by the weights of ``epoch``, from a scoring ``pass`` or, with steps, as they ``train``."""
+        self._current().observe(ids, scores, epoch, source, steps)
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""

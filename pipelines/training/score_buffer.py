@@ -19,12 +19,14 @@ class ScoreBuffer:
 
     def __init__(self, book: "Observer", epoch: int) -> None:
         self._book, self._epoch = book, epoch
-        self._parts: list[tuple[np.ndarray, Tensor, np.ndarray]] = []
+        self._parts: list[tuple[np.ndarray, Tensor, np.ndarray, np.ndarray]] = []
         self._held = 0
+        self.step = 0
+        """The optimiser step that scores added now belong to."""
 
     def add(self, ids: np.ndarray, scores_B: Tensor, real: np.ndarray) -> None:
         """Take a batch's scores, of those examples that are real and no filling."""
-        self._parts.append((ids, scores_B, real))
+        self._parts.append((ids, scores_B, real, np.full(len(ids), self.step, np.int32)))
         self._held += len(ids)
         if self._held >= DELIVERY:
             self.flush()
@@ -32,16 +34,29 @@ class ScoreBuffer:
     def flush(self) -> None:
         """Deliver what is held."""
         if self._parts:
-            ids, scores, real = zip(*self._parts, strict=True)
+            ids, scores, real, steps = zip(*self._parts, strict=True)
             wanted = np.concatenate(real)
             found = torch.cat(scores).float().cpu().numpy()
-            self._book.observe(np.concatenate(ids)[wanted], found[wanted], self._epoch, "train")
+            self._book.observe(
+                np.concatenate(ids)[wanted],
+                found[wanted],
+                self._epoch,
+                "train",
+                np.concatenate(steps)[wanted],
+            )
             self._parts, self._held = [], 0
 
 
 class Observer(Protocol):
     """Where scores go."""
 
-    def observe(self, ids: np.ndarray, scores: np.ndarray, epoch: int, source: Source) -> None:
+    def observe(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        epoch: int,
+        source: Source,
+        steps: np.ndarray | None = None,
+    ) -> None:
         """See `ScoreBook`."""
         ...

@@ -116,6 +116,7 @@ class Stepper:
         started = time.perf_counter()
         self.module.train()
         for step, batch in enumerate(feed):
+            seen.step = step
             fraction = (epoch + step / feed.steps) / self.train.epochs
             set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
             self.optimizer.zero_grad()

@@ -258,6 +258,42 @@ def inclusion_probabilities(
     return water_level(histogram, which, inside, size, alpha).probabilities(scores, present)
 
 
+def thinned(low: Bools, ratio: float, present: Bools | None = None) -> tuple[NDArray[np.float64], int]:
+    """Two inclusion probabilities: ``1 - r`` for the low examples, 1 for the rest.
+
+    Args:
+        low: mask ``[N]`` of the examples to thin.
+        ratio: the share ``r`` of them to leave out, in [0, 1).
+        present: mask ``[N]`` of examples that exist; all of them when not given.
+
+    Returns:
+        float64 ``[N]``, 0 where not present, and their sum; ``1 - r`` is rounded so that it is an integer.
+    """
+    low = low if present is None else low & present
+    n_low, total = int(low.sum()), len(low) if present is None else int(present.sum())
+    kept = max(1, round((1 - ratio) * n_low)) if n_low else 0
+    pi = np.where(low, kept / max(n_low, 1), 1.0)
+    return pi if present is None else np.where(present, pi, 0.0), total - n_low + kept
+
+
+def thinned_to(
+    size: int, low: Bools, ratio: float, present: Bools | None = None
+) -> tuple[NDArray[np.float64], int]:
+    """The two probabilities of `thinned`, scaled down together until they sum to ``size``.
+
+    Where rounding makes ``size`` more than they give, the rest is certain and the low ones share what is
+    left.
+    """
+    pi = np.where(low, 1 - ratio, 1.0)
+    if present is not None:
+        pi = np.where(present, pi, 0.0)
+        low = low & present
+    if size <= pi.sum():
+        return pi * (size / pi.sum()), size
+    certain = pi.sum(where=~low)
+    return np.where(low, (size - certain) / max(low.sum(), 1), pi), size
+
+
 def _expected_size(
     levels: NDArray[np.float64],
     counts: NDArray[np.int64],

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.examples.inclusion import Bools
-from pruning.examples.policy import Cost, Plan, Policy, Settings, highest
+from pruning.examples.inclusion import Bools, thinned, thinned_to
+from pruning.examples.policy import Cost, Plan, Policy, Settings, Unweighted, highest
+from pruning.examples.recent import Orderdp, Repb, RepbMatched, Seta, SetaMatched
 from pruning.examples.sampling import Design, Doubles, Ints
 
 __all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
@@ -58,35 +59,17 @@ class Loss(Policy):
     weight_power = 0.5
 
 
-class Highest(Policy):
-    """The ``m`` highest values, unweighted: what biased policies share. `values` is theirs to define."""
+class Highest(Unweighted):
+    """The ``m`` highest values, unweighted. `values` is the policy's to define."""
 
-    def select(self, epoch: int) -> Plan:
-        """The ``m`` highest, with weights 1."""
-        at = self._highest(epoch)
-        return Plan(
-            epoch,
-            at + self.settings.first_id,
-            np.ones(len(at), np.float32),
-            None,
-            False,
-            self.mean_score_age(epoch),
-            self.num_missing(),
-        )
-
-    def importance(self, epoch: int) -> tuple[Doubles, int]:
-        """1 for the chosen, 0 for the rest."""
-        pi = np.zeros(self.settings.num_examples)
-        pi[self._highest(epoch)] = 1.0
-        return pi, self.settings.size_at(epoch)
+    def chosen(self, epoch: int) -> Ints:
+        """The ``m`` highest."""
+        s = self.settings
+        return highest(self.values(epoch), s.size_at(epoch), s.seed, s.present)
 
     def values(self, epoch: int) -> NDArray[np.floating]:
         """What decides, ``[N]``; NaN counts as highest."""
         return self.scores
-
-    def _highest(self, epoch: int) -> Ints:
-        s = self.settings
-        return highest(self.values(epoch), s.size_at(epoch), s.seed, s.present)
 
 
 class Static(Highest):
@@ -140,12 +123,7 @@ class Infobatch(Policy):
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """Two probabilities: one below the mean loss, one above."""
-        s = self.settings
-        low = self._low()
-        n_low = int(low.sum())
-        kept = max(1, round((1 - s.ratio_at(epoch)) * n_low)) if n_low else 0
-        pi = np.where(low, kept / max(n_low, 1), 1.0)
-        return pi if s.present is None else np.where(s.present, pi, 0.0), s.num_present - n_low + kept
+        return thinned(self._low(), self.settings.ratio_at(epoch), self.settings.present)
 
     def examples(self, epoch: int) -> float:
         """By the present share of low losses; by a half of all before any is known."""
@@ -176,15 +154,9 @@ class InfobatchMatched(Infobatch):
         Where rounding makes ``m`` more than that ratio gives, the high ones are certain and the low ones
         share what is left.
         """
-        low, present = self._low(), self.settings.present
-        size = self.settings.size_at(epoch)
-        pi = np.where(low, 1 - self.settings.ratio_at(epoch), 1.0)
-        if present is not None:
-            pi = np.where(present, pi, 0.0)
-        if size <= pi.sum():
-            return pi * (size / pi.sum()), size
-        certain = pi.sum(where=~low)
-        return np.where(low, (size - certain) / max(low.sum(), 1), pi), size
+        return thinned_to(
+            self.settings.size_at(epoch), self._low(), self.settings.ratio_at(epoch), self.settings.present
+        )
 
     def examples(self, epoch: int) -> float:
         """As of any policy with a fixed budget."""
@@ -241,7 +213,10 @@ class Ucb(Highest):
 
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
-    for policy in (Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp)
+    for policy in (
+        *(Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp),
+        *(Seta, SetaMatched, Repb, RepbMatched, Orderdp),
+    )
 }
 """Every policy by its name."""
 _OWN: dict[str, type[Policy]] = {}

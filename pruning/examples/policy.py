@@ -16,6 +16,7 @@ from pruning.examples.inclusion import Bools, inclusion_probabilities, subset_si
 from pruning.examples.sampling import (
     POWER_UNIT,
     STREAM_RESCORE,
+    STREAM_SUBSET,
     STREAM_TIES,
     Design,
     Doubles,
@@ -34,6 +35,7 @@ FORWARD_COST = 0.31
 """A forward pass over all examples in units of a training epoch (measured on convolutional nets)."""
 
 _NEVER = -1
+_MAX_ROUNDS = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +47,8 @@ class Plan:
     ids: Ints
     """``[m]``."""
     weights: NDArray[np.float32]
-    """How often an example counts: in batch statistics and, to a power, in the loss. Horvitz-Thompson
-    weights where the design is random, ``[m]``."""
+    """How often an example counts: in batch statistics and, to a power, in the loss; ``[m]``.
+    Horvitz-Thompson where the design is random, unless the policy has weights of its own."""
     probabilities: Doubles | None
     """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
     full: bool
@@ -192,6 +194,11 @@ class Settings:
         return self.num_examples if self.present is None else int(self.present.sum())
 
     @property
+    def positions(self) -> Ints:
+        """Of the present examples, ascending, counted from ``first_id``."""
+        return np.arange(self.num_examples) if self.present is None else np.flatnonzero(self.present)
+
+    @property
     def first_scored(self) -> int:
         """The first epoch that is neither warm-up nor before ``score_from``."""
         return max(self.warmup_epochs, self.score_from)
@@ -244,9 +251,8 @@ class Policy:
         """
         if not self.is_full(epoch):
             return self._drawn(epoch) if self.is_uniform(epoch) else self.select(epoch)
-        s = self.settings
-        ids = np.arange(s.num_examples) if s.present is None else np.flatnonzero(s.present)
-        ids += s.first_id
+        ids = self.settings.positions
+        ids += self.settings.first_id
         return Plan(epoch, ids, np.ones(len(ids), np.float32), None, True, self.mean_score_age(epoch))
 
     def select(self, epoch: int) -> Plan:
@@ -304,7 +310,7 @@ class Policy:
         s = self.settings
         if not self.score or not s.rescore_every or self.is_full(epoch):
             return None
-        if epoch < s.first_scored or (epoch - s.first_scored) % s.rescore_every:
+        if epoch < s.first_scored or (epoch - s.first_scored) % s.rescore_every or self.is_uniform(epoch):
             return None
         wanted = self.stamps < 2 * epoch
         if s.rescore_who == "unselected":
@@ -317,7 +323,14 @@ class Policy:
         ids = np.flatnonzero(wanted) + s.first_id
         return ids if len(ids) else None
 
-    def observe(self, ids: Ints, scores: NDArray[np.floating], epoch: int, source: Source) -> None:
+    def observe(
+        self,
+        ids: Ints,
+        scores: NDArray[np.floating],
+        epoch: int,
+        source: Source,
+        steps: NDArray[np.integer] | None = None,
+    ) -> None:
         """Take scores; delivered twice, or after fresher ones, they change nothing.
 
         Args:
@@ -325,9 +338,10 @@ class Policy:
             scores: ``[n]``; the policy's ``score``.
             epoch: of the weights that made them (see the module's clock).
             source: ``pass`` (a scoring pass) or ``train`` (the training step).
+            steps: ``[n]``: the optimiser step of the epoch, from 0, in which each example was trained on.
 
         Raises:
-            ValueError: lengths that differ, an unknown or absent id, an unknown source.
+            ValueError: lengths that differ, an unknown or absent id, an unknown source, a negative step.
         """
         ids, scores = np.asarray(ids), np.asarray(scores)
         if ids.ndim != 1 or scores.shape != ids.shape:
@@ -336,6 +350,8 @@ class Policy:
             raise ValueError(f"source: {source!r} is unknown; choose pass or train")
         if epoch < 0:
             raise ValueError(f"epoch: {epoch!r} must not be negative")
+        if steps is not None and (np.shape(steps) != ids.shape or np.min(steps, initial=0) < 0):
+            raise ValueError(f"steps: must be {ids.shape} numbers that are not negative")
         at = ids.astype(np.int64) - self.settings.first_id
         self._check_positions(at)
         if not self.score:
@@ -346,11 +362,15 @@ class Policy:
         at, first = at[fresher], first[fresher]
         with np.errstate(over="ignore"):
             self.accept(at, scores[first].astype(np.float32), stamp)
+        self.accept_steps(at, None if steps is None else np.asarray(steps)[first])
 
     def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
         """Write fresh scores at positions ``at`` (unique)."""
         self.scores[at] = scores
         self.stamps[at] = stamp
+
+    def accept_steps(self, at: Ints, steps: NDArray[np.integer] | None) -> None:
+        """Take the optimiser steps of the scores just accepted, if known; most policies need none."""
 
     def mean_score_age(self, epoch: int) -> float | None:
         """Mean age in epochs of the present examples' scores, as ``epoch`` starts; ``None`` without any."""
@@ -381,7 +401,8 @@ class Policy:
         """Expected cost of an epoch; where the unselected are rescored, the rest is scored in training."""
         s = self.settings
         trained = self._trained(epoch)
-        due = self.score and s.rescore_every and epoch >= s.first_scored and not self.is_full(epoch)
+        drawn = not self.is_full(epoch) and not self.is_uniform(epoch)
+        due = self.score and s.rescore_every and epoch >= s.first_scored and drawn
         if not due or (epoch - s.first_scored) % s.rescore_every:
             return Cost(trained, 0.0)
         unselected = 1 - self._trained(epoch - 1) if epoch else 1.0
@@ -439,11 +460,73 @@ class Policy:
             raise ValueError(f"ids: {example} is not a present example of this data set")
 
 
-def highest(scores: NDArray[np.floating], size: int, seed: int, present: Bools | None = None) -> Ints:
+class Unweighted(Policy):
+    """A subset with weights 1: what biased policies share. `chosen` is theirs to define."""
+
+    def chosen(self, epoch: int) -> Ints:
+        """Positions of the examples of a pruned epoch, ascending."""
+        raise NotImplementedError
+
+    def random_part(self, at: Ints, size: int, epoch: int) -> Ints:
+        """A uniform subset of ``size`` of the positions (of all, if there are fewer), ascending.
+
+        Hashes of the ids decide, whatever their order.
+        """
+        if size >= len(at):
+            return np.sort(at)
+        keys = hash64(self.settings.seed, epoch, at + self.settings.first_id, STREAM_SUBSET)
+        return np.sort(at[np.argpartition(keys, size)[:size]])
+
+    def select(self, epoch: int) -> Plan:
+        """The chosen, with weights 1."""
+        at = self.chosen(epoch)
+        return Plan(
+            epoch,
+            at + self.settings.first_id,
+            np.ones(len(at), np.float32),
+            None,
+            False,
+            self.mean_score_age(epoch),
+            self.num_missing(),
+        )
+
+    def importance(self, epoch: int) -> tuple[Doubles, int]:
+        """1 for the chosen, 0 for the rest."""
+        at = self.chosen(epoch)
+        pi = np.zeros(self.settings.num_examples)
+        pi[at] = 1.0
+        return pi, len(at)
+
+
+def highest(
+    scores: NDArray[np.floating], size: int, seed: int, present: Bools | None = None, epoch: int = 0
+) -> Ints:
     """Positions of the ``size`` highest scores, ascending; a hash breaks ties, NaN counts as highest."""
     at = np.arange(len(scores)) if present is None else np.flatnonzero(present)
     values = np.nan_to_num(scores[at].astype(np.float64), nan=np.inf, posinf=np.inf)
     threshold = np.partition(values, len(values) - size)[len(values) - size]
     sure, tied = at[values > threshold], at[values == threshold]
-    order = np.argsort(hash64(seed, 0, tied, STREAM_TIES))
+    order = np.argsort(hash64(seed, epoch, tied, STREAM_TIES))
     return np.sort(np.concatenate([sure, tied[order[: size - len(sure)]]]))
+
+
+def group_bounds(losses: Doubles, groups: int) -> Ints:
+    """Bounds ``[k + 1]`` of ``k`` groups of ascending losses ``[n]`` by k-means in one dimension.
+
+    Lloyd's algorithm from quantiles of the distinct losses; equal parts where these are fewer than groups.
+    """
+    n, indices = len(losses), np.arange(groups)
+    distinct = losses[np.diff(losses, prepend=-np.inf) > 0]
+    if len(distinct) < groups:
+        return np.arange(groups + 1) * n // groups
+    centres = distinct[(2 * indices + 1) * len(distinct) // (2 * groups)]
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    bounds = np.zeros(groups + 1, np.int64)
+    for _ in range(_MAX_ROUNDS):
+        inner = np.searchsorted(losses, (centres[:-1] + centres[1:]) / 2)
+        before, bounds = bounds, np.concatenate([[0], inner, [n]])
+        if np.array_equal(before, bounds):
+            break
+        counts = np.diff(bounds)
+        centres = np.where(counts > 0, np.diff(sums[bounds]) / np.maximum(counts, 1), centres)
+    return bounds

@@ -1,8 +1,8 @@
 """The bias of the mean gradient in the mode that training uses: batch norm on the batch's own statistics.
 
-With frozen norm statistics the weighted gradient of a random design is unbiased. Training normalises every batch
-by its own statistics, so its mean gradient differs from the full gradient under any sampling, uniform sampling
-included. How far it differs is estimated here by drawing subsets and running their batches.
+With frozen norm statistics the weighted gradient of a random design is unbiased. Training normalises every
+batch by its own statistics, so its mean gradient differs from the full gradient under any sampling, uniform
+sampling included. How far it differs is estimated here by drawing subsets and running their batches.
 """
 
 from collections.abc import Iterator

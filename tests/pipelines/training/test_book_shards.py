@@ -75,6 +75,7 @@ def test_draws_states_and_tables_are_those_of_one_book(
         scores[:3] = [-1, np.inf, 1e-42]
     order = rng.permutation(len(ids))
     for book in (whole, parts):
+        book.observe(ids.array()[order], scores[order], 1, "train", np.arange(len(ids)))
         book.observe(ids.array()[order], scores[order], 2, "pass")
     ranges = everything(ids)
     for epoch in (0, 1, 3, 7):
@@ -115,3 +116,4 @@ def test_ranges_are_whole_blocks_with_examples() -> None:
 def test_policies_that_rank_all_examples_are_not_sharded() -> None:
     assert all(map(shardable, ("full", "random", "sadp", "el2n", "loss")))
     assert not any(map(shardable, ("static", "ucb", "infobatch", "infobatch_matched")))
+    assert not any(map(shardable, ("seta", "seta_matched", "repb", "repb_matched", "orderdp")))

@@ -44,7 +44,11 @@ def test_scores_met_in_training_reach_the_next_draw(tmp_path: Path, digits: Path
 
 
 @pytest.mark.parametrize(
-    "policy", ["full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss"]
+    "policy",
+    [
+        *("full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss"),
+        *("seta", "seta_matched", "repb", "repb_matched", "orderdp"),
+    ],
 )
 def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
     epochs = "1" if policy == "full" else "3"  # no room for the warm-up and anneal epochs of the others
@@ -52,8 +56,10 @@ def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
     assert records[-1]["test_accuracy"] > 0.8
     if policy == "full":
         assert records[0]["examples"] == 1437
-    elif policy == "infobatch":
+    elif policy in ("infobatch", "repb"):
         assert 718 < records[1]["examples"] < 1437
+    elif policy == "seta":
+        assert 0 < records[1]["examples"] < 718 == records[2]["examples"]  # partial annealing
     else:
         assert records[1]["examples"] == 718
 
@@ -78,8 +84,11 @@ def test_settings_reach_the_training(overrides: dict[str, str], tmp_path: Path, 
     assert [r["train_loss"] for r in changed] != [r["train_loss"] for r in plain]
 
 
-def test_resuming_from_every_epoch_ends_the_same(tmp_path: Path, digits: Path) -> None:
-    config = small(tmp_path, digits, **{**LOCAL, "name": "whole", "examples.overlap": "true"})
+@pytest.mark.parametrize("options", [{"examples.overlap": "true"}, {"examples.policy": "repb"}])
+def test_resuming_from_every_epoch_ends_the_same(
+    options: dict[str, str], tmp_path: Path, digits: Path
+) -> None:
+    config = small(tmp_path, digits, **{**LOCAL, "name": "whole", **options})
     whole = run(config, console=QUIET)
     checkpoints = sorted(p.name for p in (whole / "checkpoints").iterdir() if p.is_dir())
     assert len(checkpoints) == 2

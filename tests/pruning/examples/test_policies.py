@@ -17,7 +17,8 @@ UNBIASED = [
     ("infobatch", {}),
     ("infobatch_matched", {}),
 ]
-EVERY = [*UNBIASED, ("full", {}), ("static", {}), ("static", {"score": None}), ("ucb", {})]
+RECENT = [(name, {}) for name in ("seta", "seta_matched", "repb", "repb_matched", "orderdp")]
+EVERY = [*UNBIASED, ("full", {}), ("static", {}), ("static", {"score": None}), ("ucb", {}), *RECENT]
 
 
 def scores(seed=0, n=N):
@@ -53,13 +54,15 @@ def test_plans(name, options, masked):
         assert plan.weights.dtype == np.float32
         assert (np.diff(plan.ids) > 0).all()
         assert set(plan.ids.tolist()) <= set(existing.tolist())
-        assert plan.full == (name == "full" or epoch in (0, 11))
+        assert plan.full == (name == "full" or epoch == 0 or (epoch == 11 and name != "seta"))
         if plan.full:
             np.testing.assert_array_equal(plan.ids, existing)
             assert (plan.weights == 1).all()
-        elif name != "infobatch" or options:
+        elif name not in ("infobatch", "seta", "repb"):
             assert len(plan.ids) == round(0.6 * n)
-        if plan.probabilities is not None:
+        if plan.probabilities is not None and name.startswith("repb"):
+            assert plan.weights.mean() == pytest.approx(1)
+        elif plan.probabilities is not None:
             np.testing.assert_allclose(plan.weights, len(plan.ids) / n / plan.probabilities, rtol=1e-6)
             assert plan.weights.max() <= 1 / policy.settings.alpha * (1 + 1e-6)
 
@@ -109,7 +112,7 @@ deliveries = st.lists(
 
 
 @settings(max_examples=40)
-@given(deliveries, st.randoms(), st.sampled_from(["sadp", "static", "infobatch"]))
+@given(deliveries, st.randoms(), st.sampled_from(["sadp", "static", "infobatch", "seta", "orderdp"]))
 def test_scores_are_the_freshest_in_any_order_and_however_often_delivered(items, random, name):
     value = lambda i, e, s: np.float32(1 + i + 1000 * e + 500 * (s == "train"))  # noqa: E731
 
@@ -278,25 +281,26 @@ def test_static_chooses_at_score_from():
 
 
 def test_losses_met_in_uniform_epochs_count():
-    for name in ("infobatch", "ucb"):
+    for name in ("infobatch", "ucb", *dict(RECENT)):
         policy = make_policy(name, **BASE, score_from=4)
         for epoch in range(4):
             ids = policy.plan(epoch).ids
             policy.observe(ids, scores()[ids], epoch, "train")
         assert np.isfinite(policy.scores).all()
-        if name == "ucb":
+        if name == "ucb" or name.startswith("repb"):
             visits = sum(np.isin(np.arange(N), policy.plan(e).ids).astype(int) for e in range(4))
             np.testing.assert_array_equal(policy.visits, visits)
         assert [policy.rescore(e) for e in range(12)] == [None] * 12
     assert make_policy("infobatch", **BASE, score_from=4).cost(3).examples == 0.6
 
 
-@pytest.mark.parametrize("name", ["static", "ucb"])
+@pytest.mark.parametrize("name", ["static", "ucb", "seta", "seta_matched", "orderdp"])
 def test_biased_policies_include_what_they_select(name):
     policy = scored(name)
     pi, size = policy.inclusion(3)
     np.testing.assert_array_equal(np.flatnonzero(pi), policy.plan(3).ids)
-    assert pi.sum() == size == 180
+    assert pi.sum() == size
+    assert size == 180 or name == "seta"
 
 
 def test_without_warm_up_the_unselected_are_all():
@@ -369,7 +373,7 @@ def test_highest_breaks_ties_by_hash_and_takes_unknown_first():
 
 def test_registry():
     assert list(POLICIES) == [policy.name for policy in POLICIES.values()]
-    assert {"full", "random", "static", "infobatch", "el2n", "ucb", "loss", "sadp"} <= set(POLICIES)
+    assert {name for name, _ in EVERY} == set(POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +418,12 @@ def test_refuses_scores(ids, values, epoch, source, match):
     policy = make_policy("sadp", **BASE, present=np.arange(N) != 3)
     with pytest.raises(ValueError, match=match):
         policy.observe(np.array(ids), np.array(values), epoch, source)
+
+
+@pytest.mark.parametrize("steps", [[0], [0, -1]])
+def test_refuses_steps(steps):
+    with pytest.raises(ValueError, match="steps"):
+        make_policy("sadp", **BASE).observe(np.arange(2), np.ones(2), 0, "train", np.array(steps))
 
 
 @pytest.mark.parametrize("epoch", [-1, 12])
