@@ -13,8 +13,8 @@ first epoch on all data. Tasks (real data below ../shared/data):
 - cifar-sew: the same rows with flips and shifts, SEW-ResNet-18 of width 16;
 - nmnist: N-MNIST recordings, 1,000 and 100 rows, T = 5, 30 epochs.
 
-Besides the policies: "full, fewer epochs" trains on all data for as many examples as the pruned runs see,
-with its own cosine schedule; "sadp fresh" scores all examples before every pruned epoch, and "random, compute
+Besides the policies: "full, fewer epochs" trains on all data for as many examples as the pruned runs see
+(rounded up to whole epochs), with its own cosine schedule; "sadp fresh" scores all examples before every pruned epoch, and "random, compute
 of fresh" draws as many more examples as these passes cost; "sadp, plain norm" is SADP with batch statistics
 that ignore the weights, as up to version 0.1.
 
@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def config_of(one: Run, task: Task, data: Path, storage: Path) -> Config:
     if settings.pop("growing", False):  # the same examples in all
         settings["ratio_from"], ratio = 2 * ratio - 0.95, 0.95
     if one.method == "full, fewer epochs":
-        epochs = max(1, round(1 + (epochs - 1) * (1 - ratio)))
+        epochs = ceil(round(1 + (epochs - 1) * (1 - ratio), 6))
     if one.method == "random, compute of fresh":
         ratio = max(0.0, ratio - FORWARD_COST)
     return Config(
