@@ -14,9 +14,9 @@ first epoch on all data. Tasks (real data below ../shared/data):
 - nmnist: N-MNIST recordings, 1,000 and 100 rows, T = 5, 30 epochs.
 
 Besides the policies: "full, fewer epochs" trains on all data for as many examples as the pruned runs see
-(rounded up to whole epochs), with its own cosine schedule; "sadp fresh" scores all examples before every pruned epoch, and "random, compute
-of fresh" draws as many more examples as these passes cost; "sadp, plain norm" is SADP with batch statistics
-that ignore the weights, as up to version 0.1.
+(rounded up to whole epochs), with its own cosine schedule; "sadp fresh" scores all examples before every
+pruned epoch, and "random, compute of fresh" draws as many more examples as these passes cost; "sadp, plain
+norm" is SADP with batch statistics that ignore the weights, as up to version 0.1.
 
 Finished runs are kept in FILE.jsonl, a line each; the same command goes on where it was stopped. Seconds are
 CPU seconds of scoring, selecting, optimiser steps and batch norm re-estimation.
