@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import sadp_tables
 from benchmarks.pipeline_overhead import achieved
 from pipelines.data.files import write_beside
 
@@ -26,27 +27,34 @@ MORE_TASKS = {**TASKS, "cifar-dvs": "simulated"}
 # Okabe and Ito's palette: told apart by colour-blind readers.
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
 MARKERS = "os^vDP*X"
+SADP_METHODS = (
+    "random", "sadp", "el2n", "infobatch matched", "repb matched", "orderdp", "seta matched",
+    "full, fewer epochs",
+)  # fmt: skip
 Result = dict[str, Any]
 Row = dict[str, Any]
 
 
 def sadp_training() -> "Figure":
-    """Accuracy over the compute spent, for every method and ratio; clean and wrong labels."""
+    """Accuracy over training time at the ratios of each task; means and 95 % intervals over seeds."""
     rows = _stored("sadp_training")["rows"]
-    panels = {"clean": "clean labels", "wrong": "20 % wrong labels"}
-    methods = ("random", "infobatch", "el2n stale", "el2n fresh", "sadp stale", "sadp fresh")
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    methods = [m for m in SADP_METHODS if any(r["method"] == m for r in rows)]
     figure, axes = _panels(
-        len(panels), "compute (trained and scored examples), share of full", "test accuracy"
+        len(tasks), "training time over that of all data (CPU seconds)", "test accuracy, %"
     )
-    for a, (labels, title) in zip(axes, panels.items(), strict=True):
-        of = [r for r in rows if r["labels"] == labels]
-        full = [r["accuracy"] for r in of if r["method"] == "full"]
-        _level(a, full, "full training")
-        for i, method in enumerate(methods, 1):
-            groups = _grouped((r for r in of if r["method"] == method), "ratio")
-            xs = [statistics.mean(r["share_scored"] for r in g) for g in groups.values()]
-            _with_spread(a, xs, [[r["accuracy"] for r in g] for g in groups.values()], method, i)
-        a.set_title(title)
+    for a, task in zip(axes, tasks, strict=True):
+        of = [r for r in rows if r["task"] == task]
+        full = [r for r in of if r["method"] == "full"]
+        unit = statistics.mean(r["cpu_s"] for r in full)
+        _level(a, [100 * r["accuracy"] for r in full], "all data")
+        for i, method in enumerate(methods):
+            groups = list(_grouped((r for r in of if r["method"] == method), "ratio").values())
+            xs = [statistics.median(r["cpu_s"] for r in g) / unit for g in groups]
+            means = [100 * statistics.mean(r["accuracy"] for r in g) for g in groups]
+            bars = [100 * sadp_tables.half_interval([r["accuracy"] for r in g]) for g in groups]
+            a.errorbar(xs, means, yerr=bars, label=method, elinewidth=0.7, capsize=2, **_style(i))
+        a.set_title(task)
     return _keyed(figure, axes)
 
 

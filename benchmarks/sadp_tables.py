@@ -37,9 +37,13 @@ def paired(found: dict[int, Row], rival: dict[int, Row]) -> tuple[float, float, 
     differences = [100 * (found[s]["accuracy"] - rival[s]["accuracy"]) for s in seeds]
     if not differences:
         return float("nan"), float("nan"), 0
-    n = len(differences)
-    half = T95[n] * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
-    return statistics.mean(differences), half, n
+    return statistics.mean(differences), half_interval(differences), len(differences)
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the 95 % interval of a mean (Student's t); 0 for a single value."""
+    n = len(values)
+    return T95[n] * statistics.stdev(values) / n**0.5 if n > 1 else 0.0
 
 
 def achieved(found: dict[int, Row], full: dict[int, Row]) -> float | None:

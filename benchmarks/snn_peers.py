@@ -19,6 +19,7 @@ from snn.convolution import Conv2d
 from snn.layers import SpikingLayer
 from snn.models.base import SpikingNetwork
 from snn.neurons import LIF, NeuronParameters, lif
+from snn.weighted_norm import weighted_statistics
 
 NEURON = NeuronParameters(beta=0.5, decay_input=True)
 PEERS = ("spikingjelly", "snntorch", "norse")
@@ -117,7 +118,7 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
         "limit, channels_last": (without(nn.Identity, True), False),
         "ours": (ours, True),
         "ours, channels_last" if other.channels_last else "ours, NCHW": (other, True),
-        "ours, norm apart": (norms_apart(model), True),
+        "ours, weighted": (Weighted(copy.deepcopy(model)), True),
     }
     if installed("spikingjelly"):
         variants["spikingjelly"] = (without(SpikingJellyNeuron), False)
@@ -162,13 +163,18 @@ def memory_variants(model: SpikingNetwork, x_TB: Tensor) -> dict[str, tuple[nn.M
     return variants
 
 
-def norms_apart(model: nn.Module) -> nn.Module:
-    """A copy whose batch norms are called as modules: what is watched is not fused."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.register_forward_hook(lambda module, inputs, output: None)
-    return model
+class Weighted(nn.Module):
+    """A network whose batch norms take example weights, half of them below 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        weights = torch.linspace(0.5, 1.5, x_TB.shape[1], device=x_TB.device)
+        with weighted_statistics(weights):
+            y: Tensor = self.model(x_TB)
+        return y
 
 
 def layer_variants(steps: int) -> dict[str, Callable[[Tensor], Tensor]]:

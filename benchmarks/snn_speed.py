@@ -13,8 +13,8 @@ Every variant has the same weights, folded convolutions and input; the neurons d
 convolutions of `snn.convolution`, the others torch's own:
 
 - ``ours``: this package's engine as the model comes (VGG in channels_last), static first layer computed
-  once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, norm apart``: batch norm
-  not fused with the neurons;
+  once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, weighted``: batch
+  norms with example weights;
 - ``limit``: no neurons (identity), on T copies of the images, in NCHW;
 - ``spikingjelly``, ``snntorch``, ``norse``: `benchmarks.snn_peers`; those not installed are left out;
 - with ``--compile`` also ``ours, compiled`` (torch.compile, whose neurons are the eager loop) and on CUDA

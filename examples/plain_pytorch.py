@@ -14,6 +14,7 @@ from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.losses import rate_cross_entropy
 from snn.models import build
+from snn.weighted_norm import weighted_statistics
 
 T, EPOCHS = 4, 10
 images, labels = load_digits(return_X_y=True)
@@ -26,25 +27,28 @@ model = build("mlp", input_shape=(1, 8, 8), num_classes=10)
 
 def fit(lr: float, masks=None) -> float:
     """Train under ``masks``; the test accuracy."""
-    policy = make_policy("sadp", num_examples=1437, ratio=0.5, seed=0, epochs=EPOCHS, rescore_every=2)
+    policy = make_policy("sadp", num_examples=1437, ratio=0.5, seed=0, epochs=EPOCHS)
     scorer = ExampleScorer(model, ("sadp",))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     if masks is not None:
         masks.keep(model, optimizer)  # the optimiser cannot revive a pruned weight
     for epoch in range(EPOCHS):
-        if (ids := policy.rescore(epoch)) is not None:
-            policy.observe(ids, scorer.score(direct(x[ids], T), y[ids])["sadp"].numpy(), epoch, "pass")
-        plan = policy.plan(epoch)  # who is in this epoch, and with what weight
+        plan = policy.plan(epoch)  # which examples this epoch trains on, and with what weights
+        weights, in_loss = torch.from_numpy(plan.weights), torch.from_numpy(plan.loss_weights)
         model.train()
         for batch in torch.randperm(len(plan.ids)).split(32):
-            at, weights = plan.ids[batch], torch.from_numpy(plan.weights[batch])
-            loss = (weights * rate_cross_entropy(model(direct(x[at], T)), y[at])).sum() / 32
+            at, w = plan.ids[batch], weights[batch]
+            with weighted_statistics(w), scorer.recording():
+                logits = model(direct(x[at], T))
+            scores = scorer.from_recording(logits, y[at], w)["sadp"]  # free: from the training step
+            policy.observe(at, scores.numpy(), epoch, "train")
+            loss = (in_loss[batch] * rate_cross_entropy(logits, y[at])).sum() / 32
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         schedule.step()
-        reestimate(model, [direct(x[train], T)])  # the weighted mix is not what the network will see
+        reestimate(model, [direct(x[train], T)])  # running statistics of all data, for evaluation
     with torch.no_grad():
         return (model.eval()(direct(x[test], T)).mean(0).argmax(1) == y[test]).float().mean().item()
 

@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
 from pruning.examples.policies import class_of
+from pruning.examples.policy import FORWARD_COST, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,23 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
             raise UserError(f"data.augment.{name}", f"does not apply to examples of shape {info.input_shape}")
     if a.drop_time and info.frames is None and info.timesteps is None:
         raise UserError("data.augment.drop_time", "applies to events alone; this dataset holds none")
+
+
+def costly_passes(config: Config) -> str | None:
+    """A warning where scoring passes cost more than half of what the pruned epochs save."""
+    e, T = config.examples, config.model.T
+    policy = class_of(e.policy)
+    every = policy.rescore_every if e.rescore_every is None else e.rescore_every
+    if policy.score is None or not every or e.overlap or not e.ratio:
+        return None
+    scored = {"all": 1.0, "unselected": e.ratio, "sample": Settings.rescore_share}[e.rescore_who]
+    cost = FORWARD_COST * (e.score_timesteps or T) / T * scored / every
+    if cost <= e.ratio / 2:
+        return None
+    return (
+        f"examples.rescore_every {every}: scoring passes cost {cost:.2f} of a full epoch per pruned epoch, of"
+        f" the {e.ratio:.2f} that it saves; 0 takes the scores from the training steps at no cost"
+    )
 
 
 def check_storage(folder: Path) -> None:

@@ -18,7 +18,7 @@ from pipelines.lock import hold
 from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
 from pipelines.places import told as storage_told
-from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
+from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage, costly_passes
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
 from pipelines.provenance import check_same_data
@@ -85,6 +85,8 @@ def _run(
     check_same_data(folder, config)
     check_trackers(config)
     check_storage(folder.parent)
+    if command != "prune" and (warning := costly_passes(config)) is not None:
+        console.print(warning, highlight=False, soft_wrap=True)
     phases = phases_of(config, command)
     if is_finished(folder, len(phases)):
         return folder

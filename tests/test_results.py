@@ -19,7 +19,7 @@ from benchmarks import (
     pipeline_overhead,
     sadp_cost,
     sadp_quality,
-    sadp_training,
+    sadp_tables,
     scale,
     search_front,
     slamp_distortion,
@@ -65,7 +65,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     "digits.md": (digits_accuracy.tables, ("digits.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
     "sadp-training.md": (
-        lambda result: sadp_training.tables(result["rows"], result["setup"]),
+        sadp_tables.tables,
         ("sadp_training.json",),
     ),
     "sadp-quality.md": (

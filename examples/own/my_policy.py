@@ -14,5 +14,5 @@ class Flattened(Policy):
     def importance(self, epoch: int) -> tuple[np.ndarray, int]:
         """Inclusion probabilities ``[N]`` and their sum."""
         s = self.settings
-        pi = inclusion_probabilities(np.sqrt(self.scores), self.size, alpha=s.alpha, present=s.present)
-        return pi, self.size
+        size = s.size_at(epoch)
+        return inclusion_probabilities(np.sqrt(self.scores), size, alpha=s.alpha, present=s.present), size

@@ -6,9 +6,10 @@ from typing import Any, get_args
 import pytest
 
 from pipelines import config as tree
-from pipelines.config import Config
+from pipelines.config import Config, ExamplesConfig
 from pipelines.config_io import dump_config, load_config, split_overrides
 from pipelines.errors import UserError
+from pipelines.preflight import costly_passes
 
 
 def test_dump_and_load_round_trip(tmp_path: Path) -> None:
@@ -156,3 +157,24 @@ def test_a_bad_base_is_named(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(tmp_path / "mine.yaml")
     assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"ratio": 0.5}, False),  # scores from training steps
+        ({"ratio": 0.5, "rescore_every": 1}, True),
+        ({"ratio": 0.9, "rescore_every": 1}, False),
+        ({"ratio": 0.5, "rescore_every": 2}, False),
+        ({"ratio": 0.3, "rescore_every": 2}, True),
+        ({"ratio": 0.3, "rescore_every": 2, "score_timesteps": 2}, False),
+        ({"ratio": 0.3, "rescore_every": 2, "rescore_who": "unselected"}, False),
+        ({"ratio": 0.5, "rescore_every": 1, "overlap": True}, False),
+        ({"ratio": 0.5, "rescore_every": 1, "policy": "random"}, False),
+    ],
+)
+def test_passes_that_cost_more_than_half_of_what_they_save_are_warned_of(settings, warned):
+    warning = costly_passes(Config(examples=ExamplesConfig(**settings)))
+    assert (warning is not None) == warned
+    if warning:
+        assert warning.startswith(f"examples.rescore_every {settings['rescore_every']}: ")
