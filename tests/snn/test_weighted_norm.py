@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,3 +251,29 @@ def test_refusals():
         norm(torch.rand(7, 2))
     with weighted_statistics(torch.rand(1)), pytest.raises(ValueError, match="more than 1 value per channel"):
         norm(torch.rand(1, 2))
+
+
+def step_of_a_worker(rank, store, folder):
+    """One weighted training step under DistributedDataParallel; the gradients go to a file."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model, (x, labels) = network("convnet"), batch("convnet", B=8)
+    weights, mine = torch.linspace(0.2, 2, 8).double(), slice(4 * rank, 4 * rank + 4)
+    distributed = nn.parallel.DistributedDataParallel(model.train())
+    with weighted_statistics(weights[mine]):
+        logits = distributed(direct(x[mine], 3))
+    (weights[mine] * rate_cross_entropy(logits, labels[mine], 0.0)).sum().backward()
+    torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_every_worker_of_a_distributed_step_takes_the_statistics_of_its_own_batch(tmp_path):
+    torch.multiprocessing.spawn(step_of_a_worker, (tmp_path / "store", tmp_path), nprocs=2)
+    model, (x, labels) = network("convnet"), batch("convnet", B=8)
+    weights = torch.linspace(0.2, 2, 8).double()
+    parts = [
+        gradients(model, direct(x[part], 3), labels[part], weights[part])[1]
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    for rank in range(2):
+        for found, a, b in zip(torch.load(tmp_path / f"{rank}.pt"), *parts, strict=True):
+            torch.testing.assert_close(found, (a + b) / 2, rtol=1e-9, atol=1e-12)

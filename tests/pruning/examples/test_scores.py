@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from snn.layers import Folded
 from snn.models import MODELS, SpikingNetwork, build
 from snn.neurons import NeuronParameters
 from snn.surrogate import Surrogate
+from snn.weighted_norm import weighted_statistics
 from tests.pruning.examples.oracles import (
     batch,
     conv_tail,
@@ -281,6 +283,51 @@ def test_recording_leaves_training_alone():
     for a, b in zip(plain.parameters(), recorded.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in recorded.modules())
+
+
+def norms(net):
+    return [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "convnet", "conv tail, average pool"])
+def test_scores_of_a_training_step_are_those_of_a_network_frozen_at_its_batch_statistics(name, weighted):
+    """Slope and currents come from one set of statistics: the batch's, with the weights of the examples."""
+    net = NETS[name]().train()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    x, y = batch(net)
+    weights = torch.linspace(0.3, 2.0, x.shape[1], dtype=torch.float64) if weighted else None
+    frozen, seen = copy.deepcopy(net), []
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0])) for m in norms(net)]
+    scorer = ExampleScorer(net)
+    with weighted_statistics(weights), scorer.recording():
+        logits = net(x)
+    found = scorer.from_recording(logits, y, weights)["sadp"]
+    for hook in hooks:
+        hook.remove()
+    for m, inputs in zip(norms(frozen), seen, strict=True):
+        rows = inputs.detach().flatten(2) if inputs.ndim > 2 else inputs.detach()[..., None]  # [T*B, C, P]
+        w = (torch.ones(len(y)) if weights is None else weights).repeat(len(rows) // len(y))[:, None, None]
+        m.running_mean.copy_((w * rows).sum((0, 2)) / (w.sum() * rows.shape[2]))
+        centred = rows - m.running_mean[:, None]
+        m.running_var.copy_((w * centred**2).sum((0, 2)) / (w.sum() * rows.shape[2]))
+    torch.testing.assert_close(found, ExampleScorer(frozen.eval()).score(x, y)["sadp"], rtol=1e-6, atol=1e-9)
+
+
+def test_scores_beside_a_step_in_half_precision_are_taken_in_float32():
+    net = build("convnet", input_shape=(2, 8, 8), num_classes=4, channels=(4,), hidden=(9,)).train()
+    x, y = torch.rand(4, 16, 2, 8, 8), torch.randint(0, 4, (16,))
+    found = []
+    for inside in (True, False):
+        scorer = ExampleScorer(copy.deepcopy(net))
+        with torch.autocast("cpu", torch.bfloat16), scorer.recording():
+            logits = scorer.model(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(scorer.from_recording(logits, y)["sadp"])
+    assert found[0].dtype == torch.float32
+    assert torch.equal(*found)
 
 
 def test_recording_through_distributed_data_parallel(tmp_path):
