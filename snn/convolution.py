@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from snn.activations import pack, unpack
+from snn.packing import pack, unpack
 
 SMALL_MAP, MANY_WEIGHTS = 16, 1 << 21
 """Pixels up to which, and weights from which, the matrix product wins: beyond a core's own cache."""

@@ -56,6 +56,45 @@ def test_cluster_imports_no_other_floor() -> None:
         assert not roots & {"snn", "pruning", "pipelines"}, file
 
 
+def _file_graph() -> dict[str, set[str]]:
+    """Which of our files imports which, imports inside functions included; by dotted name."""
+    files = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for floor in (*ALLOWED, "pipelines", "cluster")
+        for p in (ROOT / floor).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {m if m in files else str(node.module) for m in members}
+        graph[name] = {f for f in found if f in files and f != name}
+    return graph
+
+
+def test_no_circle_of_files() -> None:
+    graph = _file_graph()
+    assert len(graph) > 100
+    while leaves := {name for name, imports in graph.items() if not imports & graph.keys()}:
+        graph = {name: imports for name, imports in graph.items() if name not in leaves}
+    circles = {name: sorted(imports & graph.keys()) for name, imports in graph.items()}
+    assert not circles
+
+
+def test_no_import_against_the_floors() -> None:
+    height = {"snn": 0, "pruning": 1, "pipelines": 2}
+    for name, imports in _file_graph().items():
+        for other in imports:
+            floor, below = name.split(".")[0], other.split(".")[0]
+            if floor == below or (floor, below) == ("pipelines", "cluster"):
+                continue
+            assert height.get(floor, -1) > height.get(below, 9), f"{name} imports {other}"
+
+
 def _modules_after(code: str) -> set[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     done = subprocess.run(

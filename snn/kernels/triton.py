@@ -99,7 +99,7 @@ def _why_unavailable() -> str | None:
         return "triton is not installed"
     if _INTERPRETED:
         return None
-    from snn.neurons import NeuronParameters
+    from snn.parameters import NeuronParameters
 
     x = torch.zeros(1, 16, device="cuda")
     try:

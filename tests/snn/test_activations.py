@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from snn import activations
-from snn.activations import ACTIVATIONS, keep_activations, pack, unpack
+from snn import packing
+from snn.activations import ACTIVATIONS, keep_activations
 from snn.coding import direct
 from snn.layers import SpikingLayer
 from snn.losses import rate_cross_entropy
 from snn.models import build
 from snn.neurons import NeuronParameters
+from snn.packing import pack, unpack
 
 FILLS = {
     "bits": lambda n, rng: torch.randint(0, 2, (n,), generator=rng),
@@ -65,10 +66,10 @@ def test_gaps_and_nothing_are_kept_as_they_are():
 @given(count=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_bits_of_other_devices_are_those_of_the_cpu(count, seed):
     flat = torch.randint(0, 2, (count,), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-    bits = activations._torch_to_bits(flat)
-    assert torch.equal(bits, activations._to_bits(flat))
-    assert torch.equal(activations._torch_from_bits(bits, count), flat)
-    assert torch.equal(activations._from_bits(bits, count), flat)
+    bits = packing._torch_to_bits(flat)
+    assert torch.equal(bits, packing._to_bits(flat))
+    assert torch.equal(packing._torch_from_bits(bits, count), flat)
+    assert torch.equal(packing._from_bits(bits, count), flat)
 
 
 NETWORKS = {
