@@ -60,11 +60,10 @@ def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor
         x: ``[T*B, C, ...]`` or ``[B, C, ...]``.
         weights_B: as for `weighted_statistics`.
     """
-    if weights_B is None:
-        weights_B = torch.ones(1, device=x.device)
-    share_N = _shares(weights_B, x)
+    x = _wide(x)
+    share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)
     mean = share_N @ _row_sums(x)
-    return mean, share_N @ _row_sums((_wide(x) - _per_channel(mean, x)).square())
+    return mean, share_N @ _row_sums((x - _per_channel(mean, x)).square())
 
 
 class _WeightedStatistics(TorchFunctionMode):
@@ -72,7 +71,9 @@ class _WeightedStatistics(TorchFunctionMode):
 
     def __init__(self, weights_B: Tensor) -> None:
         super().__init__()
-        self.weights_B = weights_B
+        self.weights_B, self.share_B = weights_B, _shares(weights_B)
+        self.effective = 1 / self.share_B.square().sum()
+        """Kish's effective number of examples, ``(sum w)^2 / sum w^2``."""
 
     def __enter__(self) -> Self:
         self._token = _ACTIVE.set(self.weights_B)
@@ -85,12 +86,13 @@ class _WeightedStatistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
-            return _weighted_norm(self.weights_B, *args, **(kwargs or {}))
+            return _weighted_norm(self.share_B, self.effective, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _weighted_norm(
-    weights_B: Tensor,
+    share_B: Tensor,
+    effective: Tensor,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -104,12 +106,10 @@ def _weighted_norm(
     values = input.numel() // input.shape[1]
     if not training or values <= 1:  # torch refuses a single value
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    share_N = _shares(weights_B, input)
-    y, mean, var = _WeightedNorm.apply(input, weight, bias, share_N, eps)
+    y, mean, var = _WeightedNorm.apply(input, weight, bias, _row_shares(share_B, input), eps)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            # Kish's effective number of values takes the place of n in the unbiased variance.
-            n = share_N.sum().square() / share_N.square().sum() * (values // len(input))
+            n = effective * (values // len(share_B))
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * (n / (n - 1).clamp(min=1))).to(running_var.dtype), momentum)
     return y
@@ -122,8 +122,9 @@ class _WeightedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share_N: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean = share_N @ _row_sums(x)
-        centred = _wide(x) - _per_channel(mean, x)
+        wide = _wide(x)
+        mean = share_N @ _row_sums(wide)
+        centred = wide - _per_channel(mean, x)
         var = share_N @ _row_sums(centred.square())
         rstd = (var + eps).rsqrt()
         scale = _per_channel(rstd if weight is None else weight * rstd, x)
@@ -136,44 +137,46 @@ class _WeightedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor, *_: Any):  # type: ignore[no-untyped-def]
         centred, weight, bias, share_N, rstd = ctx.saved_tensors
-        grad, along = _row_sums(grad_y), _row_sums(_wide(grad_y) * centred)
-        grad_bias, grad_weight = grad.sum(0), along.sum(0) * rstd
+        grad_y = _wide(grad_y)
+        grad_bias = _row_sums(grad_y).sum(0)
+        grad_weight = _row_sums(grad_y * centred).sum(0) * rstd
         scale = rstd if weight is None else weight * rstd
         shift_NC = torch.outer(share_N, -scale * grad_bias)
         slope_NC = torch.outer(share_N, -scale * rstd * grad_weight)
-        grad_x = torch.addcmul(_per_row(shift_NC, grad_y), grad_y, _per_channel(scale, grad_y))
-        grad_x.addcmul_(centred, _per_row(slope_NC, grad_y))
+        space = [1] * (grad_y.ndim - 2)
+        grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad_y, _per_channel(scale, grad_y))
+        grad_x.addcmul_(centred, slope_NC.view(*slope_NC.shape, *space))
         return (
             grad_x.to(centred.dtype),
-            None if weight is None else grad_weight.to(weight.dtype),
-            None if bias is None else grad_bias.to(bias.dtype),
+            None if weight is None else grad_weight,
+            None if bias is None else grad_bias,
             None,
             None,
         )
 
 
-def _shares(weights_B: Tensor, x: Tensor) -> Tensor:
-    """``w / W`` of every row of ``x``, ``[N]`` in the precision of the statistics; equal where all are 0."""
-    N, B = len(x), len(weights_B)
+def _shares(weights_B: Tensor) -> Tensor:
+    """``w / sum w``, ``[B]``; equal where all are 0."""
+    weights = _wide(weights_B)
+    weights = torch.where(weights.any(), weights, 1.0)
+    return weights / weights.sum()
+
+
+def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
+    """``w / W`` of every row of ``x``, ``[N]``, in the precision of the statistics."""
+    N, B = len(x), len(share_B)
     if N % B:
         raise ValueError(
             f"batch norm: {N} rows are no multiple of the batch size {B} of the example weights;"
             " an input must be [T*B, C, ...] or [B, C, ...]"
         )
-    weights = weights_B.to(x.device, _sum_dtype(x), non_blocking=True)
-    weights = torch.where(weights.any(), weights, 1.0).repeat(N // B)
-    return weights / (weights.sum() * (x.numel() // (N * x.shape[1])))
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    """Sums over rows: float64 where it costs nothing."""
-    return torch.float64 if x.device.type == "cpu" or x.dtype == torch.float64 else torch.float32
+    share = share_B.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return (share / (x.numel() // (B * x.shape[1]))).repeat(N // B)
 
 
 def _row_sums(x: Tensor) -> Tensor:
-    """Sums over positions, ``[N, C]``, in the precision of the statistics."""
-    sums = _wide(x).sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
-    return sums.to(_sum_dtype(x))
+    """Sums over positions, ``[N, C]``."""
+    return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -182,12 +185,4 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _per_channel(values_C: Tensor, x: Tensor) -> Tensor:
-    return values_C.to(_wide_dtype(x)).view(1, -1, *[1] * (x.ndim - 2))
-
-
-def _per_row(values_NC: Tensor, x: Tensor) -> Tensor:
-    return values_NC.to(_wide_dtype(x)).view(*values_NC.shape, *[1] * (x.ndim - 2))
-
-
-def _wide_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return values_C.view(1, -1, *[1] * (x.ndim - 2))

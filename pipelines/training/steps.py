@@ -177,12 +177,14 @@ class Stepper:
             x, y = batch.get(ids)
         labels, scorer = to_device(y, device), self._scorer
         recording = nullcontext() if scorer is None else scorer.recording()
-        with part("forward"), recording, self._autocast(), weighted_statistics(torch.from_numpy(weights)):
+        # Equal weights are told here: on a GPU the question would wait for the device.
+        weights_B = None if (weights == 1).all() else to_device(weights, device)
+        with part("forward"), recording, self._autocast(), weighted_statistics(weights_B):
             logits_TBK = self.module(self.worker.inputs.training(x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
         if scorer is not None:  # before the step changes the weights that made the spikes
-            found = scorer.from_recording(logits_TBK.detach(), labels, to_device(weights, device))
+            found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
             seen.add(ids, found[self._score], weights > 0)
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
         loss_weights = tempered(weights, drawn.weight_power, drawn.mean_power)

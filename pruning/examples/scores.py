@@ -281,15 +281,14 @@ class ExampleScorer:
                 f"{tuple(current_TB.shape[2:])}; whatever pools or selects in between belongs in the readout"
             )
         g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
-        deltas = tail.current_gradient(current_TB, g_TB, synapses.neuron.constants)
-        x = tail.wide(self._captured["layer"])
-        squares = tail.field_squares(x, synapses.layer)
-        squares_TB = squares.expand(T, *squares.shape) if len(x) == B else _unfold(squares, T, B)
+        delta_TB = tail.current_gradient(current_TB, g_TB, synapses.neuron.constants)
+        squares = tail.field_squares(tail.wide(self._captured["layer"]), synapses.layer)
+        if len(squares) == B < T * B:  # all timesteps alike
+            squares = squares.expand(T, *squares.shape).flatten(0, 1)
+        elif len(squares) != T * B:
+            raise _unexpected_rows(squares, T, B)
         slope = tail.norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
-        v = torch.zeros(B, dtype=current_TB.dtype, device=current_TB.device)
-        for delta, n in zip(deltas, squares_TB, strict=True):
-            v += tail.layer_bound(delta, n, slope, synapses.layer)
-        return v
+        return tail.layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
 
     def _deep(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """Any tail depth: errors at the layers' outputs by a backward pass of the summed losses."""
@@ -330,5 +329,9 @@ class ExampleScorer:
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:
     """``[T B, ...]`` to ``[T, B, ...]``."""
     if len(x) != T * B:
-        raise ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")
+        raise _unexpected_rows(x, T, B)
     return x.unflatten(0, (T, B))
+
+
+def _unexpected_rows(x: Tensor, T: int, B: int) -> ValueError:
+    return ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")

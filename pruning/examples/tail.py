@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from snn.layers import Norm, WeightLayer
-from snn.neurons import NeuronParameters, membrane_potential
+from snn.layers import Norm, WeightLayer, is_static
+from snn.neurons import NeuronParameters, lif
 from snn.weighted_norm import batch_statistics
 
 _LINEAR = (nn.Linear, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout)
@@ -88,35 +88,21 @@ def readout_gradient(readout: nn.Sequential, x_TB: Tensor, e_TBK: Tensor) -> Ten
     return g.unflatten(0, (len(point), B))
 
 
-def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters) -> list[Tensor]:
-    """``k d[t]``: the loss's gradient at the current into the last hidden neurons, ``T`` times ``[B, ...]``.
+def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters) -> Tensor:
+    """``k d[t]``: the loss's gradient at the current into the last hidden neurons, ``[T, B, ...]``.
 
     Args:
-        current_TB: the current, ``[T, B, ...]``; the potentials are computed from it anew.
+        current_TB: the current, ``[T, B, ...]``; the potentials are computed again from it.
         g_TB: the loss's gradient at the spikes, ``[T, B, ...]`` or ``[1, B, ...]``.
         neuron: the neurons' constants.
     """
-    u_TB = membrane_potential(current_TB, neuron)
-    d: Tensor | None = None
-    out: list[Tensor] = []
-    for t in range(len(u_TB) - 1, -1, -1):
-        u, g = u_TB[t], g_TB[min(t, len(g_TB) - 1)]
-        x = u - neuron.theta
-        phi = neuron.surrogate.derivative(x)
-        now = phi * g
-        if d is not None:
-            now = now.add_(_through_reset(d, u, x, phi, neuron), alpha=neuron.beta)
-        d = now
-        out.append(d if neuron.gain == 1 else neuron.gain * d)
-    return out[::-1]
-
-
-def _through_reset(d: Tensor, u: Tensor, x: Tensor, phi: Tensor, neuron: NeuronParameters) -> Tensor:
-    """``dv/du d``: what of the later gradient passes the reset."""
-    if neuron.reset == "hard":
-        kept = d.masked_fill(x >= 0, 0.0)
-        return kept if neuron.detach_reset else kept - u * phi * d
-    return d if neuron.detach_reset else d * (1 - neuron.theta * phi)
+    current = current_TB.detach()
+    if is_static(current):  # its gradient would be summed over time
+        current = current.clone(memory_format=torch.contiguous_format)
+    with torch.enable_grad():
+        spikes, _ = lif(current.requires_grad_(), neuron)
+    (gradient,) = torch.autograd.grad(spikes, current, g_TB.expand_as(spikes))
+    return gradient
 
 
 def norm_slope(
