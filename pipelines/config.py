@@ -91,7 +91,7 @@ class FramesConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AugmentConfig:
-    """Random changes of training examples, the same for any number of workers; scores see the originals."""
+    """Augmentation of training examples, the same for any number of workers."""
 
     crop: int = 0
     """Largest shift in pixels, with black beyond the border (a random crop of the padded image)."""

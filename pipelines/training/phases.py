@@ -78,13 +78,13 @@ def _retrain(config: Config, name: str, round_: int) -> Phase:
         score_from=0,
         anneal_epochs=min(config.examples.anneal_epochs, epochs),
     )
-    if examples.rescore_every == 0 or _scores_in_training_alone(examples.policy):
+    if _scores_in_training_alone(examples):
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
     train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)
     return Phase(name=name, round=round_, train=train, examples=examples)
 
 
-def _scores_in_training_alone(policy: str) -> bool:
-    """Whether a policy knows nothing before it has trained."""
-    of = class_of(policy)
-    return of.score is not None and of.rescore_every == 0
+def _scores_in_training_alone(examples: ExamplesConfig) -> bool:
+    """Whether no scoring pass tells the policy anything before it has trained."""
+    policy, every = class_of(examples.policy), examples.rescore_every
+    return policy.score is not None and not (policy.rescore_every if every is None else every)

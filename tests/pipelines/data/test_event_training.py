@@ -190,9 +190,10 @@ def test_ray_trains_on_recordings_as_one_process_does(
     assert metrics(on_ray) == metrics(alone)
 
 
-def test_scores_met_in_training_are_of_the_originals(digits: Path, tmp_path: Path) -> None:
-    """A cutout larger than the image leaves training nothing to see; scores still tell examples apart."""
+def test_scores_met_in_training_are_those_of_the_augmented_examples(digits: Path, tmp_path: Path) -> None:
+    """They cost nothing. A cutout larger than the image leaves all images of a class alike."""
     blank = {"data.augment.cutout": "99", "examples.policy": "infobatch", "model.hidden": "[32]"}
     folder = run(config(digits, tmp_path, **blank), "train", console=QUIET)
     scores = pq.read_table(folder / "scores.parquet").column("score").to_numpy()
-    assert len(np.unique(scores[np.isfinite(scores)])) > 1000
+    assert np.isfinite(scores).all()
+    assert len(np.unique(scores)) < 500
