@@ -49,6 +49,7 @@ from rich.console import Console
 from benchmarks import cifar16, sadp_tables
 from benchmarks.about import about
 from benchmarks.real_data import folder
+from pipelines import cli
 from pipelines.config import (
     AugmentConfig,
     ClusterConfig,
@@ -243,6 +244,11 @@ def prepared(name: str, task: Task, scratch: Path) -> Path:
         sizes = {"train_rows": task.train_rows, "test_rows": task.test_rows, "side": 16}
         if not (scratch / name).exists():
             cifar16.write(scratch / name, wrong=task.wrong, **sizes)
+        return scratch / name
+    if task.data == "nmnist":
+        cli.main(
+            ["data", "ingest", "parquet", "--input", str(folder("nmnist")), "--output", str(scratch / name)]
+        )
         return scratch / name
     if not task.wrong:
         return folder(task.data)
