@@ -18,7 +18,8 @@ Besides the policies: "full, fewer epochs" trains on all data for as many exampl
 pruned epoch, and "random, compute of fresh" draws as many more examples as these passes cost; "sadp, plain
 norm" is SADP with batch statistics that ignore the weights, as up to version 0.1.
 
-Finished runs are kept in FILE.jsonl, a line each; the same command goes on where it was stopped. Seconds are
+Finished runs are kept in FILE.jsonl, a line each; the same command goes on where it was stopped, and from
+the rows of FILE.json where there is no journal. Seconds are
 CPU seconds of scoring, selecting, optimiser steps and batch norm re-estimation.
 """
 
@@ -59,7 +60,7 @@ from pipelines.config import (
     ModelConfig,
     TrainConfig,
 )
-from pipelines.data.files import write_beside, write_json
+from pipelines.data.files import write_beside
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
 from pruning.examples.policy import FORWARD_COST
@@ -282,12 +283,14 @@ def measure(runs: list[Run], tasks: dict[str, Task], processes: int, keep: Calla
 
 
 class Journal:
-    """Finished runs, a line each; a line cut off by a kill is dropped."""
+    """Finished runs, a line each, begun with those of an earlier result; a line cut off by a kill is dropped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, result: Path | None = None) -> None:
         self.path = path
         text = path.read_text() if path.exists() else ""
         self.rows: list[Row] = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        if not self.rows and result is not None and result.exists():
+            self.rows = json.loads(result.read_text())["rows"]
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_beside(path, lambda p: p.write_text(lines))
@@ -329,7 +332,7 @@ def main() -> None:
             name: replace(t, train_rows=500, test_rows=100, epochs=2, augment=AugmentConfig())
             for name, t in TASKS.items()
         }
-    journal = Journal(options.output.with_suffix(".jsonl"))
+    journal = Journal(options.output.with_suffix(".jsonl"), options.output)
     runs = plan(options.tasks, options.ratios, options.methods, options.seeds)
     todo, started = journal.missing(runs), time.monotonic()
     first = len(journal.rows)
@@ -346,9 +349,11 @@ def main() -> None:
     if todo:
         measure(todo, tasks, options.processes, keep)
     rows = sorted(journal.rows, key=lambda r: (r["task"], r["ratio"], r["method"], r["seed"]))
-    result = {"about": about("benchmarks.sadp_training", sys.argv[1:]), "rows": rows}
-    write_json(options.output, result)
-    print(sadp_tables.tables(result))
+    origin = about("benchmarks.sadp_training", sys.argv[1:])
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"about": {json.dumps(origin, indent=1)},\n"rows": [\n{lines}\n]}}\n'
+    write_beside(options.output, lambda p: p.write_text(text))
+    print(sadp_tables.tables({"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ def test_a_killed_benchmark_goes_on_where_it_was(tmp_path: Path) -> None:
     again = Journal(path)
     assert [r["method"] for r in again.rows] == ["full", "random"]
     assert again.missing(runs) == runs[2:]
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"rows": again.rows}))
+    assert Journal(tmp_path / "new.jsonl", result).rows == again.rows
     again.add({"task": "fashion", "ratio": 0.9, "seed": 0, "method": "sadp"})
     assert [json.loads(line)["method"] for line in path.read_text().splitlines()] == [
         "full",

@@ -203,7 +203,7 @@ def test_activations_that_are_computed_again_have_the_same_statistics(name, how)
         assert all(torch.equal(p, q) for p, q in zip(a[2].buffers(), b[2].buffers(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["convnet", "sew_resnet18"])
+@pytest.mark.parametrize("name", ["convnet", pytest.param("sew_resnet18", marks=pytest.mark.slow)])
 def test_a_compiled_network_takes_weights_whole_and_is_compiled_once_for_all_of_them(name):
     torch._dynamo.reset()
     model, (x, _) = network(name).train(), batch(name)
