@@ -19,8 +19,8 @@ pruned epoch, and "random, compute of fresh" draws as many more examples as thes
 norm" is SADP with batch statistics that ignore the weights, as up to version 0.1.
 
 Finished runs are kept in FILE.jsonl, a line each; the same command goes on where it was stopped, and from
-the rows of FILE.json where there is no journal. Seconds are
-CPU seconds of scoring, selecting, optimiser steps and batch norm re-estimation.
+the rows of FILE.json where there is no journal. Seconds are CPU seconds of scoring, selecting, optimiser
+steps and batch norm re-estimation.
 """
 
 import argparse
@@ -283,7 +283,7 @@ def measure(runs: list[Run], tasks: dict[str, Task], processes: int, keep: Calla
 
 
 class Journal:
-    """Finished runs, a line each, begun with those of an earlier result; a line cut off by a kill is dropped."""
+    """Finished runs, a line each, after those of a stored result; a line cut off by a kill is dropped."""
 
     def __init__(self, path: Path, result: Path | None = None) -> None:
         self.path = path
