@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.transfer import to_device
+from pipelines.errors import UserError
 from pipelines.scoring import Scoring
 from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
@@ -111,6 +113,7 @@ class Stepper:
     def _steps(self, drawn: Drawn, feed: Feed, after_step: Callable[[], None]) -> float:
         epoch = drawn.epoch
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        finite_steps = torch.zeros((), dtype=torch.int64, device=self.engine.device)
         seen = ScoreBuffer(self.engine.book, epoch)
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
@@ -127,6 +130,7 @@ class Stepper:
                     total += self._backward(drawn, ids, weights, batch, feed.nominal_batch, seen)
             with part("optimizer"):
                 self._step()
+            finite_steps += total.isfinite()
             after_step()
             self.engine.progress(
                 {
@@ -139,7 +143,15 @@ class Stepper:
                 }
             )
         seen.flush()
-        return float(self.engine.sum(total))
+        loss = float(self.engine.sum(total))
+        if not isfinite(loss):
+            raise UserError(
+                "train.lr",
+                f"training diverged: the loss is not finite from step {int(finite_steps) + 1} of {feed.steps}"
+                f" in epoch {epoch + 1} of phase {self.phase.name}; lower the learning rate"
+                f" ({self.train.lr:g}), or set train.clip_norm. Checkpoints of earlier epochs are whole",
+            )
+        return loss
 
     def _traced(self, epoch: int) -> AbstractContextManager[Callable[[], None]]:
         spec, engine = self.worker.spec, self.engine

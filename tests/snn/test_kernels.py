@@ -287,6 +287,34 @@ class TestBuild:
         assert list(folder.iterdir()) == [library]
         assert folder.stat().st_mode & 0o777 == 0o700
 
+    @needs_cpu
+    def test_processes_that_start_together_compile_once(self, folder, tmp_path):
+        compiler, calls = tmp_path / "counting-cc", tmp_path / "calls"
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo x >> {calls}\nexec cc "$@"\n')
+        compiler.chmod(0o755)
+        command = [
+            sys.executable,
+            "-c",
+            "from snn.kernels import cpu; assert cpu.ENGINE.unavailable() is None",
+        ]
+        env = {**os.environ, "SPIKEPRUNE_CACHE": str(folder), "CC": str(compiler)}
+        root = Path(__file__).parents[2]
+        started = [subprocess.Popen(command, env=env, cwd=root) for _ in range(3)]
+        assert [process.wait(300) for process in started] == [0, 0, 0]
+        assert calls.read_text() == "x\n"
+        assert [p.suffix for p in folder.iterdir()] == [".so"]
+
+    @needs_cpu
+    def test_versions_that_nobody_has_loaded_for_a_month_are_removed(self, folder):
+        folder.mkdir(mode=0o700)
+        old, recent, other = (folder / name for name in ("lif-old.so", "lif-recent.so", "sparse-old.so"))
+        for path, days in ((old, 40), (recent, 10), (other, 40)):
+            path.touch()
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - days * 24 * 3600))
+        assert cpu.ENGINE.unavailable() is None
+        assert {p.name for p in folder.iterdir()} > {recent.name, other.name}
+        assert not old.exists()
+
     def test_a_compiler_that_fails_is_named_with_its_words(self, folder, tmp_path, monkeypatch):
         compiler = tmp_path / "broken-cc"
         compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho no such target >&2; exit 1\n')

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import UserError
 from pipelines.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
@@ -116,3 +117,12 @@ def test_an_epoch_that_the_poisson_design_leaves_empty_takes_no_step(
     assert empty
     assert all(r["train_loss"] == 0 for r in empty)
     assert records[-1]["examples"] == 8
+
+
+def test_diverging_training_names_the_step_and_keeps_what_was_whole(tmp_path: Path, digits: Path) -> None:
+    overrides = {**LOCAL, "train.lr": "1e30", "train.warmup": "0", "train.schedule": "constant"}
+    config = small(tmp_path, digits, **overrides)
+    with pytest.raises(
+        UserError, match=r"train\.lr: training diverged: .* in epoch \d of phase train; lower"
+    ):
+        run(config, "train", console=QUIET)
