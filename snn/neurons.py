@@ -15,6 +15,7 @@ neuron (IF); a ``beta`` learned per layer makes it the parametric one (PLIF: Fan
 
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +85,31 @@ class LIF(nn.Module):
 
     With ``learn_beta`` it holds one parameter, ``beta_logit``, and ``beta = sigmoid(beta_logit)``.
 
+    Args:
+        parameters: the constants of all neurons; or give them by name, ``LIF(beta=0.9, theta=0.5)``.
+        tau: membrane time constant in timesteps, at least 1, in place of ``beta = 1 - 1 / tau``.
+        constants: fields of `NeuronParameters`.
+
     Raises:
-        ValueError: ``learn_beta`` with a ``beta`` that no sigmoid reaches (0 or 1).
+        ValueError: constants given both ways, an unknown or impossible one, or ``learn_beta`` with a
+            ``beta`` that no sigmoid reaches (0 or 1).
     """
 
-    def __init__(self, parameters: NeuronParameters | None = None) -> None:
+    def __init__(
+        self, parameters: NeuronParameters | None = None, *, tau: float | None = None, **constants: Any
+    ) -> None:
         super().__init__()
-        self._constants = parameters or NeuronParameters()
+        if not isinstance(parameters, NeuronParameters | None):
+            raise ValueError(f"LIF: {parameters!r} must be NeuronParameters; name a constant: LIF(beta=0.9)")
+        if tau is not None:
+            if "beta" in constants:
+                raise ValueError("LIF: give tau or beta, not both")
+            if not tau >= 1:
+                raise ValueError(f"tau: {tau!r} must be at least 1 timestep")
+            constants["beta"] = 1 - 1 / tau
+        if parameters is not None and constants:
+            raise ValueError(f"LIF: give parameters or {', '.join(constants)}, not both")
+        self._constants = parameters or NeuronParameters.from_dict(constants)
         self.beta_logit: nn.Parameter | None = None
         if self._constants.learn_beta:
             beta = self._constants.beta

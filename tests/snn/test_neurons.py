@@ -223,3 +223,25 @@ def test_a_learned_beta_is_an_ordinary_parameter_in_a_state_dict():
     assert isinstance(neuron, nn.Module)
     assert list(neuron.state_dict()) == ["beta_logit"]
     assert list(LIF().state_dict()) == []
+
+
+def test_constants_by_name():
+    assert LIF(beta=0.9, theta=0.5).constants == NeuronParameters(beta=0.9, theta=0.5)
+    assert LIF(tau=2.0, reset="soft").constants == NeuronParameters(beta=0.5, reset="soft")
+    assert LIF().constants == NeuronParameters()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "what"),
+    [
+        ((0.9,), {}, "0.9 must be NeuronParameters; name a constant"),
+        ((NeuronParameters(),), {"beta": 0.5}, "give parameters or beta, not both"),
+        ((), {"tau": 2.0, "beta": 0.5}, "give tau or beta"),
+        ((), {"tau": 0.5}, "tau: 0.5 must be at least 1"),
+        ((), {"betta": 0.5}, "field 'betta' is unknown"),
+        ((), {"beta": 1.5}, "beta: 1.5 must be in"),
+    ],
+)
+def test_constants_that_are_refused(arguments, named, what):
+    with pytest.raises(ValueError, match=what):
+        LIF(*arguments, **named)
