@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 STATISTICS_ROWS = 2048
 STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images
 CHECKED_ROWS = 1024  # examples that are decoded together
+MOST_ABSENT = 10  # classes by the highest label over labels that occur, from which on a label is a mistake
 CHEAP_BYTES = 256 << 20  # data up to this size are looked through before a run
 
 
@@ -158,6 +159,13 @@ def describe(
         schema = parquet.schema_arrow
     names = class_names(schema)
     num_classes = max(len(names), train.max_label + 1)
+    present = len(train.class_counts)
+    if not names and num_classes > MOST_ABSENT * present:
+        raise UserError(
+            train.files[0],
+            f"label {train.max_label:,} would make {num_classes:,} classes, but only {present} labels occur;"
+            " number the classes from 0, or name them in the schema's metadata (class_names)",
+        )
     if test.max_label >= num_classes:
         raise UserError(
             test.files[0],
@@ -172,9 +180,7 @@ def describe(
         x = event_frames.batch(x)
     mean, std = _statistics(x)
     if event_frames is None:
-        stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
-        mean = np.asarray(stored.get("mean", mean), np.float64)
-        std = np.asarray(stored.get("std", std), np.float64)
+        mean, std = _stored_statistics(folder, mean, std)
     return DatasetInfo(
         input_shape=x.shape[2:] if x.ndim == 5 else x.shape[1:],
         num_classes=num_classes,
@@ -184,6 +190,30 @@ def describe(
         frames=event_frames,
         timesteps=x.shape[1] if x.ndim == 5 and event_frames is None else None,
     )
+
+
+def _stored_statistics(
+    folder: Path | str, mean: np.ndarray, std: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
+    stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
+    found = []
+    for name, own in (("mean", mean), ("std", std)):
+        try:
+            values = np.asarray(stored.get(name, own), np.float64)
+        except (AttributeError, TypeError, ValueError):
+            values = np.full(1, np.nan)
+        good = (
+            values.shape == own.shape and np.isfinite(values).all() and (name == "mean" or values.min() >= 0)
+        )
+        if not good:
+            raise UserError(
+                f"{folder}/{MANIFEST}",
+                f"statistics.{name} must hold {len(own)} finite numbers, none of std negative; ingest again,"
+                " or remove statistics to take them from the data",
+            )
+        found.append(values)
+    return found[0], found[1]
 
 
 def _frames(schema: pa.Schema, file: str, data: DataConfig, T: int) -> Frames | None:

@@ -175,3 +175,30 @@ def test_the_first_rows_in_order_of_files(tmp_path: Path, rows: int) -> None:
     assert split.ids.array().tolist() == sorted(ids[:rows])
     assert split.layout.rows.sum() == -(-rows // 3) * 3  # what lies beyond is not read
     assert sorted(split.head(100)["id"].to_pylist()) == sorted(ids[:rows])
+
+
+@pytest.mark.parametrize("label", [500, 10_000_000])
+def test_a_label_far_beyond_those_that_occur_makes_no_network(label: int, tmp_path: Path) -> None:
+    write(tmp_path, "train", label=np.array([0, 1, 0, 1, 0, label]))
+    write(tmp_path, "test")
+    train, test = read_split(tmp_path, "train"), read_split(tmp_path, "test")
+    with pytest.raises(UserError, match=f"label {label:,} would make .* classes, but only 3 labels occur"):
+        describe(train, test, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"mean": [float("nan")], "std": [1.0]},
+        {"mean": [0.0], "std": [-1.0]},
+        {"mean": [0.0, 0.0], "std": [1.0]},
+        {"mean": "abc", "std": [1.0]},
+        {"mean": [0.0], "std": [None]},
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(statistics: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, "train")
+    write(tmp_path, "test")
+    (tmp_path / "manifest.json").write_text(json.dumps({"statistics": statistics}))
+    with pytest.raises(UserError, match=r"manifest.json: statistics\.(mean|std) must hold 1 finite numbers"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
