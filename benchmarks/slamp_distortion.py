@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.slamp_certificate import certify
 from benchmarks.slamp_tasks import STEPS, Task, scores
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import Calibration
-from pruning.weights.certificate import certify
 from pruning.weights.masks import Masks
 from snn.models import SpikingNetwork
 

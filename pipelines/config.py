@@ -30,20 +30,7 @@ LossName = Literal["rate_ce", "tet"]
 PolicyName = Literal[
     "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp"
 ]
-CriterionName = Literal[
-    "uniform",
-    "magnitude",
-    "erk",
-    "lamp",
-    "lamp_folded",
-    "wanda",
-    "slamp",
-    "slamp_time",
-    "slamp_membrane",
-    "slamp_local",
-    "slamp_root",
-    "slamp_response",
-]
+CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uniform", "wanda", "fisher"]
 
 
 def is_own(name: str) -> bool:
@@ -304,8 +291,8 @@ class WeightsConfig:
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
     criterion: CriterionName | str = "slamp"
-    """slamp (time-aware layer scores), one of its variants, a rival, or package.module:attribute of your
-    own."""
+    """slamp (time-aware layer scores by gradients), slamp_curve (by measured distortion), a rival, or
+    package.module:attribute of your own."""
     objective: Literal["weights", "synops"] | None = None
     """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
     sparsity: float | None = None
@@ -321,9 +308,9 @@ class WeightsConfig:
     rounds: int = 1
     """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
-    """Training examples that measure the layers' temporal statistics."""
-    response_examples: int = 128
-    """Of these, those on which slamp_response measures every layer's response at the readout."""
+    """Training examples for calibration."""
+    curve_examples: int = 128
+    """Of these, those on which slamp_curve measures every layer at a dozen densities."""
     diagnose_examples: int = 0
     """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
     min_keep: int = 1
@@ -353,7 +340,7 @@ class WeightsConfig:
             self.calibration_examples,
             "at least 1",
         )
-        _check(self.response_examples >= 1, "weights.response_examples", self.response_examples, "at least 1")
+        _check(self.curve_examples >= 4, "weights.curve_examples", self.curve_examples, "at least 4")
         _check(
             self.diagnose_examples >= 0, "weights.diagnose_examples", self.diagnose_examples, "zero or more"
         )

@@ -1,6 +1,5 @@
 import copy
 import json
-from math import exp, log
 
 import pytest
 import torch
@@ -38,7 +37,7 @@ def numbers(layer) -> dict[str, torch.Tensor]:
     return {
         k: torch.tensor(v, dtype=torch.float64)
         for k, v in vars(layer).items()
-        if k != "name" and v is not None
+        if k not in ("name", "sensitivity") and v is not None
     }
 
 
@@ -98,12 +97,16 @@ def oracle(model: SpikingNetwork, x_TB: torch.Tensor) -> dict[str, dict]:
         What = k * G[:, None] * W / theta
         n = current[0, 0].numel()
         tau = sum(kappa[t] / kappa.mean() * R[t] / P.mean() for t in range(T)) / T
-        sigma = kappa.mean() * P.mean() * What.square().sum() / (W.shape[1] * n)
-        found[id(layer)] = {"tau": tau, "sigma": sigma, "P": P, "R": R, "kappa": kappa, "rate": rate, "n": n}
-    mean = exp(sum(log(f["sigma"]) for f in found.values()) / len(found))
-    return {
-        s.name: found[id(s.layer)] | {"sigma": found[id(s.layer)]["sigma"] / mean} for s in model.synapses()
-    }
+        found[id(layer)] = {
+            "tau": tau,
+            "energy": What.square().sum(),
+            "P": P,
+            "R": R,
+            "kappa": kappa,
+            "rate": rate,
+            "n": n,
+        }
+    return {s.name: found[id(s.layer)] for s in model.synapses()}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_statistics_equal_the_definitions(neuron):
         assert not layer.dead
         for a, b in [
             (layer.tau, expected["tau"]),
-            (layer.sigma, expected["sigma"]),
+            (layer.energy, expected["energy"]),
             (layer.n, expected["n"]),
             (layer.P_t, expected["P"]),
             (layer.R_t, expected["R"]),
@@ -163,26 +166,29 @@ def test_one_timestep_gives_tau_exactly_one(x):
     for seed in range(5):
         calibration = calibrate(convnet(seed, beta=0.8), [x])
         assert [layer.tau for layer in calibration.layers] == [1.0] * 4
-        assert all(layer.sigma**0 == 1.0 for layer in calibration.layers)
 
 
 def test_batch_size_order_and_workers_do_not_matter():
     model, x = convnet(), frames(B=12)
-    one = CalibrationSums.collect(model, [x]).to_vector()
+    measure = ("gradients", "fisher")
+    one = CalibrationSums.collect(model, [x], measure=measure).to_vector()
     singles = list(x.split(1, dim=1))
-    many = CalibrationSums.collect(model, reversed(singles)).to_vector()
-    torch.testing.assert_close(one, many, rtol=1e-12, atol=0)
-    shares = [CalibrationSums.collect(model, s) for s in (singles[:1], singles[1:5], singles[5:])]
-    added = sum(s.to_vector() for s in [*shares, CalibrationSums.collect(model, [], T=4)])
+    many = CalibrationSums.collect(model, reversed(singles), measure=measure).to_vector()
+    torch.testing.assert_close(one, many, rtol=1e-11, atol=1e-15)
+    shares = [
+        CalibrationSums.collect(model, s, measure=measure) for s in (singles[:1], singles[1:5], singles[5:])
+    ]
+    none = CalibrationSums.collect(model, [], T=4, measure=measure)
+    added = sum(s.to_vector() for s in [*shares, none])
     merged = shares[0].merge(shares[1]).merge(shares[2])
-    torch.testing.assert_close(one, added, rtol=1e-12, atol=0)
+    torch.testing.assert_close(one, added, rtol=1e-11, atol=1e-15)
     torch.testing.assert_close(merged.to_vector(), added, rtol=1e-14, atol=0)
-    again = CalibrationSums.from_vector(model, added, 4)
+    again = CalibrationSums.from_vector(model, added, 4, measure)
     assert torch.equal(again.to_vector(), added)
-    a, b = Calibration.from_sums(model, again), calibrate(model, [x])
+    a, b = Calibration.from_sums(model, again), calibrate(model, [x], measure=measure)
     for p, q in zip(a.layers, b.layers, strict=True):
         assert p.tau == pytest.approx(q.tau, rel=1e-12)
-        assert p.sigma == pytest.approx(q.sigma, rel=1e-12)
+        assert p.sensitivity == pytest.approx(q.sensitivity, rel=1e-11)
     assert a.examples == 12
 
 
@@ -212,7 +218,7 @@ def test_rescaling_weights_with_running_statistics_changes_nothing():
         torch.testing.assert_close(numbers(a), numbers(b), rtol=1e-9, atol=1e-12)
 
 
-def test_dead_layers_have_coefficient_one_and_stay_outside_the_mean():
+def test_dead_layers_have_coefficient_one_and_leave_the_others_alone():
     model, x = convnet(), frames()
     reference = calibrate(model, [x])
     with torch.no_grad():
@@ -220,9 +226,8 @@ def test_dead_layers_have_coefficient_one_and_stay_outside_the_mean():
     calibration = calibrate(model, [x])
     *rest, head = calibration.layers
     assert head.dead
-    assert (head.tau, head.sigma) == (1.0, 1.0)
+    assert (head.tau, head.sensitivity) == (1.0, 1.0)
     assert sum(head.tau_t) == 1
-    assert sum(log(layer.sigma) for layer in rest) == pytest.approx(0, abs=1e-12)
     assert [layer.tau for layer in rest] == [layer.tau for layer in reference.layers[:-1]]
 
 
@@ -234,7 +239,7 @@ def test_a_silent_last_layer_is_dead_with_its_head():
         last.norm.bias.fill_(-5)
     calibration = calibrate(model, [x])
     assert [layer.dead for layer in calibration.layers] == [False, False, True, True]
-    assert all(layer.tau == layer.sigma == 1 for layer in calibration.layers[2:])
+    assert all(layer.tau == 1 for layer in calibration.layers[2:])
 
 
 class Residual(nn.Module):
@@ -336,7 +341,8 @@ def test_modes_and_weights_are_restored():
 
 
 def test_survives_json():
-    calibration = calibrate(convnet(), [frames()])
+    calibration = calibrate(convnet(), [frames()], measure=["gradients", "fisher", "curves"])
+    assert calibration.layers[0].curve is not None
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 
 
@@ -345,7 +351,7 @@ def test_spread_over_draws():
     draws = [calibrate(model, [frames(seed=s)]) for s in range(3)]
     spread = relative_spread(draws)
     name = draws[0].layers[1].name
-    c = [d[name].tau * d[name].sigma for d in draws]
+    c = [d[name].sensitivity for d in draws]
     assert spread[name] == pytest.approx(max(abs(v - sum(c) / 3) for v in c) / (sum(c) / 3))
     assert relative_spread([draws[0], draws[0]])[name] == 0
 

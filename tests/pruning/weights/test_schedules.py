@@ -35,9 +35,9 @@ def test_equal_distortion_rounds_add_up_to_one_shot():
     calibration = calibration_of(model, tau=[2, 0.5, 1])
     masks, spent = None, 0.0
     for part in equal_distortion(0.9, 3):
-        allocation = allocate(model, calibration, criterion="slamp_time", budget=part, previous=masks)
+        allocation = allocate(model, calibration, criterion="slamp", budget=part, previous=masks)
         masks, spent = allocation.masks, spent + allocation.budget
-    once = allocate(model, calibration, criterion="slamp_time", budget=0.9)
+    once = allocate(model, calibration, criterion="slamp", budget=0.9)
     assert spent <= 0.9
     kept, kept_once = masks.density, once.masks.density
     assert once.masks & masks == once.masks  # a round leaves less than one weight's cost unspent

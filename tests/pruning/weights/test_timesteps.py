@@ -44,7 +44,7 @@ def test_every_timestep_is_within_and_the_gap_is_true(seed, part):
         for k in itertools.product(*(range(len(p)) for p in prefixes))
         if (c_LT.T @ [p[i] for p, i in zip(prefixes, k, strict=True)] <= each).all()
     )
-    arguments = {"criterion": "slamp_time", "budget": budget, "budget_over": "max_t"}
+    arguments = {"criterion": "slamp", "budget": budget, "budget_over": "max_t"}
     if best == 0:
         with pytest.raises(ValueError, match="single weight"):
             allocate(model, calibration, **arguments)
@@ -71,19 +71,15 @@ def test_least_maximum_at_a_sparsity_and_its_gap(seed, pruned):
         for k in itertools.product(*(range(len(p)) for p in prefixes))
         if sum(k) == pruned
     )
-    allocation = allocate(
-        model, calibration, criterion="slamp_time", sparsity=pruned / 11, budget_over="max_t"
-    )
+    allocation = allocate(model, calibration, criterion="slamp", sparsity=pruned / 11, budget_over="max_t")
     worst = max(allocation.step_distortion)
     assert 11 - sum(layer.kept for layer in allocation.layers) == pruned
     assert worst * (1 - allocation.duality_gap) <= best * (1 + 1e-9)
     assert best <= worst * (1 + 1e-9)
-    by_sum = allocate(model, calibration, criterion="slamp_time", sparsity=pruned / 11)
+    by_sum = allocate(model, calibration, criterion="slamp", sparsity=pruned / 11)
     assert worst <= max(by_sum.step_distortion) * (1 + 1e-9)
     assert allocation.budget == pytest.approx(worst * 3 / c_LT.sum(), rel=1e-9)
-    within = allocate(
-        model, calibration, criterion="slamp_time", budget=allocation.budget, budget_over="max_t"
-    )
+    within = allocate(model, calibration, criterion="slamp", budget=allocation.budget, budget_over="max_t")
     assert 11 - sum(layer.kept for layer in within.layers) >= pruned * (1 - within.duality_gap) - 1
 
 
@@ -91,12 +87,12 @@ def test_the_gap_is_small_with_many_weights():
     g = np.random.default_rng(1)
     model = Weights([list(g.normal(size=n)) for n in (500, 2000, 800)])
     calibration = calibration_of(model, tau_t=[[3, 1, 0.1], [0.1, 0.5, 0.6], [0.1, 0.2, 2]], T=3)
-    by_sum = allocate(model, calibration, criterion="slamp_time", sparsity=0.8)
-    by_max = allocate(model, calibration, criterion="slamp_time", sparsity=0.8, budget_over="max_t")
+    by_sum = allocate(model, calibration, criterion="slamp", sparsity=0.8)
+    by_max = allocate(model, calibration, criterion="slamp", sparsity=0.8, budget_over="max_t")
     assert by_max.duality_gap < 0.01
     assert max(by_max.step_distortion) < 0.95 * max(by_sum.step_distortion)
     assert sum(by_max.step_distortion) > sum(by_sum.step_distortion)
-    budgeted = allocate(model, calibration, criterion="slamp_time", budget=0.3, budget_over="max_t")
+    budgeted = allocate(model, calibration, criterion="slamp", budget=0.3, budget_over="max_t")
     assert budgeted.duality_gap < 0.01
     total = 4.1 + 1.2 + 2.3
     assert 0.99 < max(budgeted.step_distortion) / (0.3 * total / 3) <= 1 + 1e-9
@@ -108,7 +104,7 @@ def test_one_timestep_makes_sum_and_maximum_the_same():
     calibration = calibration_of(model, tau=[2.0, 0.5, 1.0], T=1)
     for target in ({"sparsity": 0.6}, {"budget": 0.4}, {"synops_fraction": 0.3}):
         one, other = (
-            allocate(model, calibration, criterion="slamp_time", budget_over=over, **target)
+            allocate(model, calibration, criterion="slamp", budget_over=over, **target)
             for over in ("sum", "max_t")
         )
         assert one.masks == other.masks

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pruning.weights.calibration import Calibration, LayerCalibration
+from pruning.weights.curves import DENSITIES, Curve
 from snn.layers import Synapses
 
 
@@ -24,15 +25,21 @@ class Weights(nn.Module):
         return [Synapses(f"layers.{i}", layer, None, None) for i, layer in enumerate(self.layers)]
 
 
+def curve_of(scale: float, T: int) -> Curve:
+    """``scale (1 - density)^2``, in equal parts for all timesteps."""
+    return Curve(tuple((scale * (1 - d) ** 2 / T,) * T for d in DENSITIES))
+
+
 def calibration_of(
     model: Weights,
     *,
     tau: Sequence[float] | None = None,
-    sigma: Sequence[float] | None = None,
     price: Sequence[float] | None = None,
     tau_t: Sequence[Sequence[float]] | None = None,
+    curves: Sequence[Curve] | None = None,
     T: int = 4,
 ) -> Calibration:
+    """Coefficients of ``slamp`` are ``tau``: the sensitivity is the same."""
     layers = []
     for i, s in enumerate(model.synapses()):
         own = tau[i] if tau else 1.0
@@ -42,7 +49,6 @@ def calibration_of(
                 name=s.name,
                 numel=s.layer.weight.numel(),
                 tau=sum(steps) if tau_t else own,
-                sigma=sigma[i] if sigma else 1.0,
                 tau_t=steps,
                 kappa_t=(1.0,) * T,
                 P_t=(1.0,) * T,
@@ -54,7 +60,9 @@ def calibration_of(
                 price=price[i] if price else 1.0,
                 channels=(1.0,) * s.layer.in_features,
                 dead=False,
-                rho=sigma[i] if sigma else 1.0,
+                sensitivity=sum(steps) if tau_t else own,
+                curve=curves[i] if curves else curve_of(own, T),
+                fisher=torch.ones_like(s.layer.weight, dtype=torch.float64),
             )
         )
     return Calibration(tuple(layers), T, 1)

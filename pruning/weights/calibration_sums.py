@@ -1,13 +1,14 @@
-"""The forward pass of calibration: sums per layer and timestep that merge exactly over workers."""
+"""The passes of calibration: sums per layer and timestep that merge exactly over workers."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pruning.weights.response import LEVELS, measure_response
+from pruning.weights.curves import DENSITIES, measure_curves
+from pruning.weights.gradients import recorded, signs, squared_gradients
 from snn.layers import Synapses, WeightLayer, is_static
 from snn.neurons import membrane_potential
 from snn.observing import HasModes, Observed, evaluating, observe
@@ -20,11 +21,15 @@ class CalibratedNetwork(HasModes, Observed, Protocol):
     """A network as calibration sees it: callable on ``x_TB``, with synapses."""
 
 
-# One row of sums per layer: [T] each for these, two scalars, one value per level of the response, then
-# one per input channel.
+Measure = Literal["gradients", "fisher", "curves"]
+"""What a criterion may need beyond the forward pass: squared gradients by layer, by weight, and curves."""
+
+# One row of sums per layer: [T] each for these, scalars, then one value per input channel, and what is
+# measured on request.
 _PER_STEP = ("near", "potentials", "spikes", "energy", "trace_energy")
 _SCALARS = ("outputs", "synops")
-_PER_LEVEL = ("change", "removed")
+_PART = 32
+"""Examples of one backward pass: memory does not depend on the batch size."""
 
 
 def _input_channels(layer: WeightLayer) -> int:
@@ -38,9 +43,10 @@ class CalibrationSums:
         T: timesteps.
         examples: number of examples.
         layers: by layer name, the sums by their name: ``near``, ``potentials``, ``spikes``, ``energy``,
-            ``trace_energy`` ``[T]``; ``outputs``, ``synops`` ``[1]``; ``change``, ``removed`` by level (see
-            `pruning.weights.response`); ``channels`` ``[C_in]``, the trace energy by input channel,
-            summed over time.
+            ``trace_energy`` ``[T]``; ``outputs``, ``synops`` ``[1]``; ``channels`` ``[C_in]``, the trace
+            energy by input channel, summed over time; where they were measured ``sensitivity`` ``[1]``, the
+            sum of ``w^2 F``, ``fisher`` ``[numel]``, that of ``F`` (`pruning.weights.gradients`), ``curve``
+            ``[P T]`` and ``curve_examples`` ``[1]`` (`pruning.weights.curves`).
     """
 
     def __init__(self, T: int, examples: float, layers: dict[str, dict[str, Tensor]]) -> None:
@@ -56,51 +62,57 @@ class CalibrationSums:
         batches: Iterable[Tensor],
         *,
         T: int | None = None,
-        response_examples: int = 0,
+        measure: Collection[Measure] = (),
+        curve_examples: int = 128,
     ) -> "CalibrationSums":
         """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
 
         Neither weights nor statistics change; every module's training flag is restored. Elementwise work
         is in the model's dtype, sums are float64. With ``T`` given, no batch at all gives sums of no
-        examples (a worker without a share). On the first ``response_examples`` each layer's response is
-        measured, with `pruning.weights.response.LEVELS` forward passes per layer; they are held in memory.
+        examples (a worker without a share). Curves are measured on the first ``curve_examples``, held in
+        memory, with a forward pass per layer and density.
 
         Raises:
-            ValueError: no batch, batches of different ``T``, inputs of a shape that a layer refuses, or a
-                layer whose input `snn.observing.observe` cannot tell.
+            ValueError: no batch, batches of different ``T``, inputs of a shape that a layer refuses, a layer
+                whose input `snn.observing.observe` cannot tell, or fewer than two examples for curves.
         """
-        sums = None if T is None else cls.zeros(model, T)
-        responding: list[Tensor] = []
-        wanted, taps = response_examples, _Taps()
+        sums = None if T is None else cls.zeros(model, T, measure)
+        held: list[Tensor] = []
+        wanted, taps = curve_examples if "curves" in measure else 0, _Taps()
         with evaluating(model):
             for x_TB in batches:
                 if x_TB.ndim < 3 or x_TB.shape[0] < 1:
                     raise ValueError(f"batches: shape {tuple(x_TB.shape)} must be [T, B, ...]")
                 if sums is None:
-                    sums = cls.zeros(model, x_TB.shape[0])
+                    sums = cls.zeros(model, x_TB.shape[0], measure)
                 if x_TB.shape[0] != sums.T:
                     raise ValueError(f"batches: T={x_TB.shape[0]} where T={sums.T}; all need the same T")
-                if x_TB.shape[1]:
-                    _collect_batch(model, x_TB, sums, taps)
+                for part_TB in _parts(x_TB):
+                    _collect_part(model, part_TB, sums, taps, measure)
                 if wanted > 0 and x_TB.shape[1]:
-                    responding.append(x_TB[:, :wanted])
-                    wanted -= responding[-1].shape[1]
-            if sums is not None and responding:
-                _collect_response(model, responding, sums)
+                    held.append(x_TB[:, :wanted])
+                    wanted -= held[-1].shape[1]
+            if sums is not None and held:
+                _collect_curves(model, torch.cat(held, 1), sums)
         if sums is None:
             raise ValueError("batches: calibration needs at least one")
         return sums
 
     @classmethod
-    def zeros(cls, model: CalibratedNetwork, T: int) -> "CalibrationSums":
+    def zeros(cls, model: CalibratedNetwork, T: int, measure: Collection[Measure] = ()) -> "CalibrationSums":
         """Sums of no examples (the share of a worker that has none)."""
         if T < 1:
             raise ValueError(f"T: {T!r} must be at least 1")
 
         def of(layer: WeightLayer) -> dict[str, Tensor]:
             sizes = dict.fromkeys(_PER_STEP, T) | dict.fromkeys(_SCALARS, 1)
-            sizes |= dict.fromkeys(_PER_LEVEL, len(LEVELS))
             sizes["channels"] = _input_channels(layer)
+            if "gradients" in measure:
+                sizes["sensitivity"] = 1
+            if "fisher" in measure:
+                sizes["fisher"] = layer.weight.numel()
+            if "curves" in measure:
+                sizes |= {"curve": len(DENSITIES) * T, "curve_examples": 1}
             return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
         return cls(T, 0.0, {s.name: of(s.layer) for s in model.synapses()})
@@ -112,13 +124,15 @@ class CalibrationSums:
         return torch.cat(parts)
 
     @classmethod
-    def from_vector(cls, model: CalibratedNetwork, vector: Tensor, T: int) -> "CalibrationSums":
+    def from_vector(
+        cls, model: CalibratedNetwork, vector: Tensor, T: int, measure: Collection[Measure] = ()
+    ) -> "CalibrationSums":
         """The inverse of ``to_vector``.
 
         Raises:
             ValueError: a vector of another length than ``model`` has at ``T`` timesteps.
         """
-        sums = cls.zeros(model, T)
+        sums = cls.zeros(model, T, measure)
         expected = sums.to_vector().numel()
         if vector.shape != (expected,):
             raise ValueError(
@@ -175,11 +189,27 @@ class _Taps:
         return self._known[key]
 
 
-def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums, taps: _Taps) -> None:
+def _parts(x_TB: Tensor) -> Iterator[Tensor]:
+    """Of at most ``_PART`` examples, and never as many as timesteps: `observe` would run those in halves."""
+    T = len(x_TB)
+    for part_TB in x_TB.split(_PART, dim=1):
+        B = part_TB.shape[1]
+        if B:
+            yield from part_TB.split(-(-B // 2), dim=1) if T == B > 1 else (part_TB,)
+
+
+def _collect_part(
+    model: CalibratedNetwork,
+    x_TB: Tensor,
+    sums: CalibrationSums,
+    taps: _Taps,
+    measure: Collection[Measure],
+) -> None:
     synapses = model.synapses()
     fed = {id(s.neuron): [sums.layers[t.name] for t in synapses if t.neuron is s.neuron] for s in synapses}
     neurons = {id(s.neuron): s.neuron for s in synapses if s.neuron is not None}
 
+    @torch.no_grad()
     def at_layer(i: int, x_TB: Tensor, outputs: int) -> None:
         s = synapses[i]
         beta = 0.0 if s.neuron is None else s.neuron.constants.beta
@@ -187,6 +217,7 @@ def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums
         sums.layers[s.name]["outputs"] += x_TB.shape[1] * outputs
 
     def at_neuron(layers: list[dict[str, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        @torch.no_grad()
         def hook(neuron: Any, inputs: tuple[Tensor, ...]) -> None:
             p = neuron.constants
             u_TX = membrane_potential(inputs[0], p).flatten(1)
@@ -199,21 +230,33 @@ def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums
 
         return hook
 
+    backward = not {"gradients", "fisher"}.isdisjoint(measure)
     with ExitStack() as hooks:
         for s in synapses:
             hooks.callback(s.layer.register_forward_pre_hook(_check_shape(s)).remove)
         for key, neuron in neurons.items():
             hooks.callback(neuron.register_forward_pre_hook(at_neuron(fed[key])).remove)
-        observe(model, x_TB, at_layer)
+        hooks.enter_context(torch.enable_grad() if backward else nullcontext())
+        calls = hooks.enter_context(recorded(synapses)) if backward else []
+        logits_TBK = observe(model, x_TB, at_layer)
     sums.examples += x_TB.shape[1]
+    if backward:
+        found = squared_gradients(synapses, calls, logits_TBK, signs(x_TB, logits_TBK.shape[-1]))
+        for s, squares in zip(synapses, found, strict=True):
+            row = sums.layers[s.name]
+            if "gradients" in measure:
+                row["sensitivity"] += (s.layer.weight.double().cpu().square() * squares).sum()
+            if "fisher" in measure:
+                row["fisher"] += squares.flatten()
 
 
-def _collect_response(model: CalibratedNetwork, batches_TB: list[Tensor], sums: CalibrationSums) -> None:
+def _collect_curves(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums) -> None:
+    if x_TB.shape[1] < 2:
+        raise ValueError("batches: curves need at least two examples on every worker")
     synapses = model.synapses()
-    found = measure_response(model, [s.layer for s in synapses], batches_TB)
-    for s, (change, removed) in zip(synapses, found, strict=True):
-        sums.layers[s.name]["change"] += change
-        sums.layers[s.name]["removed"] += removed
+    for s, curve in zip(synapses, measure_curves(model, synapses, x_TB), strict=True):
+        sums.layers[s.name]["curve"] += curve.flatten() * x_TB.shape[1]
+        sums.layers[s.name]["curve_examples"] += x_TB.shape[1]
 
 
 def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
