@@ -16,37 +16,42 @@ from pruning.weights.calibration import Calibration
 from pruning.weights.criteria import LayerRule, Objective
 from snn.layers import Synapses
 
+GRADIENT_POWERS = {
+    "gradient": 1.0,
+    "gradient_3/4": 0.75,
+    "gradient_root": 0.5,
+    "gradient_3/8": 0.375,
+    "gradient_1/4": 0.25,
+}
+"""Powers of ``sum_w w^2 F_w``."""
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 """Shares of a layer's energy that are taken away for the response, one after the other."""
 
 
-def coefficients(calibration: Calibration, rho: Sequence[float]) -> dict[str, list[float]]:
+def coefficients(
+    calibration: Calibration, tau: Sequence[float], sigma: Sequence[float], rho: Sequence[float]
+) -> dict[str, list[float]]:
     """By candidate the coefficient of every layer.
 
     Args:
         calibration: with gradients.
-        rho: `measure_response` of every layer.
+        tau: `benchmarks.slamp_membrane.membrane_statistics`.
+        sigma: of the same.
+        rho: `measure_response`.
     """
-    T, layers = calibration.T, calibration.layers
-    tau = [layer.tau for layer in layers]
-    sigma = _relative(
-        [0.0 if c.dead else sum(c.kappa_t) * sum(c.P_t) / T**2 * c.energy / (c.fan * c.n) for c in layers]
-    )
-    s = [layer.sensitivity or 1.0 for layer in layers]
-    membrane = [t * x ** (1 - 1 / T) for t, x in zip(tau, sigma, strict=True)]
-    response = [t * (r / t) ** (1 - 1 / T) for t, r in zip(tau, _relative(rho), strict=True)]
-    return {
-        "time": tau,
+    even = 1 - 1 / calibration.T
+    s = [layer.sensitivity or 1.0 for layer in calibration.layers]
+    membrane = [t * x**even for t, x in zip(tau, _relative(sigma), strict=True)]
+    response = [t * (r / t) ** even for t, r in zip(tau, _relative(rho), strict=True)]
+    found = {
+        "time": list(tau),
         "membrane": membrane,
         "root": [c**0.5 for c in membrane],
         "response": response,
-        "gradient": [x**2 for x in s],
-        "gradient_3/4": [x**1.5 for x in s],
-        "gradient_root": s,
-        "gradient_3/8": [x**0.75 for x in s],
-        "gradient_1/4": [x**0.5 for x in s],
-        "slamp": [t * (x / t) ** (1 - 1 / T) for t, x in zip(tau, s, strict=True)],
     }
+    for name, power in GRADIENT_POWERS.items():
+        found[name] = [x ** (2 * power) for x in s]
+    return found
 
 
 def register(found: Mapping[str, Sequence[float]], T: int) -> None:

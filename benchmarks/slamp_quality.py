@@ -36,6 +36,7 @@ from torch import Tensor
 from benchmarks import slamp_candidates
 from benchmarks.about import about
 from benchmarks.slamp_journal import Journal, read
+from benchmarks.slamp_membrane import membrane_statistics
 from benchmarks.slamp_tasks import BATCH, DEEP, TASKS, Task, accuracy, scores, train
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, calibrate
@@ -102,15 +103,15 @@ class Bench:
             self.dense,
             self.sample(CALIBRATION),
             measure=("gradients", "fisher", "curves"),
-            curve_examples=FORWARD,
         )
 
     @cached_property
     def candidates(self) -> dict[str, list[float]]:
         """Coefficients by candidate, registered as criteria."""
+        tau, sigma = membrane_statistics(self.dense, self.sample(CALIBRATION))
         with evaluating(self.dense):
             rho = slamp_candidates.measure_response(self.dense, self.dense.synapses(), self.sample(FORWARD))
-        found = slamp_candidates.coefficients(self.calibration, rho)
+        found = slamp_candidates.coefficients(self.calibration, tau, sigma, rho)
         slamp_candidates.register(found, self.task.T)
         return found
 
@@ -219,7 +220,7 @@ def pruned_row(
 def dense_row(bench: Bench) -> Row:
     """The network that all rows of a task and seed start from."""
     layers = [
-        {"name": c.name, "tau": c.tau, "sensitivity": c.sensitivity, "price": c.price, "rate": c.firing_rate}
+        {"name": c.name, "sensitivity": c.sensitivity, "price": c.price, "rate": c.firing_rate}
         for c in bench.calibration.layers
     ]
     return {
@@ -283,7 +284,7 @@ def cost_row(bench: Bench) -> Row:
     one = seconds(step, 9)
     forward = seconds(lambda: calibrate(bench.dense, sample, measure=()), 3)
     gradients = seconds(lambda: calibrate(bench.dense, sample), 3)
-    curves = seconds(lambda: calibrate(bench.dense, sample, measure=["curves"], curve_examples=FORWARD), 1)
+    curves = seconds(lambda: calibrate(bench.dense, sample, measure=["curves"]), 1)
     return {
         "step_seconds": one,
         "forward_steps": forward / one,

@@ -166,14 +166,13 @@ def calibrate(worker: "Worker", sample: Sample, measure: Collection[Measure]) ->
         UserError: no spikes, weights that are not finite, or too few examples for curves.
     """
     model, T = worker.model, worker.spec.config.model.T
-    curve_examples = -(-worker.spec.config.weights.curve_examples // (2 * worker.engine.world_size))
+    # Of each half, and of each worker's share.
+    examples = max(2, -(-worker.spec.config.weights.measure_examples // (2 * worker.engine.world_size)))
     halves = []
     try:
         for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
             batches = _batches(worker, sample.rows, half)
-            sums = CalibrationSums.collect(
-                model, batches, T=T, measure=measure, curve_examples=max(2, curve_examples)
-            )
+            sums = CalibrationSums.collect(model, batches, T=T, measure=measure, measure_examples=examples)
             halves.append(exact_sum(worker.engine, sums.to_vector()))
         whole = _calibration(model, halves[0] + halves[1], T, measure)
     except ValueError as error:

@@ -309,8 +309,8 @@ class WeightsConfig:
     """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
     """Training examples for calibration."""
-    curve_examples: int = 128
-    """Of these, those on which slamp_curve measures every layer at a dozen densities."""
+    measure_examples: int = 200
+    """Of these, those on which slamp measures gradients, or slamp_curve every layer's distortion."""
     diagnose_examples: int = 0
     """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
     min_keep: int = 1
@@ -340,7 +340,7 @@ class WeightsConfig:
             self.calibration_examples,
             "at least 1",
         )
-        _check(self.curve_examples >= 4, "weights.curve_examples", self.curve_examples, "at least 4")
+        _check(self.measure_examples >= 4, "weights.measure_examples", self.measure_examples, "at least 4")
         _check(
             self.diagnose_examples >= 0, "weights.diagnose_examples", self.diagnose_examples, "zero or more"
         )

@@ -37,8 +37,6 @@ class LayerAllocation:
     density: float
     coefficient: float
     """``c``: distortion per unit of -log kept energy share."""
-    tau: float | None
-    """Time part of the calibration; None without one."""
     sensitivity: float | None
     """Of the calibration; None where it was not measured."""
     price: float | None
@@ -67,7 +65,7 @@ class Allocation:
     synops_fraction: float | None
     """SynOps of the kept weights over those of all, at the calibrated activity; None without one."""
     step_distortion: tuple[float, ...] | None
-    """Distortion by timestep; with ``max_t`` none exceeds its part of the budget."""
+    """Distortion by timestep where it was measured (curves); with ``max_t`` none exceeds its part."""
     step_weights: tuple[float, ...] | None
     """Lagrange weights of the timesteps, adding up to 1 (``max_t`` only)."""
     duality_gap: float | None
@@ -109,8 +107,7 @@ def allocate(
 
     Args:
         model: network whose weight layers are pruned; it is not changed.
-        calibration: of this network; needed by criteria that measure, by anything about SynOps and by
-            ``max_t``.
+        calibration: of this network; needed by criteria that measure and by anything about SynOps.
         criterion: a key of `pruning.weights.criteria.CRITERIA`, or registered there.
         objective: what a unit of distortion buys: removed ``weights``, or removed ``synops`` (scores are
             divided by each layer's SynOps per weight); by default what the target counts: ``synops`` for
@@ -125,8 +122,8 @@ def allocate(
         exclude: names of layers to leave alone.
         previous: masks of an earlier round: pruned weights stay pruned, budgets count from the survivors'
             energy, sparsity and fraction from the dense network.
-        budget_over: ``sum`` of the distortion over timesteps, or ``max_t``: every timestep within an equal
-            part of the budget (as a target: the least maximum over timesteps).
+        budget_over: ``sum`` of the distortion over timesteps, or, for ``slamp_curve``, ``max_t``: every
+            timestep within an equal part of the budget (as a target: the least maximum over timesteps).
 
     Returns:
         masks, the per-layer table and the implied budget.
@@ -153,7 +150,13 @@ def allocate(
         previous.check(model)
 
     rules = criterion_of(criterion)(synapses, calibration, objective)
-    T = 1 if calibration is None else calibration.T
+    if budget_over == "max_t" and any(rule.curve is None for rule in rules):
+        if calibration is None or calibration.T > 1:
+            raise ValueError(
+                f"budget_over: max_t needs the distortion of every timestep, which {criterion!r} does not"
+                " measure; choose slamp_curve, or sum"
+            )
+        budget_over = "sum"  # of one timestep
     numel = np.array([s.layer.weight.numel() for s in synapses])
     price = None if calibration is None else np.array([calibration[n].price for n in names])
     layers: list[LayerRanking] = []
@@ -167,11 +170,10 @@ def allocate(
                 alive,
                 s.layer.weight.numel() if s.name in exclude else max(min_keep, kept),
                 price=float(price[len(layers)]) if objective == "synops" and price is not None else 1.0,
-                T=T,
                 cached=int(numel.sum()) <= CACHED_WEIGHTS,
             )
         )
-    target = Target(layers, rules, numel, price, [n not in exclude for n in names], budget_over, T)
+    target = Target(layers, rules, numel, price, [n not in exclude for n in names], budget_over)
     if budget is not None:
         prefix, steps = target.budget(budget, objective)
     elif sparsity is not None:
@@ -188,7 +190,7 @@ def allocate(
         budget_over=budget_over,
         budget=target.spent(prefix),
         synops_fraction=_synops_left(target, prefix),
-        step_distortion=None if calibration is None else tuple(prefix.spent.sum(0).tolist()),
+        step_distortion=tuple(prefix.spent.sum(0).tolist()) if rules[0].curve else None,
         step_weights=None if steps is None else steps.weights,
         duality_gap=None if steps is None else steps.gap,
     )
@@ -210,10 +212,8 @@ def _check(
         raise ValueError(f"budget_over: {budget_over!r} is unknown; choose sum or max_t")
     if sum(value is not None for value in (budget, sparsity, synops_fraction)) != 1:
         raise ValueError("target: give exactly one of budget, sparsity, synops_fraction")
-    if calibration is None and (
-        objective == "synops" or synops_fraction is not None or budget_over == "max_t"
-    ):
-        raise ValueError("calibration: needed for SynOps and for budget_over max_t")
+    if calibration is None and (objective == "synops" or synops_fraction is not None):
+        raise ValueError("calibration: needed for SynOps")
     if budget is not None and not (isfinite(budget) and budget > 0):
         raise ValueError(f"budget: {budget!r} must be a positive number")
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -262,7 +262,6 @@ def _table(
                 kept=kept,
                 density=kept / int(target.numel[i]),
                 coefficient=coefficients[i],
-                tau=None if known is None else known.tau,
                 sensitivity=None if known is None else known.sensitivity,
                 price=None if known is None else known.price,
                 distortion=float(prefix.spent[i].sum()),

@@ -46,10 +46,8 @@ class LayerRule:
     share: float = 1.0
     coefficient: float = 1.0
     """``c``: distortion per unit of -log kept energy share."""
-    profile: tuple[float, ...] | None = None
-    """Share of each timestep in ``c``, adding up to 1; ``None``: all alike."""
     curve: Curve | None = None
-    """Measured distortion, in place of ``c`` times -log kept energy share."""
+    """Measured distortion by timestep, in place of ``c`` times -log kept energy share."""
 
 
 Criterion = Callable[[Sequence[Synapses], Calibration | None, Objective], list[LayerRule]]
@@ -112,7 +110,7 @@ def lamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objec
 def wanda(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
     """``|w| ||x||`` compared within each neuron's weights, all neurons at one density.
 
-    After Sun et al. 2024, arXiv 2306.11695; the input's norm is that of its trace in time, by channel.
+    After Sun et al. 2024, arXiv 2306.11695; the norm is that of an input channel over all timesteps.
     """
     known = _calibrated(calibration, "wanda")
     return [
@@ -150,22 +148,21 @@ def fisher(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obj
 
 
 def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
-    """The default: LAMP with a coefficient for every layer, ``c = tau (s / tau)^(1 - 1/T)``.
+    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T^2)``.
 
-    ``tau`` is the layer's time coefficient and ``s`` its sensitivity, measured by gradients of the class
-    scores through time (`pruning.weights.calibration`). At one timestep ``c = 1``: LAMP, exactly. Our
-    derivation, docs/methods-slamp.md.
+    ``s`` is the layer's sensitivity by gradients of the class scores through time
+    (`pruning.weights.calibration`). At one timestep ``c = 1``: LAMP, exactly. Our derivation,
+    docs/methods-slamp.md.
     """
     known = _calibrated(calibration, "slamp")
     rules = []
     for s in synapses:
-        layer, c = known[s.name], 1.0
+        sensitivity, c = known[s.name].sensitivity, 1.0
         if known.T > 1:
-            if layer.sensitivity is None:
+            if sensitivity is None:
                 raise _unmeasured("slamp", "gradients")
-            c = float(layer.tau * (layer.sensitivity / layer.tau) ** (1 - 1 / known.T))
-        profile = tuple(share / layer.tau for share in layer.tau_t)
-        rules.append(LayerRule(key=partial(_magnitude, s), coefficient=c, profile=profile))
+            c = float(sensitivity ** (1 - 1 / known.T**2))
+        rules.append(LayerRule(key=partial(_magnitude, s), coefficient=c))
     return rules
 
 

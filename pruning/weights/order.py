@@ -29,7 +29,8 @@ class Ranked:
     score: Array
     """``[candidates]``, not decreasing; the common order is ascending in it."""
     spent: Callable[[Array], Array]
-    """From numbers of pruned weights ``[n]`` to the predicted distortion by timestep ``[n, T]``."""
+    """From numbers of pruned weights ``[n]`` to the predicted distortion, ``[n, T]`` by timestep with a
+    measured curve, else ``[n, 1]``."""
 
 
 class LayerRanking:
@@ -41,7 +42,6 @@ class LayerRanking:
         alive: flat mask of the weights not pruned yet, or None for all.
         kept: number of surviving weights that are protected (its largest).
         price: what the score is divided by; zero means that pruning here saves nothing.
-        T: timesteps.
         cached: whether sorted arrays stay in memory between calls.
 
     Raises:
@@ -56,12 +56,10 @@ class LayerRanking:
         kept: int,
         price: float = 1.0,
         *,
-        T: int = 1,
         cached: bool = True,
     ) -> None:
         self.name, self.rule, self.price = name, rule, price
         self._alive = alive
-        self._profile = np.array(rule.profile or (1 / T,) * T)
         key = self._key()
         if not np.isfinite(key.sum(dtype=np.float64)):
             raise ValueError(f"{name}: weights are not finite (NaN or infinity)")
@@ -72,28 +70,26 @@ class LayerRanking:
 
     def ranked(self, weights: Array | None = None) -> Ranked:
         """Scores, with ``weights`` on the timesteps instead of their sum, and what pruning costs."""
-        score, phi = self._base or self._sorted()
-        if self._cached:
-            self._base = score, phi
         rule = self.rule
-        if rule.score == "share":
-            return Ranked(score, self._by_energy(phi))
         if rule.curve is not None:
             slopes = rule.curve.slopes(self.survivors)
+            spent: Callable[[Array], Array] = slopes.spent
             each = slopes.slope.sum(1) if weights is None else slopes.slope @ weights
-            ends = np.minimum(slopes.count, self.candidates)
-            score = np.repeat(each, np.diff(ends))
-        elif rule.score == "distortion":
-            c = rule.coefficient if weights is None else rule.coefficient * float(self._profile @ weights)
-            if c != 1:
-                score = np.multiply(score, c, out=None if self._cached else score)
+            score = np.repeat(each, np.diff(np.minimum(slopes.count, self.candidates)))
+        else:
+            score, phi = self._base or self._sorted()
+            if self._cached:
+                self._base = score, phi
+            spent = self._by_energy(phi)
+            if rule.score == "share":
+                return Ranked(score, spent)
+            if rule.score == "distortion" and rule.coefficient != 1:
+                score = np.multiply(score, rule.coefficient, out=None if self._cached else score)
         if self.price == 0:
             score = np.where(score > 0, np.inf, 0.0)
         elif self.price != 1:
             score = score / self.price
-        if rule.curve is not None:
-            return Ranked(score, rule.curve.slopes(self.survivors).spent)
-        return Ranked(score, self._by_energy(phi))
+        return Ranked(score, spent)
 
     def pruned(self, count: int) -> Array:
         """Flat indices of the first ``count`` weights of the order; equal keys by index."""
@@ -109,10 +105,8 @@ class LayerRanking:
 
     def _by_energy(self, phi: Array) -> Callable[[Array], Array]:
         def spent(counts: Array) -> Array:
-            if not len(phi):
-                return np.zeros((len(counts), len(self._profile)))
-            reached = np.where(counts > 0, phi[counts - 1], 0.0)
-            return np.asarray(reached[:, None] * (self.rule.coefficient * self._profile))
+            reached = np.where(counts > 0, phi[counts - 1], 0.0) if len(phi) else np.zeros(len(counts))
+            return np.asarray(reached[:, None] * self.rule.coefficient)
 
         return spent
 
@@ -189,7 +183,7 @@ class Prefix:
     counts: Array
     """``[L]``, int64."""
     spent: Array
-    """Predicted distortion by layer and timestep, ``[L, T]``."""
+    """Predicted distortion by layer and timestep, ``[L, T]``, or by layer alone, ``[L, 1]``."""
     next_layer: int | None
     """Layer of the first weight after the prefix; None if it holds every candidate."""
 

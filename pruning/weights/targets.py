@@ -25,8 +25,7 @@ class Target:
         numel: weights of each dense layer, ``[L]``.
         price: SynOps per weight by layer, ``[L]``; None without a calibration.
         included: by layer, whether it may be pruned at all.
-        budget_over: ``sum`` or ``max_t``.
-        T: timesteps.
+        budget_over: ``sum``, or ``max_t`` where all rules have curves.
     """
 
     def __init__(
@@ -37,15 +36,15 @@ class Target:
         price: Array | None,
         included: Sequence[bool],
         budget_over: BudgetOver,
-        T: int,
     ) -> None:
-        self.layers, self.numel, self.price, self.budget_over, self.T = layers, numel, price, budget_over, T
+        self.layers, self.numel, self.price, self.budget_over = layers, numel, price, budget_over
         # Budgets are over the sum of coefficients; curves are in units of the logits' variance as they are.
         c = [rule.coefficient for rule, own in zip(rules, included, strict=True) if own]
-        self.total = 1.0 if any(rule.curve for rule in rules) else float(sum(c))
+        curves = [rule.curve for rule in rules if rule.curve is not None]
+        self.total = 1.0 if curves else float(sum(c))
+        self.T = len(curves[0].distortion[0]) if curves else 1
         self.survivors = np.array([layer.survivors for layer in layers])
         self.candidates = np.array([layer.candidates for layer in layers])
-        self.adaptive = all(rule.score == "distortion" for rule in rules)
 
     def budget(self, budget: float, objective: Objective) -> tuple[Prefix, Steps | None]:
         """The longest prefix whose distortion is within the budget."""
@@ -56,9 +55,7 @@ class Target:
         else:
             priced = objective == "synops" and self.price is not None
             worth = self.price if priced and self.price is not None else np.ones(len(self.layers))
-            prefix, steps = within_steps(
-                self.layers, self.T, worth=worth, each=epsilon / self.T, adaptive=self.adaptive
-            )
+            prefix, steps = within_steps(self.layers, self.T, worth=worth, each=epsilon / self.T)
         if prefix.counts.any() and (prefix.counts == self.candidates).all():
             largest = self.spent(prefix)
             if budget > largest * _SLACK:
@@ -133,4 +130,4 @@ class Target:
 
         if self.budget_over == "sum":
             return choose(None), None
-        return least_maximum(choose, self.T, adaptive=self.adaptive)
+        return least_maximum(choose, self.T)

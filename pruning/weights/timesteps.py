@@ -23,11 +23,11 @@ class Steps:
 
     weights: tuple[float, ...]
     """Lagrange weights of the timesteps, adding up to 1."""
-    gap: float | None
-    """Relative duality gap; None for orders that do not depend on the weights."""
+    gap: float
+    """Relative duality gap."""
 
 
-def least_maximum(choose: Callable[[Array], Prefix], T: int, *, adaptive: bool) -> tuple[Prefix, Steps]:
+def least_maximum(choose: Callable[[Array], Prefix], T: int) -> tuple[Prefix, Steps]:
     """Of the prefixes that ``choose`` makes for weights on the timesteps, one of least ``max_t D_t``.
 
     The dual bound is ``max_w min_masks sum_t w_t D_t`` (up to one weight where SynOps are the target).
@@ -38,11 +38,11 @@ def least_maximum(choose: Callable[[Array], Prefix], T: int, *, adaptive: bool) 
         D = prefix.spent.sum(0)
         return prefix, D, float(D.max()), float(w @ D)
 
-    return _ascend(judge, T, adaptive)
+    return _ascend(judge, T)
 
 
 def within_steps(
-    layers: Sequence[LayerRanking], T: int, *, worth: Array, each: float, adaptive: bool
+    layers: Sequence[LayerRanking], T: int, *, worth: Array, each: float
 ) -> tuple[Prefix, Steps]:
     """Of the prefixes with every ``D_t <= each``, one that removes the most.
 
@@ -51,7 +51,6 @@ def within_steps(
         T: timesteps.
         worth: value of a removed weight by layer, ``[L]``.
         each: what every timestep may spend.
-        adaptive: whether the order depends on the weights at all.
 
     The dual bound: for any weights, masks within every step's limit are within the weighted sum of the
     limits, for which the prefix is the optimum (up to one weight where SynOps are the worth).
@@ -65,17 +64,13 @@ def within_steps(
         removed = float(feasible.counts @ worth), float(relaxed.counts @ worth)
         return feasible, relaxed.spent.sum(0), -removed[0], -removed[1]
 
-    return _ascend(judge, T, adaptive)
+    return _ascend(judge, T)
 
 
-def _ascend(
-    judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int, adaptive: bool
-) -> tuple[Prefix, Steps]:
+def _ascend(judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int) -> tuple[Prefix, Steps]:
     w = np.full(T, 1 / T)
     best, D, value, bound = judge(w)
     best_w = w
-    if not adaptive:
-        return best, Steps(tuple(w.tolist()), None)
     for round_ in range(ROUNDS):
         if value - bound <= CLOSE * abs(value) or D.max() == 0:
             break

@@ -82,7 +82,7 @@ def test_what_a_criterion_needs_is_measured_and_kept(trained: Path) -> None:
     layers = stored["slamp"]["calibration"]["layers"]
     assert sum(log(layer["sensitivity"]) for layer in layers) == pytest.approx(0, abs=1e-9)
     for layer, allocated in zip(layers, stored["slamp"]["allocation"]["layers"], strict=True):
-        expected = layer["tau"] ** 0.25 * layer["sensitivity"] ** 0.75
+        expected = layer["sensitivity"] ** (15 / 16)
         assert allocated["coefficient"] == pytest.approx(expected)
     assert stored["lamp"]["calibration"]["layers"][0]["sensitivity"] is None
     # Another target from the curves that were kept.
@@ -92,8 +92,8 @@ def test_what_a_criterion_needs_is_measured_and_kept(trained: Path) -> None:
     assert again.masks == Masks.load(folders["slamp_curve"] / "masks.safetensors")
     smaller = allocate(model, calibration, criterion="slamp_curve", synops_fraction=0.2)
     assert smaller.masks & again.masks == smaller.masks
-    with pytest.raises(UserError, match=r"weights\.curve_examples"):
-        prune(trained, {**changes, "weights.curve_examples": "0"}, console=QUIET)
+    with pytest.raises(UserError, match=r"weights\.measure_examples"):
+        prune(trained, {**changes, "weights.measure_examples": "0"}, console=QUIET)
 
 
 def test_figures_in_the_fields_units(trained: Path) -> None:

@@ -69,7 +69,7 @@ def test_weights_statistics_and_modes_are_put_back():
 def test_curves_merge_over_workers_and_cover_the_first_examples():
     model, x = convnet(), frames(B=12)
     sums = [
-        CalibrationSums.collect(model, part.split(3, 1), measure=["curves"], curve_examples=5)
+        CalibrationSums.collect(model, part.split(3, 1), measure=["curves"], measure_examples=5)
         for part in (x[:, :6], x[:, 6:])
     ]
     merged = Calibration.from_sums(model, sums[0].merge(sums[1]))

@@ -31,7 +31,6 @@ TARGETS = [
     {"sparsity": 0.9},
     {"sparsity": 1037 / 1041},
     {"budget": 0.05},
-    {"budget": 0.3, "budget_over": "max_t"},
     {"synops_fraction": 0.2},
     {"synops_fraction": 0.2, "objective": "synops"},
 ]
@@ -42,7 +41,7 @@ TARGETS = [
 def test_refining_in_many_passes_equals_sorting_once(criterion, ties, monkeypatch):
     for seed in range(3):
         model = Weights(values_of(seed, ties))
-        calibration = calibration_of(model, tau=[3, 0.1, 1, 0.7], price=[5, 1, 0.0, 2])
+        calibration = calibration_of(model, c=[3, 0.1, 1, 0.7], price=[5, 1, 0.0, 2])
         arguments = [{"criterion": criterion, **target} for target in TARGETS]
         at_once = [allocate(model, calibration, **a) for a in arguments]
         with monkeypatch.context() as patch:

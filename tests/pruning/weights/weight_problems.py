@@ -33,34 +33,23 @@ def curve_of(scale: float, T: int) -> Curve:
 def calibration_of(
     model: Weights,
     *,
-    tau: Sequence[float] | None = None,
+    c: Sequence[float] | None = None,
     price: Sequence[float] | None = None,
-    tau_t: Sequence[Sequence[float]] | None = None,
     curves: Sequence[Curve] | None = None,
     T: int = 4,
 ) -> Calibration:
-    """Coefficients of ``slamp`` are ``tau``: the sensitivity is the same."""
+    """Coefficients of ``slamp`` are ``c``, up to rounding."""
     layers = []
     for i, s in enumerate(model.synapses()):
-        own = tau[i] if tau else 1.0
-        steps = tuple(tau_t[i]) if tau_t else (own / T,) * T
+        own = c[i] if c else 1.0
         layers.append(
             LayerCalibration(
                 name=s.name,
                 numel=s.layer.weight.numel(),
-                tau=sum(steps) if tau_t else own,
-                tau_t=steps,
-                kappa_t=(1.0,) * T,
-                P_t=(1.0,) * T,
-                R_t=(1.0,) * T,
                 rate_t=None,
-                fan=s.layer.weight.numel(),
-                n=1.0,
-                energy=float(s.layer.weight.detach().square().sum()),
                 price=price[i] if price else 1.0,
                 channels=(1.0,) * s.layer.in_features,
-                dead=False,
-                sensitivity=sum(steps) if tau_t else own,
+                sensitivity=own ** (1 / (1 - 1 / T**2)) if T > 1 else own,
                 curve=curves[i] if curves else curve_of(own, T),
                 fisher=torch.ones_like(s.layer.weight, dtype=torch.float64),
             )
