@@ -2,7 +2,7 @@
 
     python -m benchmarks.slamp_quality [--tasks sew18 vgg9 ms18] [--seeds 0 1 2] [--parts synops weights]
         [--criteria lamp slamp ...] [--levels ...] [--retrain-epochs N] [--journal FILE.jsonl]
-    python -m benchmarks.slamp_quality --tables [--journal FILE.jsonl]
+    python -m benchmarks.slamp_quality --store FILE.json [--journal FILE.jsonl]
 
 Each dense network is trained once per task and seed (`benchmarks.slamp_tasks`) and kept as a checkpoint below
 ``--checkpoints``. Rows are kept as they come; a restarted command goes on where it stopped. Parts:
@@ -21,6 +21,7 @@ measured again around its own masks twice. Real data is read from ``../shared/da
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
@@ -37,6 +38,7 @@ from benchmarks import slamp_candidates
 from benchmarks.about import about
 from benchmarks.slamp_journal import Journal, read
 from benchmarks.slamp_membrane import membrane_statistics
+from benchmarks.slamp_tables import tables
 from benchmarks.slamp_tasks import BATCH, DEEP, TASKS, Task, accuracy, scores, train
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, calibrate
@@ -322,12 +324,13 @@ def main() -> None:
     parser.add_argument("--retrain-epochs", type=int, default=2)
     parser.add_argument("--journal", type=Path, default=Path("docs/results/slamp_quality.jsonl"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/slamp_quality"))
-    parser.add_argument("--tables", action="store_true", help="print what the journal holds")
+    parser.add_argument("--store", type=Path, help="print the journal's tables and keep its rows as a result")
     options = parser.parse_args()
-    if options.tables:
-        from benchmarks.slamp_tables import tables
-
-        print(tables(read(options.journal)))
+    if options.store:
+        rows = read(options.journal)
+        told = about("benchmarks.slamp_quality", [])
+        options.store.write_text(json.dumps({"about": told, "rows": rows}, indent=1) + "\n")
+        print(tables(rows))
         return
     torch.set_num_threads(1)
     journal = Journal(options.journal, KEY)

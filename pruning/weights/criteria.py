@@ -148,7 +148,7 @@ def fisher(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obj
 
 
 def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
-    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T^2)``.
+    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T)``.
 
     ``s`` is the layer's sensitivity by gradients of the class scores through time
     (`pruning.weights.calibration`). At one timestep ``c = 1``: LAMP, exactly. Our derivation,
@@ -161,7 +161,7 @@ def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obje
         if known.T > 1:
             if sensitivity is None:
                 raise _unmeasured("slamp", "gradients")
-            c = float(sensitivity ** (1 - 1 / known.T**2))
+            c = float(sensitivity ** (1 - 1 / known.T))
         rules.append(LayerRule(key=partial(_magnitude, s), coefficient=c))
     return rules
 

@@ -49,7 +49,7 @@ def calibration_of(
                 rate_t=None,
                 price=price[i] if price else 1.0,
                 channels=(1.0,) * s.layer.in_features,
-                sensitivity=own ** (1 / (1 - 1 / T**2)) if T > 1 else own,
+                sensitivity=own ** (1 / (1 - 1 / T)) if T > 1 else own,
                 curve=curves[i] if curves else curve_of(own, T),
                 fisher=torch.ones_like(s.layer.weight, dtype=torch.float64),
             )
