@@ -29,9 +29,11 @@ def folder(name: str) -> Path:
     raise FileNotFoundError(f"shared/data/{_FOLDERS[name]}: not beside the repository")
 
 
-def load(name: str, rows: int, T: int, side: int | None = None) -> tuple[Tensor, Tensor, int]:
-    """The first ``rows`` training rows: input ``[T, n, C, H, W]``, labels ``[n]``, number of classes."""
-    files = sorted(folder(name).glob("train-*.parquet"))
+def load(
+    name: str, rows: int, T: int, side: int | None = None, split: str = "train"
+) -> tuple[Tensor, Tensor, int]:
+    """The first ``rows`` rows of a split: input ``[T, n, C, H, W]``, labels ``[n]``, number of classes."""
+    files = sorted(folder(name).glob(f"{split}-*.parquet"))
     columns = ["image", "label"] if name == "cifar10" else ["label", "t", "x", "y", "p"]
     tables, count = [], 0
     for file in files:

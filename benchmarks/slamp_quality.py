@@ -1,21 +1,22 @@
-"""Accuracy, SynOps and density of every weight criterion on one trained network per dataset and seed.
+"""Weight criteria on trained networks, deep ones first: accuracy at equal SynOps and at equal sparsity.
 
-    python -m benchmarks.slamp_quality [--tasks digits nmnist cifar10] [--seeds 3] [--first-seed 0]
-        [--distortion-only] [--output FILE.json]
+    python -m benchmarks.slamp_quality [--tasks sew18 vgg9 ms18] [--seeds 0 1 2] [--parts synops weights]
+        [--criteria lamp slamp ...] [--levels ...] [--retrain-epochs N] [--journal FILE.jsonl]
+    python -m benchmarks.slamp_quality --store FILE.json [--journal FILE.jsonl]
 
-For each dataset (`benchmarks.slamp_tasks`; ``dvs128`` and ``cifar-dvs`` are the longer ones) and seed one
-dense network is trained, and from it:
+Each dense network is trained once per task and seed (`benchmarks.slamp_tasks`) and kept as a checkpoint below
+``--checkpoints``. Rows are kept as they come; a restarted command goes on where it stopped. Parts:
 
-- ``distortion``: each layer pruned alone by magnitude; E|change of the scores|^2 on held-out examples
-  against what each coefficient predicts; the spread of log(measured / predicted) tells them apart; and
-  violations of the certificate, which must be 0;
-- ``one-shot``: every criterion at 80, 90, 95 and 98 % weight sparsity, after batch norm re-estimation;
-- ``synops``: criteria with and without SynOps prices at 20 and 10 % of the dense SynOps, before and
-  after equal short retraining (prune, re-estimate, retrain, re-estimate), and the gain over SynOps-priced
-  LAMP, seed by seed; and what cutting dead channels then gives: their share, and the time of a forward
-  pass over the masked network's (median of 7 each).
+- ``dense``: the network itself, always;
+- ``synops``: 20, 10 and 5 % of the dense SynOps (calibrated), scores priced by SynOps unless the criterion is
+  named with ``:weights``; ``weights``: 90, 95 and 98 % sparsity. One-shot accuracy after batch norm
+  re-estimation, then the same short retraining for all (2 epochs; deep tasks 8,000 rows each) and
+  re-estimation again;
+- ``distortion``: every layer pruned alone, measured change of the scores beside every prediction;
+- ``cost``: seconds of calibration over those of a training step of 64 examples.
 
-Real data is read from ``../shared/data``; ``digits`` (scikit-learn) runs anywhere. One thread.
+Criteria are the product's, candidates of `benchmarks.slamp_candidates`, or ``curve_rounds``: ``slamp_curve``
+measured again around its own masks twice. Real data is read from ``../shared/data``. One thread.
 """
 
 import argparse
@@ -24,227 +25,340 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import slamp_candidates
 from benchmarks.about import about
-from benchmarks.slamp_distortion import distortion_rows, spread_of_logs
-from benchmarks.slamp_tasks import BATCH, STEPS, TASKS, Task, accuracy, scores, train
+from benchmarks.slamp_journal import Journal, read
+from benchmarks.slamp_membrane import membrane_statistics
+from benchmarks.slamp_tables import tables
+from benchmarks.slamp_tasks import BATCH, DEEP, TASKS, Task, accuracy, scores, train
 from pruning.weights.allocation import Allocation, allocate
-from pruning.weights.calibration import calibrate, relative_spread
-from pruning.weights.compaction import compact
+from pruning.weights.calibration import Calibration, calibrate
 from pruning.weights.criteria import CRITERIA, Objective
+from pruning.weights.curves import Curve, measure_curves
 from pruning.weights.masks import Masks
 from snn.activity import measure
 from snn.batchnorm import reestimate
+from snn.interchange import load_checkpoint, save_checkpoint
+from snn.losses import rate_cross_entropy
 from snn.models import SpikingNetwork
+from snn.observing import evaluating
+
+Row = dict[str, Any]
 
 CALIBRATION = 400
-RESPONSE = 128
+FORWARD = 128
+"""Examples of curves and responses."""
 NORM = 400
-
-SYNOPS_METHODS: list[tuple[str, Objective]] = [
-    ("uniform", "weights"),
-    ("magnitude", "weights"),
-    ("lamp", "weights"),
-    ("magnitude", "synops"),
-    ("lamp", "synops"),
-    ("slamp_time", "synops"),
-    ("slamp_root", "synops"),
-    ("slamp_membrane", "synops"),
-    ("slamp_local", "synops"),
-    ("slamp_response", "synops"),
-]
+ACTIVITY = 500
+TESTED = 1000
+"""Test examples of single-layer distortions."""
+LEVELS: dict[str, tuple[float, ...]] = {"synops": (0.2, 0.1, 0.05), "weights": (0.9, 0.95, 0.98)}
+PARTS = ("synops", "weights", "distortion", "cost")
+DENSITIES = (0.7, 0.5, 0.3, 0.15, 0.05)
+KEY = ("task", "seed", "part", "level", "criterion", "objective", "retrain_epochs")
+DEFAULT = ("lamp", "slamp", "slamp_curve", "response", "membrane", "root", "uniform", "lamp:weights")
 
 
-def pruned(task: Task, dense: SpikingNetwork, masks: Masks, norm_x: Tensor) -> SpikingNetwork:
-    model = copy.deepcopy(dense)
-    masks.apply_(model)
-    reestimate(model, task.batches(norm_x))
-    return model
+@dataclass
+class Bench:
+    """One dense network with everything that is measured on it once."""
 
+    name: str
+    task: Task
+    seed: int
+    dense: SpikingNetwork
+    trained_seconds: float
 
-def describe(
-    task: Task, model: SpikingNetwork, allocation: Allocation, reference: Tensor, dense_synops: float
-) -> dict[str, Any]:
-    outputs = scores(task, model)
-    activity = measure(model, task.batches(task.x_test[:500]))
-    return {
-        "criterion": allocation.criterion,
-        "objective": allocation.objective,
-        "accuracy": accuracy(task, outputs),
-        "relative_distortion": float((outputs - reference).square().mean() / reference.var()),
-        "density": activity.density,
-        "synops": activity.synops / dense_synops,
-        "layers": [layer.density for layer in allocation.layers],
-    }
+    @cached_property
+    def order(self) -> Tensor:
+        """Training rows in the order in which samples are taken of them."""
+        generator = torch.Generator().manual_seed(self.seed + 1000)
+        return torch.randperm(len(self.task.x_train), generator=generator)
 
+    def sample(self, examples: int) -> list[Tensor]:
+        """Inputs of the first examples, in batches."""
+        return list(self.task.batches(self.task.x_train[self.order[:examples]]))
 
-def compacted(task: Task, model: SpikingNetwork) -> dict[str, float]:
-    """Share of channels left by compaction, and forward time over that of the masked network."""
-    small = compact(model.eval())
-    x = task.inputs(task.x_test[:BATCH])
-    seconds: dict[str, list[float]] = {"masked": [], "small": []}
-    with torch.no_grad():
-        for _ in range(7):
-            for name, network in (("masked", model), ("small", small.model)):
-                start = time.process_time()
-                network(x)
-                seconds[name].append(time.process_time() - start)
-    channels = sum(s.layer.weight.shape[0] for s in model.synapses()[:-1])
-    return {
-        "channels_left": sum(small.widths.values()) / channels,
-        "time_after_compaction": statistics.median(seconds["small"]) / statistics.median(seconds["masked"]),
-    }
+    @cached_property
+    def reference(self) -> Tensor:
+        """Scores of the dense network on the test examples."""
+        return scores(self.task, self.dense)
 
+    @cached_property
+    def synops(self) -> float:
+        """Of the dense network per inference."""
+        return self.activity(self.dense)["synops"]
 
-def measure_seed(
-    name: str, task: Task, seed: int, quick: bool = False, distortion_only: bool = False
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    dense = task.network(seed)
-    train(task, dense, 2 if quick else task.epochs, 5e-3, seed)
-    order = torch.randperm(len(task.x_train), generator=torch.Generator().manual_seed(seed + 1000))
-    norm_x = task.x_train[order[:NORM]]
-    reestimate(dense, task.batches(norm_x))
-    reference = scores(task, dense)
-    draws = [
-        calibrate(dense, task.batches(task.x_train[part]), response_examples=RESPONSE)
-        for part in order.split(CALIBRATION)[:3]
-        if len(part)
-    ]
-    calibration = draws[0]
-    dense_synops = measure(dense, task.batches(task.x_test[:500])).synops
-    rows: list[dict[str, Any]] = []
-    levels: tuple[tuple[float, ...], tuple[float, ...]] = ((0.8, 0.9, 0.95, 0.98), (0.2, 0.1))
-    if quick:
-        levels = ((0.9,), (0.1,))
-    if distortion_only:
-        levels = ((), ())
-    for sparsity in levels[0]:
-        for criterion in CRITERIA:
-            allocation = allocate(dense, calibration, criterion=criterion, sparsity=sparsity)
-            model = pruned(task, dense, allocation.masks, norm_x)
-            row = describe(task, model, allocation, reference, dense_synops)
-            rows.append({"part": "one-shot", "level": sparsity, **row})
-    for fraction in levels[1]:
-        for criterion, objective in SYNOPS_METHODS:
-            allocation = allocate(
-                dense,
+    @cached_property
+    def calibration(self) -> Calibration:
+        """With everything that the product's criteria need."""
+        return calibrate(
+            self.dense,
+            self.sample(CALIBRATION),
+            measure=("gradients", "fisher", "curves"),
+        )
+
+    @cached_property
+    def candidates(self) -> dict[str, list[float]]:
+        """Coefficients by candidate, registered as criteria."""
+        tau, sigma = membrane_statistics(self.dense, self.sample(CALIBRATION))
+        with evaluating(self.dense):
+            rho = slamp_candidates.measure_response(self.dense, self.dense.synapses(), self.sample(FORWARD))
+        found = slamp_candidates.coefficients(self.calibration, tau, sigma, rho)
+        slamp_candidates.register(found, self.task.T)
+        return found
+
+    def activity(self, model: SpikingNetwork) -> dict[str, float]:
+        """Figures of a network in the field's units, per inference."""
+        found = measure(model, self.task.batches(self.task.x_test[:ACTIVITY]))
+        return {
+            "density": found.density,
+            "synops": found.synops,
+            "macs": found.macs,
+            "energy_nj": found.energy_pj / 1000,
+        }
+
+    def allocate(self, criterion: str, part: str, level: float, objective: Objective) -> Allocation:
+        """Masks of any criterion at a level of a part."""
+        calibration, rounds = self.calibration, 0
+        if criterion == "curve_rounds":
+            criterion, rounds = "slamp_curve", 2
+        elif criterion not in CRITERIA:
+            if criterion not in self.candidates:
+                raise ValueError(f"criterion: {criterion!r} is neither the product's nor a candidate")
+            criterion = f"benchmarks:{criterion}"
+        target = {"synops_fraction" if part == "synops" else "sparsity": level}
+        found = allocate(
+            self.dense,
+            calibration,
+            criterion=criterion,
+            objective=objective,
+            **target,  # type: ignore[arg-type]
+        )
+        for _ in range(rounds):
+            calibration = around(self.dense, calibration, torch.cat(self.sample(FORWARD), 1), found.masks)
+            found = allocate(
+                self.dense,
                 calibration,
                 criterion=criterion,
                 objective=objective,
-                synops_fraction=fraction,
+                **target,  # type: ignore[arg-type]
             )
-            model = pruned(task, dense, allocation.masks, norm_x)
-            before = accuracy(task, scores(task, model))
-            train(task, model, task.retrain_epochs, 2e-3, seed, allocation.masks)
-            reestimate(model, task.batches(norm_x))
-            row = describe(task, model, allocation, reference, dense_synops)
-            row |= {"accuracy_before": before, **compacted(task, model)}
-            rows.append({"part": "synops", "level": fraction, **row})
-    layers = distortion_rows(task, dense, calibration)
+        return found
+
+
+def around(model: SpikingNetwork, calibration: Calibration, x_TB: Tensor, masks: Masks) -> Calibration:
+    """The calibration with curves measured around what ``masks`` leave."""
+    with evaluating(model):
+        curves = measure_curves(model, model.synapses(), x_TB, around=masks)
+    layers = [
+        {**vars(layer), "curve": Curve(tuple(map(tuple, curve.tolist())))}
+        for layer, curve in zip(calibration.layers, curves, strict=True)
+    ]
+    return Calibration(
+        tuple(type(calibration.layers[0])(**layer) for layer in layers), calibration.T, calibration.examples
+    )
+
+
+def prepared(name: str, seed: int, folder: Path) -> Bench:
+    """The dense network, trained or read back."""
+    task, path, seconds = TASKS[name](), folder / f"{name}-{seed}.safetensors", 0.0
+    if path.exists():
+        dense, _ = load_checkpoint(path)
+    else:
+        start = time.process_time()
+        dense = task.network(seed)
+        train(task, dense, task.epochs, 5e-3, seed)
+        bench = Bench(name, task, seed, dense, 0.0)
+        reestimate(dense, bench.sample(NORM))
+        seconds = time.process_time() - start
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, dense, task.architecture)
+    return Bench(name, task, seed, dense, seconds)
+
+
+def pruned_row(
+    bench: Bench, part: str, level: float, criterion: str, objective: Objective, epochs: int
+) -> Row:
+    """Prune, re-estimate, evaluate, retrain, re-estimate, evaluate."""
+    task, start = bench.task, time.process_time()
+    allocation = bench.allocate(criterion, part, level, objective)
+    allocated, model = time.process_time() - start, copy.deepcopy(bench.dense)
+    allocation.masks.apply_(model)
+    reestimate(model, bench.sample(NORM))
+    outputs = scores(task, model)
+    row = {
+        "one_shot": accuracy(task, outputs),
+        "relative_distortion": float(
+            (outputs - bench.reference).square().mean() / bench.reference.var(0, correction=0).mean()
+        ),
+        "one_shot_synops": bench.activity(model)["synops"] / bench.synops,
+    }
+    train(task, model, epochs, 2e-3, bench.seed, allocation.masks)
+    reestimate(model, bench.sample(NORM))
+    figures = bench.activity(model)
+    retrained = accuracy(task, scores(task, model))
     return {
-        "task": name,
-        "seed": seed,
-        "dense_accuracy": accuracy(task, reference),
-        "dense_synops": dense_synops,
-        "coefficients": [
-            {
-                "name": c.name,
-                "tau": c.tau,
-                "sigma": c.sigma,
-                "rho": c.rho,
-                "price": c.price,
-                "rate": c.firing_rate,
-            }
-            for c in calibration.layers
-        ],
-        "spread_over_draws": {kind: relative_spread(draws, kind) for kind in ("membrane", "response")},
-        "distortion": layers,
-        "sd_log_measured_over_predicted": spread_of_logs(layers, STEPS[name]),
-        "certificate_violations": sum(r["violations"] for r in layers),
-        "rows": rows,
-        "seconds": time.perf_counter() - start,
+        **row,
+        "accuracy": retrained,
+        "drop": accuracy(task, bench.reference) - retrained,
+        **figures,
+        "synops_of_dense": figures["synops"] / bench.synops,
+        "layers": [round(layer.density, 5) for layer in allocation.layers],
+        "allocate_seconds": round(allocated, 2),
+        "seconds": round(time.process_time() - start, 1),
     }
 
 
-def tables(result: dict[str, Any]) -> str:
-    """What is printed of a stored result: means and standard deviations over its seeds."""
-    lines = []
-    for task in dict.fromkeys(run["task"] for run in result["runs"]):
-        of = [run for run in result["runs"] if run["task"] == task]
-        mean = statistics.mean(run["dense_accuracy"] for run in of)
-        lines.append(f"{task}: {len(of)} seeds, dense accuracy {mean:.3f}")
-        lines.append(f"  certificate violations {sum(run['certificate_violations'] for run in of)}")
-        spreads = [spread_of_logs(run["distortion"], STEPS[task]) for run in of]
-        for name, forms in spreads[0].items():
-            values = (f"{form} {statistics.mean(s[name][form] for s in spreads):.2f}" for form in forms)
-            lines.append(f"  sd log(measured / predicted) {name:<15} {', '.join(values)}")
-        kinds = dict.fromkeys((r["part"], r["level"], r["criterion"], r["objective"]) for r in of[0]["rows"])
-        lines += [table_line(kind, of) for kind in kinds]
-    return "\n".join(lines)
-
-
-def rows_of(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per seed."""
-    return [
-        r
-        for run in runs
-        for r in run["rows"]
-        if (r["part"], r["level"], r["criterion"], r["objective"]) == kind
+def dense_row(bench: Bench) -> Row:
+    """The network that all rows of a task and seed start from."""
+    layers = [
+        {"name": c.name, "sensitivity": c.sensitivity, "price": c.price, "rate": c.firing_rate}
+        for c in bench.calibration.layers
     ]
+    return {
+        "accuracy": accuracy(bench.task, bench.reference),
+        **bench.activity(bench.dense),
+        "train_seconds": round(bench.trained_seconds, 1),
+        "layers": layers,
+        "candidates": bench.candidates,
+    }
 
 
-def table_line(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> str:
-    """One criterion at one level."""
-    rows = rows_of(kind, runs)
-    accuracies = [r["accuracy"] for r in rows]
-    line = (
-        f"  {kind[0]:<9}{kind[1]:<5} {kind[2]:<15}{kind[3]:<8} accuracy {_mean_sd(accuracies)}"
-        f" density {statistics.mean(r['density'] for r in rows):.3f}"
-        f" SynOps {statistics.mean(r['synops'] for r in rows):.3f}"
-    )
-    if kind[0] == "synops":
-        rival = rows_of((*kind[:2], "lamp", "synops"), runs)
-        gains = [r["accuracy"] - other["accuracy"] for r, other in zip(rows, rival, strict=True)]
-        line += (
-            f" before retraining {statistics.mean(r['accuracy_before'] for r in rows):.3f}"
-            f" channels left {statistics.mean(r['channels_left'] for r in rows):.2f}"
-            f" time {statistics.mean(r['time_after_compaction'] for r in rows):.2f}"
-            f" over priced lamp {_mean_sd(gains, '+.3f')}"
-        )
-    return line
+def distortion_row(bench: Bench) -> Row:
+    """Every layer alone at several densities: measured, and predicted by curves and coefficients."""
+    keep = Masks.of(bench.dense)
+    curves = [layer.curve for layer in bench.calibration.layers]
+    found = []
+    for density in DENSITIES:
+        uniform = allocate(bench.dense, criterion="uniform", sparsity=1 - density)
+        for layer, curve in zip(uniform.layers, curves, strict=True):
+            model = copy.deepcopy(bench.dense)
+            Masks({n: uniform.masks[n] if n == layer.name else keep[n] for n in keep}).apply_(model)
+            reestimate(model, bench.sample(NORM))
+            change = (scores(bench.task, model, TESTED) - bench.reference[:TESTED]).square().sum(1).mean()
+            by_curve = None
+            if curve is not None:
+                spent = curve.slopes(layer.numel).spent(torch.tensor([layer.numel - layer.kept]).numpy())
+                by_curve = float(spent.sum())
+            found.append(
+                {
+                    "layer": layer.name,
+                    "density": layer.density,
+                    "removed_energy": layer.removed_energy,
+                    "measured": float(change),
+                    "curve": by_curve,
+                }
+            )
+    return {"measured": found, "candidates": bench.candidates}
 
 
-def _mean_sd(values: list[float], form: str = ".3f") -> str:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} +- {sd:.3f}"
+def cost_row(bench: Bench) -> Row:
+    """Medians of five: a training step, and calibrations in its unit."""
+    task, model = bench.task, copy.deepcopy(bench.dense).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    x, y = task.inputs(task.x_train[:BATCH]), task.y_train[:BATCH]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        rate_cross_entropy(model(x), y).mean().backward()
+        optimizer.step()
+
+    def seconds(run: Any, times: int) -> float:
+        taken = []
+        for _ in range(times):
+            start = time.process_time()
+            run()
+            taken.append(time.process_time() - start)
+        return statistics.median(taken)
+
+    sample = bench.sample(CALIBRATION)
+    step()
+    one = seconds(step, 9)
+    forward = seconds(lambda: calibrate(bench.dense, sample, measure=()), 3)
+    gradients = seconds(lambda: calibrate(bench.dense, sample), 3)
+    curves = seconds(lambda: calibrate(bench.dense, sample, measure=["curves"]), 1)
+    return {
+        "step_seconds": one,
+        "forward_steps": forward / one,
+        "slamp_steps": gradients / one,
+        "slamp_curve_steps": curves / one,
+    }
+
+
+def wanted(options: argparse.Namespace, task: str) -> Iterator[Row]:
+    """Keys of the rows of one dense network, in the order in which they are made."""
+    epochs = options.retrain_epochs
+    for part in options.parts:
+        if part in LEVELS:
+            for level in options.levels or LEVELS[part]:
+                for name in options.criteria:
+                    criterion, _, objective = name.partition(":")
+                    yield {
+                        "part": part,
+                        "level": level,
+                        "criterion": criterion,
+                        "objective": objective or part,
+                        "retrain_epochs": epochs,
+                    }
+        else:
+            yield {"part": part}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=["digits", "nmnist", "cifar10"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two epochs and one level, to see it run")
-    parser.add_argument("--distortion-only", action="store_true", help="leave out one-shot and synops")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(DEEP))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--criteria", nargs="+", default=list(DEFAULT))
+    parser.add_argument("--levels", nargs="+", type=float, help="instead of every part's own")
+    parser.add_argument("--retrain-epochs", type=int, default=2)
+    parser.add_argument("--journal", type=Path, default=Path("docs/results/slamp_quality.jsonl"))
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/slamp_quality"))
+    parser.add_argument("--store", type=Path, help="print the journal's tables and keep its rows as a result")
     options = parser.parse_args()
+    if options.store:
+        rows = read(options.journal)
+        told = about("benchmarks.slamp_quality", [])
+        options.store.write_text(json.dumps({"about": told, "rows": rows}, indent=1) + "\n")
+        print(tables(rows))
+        return
     torch.set_num_threads(1)
-    runs = []
-    for name in options.tasks:
-        task = TASKS[name]()
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            runs.append(measure_seed(name, task, seed, options.quick, options.distortion_only))
-            print(f"{name} seed {seed}: {runs[-1]['seconds']:.0f} s", flush=True)
-            if options.output:
-                told = about("benchmarks.slamp_quality", sys.argv[1:])
-                options.output.write_text(json.dumps({"about": told, "runs": runs}, indent=1) + "\n")
-    print(tables({"runs": runs}))
+    journal = Journal(options.journal, KEY)
+    told = about("benchmarks.slamp_quality", sys.argv[1:])
+    for seed in options.seeds:
+        for name in options.tasks:
+            own = {"task": name, "seed": seed}
+            keys = [{**own, **key} for key in ({"part": "dense"}, *wanted(options, name))]
+            keys = [key for key in keys if key not in journal]
+            if not keys:
+                continue
+            bench = prepared(name, seed, options.checkpoints)
+            for key in keys:
+                if key["part"] in LEVELS:
+                    row = pruned_row(
+                        bench,
+                        key["part"],
+                        key["level"],
+                        key["criterion"],
+                        key["objective"],
+                        key["retrain_epochs"],
+                    )
+                else:
+                    row = {"dense": dense_row, "distortion": distortion_row, "cost": cost_row}[key["part"]](
+                        bench
+                    )
+                journal.add({**key, **row, "date": told["date"], "commit": told["commit"]})
+                print(*(str(v) for v in key.values()), row.get("accuracy"), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.needs import needs_of
 from pipelines.places import give_back, here
 from pipelines.preflight import check_data, check_storage
+from pipelines.pruned_figures import HEADINGS, figure_cells, pruned_figures
 from pipelines.reading import window_rows
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import new_figure, to_svg
@@ -32,7 +33,7 @@ from pipelines.training.evaluation import evaluate, measure_activity, reestimate
 from pipelines.training.local import LocalEngine
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
-from pruning.weights.criteria import Objective, needs_response
+from pruning.weights.criteria import Objective, needs
 
 LEVELS: dict[Objective, tuple[float, ...]] = {"weights": (0.8, 0.9, 0.95), "synops": (0.5, 0.2, 0.1)}
 """By default: sparsities, or shares of the SynOps to keep."""
@@ -49,15 +50,10 @@ class Outcome:
     criterion: str
     level: float
     """Share of weights removed, or of SynOps kept at the calibrated activity, as asked for."""
-    accuracy: float
-    """Test accuracy in [0, 1], batch norm re-estimated."""
     loss: float
-    density: float
-    """Surviving weights / all weights."""
-    synops: float
-    """Synaptic operations per inference, as the pruned network spikes."""
-    synops_share: float
-    """Of the dense network's."""
+    """Test loss per example, batch norm re-estimated."""
+    figures: dict[str, float]
+    """Accuracy, connectivity, SynOps and energy (`pipelines.pruned_figures`)."""
     budget: float
     """Distortion spent, in the criterion's own units."""
 
@@ -71,6 +67,8 @@ class Comparison:
     objective: Objective
     dense_accuracy: float
     dense_synops: float
+    dense_macs: float
+    dense_energy_nj: float
     calibration_spread: dict[str, float] | None
     """By layer, relative standard error of the coefficients (see `pipelines.compress.Calibrated`)."""
     outcomes: tuple[Outcome, ...]
@@ -86,7 +84,12 @@ class Comparison:
         return {
             "checkpoint": self.checkpoint.name,
             "objective": self.objective,
-            "dense": {"accuracy": self.dense_accuracy, "synops": self.dense_synops},
+            "dense": {
+                "accuracy": self.dense_accuracy,
+                "synops": self.dense_synops,
+                "macs": self.dense_macs,
+                "energy_nj": self.dense_energy_nj,
+            },
             "calibration_spread": self.calibration_spread,
             "outcomes": [asdict(o) for o in self.outcomes],
         }
@@ -127,9 +130,10 @@ def compare(
     with _bar(console or Console(stderr=True)) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
-        calibrated = calibrate(worker, sample, response=any(map(needs_response, criteria)))
+        calibrated = calibrate(worker, sample, needs(*criteria))
         dense = evaluate(worker.model, worker.inputs, config.train, worker.engine)
-        synops = measure_activity(worker.model, worker.inputs, worker.engine)["synops"]
+        activity = measure_activity(worker.model, worker.inputs, worker.engine)
+        of_dense = {"dense_accuracy": dense["test_accuracy"], "dense_activity": activity}
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
         bar.advance(task)
         outcomes = []
@@ -137,14 +141,16 @@ def compare(
             for criterion in criteria:
                 bar.update(task, description=f"{criterion} at {level:g}")
                 worker.model.load_state_dict(weights)
-                outcomes.append(_outcome(worker, sample, calibrated, criterion, level, objective, synops))
+                outcomes.append(_outcome(worker, sample, calibrated, criterion, level, objective, of_dense))
                 bar.advance(task)
     return Comparison(
         checkpoint=checkpoint,
         config=config,
         objective=objective,
         dense_accuracy=dense["test_accuracy"],
-        dense_synops=synops,
+        dense_synops=activity["synops"],
+        dense_macs=activity["macs"],
+        dense_energy_nj=activity["energy_pj"] / 1000,
         calibration_spread=calibrated.spread,
         outcomes=tuple(outcomes),
     )
@@ -259,7 +265,7 @@ def _outcome(
     criterion: str,
     level: float,
     objective: Objective,
-    dense_synops: float,
+    of_dense: Mapping[str, Any],
 ) -> Outcome:
     config, model = worker.spec.config, worker.model
     try:
@@ -279,15 +285,12 @@ def _outcome(
     allocation.masks.apply_(model)
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, worker.engine)
     tested = evaluate(model, worker.inputs, config.train, worker.engine)
-    synops = measure_activity(model, worker.inputs, worker.engine)["synops"]
+    activity = measure_activity(model, worker.inputs, worker.engine)
     return Outcome(
         criterion=criterion,
         level=level,
-        accuracy=tested["test_accuracy"],
         loss=tested["test_loss"],
-        density=allocation.masks.density,
-        synops=synops,
-        synops_share=synops / dense_synops,
+        figures=pruned_figures(tested["test_accuracy"], activity, **of_dense),
         budget=allocation.budget,
     )
 
@@ -308,24 +311,29 @@ def _title(comparison: Comparison) -> str:
 
 
 def _headings(comparison: Comparison) -> tuple[str, ...]:
-    level = "sparsity" if comparison.objective == "weights" else "SynOps share asked for"
-    return ("criterion", level, "test accuracy", "density", "SynOps per inference", "share of dense")
+    level = "sparsity" if comparison.objective == "weights" else "SynOps left"
+    return ("criterion", level, *HEADINGS)
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    accuracy, synops = comparison.dense_accuracy, comparison.dense_synops
-    rows: list[tuple[str, ...]] = [("dense", "-", f"{accuracy:.2%}", "100.0%", f"{synops:,.0f}", "-")]
-    for o in comparison.outcomes:
-        shares = f"{o.accuracy:.2%}", f"{o.density:.1%}"
-        rows.append((o.criterion, f"{o.level:.4g}", *shares, f"{o.synops:,.0f}", f"{o.synops_share:.1%}"))
-    return rows
+    dense = {
+        "connectivity": 1.0,
+        "synops": comparison.dense_synops,
+        "synops_of_dense": 1.0,
+        "macs": comparison.dense_macs,
+        "energy_nj": comparison.dense_energy_nj,
+        "accuracy": comparison.dense_accuracy,
+        "accuracy_drop": 0.0,
+    }
+    rows: list[tuple[str, ...]] = [("dense", "-", *figure_cells(dense))]
+    return rows + [(o.criterion, f"{o.level:.4g}", *figure_cells(o.figures)) for o in comparison.outcomes]
 
 
 def _page(comparison: Comparison) -> str:
     definitions = "".join(
         f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>"
         for k, v in DEFINITIONS
-        if k in ("test accuracy", "density", "SynOps per inference")
+        if k in ("test accuracy", "density", "SynOps per inference", "energy")
     )
     return html_page(
         f"spikeprune: {_title(comparison)}",
@@ -343,8 +351,9 @@ def _plot(comparison: Comparison) -> str:
     for i, criterion in enumerate(comparison.criteria):
         of = [o for o in comparison.outcomes if o.criterion == criterion]
         style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i // len(_COLOURS) % 3]}
-        for a, xs in zip(axes, ([o.density for o in of], [o.synops_share for o in of]), strict=True):
-            a.plot(xs, [o.accuracy for o in of], markersize=4, label=criterion, **style)
+        for a, field in zip(axes, ("connectivity", "synops_of_dense"), strict=True):
+            xs, ys = ([o.figures[name] for o in of] for name in (field, "accuracy"))
+            a.plot(xs, ys, markersize=4, label=criterion, **style)
     for a, label in zip(axes, ("density", "SynOps over dense"), strict=True):
         a.set_xlabel(label)
         a.axhline(comparison.dense_accuracy, color="gray", linestyle="--", linewidth=1)

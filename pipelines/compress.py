@@ -1,6 +1,6 @@
 """SLAMP as a phase of a run: calibrate, allocate, mask, re-estimate batch norm, measure."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from pipelines.config import WeightsConfig
-from pipelines.data.files import write_json
+from pipelines.data.files import read_json, write_json
 from pipelines.distortion import measure_distortion
 from pipelines.errors import UserError
+from pipelines.pruned_figures import pruned_figures
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
 from pipelines.training.order import uniform_sample
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread
-from pruning.weights.criteria import needs_response
+from pruning.weights.calibration_sums import Measure
+from pruning.weights.criteria import needs
 from pruning.weights.masks import Masks
+from snn.models import SpikingNetwork
 
 if TYPE_CHECKING:
     from pipelines.training.engine import Engine
@@ -44,10 +47,12 @@ def prune(worker: "Worker") -> None:
     phase = worker.spec.phases[worker.progress.phase]
     engine.progress({"phase": phase.name, "epoch": 0, "doing": "pruning weights"})
     sample = draw_sample(worker, phase.round)
-    response = needs_response(config.weights.criterion)
-    calibrated = calibrate(worker, sample, response=response)
+    calibrated = calibrate(worker, sample, needs(config.weights.criterion))
     before = evaluate(model, worker.inputs, config.train, engine)
-    dense = _dense(worker, before["test_accuracy"])
+    dense = _dense(worker) or {
+        "dense_accuracy": before["test_accuracy"],
+        "dense_activity": measure_activity(model, worker.inputs, engine),
+    }
     allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
     _check_equal(worker, allocation.masks)
     distortion = None
@@ -58,6 +63,7 @@ def prune(worker: "Worker") -> None:
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, engine)
     recalibrated = evaluate(model, worker.inputs, config.train, engine)
     pruned = measure_activity(model, worker.inputs, engine)
+    figures = pruned_figures(recalibrated["test_accuracy"], pruned, **dense)
     worker.masks = allocation.masks
     worker.keep_final(phase.name)
     if engine.rank == 0:
@@ -72,6 +78,7 @@ def prune(worker: "Worker") -> None:
                 "calibration_spread": calibrated.spread,
                 "distortion": distortion,
                 "activity": {"dense": dense["dense_activity"], "pruned": pruned},
+                "figures": {"pruned": figures, "retrained": None},
             },
         )
         allocation.masks.save(folder / "masks.safetensors")
@@ -86,10 +93,24 @@ def prune(worker: "Worker") -> None:
             "budget": allocation.budget,
             "density": allocation.masks.density,
             "activity": pruned,
+            "figures": figures,
         },
         next_phase=worker.progress.phase + 1,
         next_epoch=0,
     )
+
+
+def retrained(worker: "Worker", record: dict[str, Any]) -> dict[str, float]:
+    """Figures of the retrained network after its last epoch; ``pruning.json`` gets them too."""
+    dense = _dense(worker)
+    assert dense is not None
+    figures = pruned_figures(record["test_accuracy"], record["activity"], **dense)
+    path = Path(worker.spec.folder) / "pruning.json"
+    if worker.engine.rank == 0 and path.exists():
+        stored = read_json(path)
+        stored["figures"] = {**stored.get("figures", {}), "retrained": figures}
+        write_json(path, stored)
+    return figures
 
 
 def target_of(weights: WeightsConfig, round_: int) -> dict[str, float]:
@@ -138,30 +159,33 @@ def draw_sample(worker: "Worker", round_: int = 0) -> Sample:
     return Sample(rows=rows, calibration_ids=calibration_ids, norm_ids=norm_ids)
 
 
-def calibrate(worker: "Worker", sample: Sample, *, response: bool) -> Calibrated:
-    """Statistics of all workers' examples in one pass; with ``response`` the layers' responses as well.
+def calibrate(worker: "Worker", sample: Sample, measure: Collection[Measure]) -> Calibrated:
+    """Statistics of all workers' examples in one pass, and what else the criteria need.
 
     Raises:
-        UserError: no spikes, or weights that are not finite.
+        UserError: no spikes, weights that are not finite, or too few examples for curves.
     """
     model, T = worker.model, worker.spec.config.model.T
-    halves, examples = [], 0
-    if response:
-        examples = -(-worker.spec.config.weights.response_examples // (2 * worker.engine.world_size))
-    for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
-        batches = _batches(worker, sample.rows, half)
-        sums = CalibrationSums.collect(model, batches, T=T, response_examples=examples)
-        halves.append(exact_sum(worker.engine, sums.to_vector()))
+    # Of each half, and of each worker's share.
+    examples = max(2, -(-worker.spec.config.weights.measure_examples // (2 * worker.engine.world_size)))
+    halves = []
     try:
-        whole = Calibration.from_sums(model, CalibrationSums.from_vector(model, halves[0] + halves[1], T))
+        for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
+            batches = _batches(worker, sample.rows, half)
+            sums = CalibrationSums.collect(model, batches, T=T, measure=measure, measure_examples=examples)
+            halves.append(exact_sum(worker.engine, sums.to_vector()))
+        whole = _calibration(model, halves[0] + halves[1], T, measure)
     except ValueError as error:
         raise UserError("weights", str(error)) from None
     try:
-        parts = [Calibration.from_sums(model, CalibrationSums.from_vector(model, v, T)) for v in halves]
-        spread = relative_spread(parts, "response" if response else "membrane")
+        spread = relative_spread([_calibration(model, v, T, measure) for v in halves])
     except ValueError:  # a half without examples or spikes
         spread = None
     return Calibrated(calibration=whole, spread=spread)
+
+
+def _calibration(model: SpikingNetwork, vector: Tensor, T: int, measure: Collection[Measure]) -> Calibration:
+    return Calibration.from_sums(model, CalibrationSums.from_vector(model, vector, T, measure))
 
 
 def exact_sum(engine: "Engine", vector: Tensor) -> Tensor:
@@ -175,13 +199,12 @@ def exact_sum(engine: "Engine", vector: Tensor) -> Tensor:
     return torch.tensor([fsum(column) for column in parts.T.tolist()], dtype=torch.float64)
 
 
-def _dense(worker: "Worker", accuracy: float) -> dict[str, Any]:
-    """Accuracy and activity of the network before its first round, also in later ones."""
+def _dense(worker: "Worker") -> dict[str, Any] | None:
+    """Accuracy and activity of the network before its first round; None in that round."""
     for record in worker.progress.history:
         if "dense_activity" in record:
             return {key: record[key] for key in ("dense_accuracy", "dense_activity")}
-    activity = measure_activity(worker.model, worker.inputs, worker.engine)
-    return {"dense_accuracy": accuracy, "dense_activity": activity}
+    return None
 
 
 def _allocate(worker: "Worker", calibration: Calibration, target: dict[str, float]) -> Allocation:

@@ -43,20 +43,7 @@ PolicyName = Literal[
     "repb_matched",
     "orderdp",
 ]
-CriterionName = Literal[
-    "uniform",
-    "magnitude",
-    "erk",
-    "lamp",
-    "lamp_folded",
-    "wanda",
-    "slamp",
-    "slamp_time",
-    "slamp_membrane",
-    "slamp_local",
-    "slamp_root",
-    "slamp_response",
-]
+CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uniform", "wanda", "fisher"]
 
 
 def is_own(name: str) -> bool:
@@ -329,8 +316,8 @@ class WeightsConfig:
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
     criterion: CriterionName | str = "slamp"
-    """slamp (time-aware layer scores), one of its variants, a rival, or package.module:attribute of your
-    own."""
+    """slamp (time-aware layer scores by gradients), slamp_curve (by measured distortion), a rival, or
+    package.module:attribute of your own."""
     objective: Literal["weights", "synops"] | None = None
     """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
     sparsity: float | None = None
@@ -346,9 +333,9 @@ class WeightsConfig:
     rounds: int = 1
     """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
     calibration_examples: int = 400
-    """Training examples that measure the layers' temporal statistics."""
-    response_examples: int = 128
-    """Of these, those on which slamp_response measures every layer's response at the readout."""
+    """Training examples for calibration."""
+    measure_examples: int = 200
+    """Of these, those on which slamp measures gradients, or slamp_curve every layer's distortion."""
     diagnose_examples: int = 0
     """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
     min_keep: int = 1
@@ -378,7 +365,7 @@ class WeightsConfig:
             self.calibration_examples,
             "at least 1",
         )
-        _check(self.response_examples >= 1, "weights.response_examples", self.response_examples, "at least 1")
+        _check(self.measure_examples >= 4, "weights.measure_examples", self.measure_examples, "at least 4")
         _check(
             self.diagnose_examples >= 0, "weights.diagnose_examples", self.diagnose_examples, "zero or more"
         )

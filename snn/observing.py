@@ -39,8 +39,8 @@ def evaluating(model: HasModes) -> Iterator[None]:
             module.training = training
 
 
-def observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
-    """Run ``model`` on ``x_TB``, ``[T, B, ...]``, and hand over what its weight layers are given.
+def observe(model: Observed, x_TB: Tensor, take: Taken) -> Tensor:
+    """Run ``model`` on ``x_TB``, ``[T, B, ...]``, hand over what its weight layers are given; its output.
 
     A weight layer may run once on ``[T*B, ...]`` or ``[T, B, ...]``, on ``[B, ...]`` once (all timesteps are
     alike) or T times (one by one). Where B is T these could not be told apart: such a batch goes in halves.
@@ -55,11 +55,12 @@ def observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
         ValueError: a weight layer that runs on inputs of another layout, or another number of times.
     """
     T, B = x_TB.shape[:2]
-    for part_TB in x_TB.split(-(-B // 2), dim=1) if T == B > 1 else (x_TB,):
-        _observe(model, part_TB, take)
+    if T == B > 1:
+        return torch.cat([_observe(model, part_TB, take) for part_TB in x_TB.split(-(-B // 2), dim=1)], 1)
+    return _observe(model, x_TB, take)
 
 
-def _observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
+def _observe(model: Observed, x_TB: Tensor, take: Taken) -> Tensor:
     T, B = x_TB.shape[:2]
     synapses = model.synapses()
     without_time: list[list[tuple[Tensor, int]]] = [[] for _ in synapses]
@@ -84,7 +85,7 @@ def _observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
     with ExitStack() as hooks:
         for i, s in enumerate(synapses):
             hooks.callback(s.layer.register_forward_hook(hook(i)).remove)
-        model(x_TB)
+        y_TB = model(x_TB)
     for i, calls in enumerate(without_time):
         if not calls:
             continue
@@ -96,6 +97,7 @@ def _observe(model: Observed, x_TB: Tensor, take: Taken) -> None:
         else:
             raise _refusal(synapses[i], x, T, B, f", {len(calls)} times")
         take(i, x, outputs)
+    return y_TB
 
 
 def _refusal(s: Synapses, x: Tensor, T: int, B: int, times: str = "") -> ValueError:

@@ -22,9 +22,9 @@ from benchmarks import (
     sadp_tables,
     scale,
     search_front,
-    slamp_distortion,
-    slamp_quality,
+    slamp_first,
     slamp_retraining,
+    slamp_tables,
     snn_levels,
     sparse_inference,
     startup,
@@ -74,12 +74,13 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     ),
     "slamp-retraining.md": (slamp_retraining.tables, ("slamp_retraining.json",)),
     "slamp-distortion.md": (
-        slamp_distortion.tables,
+        slamp_first.distortion_tables,
         ("slamp_distortion.json", "slamp_quality_longer.json"),
     ),
+    "slamp-deep.md": (lambda result: slamp_tables.tables(result["rows"]), ("slamp_deep.json",)),
     "sparse-inference.md": (sparse_inference.tables, ("sparse_inference.json",)),
     "slamp-quality.md": (
-        slamp_quality.tables,
+        slamp_first.quality_tables,
         ("slamp_quality.json", "slamp_quality_longer.json"),
     ),
 }

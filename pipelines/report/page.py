@@ -4,6 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import pruned_figures
 from pipelines.config_io import dump_config
 from pipelines.data.files import write_beside
 from pipelines.report.plots import (
@@ -14,7 +15,8 @@ from pipelines.report.plots import (
     variance_plot,
 )
 from pipelines.report.summary import RunSummary, different_settings
-from pipelines.report.tables import HEADINGS, phase_cells
+from pipelines.report.tables import HEADINGS, phase_cells, pruned_rows
+from snn.activity import AC_PICOJOULES, MAC_PICOJOULES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,11 +83,16 @@ DEFINITIONS = (
         "training seconds",
         "wall time of scoring, selecting, optimiser steps and batch norm re-estimation, without evaluation",
     ),
-    ("density", "surviving weights / all weights of the weight layers"),
+    ("density", "surviving weights / all weights of the weight layers; also called connectivity"),
     (
         "SynOps per inference",
         "nonzero inputs times the surviving weights they meet, over all timesteps, mean over test examples; "
         "a first layer on analog pixels counts multiply-accumulates",
+    ),
+    (
+        "energy",
+        f"{AC_PICOJOULES} pJ an accumulate and {MAC_PICOJOULES} pJ a multiply-accumulate (45 nm CMOS, "
+        "Horowitz 2014); memory traffic is left out",
     ),
 )
 
@@ -168,11 +175,19 @@ def _page(run: RunSummary) -> str:
         ("Density and SynOps per layer", layers_plot(run)),
     )
     body = f"""<div class="wide">{html_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
-{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
+{_pruned(run)}{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {_figures(plots)}
 {_definitions()}
 <details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>"""
     return html_page(f"spikeprune: {run.config.name}", body)
+
+
+def _pruned(run: RunSummary) -> str:
+    rows = pruned_rows(run.phases)
+    if not rows:
+        return ""
+    table = html_table(("", *pruned_figures.HEADINGS), rows)
+    return f'<h2>Pruned network</h2><div class="wide">{table}</div>'
 
 
 def _figures(plots: "Sequence[tuple[str, str | None]]") -> str:

@@ -37,6 +37,8 @@ class PhaseSummary:
     """Surviving weights / all weights."""
     synops: float | None
     """Synaptic operations per inference."""
+    figures: dict[str, float] | None = None
+    """Of a pruned network (`pipelines.pruned_figures`), at the phase's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSum
         seconds=sum(_training_seconds(r.get("seconds", {})) for r in records),
         density=activity.get("density"),
         synops=activity.get("synops"),
+        figures=last.get("figures"),
     )
 
 

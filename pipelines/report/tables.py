@@ -6,6 +6,8 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from pipelines import pruned_figures
+from pipelines.pruned_figures import figure_cells
 from pipelines.report.summary import PhaseSummary, RunSummary
 
 
@@ -34,6 +36,11 @@ def phase_table(name: str, phases: Sequence[PhaseSummary]) -> RenderableType:
     return table
 
 
+def pruned_rows(phases: Sequence[PhaseSummary]) -> list[tuple[str, ...]]:
+    """Pruned networks in the field's units, under ``("", *pruned_figures.HEADINGS)``."""
+    return [(p.title, *figure_cells(p.figures)) for p in phases if p.figures is not None]
+
+
 def print_comparison(runs: Sequence[RunSummary], page: Path, console: Console) -> None:
     """One row per run and phase, and where the page lies."""
     table = Table(title_justify="left")
@@ -49,4 +56,11 @@ def print_comparison(runs: Sequence[RunSummary], page: Path, console: Console) -
 def print_report(run: RunSummary, page: Path, console: Console) -> None:
     """The table and where everything lies."""
     console.print(phase_table(run.config.name, run.phases))
+    if rows := pruned_rows(run.phases):
+        table = Table(title="pruned network, beside its dense one", title_justify="left")
+        for i, heading in enumerate(("", *pruned_figures.HEADINGS)):
+            table.add_column(heading, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipelines.compress import prune
+from pipelines.compress import prune, retrained
 from pipelines.networks import make_network
 from pipelines.scoring import Scoring
 from pipelines.training import checkpoint
@@ -68,6 +68,8 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
             last = epoch + 1 == phase.epochs
             if last:
                 record["activity"] = measure_activity(model, worker.inputs, engine)
+                if worker.masks is not None:
+                    record["figures"] = retrained(worker, record)
                 record |= engine.book.costs()
                 worker.keep_final(phase.name)
             worker.report(

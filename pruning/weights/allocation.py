@@ -2,10 +2,10 @@
 
 All criteria share one mechanism (`pruning.weights.criteria`): the weights of all layers stand in one
 order, ascending in score, and the longest prefix that the target allows is pruned. With distortion
-scores (LAMP, SLAMP) that prefix is the optimum: fewest kept weights (or SynOps, at the order's
-breakpoints; between them at most one weight off) under the distortion budget, and least distortion at
-the target sparsity (docs/methods-slamp.md, theorems 1 and 2). The predicted distortion is an estimate,
-no bound.
+scores (LAMP, SLAMP, convex hulls of measured curves) that prefix is the optimum: fewest kept weights (or
+SynOps, at the order's breakpoints; between them at most one weight off) under the distortion budget, and
+least distortion at the target sparsity (docs/methods-slamp.md, theorems 1 and 2). The predicted
+distortion is an estimate, no bound.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,8 @@ import torch
 from pruning.weights.calibration import Calibration
 from pruning.weights.criteria import Objective, criterion_of
 from pruning.weights.masks import HasSynapses, Masks
-from pruning.weights.ranking import LayerRanking
-from pruning.weights.selection import Prefix
+from pruning.weights.order import LayerRanking, Prefix
 from pruning.weights.targets import BudgetOver, Target
-from pruning.weights.timesteps import Steps
 from snn.layers import Synapses
 
 CACHED_WEIGHTS = 1 << 24
@@ -39,16 +37,14 @@ class LayerAllocation:
     density: float
     coefficient: float
     """``c``: distortion per unit of -log kept energy share."""
-    tau: float | None
-    """Time part of the calibration; None without one."""
-    sigma: float | None
-    """Static part of the calibration; None without one."""
+    sensitivity: float | None
+    """Of the calibration; None where it was not measured."""
     price: float | None
     """Synaptic operations per weight and example; None without a calibration."""
     distortion: float
-    """``c`` times -log kept energy share: an estimate in the criterion's own units."""
+    """``c`` times -log kept energy share, or the curve's value: an estimate in the criterion's units."""
     removed_energy: float
-    """Share of the surviving weights' energy that was removed, in [0, 1)."""
+    """Share of the surviving weights' sum of squares that was removed, in [0, 1)."""
     at_minimum: bool
     """Nothing but protected weights is left."""
 
@@ -64,11 +60,12 @@ class Allocation:
     budget_over: BudgetOver
     budget: float
     """Distortion spent, normalised: the mean -log kept energy share, weighted by ``c`` over the layers
-    that were not excluded; with ``max_t``, ``T`` times the worst timestep's part of it."""
+    that were not excluded; with curves the sum over layers, in variances of the logits. With ``max_t``, ``T``
+    times the worst timestep's part of it."""
     synops_fraction: float | None
     """SynOps of the kept weights over those of all, at the calibrated activity; None without one."""
     step_distortion: tuple[float, ...] | None
-    """Distortion by timestep; with ``max_t`` none exceeds its part of the budget."""
+    """Distortion by timestep where it was measured (curves); with ``max_t`` none exceeds its part."""
     step_weights: tuple[float, ...] | None
     """Lagrange weights of the timesteps, adding up to 1 (``max_t`` only)."""
     duality_gap: float | None
@@ -96,7 +93,7 @@ def allocate(
     calibration: Calibration | None = None,
     *,
     criterion: str = "slamp",
-    objective: Objective = "weights",
+    objective: Objective | None = None,
     budget: float | None = None,
     sparsity: float | None = None,
     synops_fraction: float | None = None,
@@ -110,12 +107,13 @@ def allocate(
 
     Args:
         model: network whose weight layers are pruned; it is not changed.
-        calibration: of this network; needed by time-aware criteria, by anything about SynOps and by
-            ``max_t``.
+        calibration: of this network; needed by criteria that measure and by anything about SynOps.
         criterion: a key of `pruning.weights.criteria.CRITERIA`, or registered there.
         objective: what a unit of distortion buys: removed ``weights``, or removed ``synops`` (scores are
-            divided by each layer's SynOps per weight).
-        budget: mean -log kept energy share, weighted by the criterion's coefficients, positive.
+            divided by each layer's SynOps per weight); by default what the target counts: ``synops`` for
+            ``synops_fraction``, else ``weights``.
+        budget: mean -log kept energy share, weighted by the criterion's coefficients, positive; for
+            ``slamp_curve`` the change of the logits over their variance.
         sparsity: share of all weights to prune, excluded layers counted, in [0, 1); the number of pruned
             weights is the nearest whole number.
         synops_fraction: of the dense network's SynOps at the calibrated activity, to keep at most, (0, 1].
@@ -124,8 +122,8 @@ def allocate(
         exclude: names of layers to leave alone.
         previous: masks of an earlier round: pruned weights stay pruned, budgets count from the survivors'
             energy, sparsity and fraction from the dense network.
-        budget_over: ``sum`` of the distortion over timesteps, or ``max_t``: every timestep within an equal
-            part of the budget (as a target: the least maximum over timesteps).
+        budget_over: ``sum`` of the distortion over timesteps, or, for ``slamp_curve``, ``max_t``: every
+            timestep within an equal part of the budget (as a target: the least maximum over timesteps).
 
     Returns:
         masks, the per-layer table and the implied budget.
@@ -134,6 +132,8 @@ def allocate(
         ValueError: not exactly one target, a target that cannot be reached (with the nearest that can), an
             unknown criterion or layer, weights that are not finite, a missing or foreign calibration.
     """
+    if objective is None:
+        objective = "weights" if synops_fraction is None else "synops"
     _check(calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
     if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
         raise ValueError(f"min_keep: {min_keep!r} must be a whole number of at least 1")
@@ -150,6 +150,13 @@ def allocate(
         previous.check(model)
 
     rules = criterion_of(criterion)(synapses, calibration, objective)
+    if budget_over == "max_t" and any(rule.curve is None for rule in rules):
+        if calibration is None or calibration.T > 1:
+            raise ValueError(
+                f"budget_over: max_t needs the distortion of every timestep, which {criterion!r} does not"
+                " measure; choose slamp_curve, or sum"
+            )
+        budget_over = "sum"  # of one timestep
     numel = np.array([s.layer.weight.numel() for s in synapses])
     price = None if calibration is None else np.array([calibration[n].price for n in names])
     layers: list[LayerRanking] = []
@@ -166,7 +173,7 @@ def allocate(
                 cached=int(numel.sum()) <= CACHED_WEIGHTS,
             )
         )
-    target = Target(layers, rules, numel, price, names, exclude, budget_over, calibration)
+    target = Target(layers, rules, numel, price, [n not in exclude for n in names], budget_over)
     if budget is not None:
         prefix, steps = target.budget(budget, objective)
     elif sparsity is not None:
@@ -175,8 +182,17 @@ def allocate(
         assert synops_fraction is not None
         prefix, steps = target.synops(synops_fraction)
     masks = _masks(synapses, layers, prefix, previous)
-    return _result(
-        synapses, target, prefix, steps, masks, calibration, criterion=criterion, objective=objective
+    return Allocation(
+        masks=masks,
+        layers=_table(synapses, [r.coefficient for r in rules], target, prefix, masks, previous, calibration),
+        criterion=criterion,
+        objective=objective,
+        budget_over=budget_over,
+        budget=target.spent(prefix),
+        synops_fraction=_synops_left(target, prefix),
+        step_distortion=tuple(prefix.spent.sum(0).tolist()) if rules[0].curve else None,
+        step_weights=None if steps is None else steps.weights,
+        duality_gap=None if steps is None else steps.gap,
     )
 
 
@@ -196,10 +212,8 @@ def _check(
         raise ValueError(f"budget_over: {budget_over!r} is unknown; choose sum or max_t")
     if sum(value is not None for value in (budget, sparsity, synops_fraction)) != 1:
         raise ValueError("target: give exactly one of budget, sparsity, synops_fraction")
-    if calibration is None and (
-        objective == "synops" or synops_fraction is not None or budget_over == "max_t"
-    ):
-        raise ValueError("calibration: needed for SynOps and for budget_over max_t")
+    if calibration is None and (objective == "synops" or synops_fraction is not None):
+        raise ValueError("calibration: needed for SynOps")
     if budget is not None and not (isfinite(budget) and budget > 0):
         raise ValueError(f"budget: {budget!r} must be a positive number")
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -228,48 +242,44 @@ def _masks(
     return Masks(masks)
 
 
-def _result(
+def _table(
     synapses: Sequence[Synapses],
+    coefficients: Sequence[float],
     target: Target,
     prefix: Prefix,
-    steps: Steps | None,
     masks: Masks,
+    previous: Masks | None,
     calibration: Calibration | None,
-    *,
-    criterion: str,
-    objective: Objective,
-) -> Allocation:
-    kept = target.survivors - prefix.counts
+) -> tuple[LayerAllocation, ...]:
     rows = []
     for i, s in enumerate(synapses):
         known = None if calibration is None else calibration[s.name]
+        kept = int(target.survivors[i] - prefix.counts[i])
         rows.append(
             LayerAllocation(
                 name=s.name,
                 numel=int(target.numel[i]),
-                kept=int(kept[i]),
-                density=float(kept[i] / target.numel[i]),
-                coefficient=float(target.c[i]),
-                tau=None if known is None else known.tau,
-                sigma=None if known is None else known.sigma,
+                kept=kept,
+                density=kept / int(target.numel[i]),
+                coefficient=coefficients[i],
+                sensitivity=None if known is None else known.sensitivity,
                 price=None if known is None else known.price,
-                distortion=float(target.c[i] * prefix.phi[i]),
-                removed_energy=float(-np.expm1(-prefix.phi[i])),
+                distortion=float(prefix.spent[i].sum()),
+                removed_energy=_removed_energy(s, masks, previous),
                 at_minimum=bool(target.candidates[i] > 0 and prefix.counts[i] == target.candidates[i]),
             )
         )
-    fraction = None
-    if target.price is not None and target.price @ target.numel > 0:
-        fraction = float(target.price @ kept / (target.price @ target.numel))
-    return Allocation(
-        masks=masks,
-        layers=tuple(rows),
-        criterion=criterion,
-        objective=objective,
-        budget_over=target.budget_over,
-        budget=target.spent(prefix),
-        synops_fraction=fraction,
-        step_distortion=None if calibration is None else tuple((prefix.phi @ target.c_LT).tolist()),
-        step_weights=None if steps is None else steps.weights,
-        duality_gap=None if steps is None else steps.gap,
-    )
+    return tuple(rows)
+
+
+def _removed_energy(s: Synapses, masks: Masks, previous: Masks | None) -> float:
+    square = s.layer.weight.detach().double().square()
+    before = float((square if previous is None else square * previous[s.name].to(square.device)).sum())
+    return 1 - float((square * masks[s.name]).sum()) / before if before else 0.0
+
+
+def _synops_left(target: Target, prefix: Prefix) -> float | None:
+    if target.price is None or not target.price @ target.numel > 0:
+        return None
+    kept = target.survivors - prefix.counts
+    return float(target.price @ kept / (target.price @ target.numel))

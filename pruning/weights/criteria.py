@@ -2,19 +2,19 @@
 
 A `LayerRule` says in which order a layer gives up its weights (ascending ``key``, ties by index) and how
 its ``k``-th weight compares with those of other layers (its *score*; the globally smallest go first).
-With ``e = key^2`` ascending and the surviving energy ``E_k = sum_{j >= k} e_j``:
+With ``e = w^2`` in that order and the surviving energy ``E_k = sum_{j >= k} e_j``:
 
 ==========  ==============================  ========================================================
 score       value                           what the common order then optimises
 ==========  ==============================  ========================================================
 distortion  ``c log(E_k / E_{k+1})``        least ``sum_l c_l (-log kept energy share)``, exactly
-energy      ``e_k``                         least removed energy: global magnitude
+            or the slope of a curve         least sum of the curves' lower convex hulls, exactly
+energy      ``key_k^2``                     least sum of the removed ``key^2``
 share       ``numel share / rank``          layer densities proportional to ``share``
 ==========  ==============================  ========================================================
 
 (``numel`` is the dense layer's, ``rank`` counts from its largest weight, 1.) Under the SynOps objective
-distortion and energy scores are divided by the layer's price, synaptic operations per weight; shares are
-not.
+distortion and energy scores are divided by the layer's price, synaptic operations per weight; shares are not.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pruning.weights.calibration import Calibration, LayerCalibration, effective_weight
+from pruning.weights.calibration import Calibration, LayerCalibration
+from pruning.weights.calibration_sums import Measure
+from pruning.weights.curves import Curve
 from snn.layers import Synapses
 
 Objective = Literal["weights", "synops"]
@@ -44,8 +46,8 @@ class LayerRule:
     share: float = 1.0
     coefficient: float = 1.0
     """``c``: distortion per unit of -log kept energy share."""
-    profile: tuple[float, ...] | None = None
-    """Share of each timestep in ``c``, adding up to 1; ``None``: all alike."""
+    curve: Curve | None = None
+    """Measured distortion by timestep, in place of ``c`` times -log kept energy share."""
 
 
 Criterion = Callable[[Sequence[Synapses], Calibration | None, Objective], list[LayerRule]]
@@ -60,14 +62,16 @@ def _square(s: Synapses) -> Tensor:
     return _magnitude(s).double().square()
 
 
-def _folded(s: Synapses) -> Tensor:
-    return effective_weight(s).abs().flatten()
-
-
 def _calibrated(calibration: Calibration | None, criterion: str) -> Calibration:
     if calibration is None:
         raise ValueError(f"calibration: criterion {criterion!r} needs one")
     return calibration
+
+
+def _unmeasured(criterion: str, measure: Measure) -> ValueError:
+    return ValueError(
+        f"calibration: criterion {criterion!r} needs {measure}; calibrate with measure=[{measure!r}]"
+    )
 
 
 def uniform(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
@@ -103,17 +107,10 @@ def lamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objec
     return [LayerRule(key=partial(_magnitude, s)) for s in synapses]
 
 
-def lamp_folded(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """LAMP on effective weights: batch norm folded in, in units of the threshold."""
-    return [LayerRule(key=partial(_folded, s)) for s in synapses]
-
-
 def wanda(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
     """``|w| ||x||`` compared within each neuron's weights, all neurons at one density.
 
-    After Sun et al. 2024, arXiv 2306.11695; the input's norm is that of its trace in time, by channel.
+    After Sun et al. 2024, arXiv 2306.11695; the norm is that of an input channel over all timesteps.
     """
     known = _calibrated(calibration, "wanda")
     return [
@@ -134,106 +131,79 @@ def _row_rank(s: Synapses, layer: LayerCalibration) -> Tensor:
     return ((rank + 1) / rank.shape[1]).flatten()
 
 
-def _slamp(
-    form: Callable[[LayerCalibration, int], float],
-    name: str,
-    synapses: Sequence[Synapses],
-    calibration: Calibration | None,
-) -> list[LayerRule]:
-    known = _calibrated(calibration, name)
+def fisher(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
+    """``w^2 F`` in one order: the second-order change of the class scores, weight by weight."""
+    known = _calibrated(calibration, "fisher")
+
+    def key(s: Synapses, squares: Tensor) -> Tensor:
+        return (_square(s) * squares.to(s.layer.weight.device).flatten()).sqrt()
+
     rules = []
     for s in synapses:
-        layer = known[s.name]
-        rules.append(
-            LayerRule(
-                key=partial(_magnitude, s),
-                coefficient=form(layer, known.T),
-                profile=tuple(share / layer.tau for share in layer.tau_t),
-            )
-        )
+        squares = known[s.name].fisher
+        if squares is None:
+            raise _unmeasured("fisher", "fisher")
+        rules.append(LayerRule(key=partial(key, s, squares), energy=partial(_square, s), score="energy"))
     return rules
 
 
-def slamp(
+def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
+    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T)``.
+
+    ``s`` is the layer's sensitivity by gradients of the class scores through time
+    (`pruning.weights.calibration`). At one timestep ``c = 1``: LAMP, exactly. Our derivation,
+    docs/methods-slamp.md.
+    """
+    known = _calibrated(calibration, "slamp")
+    rules = []
+    for s in synapses:
+        sensitivity, c = known[s.name].sensitivity, 1.0
+        if known.T > 1:
+            if sensitivity is None:
+                raise _unmeasured("slamp", "gradients")
+            c = float(sensitivity ** (1 - 1 / known.T))
+        rules.append(LayerRule(key=partial(_magnitude, s), coefficient=c))
+    return rules
+
+
+def slamp_curve(
     synapses: Sequence[Synapses], calibration: Calibration | None, objective: Objective
 ) -> list[LayerRule]:
-    """Our default: ``slamp_time`` for the weight objective, ``slamp_root`` for SynOps.
+    """By the distortion measured at each timestep when a layer alone loses its smallest weights.
 
-    Our derivation, docs/methods-slamp.md; at one timestep exactly LAMP.
+    At one timestep ``slamp``, that is LAMP.
     """
-    variant = slamp_time if objective == "weights" else slamp_root
-    return variant(synapses, calibration, objective)
-
-
-def slamp_time(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """``c = tau``: leak accumulation, timestep profile and threshold density, nothing static."""
-    return _slamp(lambda layer, T: layer.tau, "slamp_time", synapses, calibration)
-
-
-def slamp_membrane(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """``c = tau sigma^(1 - 1/T)``: expected threshold crossings; the exponent makes T = 1 LAMP's."""
-    return _slamp(
-        lambda layer, T: layer.tau * layer.sigma ** (1 - 1 / T), "slamp_membrane", synapses, calibration
-    )
-
-
-def slamp_local(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """``c = tau sigma``: expected threshold crossings at every T; not LAMP at T = 1."""
-    return _slamp(lambda layer, T: layer.tau * layer.sigma, "slamp_local", synapses, calibration)
-
-
-def slamp_root(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """``c = sqrt(tau sigma^(1 - 1/T))``: half way between LAMP and ``slamp_membrane``."""
-    return _slamp(
-        lambda layer, T: (layer.tau * layer.sigma ** (1 - 1 / T)) ** 0.5, "slamp_root", synapses, calibration
-    )
-
-
-def slamp_response(
-    synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
-) -> list[LayerRule]:
-    """``c = tau (rho / tau)^(1 - 1/T)``: the layer's measured response at the readout, in squared logits.
-
-    ``rho / tau`` is the static part of the response, tempered as ``sigma`` is in ``slamp_membrane``.
-    """
-
-    def form(layer: LayerCalibration, T: int) -> float:
-        if layer.rho is None:
-            if T > 1:
-                raise ValueError(
-                    "calibration: criterion 'slamp_response' needs the layers' responses; calibrate with"
-                    " response_examples"
-                )
-            return layer.tau
-        return float(layer.tau * (layer.rho / layer.tau) ** (1 - 1 / T))
-
-    return _slamp(form, "slamp_response", synapses, calibration)
+    known = _calibrated(calibration, "slamp_curve")
+    if known.T == 1:
+        return slamp(synapses, calibration, objective)
+    rules = []
+    for s in synapses:
+        curve = known[s.name].curve
+        if curve is None:
+            raise _unmeasured("slamp_curve", "curves")
+        rules.append(LayerRule(key=partial(_magnitude, s), curve=curve))
+    return rules
 
 
 CRITERIA: dict[str, Criterion] = {
-    "uniform": uniform,
+    "slamp": slamp,
+    "slamp_curve": slamp_curve,
+    "lamp": lamp,
     "magnitude": magnitude,
     "erk": erk,
-    "lamp": lamp,
-    "lamp_folded": lamp_folded,
+    "uniform": uniform,
     "wanda": wanda,
-    "slamp": slamp,
-    "slamp_time": slamp_time,
-    "slamp_membrane": slamp_membrane,
-    "slamp_local": slamp_local,
-    "slamp_root": slamp_root,
-    "slamp_response": slamp_response,
+    "fisher": fisher,
 }
 """Every criterion by its name."""
+_NEEDS: dict[str, Measure] = {"slamp": "gradients", "slamp_curve": "curves", "fisher": "fisher"}
 _OWN: dict[str, Criterion] = {}
+
+
+def needs(*criteria: str) -> list[Measure]:
+    """What calibration measures for these criteria, as its ``measure``; gradients for any of one's own."""
+    wanted = {_NEEDS.get(name, "gradients") for name in criteria if name in _NEEDS or name not in CRITERIA}
+    return sorted(wanted)
 
 
 def register(name: str, criterion: Criterion) -> None:
@@ -255,8 +225,3 @@ def criterion_of(name: str) -> Criterion:
         )
         raise ValueError(f"criterion: {name!r} is unknown; {hint}")
     return CRITERIA[name]
-
-
-def needs_response(criterion: str) -> bool:
-    """Whether the criterion asks calibration for the layers' responses (above one timestep)."""
-    return criterion == "slamp_response"

@@ -6,10 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from pruning.weights.calibration import Calibration
 from pruning.weights.criteria import LayerRule, Objective
-from pruning.weights.ranking import LayerRanking
-from pruning.weights.selection import Limit, Prefix, select
+from pruning.weights.order import Array, LayerRanking, Limit, Prefix, select
 from pruning.weights.timesteps import Steps, least_maximum, within_steps
 
 BudgetOver = Literal["sum", "max_t"]
@@ -19,41 +17,45 @@ _SLACK = 1 + 1e-12
 
 
 class Target:
-    """Turns each kind of target into limits on the common order of ``layers``."""
+    """Turns each kind of target into limits on the common order of ``layers``.
+
+    Args:
+        layers: in forward order.
+        rules: of the layers.
+        numel: weights of each dense layer, ``[L]``.
+        price: SynOps per weight by layer, ``[L]``; None without a calibration.
+        included: by layer, whether it may be pruned at all.
+        budget_over: ``sum``, or ``max_t`` where all rules have curves.
+    """
 
     def __init__(
         self,
         layers: Sequence[LayerRanking],
         rules: Sequence[LayerRule],
-        numel: np.ndarray,
-        price: np.ndarray | None,
-        names: Sequence[str],
-        exclude: Sequence[str],
+        numel: Array,
+        price: Array | None,
+        included: Sequence[bool],
         budget_over: BudgetOver,
-        calibration: Calibration | None,
     ) -> None:
         self.layers, self.numel, self.price, self.budget_over = layers, numel, price, budget_over
-        self.c = np.array([rule.coefficient for rule in rules])
-        T = 1 if calibration is None else calibration.T
-        profiles = np.array([rule.profile or (1 / T,) * T for rule in rules])
-        self.c_LT = self.c[:, None] * profiles
-        self.total = float(sum(c for c, name in zip(self.c, names, strict=True) if name not in exclude))
+        # Budgets are over the sum of coefficients; curves are in units of the logits' variance as they are.
+        c = [rule.coefficient for rule, own in zip(rules, included, strict=True) if own]
+        curves = [rule.curve for rule in rules if rule.curve is not None]
+        self.total = 1.0 if curves else float(sum(c))
+        self.T = len(curves[0].distortion[0]) if curves else 1
         self.survivors = np.array([layer.survivors for layer in layers])
         self.candidates = np.array([layer.candidates for layer in layers])
-        self.adaptive = all(rule.score == "distortion" for rule in rules)
 
     def budget(self, budget: float, objective: Objective) -> tuple[Prefix, Steps | None]:
         """The longest prefix whose distortion is within the budget."""
         epsilon = budget * self.total * _SLACK
-        whole = Limit("phi", self.c[:, None], np.array([epsilon]))
         steps = None
         if self.budget_over == "sum":
-            prefix = select(self.layers, list(self.c), [whole])
+            prefix = select(self.layers, [Limit("distortion", np.ones((self.T, 1)), np.array([epsilon]))])
         else:
-            worth = self.price if objective == "synops" and self.price is not None else np.ones(len(self.c))
-            prefix, steps = within_steps(
-                self.layers, self.c_LT, worth=worth, each=epsilon / self.c_LT.shape[1], adaptive=self.adaptive
-            )
+            priced = objective == "synops" and self.price is not None
+            worth = self.price if priced and self.price is not None else np.ones(len(self.layers))
+            prefix, steps = within_steps(self.layers, self.T, worth=worth, each=epsilon / self.T)
         if prefix.counts.any() and (prefix.counts == self.candidates).all():
             largest = self.spent(prefix)
             if budget > largest * _SLACK:
@@ -71,12 +73,14 @@ class Target:
         """Distortion over the sum of coefficients: all of it, or ``T`` times the worst timestep's."""
         if not self.total:
             return 0.0
-        if self.budget_over == "sum":
-            return float(self.c @ prefix.phi / self.total)
-        return float((prefix.phi @ self.c_LT).max() * self.c_LT.shape[1] / self.total)
+        by_step = prefix.spent.sum(0)
+        return float((by_step.sum() if self.budget_over == "sum" else by_step.max() * self.T) / self.total)
+
+    def _count(self, most: float) -> Limit:
+        return Limit("count", np.ones((len(self.layers), 1)), np.array([most]))
 
     def _smallest_budget(self) -> str:
-        one = select(self.layers, list(self.c), [Limit("count", np.ones((len(self.c), 1)), np.array([1.0]))])
+        one = select(self.layers, [self._count(1.0)])
         if not one.counts.any():
             return "the protected layers leave nothing to prune"
         return f"the nearest possible is {self.spent(one) * (1 + 6e-6):.6g}"
@@ -94,7 +98,7 @@ class Target:
                 f"sparsity: {sparsity:g} cannot be reached with the protected weights and layers;"
                 f" the largest possible is {floor((before + reachable) / N * 1e6) / 1e6:.6f}"
             )
-        return self._reach(Limit("count", np.ones((len(self.c), 1)), np.array([float(wanted)])))
+        return self._reach(self._count(float(wanted)))
 
     def synops(self, fraction: float) -> tuple[Prefix, Steps | None]:
         """The shortest prefix that leaves at most the wanted SynOps."""
@@ -102,8 +106,8 @@ class Target:
         dense = self.price @ self.numel
         needed = self.price @ self.survivors - fraction * dense
         if needed <= dense * 1e-12:
-            nothing = np.zeros(len(self.c), dtype=np.int64)
-            return Prefix(nothing, nothing.astype(float), None), None
+            L = len(self.layers)
+            return Prefix(np.zeros(L, dtype=np.int64), np.zeros((L, self.T)), None), None
         least = self.price @ (self.survivors - self.candidates)
         if least > fraction * dense * _SLACK:
             raise ValueError(
@@ -115,16 +119,15 @@ class Target:
         return self._reach(below, one_more=True)
 
     def _reach(self, limit: Limit, *, one_more: bool = False) -> tuple[Prefix, Steps | None]:
-        def choose(coefficients: Sequence[float]) -> Prefix:
-            prefix = select(self.layers, coefficients, [limit])
+        def choose(weights: Array | None) -> Prefix:
+            prefix = select(self.layers, [limit], weights)
             if not one_more or prefix.next_layer is None:
                 return prefix
-            counts, i = prefix.counts.copy(), prefix.next_layer
+            counts, spent, i = prefix.counts.copy(), prefix.spent.copy(), prefix.next_layer
             counts[i] += 1
-            phi = prefix.phi.copy()
-            phi[i] = self.layers[i].ranked(coefficients[i]).phi[counts[i] - 1]
-            return Prefix(counts, phi, None)
+            spent[i] = self.layers[i].ranked(weights).spent(counts[i : i + 1])[0]
+            return Prefix(counts, spent, None)
 
         if self.budget_over == "sum":
-            return choose(list(self.c)), None
-        return least_maximum(choose, self.c_LT, adaptive=self.adaptive)
+            return choose(None), None
+        return least_maximum(choose, self.T)

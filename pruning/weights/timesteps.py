@@ -1,8 +1,8 @@
 """Budgets that hold at every timestep: Lagrange weights on the steps, by mirror ascent on the dual.
 
-A mask serves all timesteps, so the distortion at step ``t`` is ``D_t = sum_l c_lt phi_l``. For weights
-``w`` on the simplex ``sum_t w_t D_t`` is a common order with coefficients ``C w``, whose prefixes are
-exact optima; no masks can do better than the best of these allows, which is the dual bound.
+A mask serves all timesteps, and the distortion at step ``t`` is ``D_t = sum_l D_lt``. For weights ``w``
+on the simplex ``sum_t w_t D_t`` is a common order, whose prefixes are exact optima; no masks can do better
+than the best of these allows, which is the dual bound.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruning.weights.ranking import Array, LayerRanking
-from pruning.weights.selection import Limit, Prefix, select
+from pruning.weights.order import Array, LayerRanking, Limit, Prefix, select
 
 ROUNDS = 60
 CLOSE = 1e-4
@@ -24,61 +23,54 @@ class Steps:
 
     weights: tuple[float, ...]
     """Lagrange weights of the timesteps, adding up to 1."""
-    gap: float | None
-    """Relative duality gap; None for orders that do not depend on the weights."""
+    gap: float
+    """Relative duality gap."""
 
 
-def least_maximum(
-    choose: Callable[[Sequence[float]], Prefix], c_LT: Array, *, adaptive: bool
-) -> tuple[Prefix, Steps]:
-    """Of the prefixes that ``choose`` makes for coefficients, one of least ``max_t D_t``.
+def least_maximum(choose: Callable[[Array], Prefix], T: int) -> tuple[Prefix, Steps]:
+    """Of the prefixes that ``choose`` makes for weights on the timesteps, one of least ``max_t D_t``.
 
     The dual bound is ``max_w min_masks sum_t w_t D_t`` (up to one weight where SynOps are the target).
     """
 
     def judge(w: Array) -> tuple[Prefix, Array, float, float]:
-        prefix = choose(list(c_LT @ w))
-        D = prefix.phi @ c_LT
+        prefix = choose(w)
+        D = prefix.spent.sum(0)
         return prefix, D, float(D.max()), float(w @ D)
 
-    return _ascend(judge, c_LT.shape[1], adaptive)
+    return _ascend(judge, T)
 
 
 def within_steps(
-    layers: Sequence[LayerRanking], c_LT: Array, *, worth: Array, each: float, adaptive: bool
+    layers: Sequence[LayerRanking], T: int, *, worth: Array, each: float
 ) -> tuple[Prefix, Steps]:
     """Of the prefixes with every ``D_t <= each``, one that removes the most.
 
     Args:
         layers: the layers.
-        c_LT: coefficients by layer and timestep, ``[L, T]``.
+        T: timesteps.
         worth: value of a removed weight by layer, ``[L]``.
         each: what every timestep may spend.
-        adaptive: whether the order depends on coefficients at all.
 
     The dual bound: for any weights, masks within every step's limit are within the weighted sum of the
     limits, for which the prefix is the optimum (up to one weight where SynOps are the worth).
     """
-    everywhere = Limit("phi", c_LT, np.full(c_LT.shape[1], each))
+    everywhere = Limit("distortion", np.eye(T), np.full(T, each))
 
     def judge(w: Array) -> tuple[Prefix, Array, float, float]:
-        c = c_LT @ w
-        feasible = select(layers, c, [everywhere])
-        relaxed = select(layers, c, [Limit("phi", c[:, None], np.array([each]))])
+        feasible = select(layers, [everywhere], w)
+        relaxed = select(layers, [Limit("distortion", w[:, None], np.array([each]))], w)
         # Minus what is removed, so that both problems minimise; the ascent follows the relaxed one's steps.
-        return feasible, relaxed.phi @ c_LT, -float(feasible.counts @ worth), -float(relaxed.counts @ worth)
+        removed = float(feasible.counts @ worth), float(relaxed.counts @ worth)
+        return feasible, relaxed.spent.sum(0), -removed[0], -removed[1]
 
-    return _ascend(judge, c_LT.shape[1], adaptive)
+    return _ascend(judge, T)
 
 
-def _ascend(
-    judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int, adaptive: bool
-) -> tuple[Prefix, Steps]:
+def _ascend(judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int) -> tuple[Prefix, Steps]:
     w = np.full(T, 1 / T)
     best, D, value, bound = judge(w)
     best_w = w
-    if not adaptive:
-        return best, Steps(tuple(w.tolist()), None)
     for round_ in range(ROUNDS):
         if value - bound <= CLOSE * abs(value) or D.max() == 0:
             break

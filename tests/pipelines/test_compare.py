@@ -45,8 +45,9 @@ def test_rows_are_ordered_and_complete(compared: Comparison) -> None:
     pairs = [(o.level, o.criterion) for o in compared.outcomes]
     assert pairs == [(level, criterion) for level in (0.7, 0.9) for criterion in CRITERIA]
     for o in compared.outcomes:
-        assert o.density == pytest.approx(1 - o.level, abs=1e-3)
-        assert o.synops_share == pytest.approx(o.synops / compared.dense_synops)
+        assert o.figures["connectivity"] == pytest.approx(1 - o.level, abs=1e-3)
+        assert o.figures["synops_of_dense"] == o.figures["synops"] / compared.dense_synops
+        assert o.figures["accuracy_drop"] == compared.dense_accuracy - o.figures["accuracy"]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -59,8 +60,8 @@ def test_a_row_is_what_prune_without_retraining_gives(
     record = json.loads((folder / "metrics.jsonl").read_text())
     (row,) = [o for o in compared.outcomes if (o.criterion, o.level) == (criterion, 0.9)]
     assert compared.dense_accuracy == record["dense_accuracy"]
-    assert (row.accuracy, row.loss) == (record["test_accuracy"], record["test_loss"])
-    assert (row.density, row.synops) == (record["density"], record["activity"]["synops"])
+    assert row.figures == record["figures"]
+    assert row.loss == record["test_loss"]
     assert row.budget == record["budget"]
 
 
@@ -71,25 +72,26 @@ def test_synops_levels_are_shares_of_the_calibrated_synops(
     assert cli.main([*args, "--levels", "0.5", "0.2"]) == 0
     stored = json.loads((trained / "compare-synops.json").read_text())
     assert stored["objective"] == "synops"
-    shares = {(o["criterion"], o["level"]): o["synops_share"] for o in stored["outcomes"]}
+    shares = {(o["criterion"], o["level"]): o["figures"]["synops_of_dense"] for o in stored["outcomes"]}
     assert len(shares) == 4
     for criterion in ("lamp", "slamp"):
         assert shares[criterion, 0.2] < shares[criterion, 0.5] < 0.75
     printed = capsys.readouterr().out
-    assert "SynOps share asked for" in printed
+    assert "of these MACs" in printed
     assert str(trained / "compare-synops.html") in printed
 
 
 def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
     values, page = write_comparison(compared, tmp_path)
     stored = json.loads(values.read_text())
-    assert stored["dense"] == {"accuracy": compared.dense_accuracy, "synops": compared.dense_synops}
-    assert [o["accuracy"] for o in stored["outcomes"]] == [o.accuracy for o in compared.outcomes]
+    assert stored["dense"]["accuracy"] == compared.dense_accuracy
+    assert stored["dense"]["synops"] == compared.dense_synops
+    assert [o["figures"] for o in stored["outcomes"]] == [o.figures for o in compared.outcomes]
     text = page.read_text()
     assert text.count("<svg") == 1
     assert "http" not in text.split("</style>")[0]
     for o in compared.outcomes:
-        assert f"<td>{o.accuracy:.2%}</td>" in text
+        assert f"<td>{o.figures['accuracy']:.2%}</td>" in text
 
 
 def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
@@ -110,11 +112,11 @@ def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
 @pytest.mark.slow
 def test_a_task_on_a_cluster_gives_the_same(compared: Comparison, trained: Path, ray_session: None) -> None:
     done = compare_on("auto", trained, criteria=CRITERIA, levels=(0.9, 0.7), console=QUIET)
-    assert [(o.criterion, o.level, o.density) for o in done.outcomes] == [
-        (o.criterion, o.level, o.density) for o in compared.outcomes
+    assert [(o.criterion, o.level, o.figures["connectivity"]) for o in done.outcomes] == [
+        (o.criterion, o.level, o.figures["connectivity"]) for o in compared.outcomes
     ]
     for there, here in zip(done.outcomes, compared.outcomes, strict=True):  # up to the number of threads
-        assert there.accuracy == pytest.approx(here.accuracy, abs=0.01)
+        assert there.figures["accuracy"] == pytest.approx(here.figures["accuracy"], abs=0.01)
         assert there.loss == pytest.approx(here.loss, rel=1e-3)
     with pytest.raises(UserError, match=r"lamp at 0\.99: sparsity: 0\.99 cannot be reached"):
         compare_on(
@@ -124,7 +126,7 @@ def test_a_task_on_a_cluster_gives_the_same(compared: Comparison, trained: Path,
 
 
 def test_mistakes(trained: Path) -> None:
-    with pytest.raises(UserError, match=r"--criteria: 'lmap' is unknown; choose from uniform, magnitude"):
+    with pytest.raises(UserError, match=r"--criteria: 'lmap' is unknown; choose from slamp, slamp_curve"):
         compare(trained, criteria=["lmap"], console=QUIET)
     with pytest.raises(UserError, match=r"--levels: 1\.5 is not possible"):
         compare(trained, criteria=["lamp"], levels=[1.5], console=QUIET)

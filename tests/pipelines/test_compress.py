@@ -26,6 +26,9 @@ from pipelines.report.page import write_page
 from pipelines.report.summary import summarise
 from pipelines.run import prune, run
 from pipelines.training.worker import Worker
+from pruning.weights.allocation import allocate
+from pruning.weights.calibration import Calibration
+from pruning.weights.calibration_sums import Measure
 from pruning.weights.masks import Masks
 from snn.interchange import load_checkpoint, save_checkpoint
 
@@ -66,18 +69,52 @@ def test_prune_at_a_sparsity(trained: Path) -> None:
     assert all(0 <= spread < 0.5 for spread in stored["calibration_spread"].values())
 
 
-def test_responses_are_measured_where_the_criterion_asks(trained: Path) -> None:
-    changes = {"weights.criterion": "slamp_response", "weights.response_examples": "40", "name": "response"}
-    changes |= {"weights.synops": "0.4", "weights.retrain_epochs": "0"}
-    stored = json.loads((prune(trained, changes, console=QUIET) / "pruning.json").read_text())
-    assert stored["allocation"]["objective"] == "synops"  # what a share of the SynOps asks for
-    layers = stored["calibration"]["layers"]
-    assert sum(log(layer["rho"]) for layer in layers) == pytest.approx(0, abs=1e-9)
-    for layer, allocated in zip(layers, stored["allocation"]["layers"], strict=True):
-        assert allocated["coefficient"] == pytest.approx(layer["tau"] ** 0.25 * layer["rho"] ** 0.75)
-    assert set(stored["calibration_spread"]) == {layer["name"] for layer in layers}
-    with pytest.raises(UserError, match=r"weights\.response_examples"):
-        prune(trained, {**changes, "weights.response_examples": "0"}, console=QUIET)
+def test_what_a_criterion_needs_is_measured_and_kept(trained: Path) -> None:
+    changes = {"weights.synops": "0.4", "weights.retrain_epochs": "0"}
+    folders = {
+        criterion: prune(
+            trained, {**changes, "weights.criterion": criterion, "name": criterion}, console=QUIET
+        )
+        for criterion in ("slamp", "slamp_curve", "fisher", "lamp")
+    }
+    stored = {name: json.loads((folder / "pruning.json").read_text()) for name, folder in folders.items()}
+    assert {s["allocation"]["objective"] for s in stored.values()} == {"synops"}  # a share of the SynOps
+    layers = stored["slamp"]["calibration"]["layers"]
+    assert sum(log(layer["sensitivity"]) for layer in layers) == pytest.approx(0, abs=1e-9)
+    for layer, allocated in zip(layers, stored["slamp"]["allocation"]["layers"], strict=True):
+        expected = layer["sensitivity"] ** 0.75
+        assert allocated["coefficient"] == pytest.approx(expected)
+    assert stored["lamp"]["calibration"]["layers"][0]["sensitivity"] is None
+    # Another target from the curves that were kept.
+    model, _ = load_checkpoint(trained / "checkpoints" / "train.safetensors")
+    calibration = Calibration.from_dict(stored["slamp_curve"]["calibration"])
+    again = allocate(model, calibration, criterion="slamp_curve", synops_fraction=0.4)
+    assert again.masks == Masks.load(folders["slamp_curve"] / "masks.safetensors")
+    smaller = allocate(model, calibration, criterion="slamp_curve", synops_fraction=0.2)
+    assert smaller.masks & again.masks == smaller.masks
+    with pytest.raises(UserError, match=r"weights\.measure_examples"):
+        prune(trained, {**changes, "weights.measure_examples": "0"}, console=QUIET)
+
+
+def test_figures_in_the_fields_units(trained: Path) -> None:
+    changes = {"name": "figures", "weights.sparsity": "0.8", "weights.retrain_epochs": "2"}
+    folder = prune(trained, changes, console=QUIET)
+    records = records_of(folder)
+    stored = json.loads((folder / "pruning.json").read_text())
+    for kind, record in (("pruned", records[0]), ("retrained", records[-1])):
+        found, activity = stored["figures"][kind], record["activity"]
+        dense = stored["activity"]["dense"]
+        assert found == record["figures"]
+        assert found["accuracy"] == record["test_accuracy"]
+        assert found["accuracy_drop"] == records_of(trained)[-1]["test_accuracy"] - found["accuracy"]
+        assert found["connectivity"] == activity["density"] == pytest.approx(0.2, abs=1e-3)
+        assert found["synops_of_dense"] == activity["synops"] / dense["synops"]
+        assert found["energy_nj"] == pytest.approx((0.9 * activity["acs"] + 4.6 * activity["macs"]) / 1000)
+        assert found["macs"] == activity["macs"] > 0
+    assert "figures" not in records[1]  # the last epoch's alone
+    page = write_page(summarise(folder)).read_text()
+    assert f"{100 * stored['figures']['retrained']['accuracy_drop']:+.2f}" in page
+    assert "pJ a multiply-accumulate" in page
 
 
 @settings(deadline=None)
@@ -185,10 +222,10 @@ def test_rounds_resume_where_they_stopped(
     }
     calibrate = compress.calibrate
 
-    def stop(worker: Worker, sample: compress.Sample, *, response: bool) -> compress.Calibrated:
+    def stop(worker: Worker, sample: compress.Sample, measure: list[Measure]) -> compress.Calibrated:
         if worker.progress.phase == 2:
             raise KeyboardInterrupt
-        return calibrate(worker, sample, response=response)
+        return calibrate(worker, sample, measure)
 
     monkeypatch.setattr(compress, "calibrate", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -32,12 +32,12 @@ def test_synops_fractions_fall_likewise(final, rounds):
 def test_equal_distortion_rounds_add_up_to_one_shot():
     g = np.random.default_rng(0)
     model = Weights([list(g.normal(size=n)) for n in (400, 900, 30)])
-    calibration = calibration_of(model, tau=[2, 0.5, 1])
+    calibration = calibration_of(model, c=[2, 0.5, 1])
     masks, spent = None, 0.0
     for part in equal_distortion(0.9, 3):
-        allocation = allocate(model, calibration, criterion="slamp_time", budget=part, previous=masks)
+        allocation = allocate(model, calibration, criterion="slamp", budget=part, previous=masks)
         masks, spent = allocation.masks, spent + allocation.budget
-    once = allocate(model, calibration, criterion="slamp_time", budget=0.9)
+    once = allocate(model, calibration, criterion="slamp", budget=0.9)
     assert spent <= 0.9
     kept, kept_once = masks.density, once.masks.density
     assert once.masks & masks == once.masks  # a round leaves less than one weight's cost unspent

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pruning.weights.calibration import Calibration, LayerCalibration
+from pruning.weights.curves import DENSITIES, Curve
 from snn.layers import Synapses
 
 
@@ -24,37 +25,33 @@ class Weights(nn.Module):
         return [Synapses(f"layers.{i}", layer, None, None) for i, layer in enumerate(self.layers)]
 
 
+def curve_of(scale: float, T: int) -> Curve:
+    """``scale (1 - density)^2``, in equal parts for all timesteps."""
+    return Curve(tuple((scale * (1 - d) ** 2 / T,) * T for d in DENSITIES))
+
+
 def calibration_of(
     model: Weights,
     *,
-    tau: Sequence[float] | None = None,
-    sigma: Sequence[float] | None = None,
+    c: Sequence[float] | None = None,
     price: Sequence[float] | None = None,
-    tau_t: Sequence[Sequence[float]] | None = None,
+    curves: Sequence[Curve] | None = None,
     T: int = 4,
 ) -> Calibration:
+    """Coefficients of ``slamp`` are ``c``, up to rounding."""
     layers = []
     for i, s in enumerate(model.synapses()):
-        own = tau[i] if tau else 1.0
-        steps = tuple(tau_t[i]) if tau_t else (own / T,) * T
+        own = c[i] if c else 1.0
         layers.append(
             LayerCalibration(
                 name=s.name,
                 numel=s.layer.weight.numel(),
-                tau=sum(steps) if tau_t else own,
-                sigma=sigma[i] if sigma else 1.0,
-                tau_t=steps,
-                kappa_t=(1.0,) * T,
-                P_t=(1.0,) * T,
-                R_t=(1.0,) * T,
                 rate_t=None,
-                fan=s.layer.weight.numel(),
-                n=1.0,
-                energy=float(s.layer.weight.detach().square().sum()),
                 price=price[i] if price else 1.0,
                 channels=(1.0,) * s.layer.in_features,
-                dead=False,
-                rho=sigma[i] if sigma else 1.0,
+                sensitivity=own ** (1 / (1 - 1 / T)) if T > 1 else own,
+                curve=curves[i] if curves else curve_of(own, T),
+                fisher=torch.ones_like(s.layer.weight, dtype=torch.float64),
             )
         )
     return Calibration(tuple(layers), T, 1)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.slamp_certificate import certify
 from pruning.weights.allocation import allocate
-from pruning.weights.certificate import certify
 from pruning.weights.masks import Masks
 from tests.pruning.weights.test_compaction import KINDS, network
 

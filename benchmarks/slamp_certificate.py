@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruning.weights.calibration import gain
+from benchmarks.slamp_membrane import gain
 from pruning.weights.compaction import check_chain
 from pruning.weights.masks import Masks
 from snn.layers import SpikingLayer, Synapses, WeightLayer, folded

@@ -1,10 +1,11 @@
-"""Each layer pruned alone: measured change of the scores against the predicted one, and the certificate.
+"""Prints the tables of the first round's stored results: criteria of then, networks of four to six layers.
 
-python -m benchmarks.slamp_quality --distortion-only --output FILE.json
-python -m benchmarks.slamp_distortion FILE.json
+    python -m benchmarks.slamp_first quality|distortion FILE.json
+
+The figures stand in docs/results (slamp-quality, slamp-distortion); `benchmarks.slamp_quality` measures
+what the product has now.
 """
 
-import copy
 import json
 import statistics
 import sys
@@ -13,57 +14,8 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.slamp_tasks import STEPS, Task, scores
-from pruning.weights.allocation import allocate
-from pruning.weights.calibration import Calibration
-from pruning.weights.certificate import certify
-from pruning.weights.masks import Masks
-from snn.models import SpikingNetwork
-
 Row = dict[str, Any]
-
-
-def distortion_rows(task: Task, dense: SpikingNetwork, calibration: Calibration) -> list[Row]:
-    """Every layer alone, at several levels: measured on the test examples, and the certificate on 20."""
-    reference = scores(task, dense)
-    sample = task.inputs(task.x_test[:20]).double()
-    exact = copy.deepcopy(dense).double()
-    before = _means(exact, sample)
-    keep = Masks.of(dense)
-    rows = []
-    for density in (0.7, 0.5, 0.3, 0.15, 0.05):
-        uniform = allocate(dense, criterion="uniform", sparsity=1 - density)
-        for layer in uniform.layers:
-            masks = Masks({n: uniform.masks[n] if n == layer.name else keep[n] for n in keep})
-            model = copy.deepcopy(dense)
-            masks.apply_(model)
-            measured = float((scores(task, model) - reference).square().sum(1).mean())
-            changed = (_means(model.double(), sample) - before).abs()
-            certificate = certify(dense, masks, sample)
-            known = calibration[layer.name]
-            rows.append(
-                {
-                    "layer": layer.name,
-                    "density": layer.density,
-                    "removed_energy": layer.removed_energy,
-                    "measured": measured,
-                    "tau": known.tau,
-                    "sigma": known.sigma,
-                    "rho": known.rho,
-                    "violations": int((changed > certificate.bound).sum()),
-                    "bound_over_change": float(
-                        (certificate.bound.mean() / changed.mean().clamp(min=1e-12)).clamp(max=1e12)
-                    ),
-                }
-            )
-    return rows
-
-
-@torch.no_grad()
-def _means(model: SpikingNetwork, x_TB: torch.Tensor) -> torch.Tensor:
-    return model.eval()(x_TB).mean(0)
+STEPS = {"digits": 4, "nmnist": 6, "cifar10": 4, "dvs128": 6, "cifar-dvs": 6}
 
 
 def coefficients_of(row: Row, T: int) -> dict[str, float]:
@@ -106,8 +58,8 @@ _LOSSES: dict[str, Callable[[float], float]] = {"c z": lambda z: z, "c phi": lam
 SHOWN = ("lamp", "slamp_root", "slamp_response")
 
 
-def tables(result: dict[str, Any]) -> str:
-    """Markdown of a stored result of `benchmarks.slamp_quality`: spreads, then every layer and level.
+def distortion_tables(result: dict[str, Any]) -> str:
+    """Markdown of a stored result: spreads, then every layer and level.
 
     Geometric means over the seeds. A coefficient predicts up to a constant factor: each prediction is
     scaled so that the mean of log(measured / predicted) over its network is 0.
@@ -155,9 +107,63 @@ def _layers(task: str, runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def quality_tables(result: dict[str, Any]) -> str:
+    """What is printed of a stored result: means and standard deviations over its seeds."""
+    lines = []
+    for task in dict.fromkeys(run["task"] for run in result["runs"]):
+        of = [run for run in result["runs"] if run["task"] == task]
+        mean = statistics.mean(run["dense_accuracy"] for run in of)
+        lines.append(f"{task}: {len(of)} seeds, dense accuracy {mean:.3f}")
+        lines.append(f"  certificate violations {sum(run['certificate_violations'] for run in of)}")
+        spreads = [spread_of_logs(run["distortion"], STEPS[task]) for run in of]
+        for name, forms in spreads[0].items():
+            values = (f"{form} {statistics.mean(s[name][form] for s in spreads):.2f}" for form in forms)
+            lines.append(f"  sd log(measured / predicted) {name:<15} {', '.join(values)}")
+        kinds = dict.fromkeys((r["part"], r["level"], r["criterion"], r["objective"]) for r in of[0]["rows"])
+        lines += [table_line(kind, of) for kind in kinds]
+    return "\n".join(lines)
+
+
+def rows_of(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per seed."""
+    return [
+        r
+        for run in runs
+        for r in run["rows"]
+        if (r["part"], r["level"], r["criterion"], r["objective"]) == kind
+    ]
+
+
+def table_line(kind: tuple[Any, ...], runs: list[dict[str, Any]]) -> str:
+    """One criterion at one level."""
+    rows = rows_of(kind, runs)
+    accuracies = [r["accuracy"] for r in rows]
+    line = (
+        f"  {kind[0]:<9}{kind[1]:<5} {kind[2]:<15}{kind[3]:<8} accuracy {_mean_sd(accuracies)}"
+        f" density {statistics.mean(r['density'] for r in rows):.3f}"
+        f" SynOps {statistics.mean(r['synops'] for r in rows):.3f}"
+    )
+    if kind[0] == "synops":
+        rival = rows_of((*kind[:2], "lamp", "synops"), runs)
+        gains = [r["accuracy"] - other["accuracy"] for r, other in zip(rows, rival, strict=True)]
+        line += (
+            f" before retraining {statistics.mean(r['accuracy_before'] for r in rows):.3f}"
+            f" channels left {statistics.mean(r['channels_left'] for r in rows):.2f}"
+            f" time {statistics.mean(r['time_after_compaction'] for r in rows):.2f}"
+            f" over priced lamp {_mean_sd(gains, '+.3f')}"
+        )
+    return line
+
+
+def _mean_sd(values: list[float], form: str = ".3f") -> str:
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{form}} +- {sd:.3f}"
+
+
 def main() -> None:
     """Print the tables of a stored result."""
-    print(tables(json.loads(Path(sys.argv[1]).read_text())))
+    print_of = {"quality": quality_tables, "distortion": distortion_tables}[sys.argv[1]]
+    print(print_of(json.loads(Path(sys.argv[2]).read_text())))
 
 
 if __name__ == "__main__":

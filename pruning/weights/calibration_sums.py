@@ -1,0 +1,242 @@
+"""The passes of calibration: sums per layer that merge over workers."""
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pruning.weights.curves import DENSITIES, measure_curves
+from pruning.weights.gradients import PART, squared_gradients
+from snn.activity import synaptic_operations
+from snn.layers import Synapses, WeightLayer, is_static
+from snn.observing import HasModes, Observed, evaluating, observe
+
+
+class CalibratedNetwork(HasModes, Observed, Protocol):
+    """A network as calibration sees it: callable on ``x_TB``, with synapses."""
+
+
+Measure = Literal["gradients", "fisher", "curves"]
+"""What a criterion may need beyond the forward pass: squared gradients by layer, by weight, and curves."""
+
+
+MEASURED = 200
+"""Examples on which gradients and curves are measured."""
+
+
+def _input_channels(layer: WeightLayer) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+class CalibrationSums:
+    """Sums over examples, float64: sums of disjoint examples add, in any order and on any worker.
+
+    Attributes:
+        T: timesteps.
+        examples: number of examples.
+        layers: by layer name, the sums by their name: ``spikes`` ``[T]`` of the neurons that the layer
+            drives, ``neurons`` ``[1]`` (times examples), ``synops`` ``[1]`` of the dense layer,
+            ``channels`` ``[C_in]``, squared inputs. On request, over ``measured`` ``[1]`` examples:
+            ``sensitivity`` ``[1]``, the sum of ``w^2 F``, ``fisher`` ``[numel]``, that of ``F``
+            (`pruning.weights.gradients`), and ``curve`` ``[P T]`` (`pruning.weights.curves`).
+    """
+
+    def __init__(self, T: int, examples: float, layers: dict[str, dict[str, Tensor]]) -> None:
+        self.T = T
+        self.examples = examples
+        self.layers = layers
+
+    @classmethod
+    @torch.no_grad()
+    def collect(
+        cls,
+        model: CalibratedNetwork,
+        batches: Iterable[Tensor],
+        *,
+        T: int | None = None,
+        measure: Collection[Measure] = (),
+        measure_examples: int = MEASURED,
+    ) -> "CalibrationSums":
+        """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
+
+        Neither weights nor statistics change; every module's training flag is restored. Elementwise work
+        is in the model's dtype, sums are float64. With ``T`` given, no batch at all gives sums of no
+        examples (a worker without a share). What is to be measured is measured on the first
+        ``measure_examples``, which are held in memory: gradients with a backward pass per `PART` of them and
+        the same signs in every call, curves with a forward pass per layer and density.
+
+        Raises:
+            ValueError: no batch, batches of different ``T``, inputs of a shape that a layer refuses, a layer
+                whose input `snn.observing.observe` cannot tell, or fewer than two examples for curves.
+        """
+        sums = None if T is None else cls.zeros(model, T, measure)
+        held: list[Tensor] = []
+        wanted = measure_examples if measure else 0
+        with evaluating(model):
+            for x_TB in batches:
+                if x_TB.ndim < 3 or x_TB.shape[0] < 1:
+                    raise ValueError(f"batches: shape {tuple(x_TB.shape)} must be [T, B, ...]")
+                if sums is None:
+                    sums = cls.zeros(model, x_TB.shape[0], measure)
+                if x_TB.shape[0] != sums.T:
+                    raise ValueError(f"batches: T={x_TB.shape[0]} where T={sums.T}; all need the same T")
+                if x_TB.shape[1]:
+                    _collect_batch(model, x_TB, sums)
+                if wanted > 0 and x_TB.shape[1]:
+                    held.append(x_TB[:, :wanted])
+                    wanted -= held[-1].shape[1]
+            if sums is not None and held:
+                _measure(model, held, sums, measure)
+        if sums is None:
+            raise ValueError("batches: calibration needs at least one")
+        return sums
+
+    @classmethod
+    def zeros(cls, model: CalibratedNetwork, T: int, measure: Collection[Measure] = ()) -> "CalibrationSums":
+        """Sums of no examples (the share of a worker that has none)."""
+        if T < 1:
+            raise ValueError(f"T: {T!r} must be at least 1")
+
+        def of(layer: WeightLayer) -> dict[str, Tensor]:
+            sizes = {"spikes": T, "neurons": 1, "synops": 1, "channels": _input_channels(layer)}
+            if "gradients" in measure:
+                sizes["sensitivity"] = 1
+            if "fisher" in measure:
+                sizes["fisher"] = layer.weight.numel()
+            if "curves" in measure:
+                sizes["curve"] = len(DENSITIES) * T
+            if measure:
+                sizes["measured"] = 1
+            return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+
+        return cls(T, 0.0, {s.name: of(s.layer) for s in model.synapses()})
+
+    def to_vector(self) -> Tensor:
+        """All sums as one float64 vector on the CPU: adding vectors merges the measurements."""
+        parts = [torch.tensor([self.examples], dtype=torch.float64)]
+        parts += [value for sums in self.layers.values() for value in sums.values()]
+        return torch.cat(parts)
+
+    @classmethod
+    def from_vector(
+        cls, model: CalibratedNetwork, vector: Tensor, T: int, measure: Collection[Measure] = ()
+    ) -> "CalibrationSums":
+        """The inverse of ``to_vector``.
+
+        Raises:
+            ValueError: a vector of another length than ``model`` has at ``T`` timesteps.
+        """
+        sums = cls.zeros(model, T, measure)
+        expected = sums.to_vector().numel()
+        if vector.shape != (expected,):
+            raise ValueError(
+                f"vector: shape {tuple(vector.shape)}, must be ({expected},) for this model at T={T}"
+            )
+        rest = vector.detach().to("cpu", torch.float64)
+        sums.examples, rest = float(rest[0]), rest[1:]
+        for layer in sums.layers.values():
+            for name, value in layer.items():
+                layer[name], rest = rest[: value.numel()].clone(), rest[value.numel() :]
+        return sums
+
+    def merge(self, other: "CalibrationSums") -> "CalibrationSums":
+        """Sums of both sets of examples.
+
+        Raises:
+            ValueError: sums of another network or number of timesteps.
+        """
+        shapes = [
+            (s.T, {layer: {n: v.shape for n, v in sums.items()} for layer, sums in s.layers.items()})
+            for s in (self, other)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError("sums: of different networks or timesteps, cannot be merged")
+        return CalibrationSums(
+            self.T,
+            self.examples + other.examples,
+            {
+                layer: {name: value + other.layers[layer][name] for name, value in sums.items()}
+                for layer, sums in self.layers.items()
+            },
+        )
+
+
+def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums) -> None:
+    synapses = model.synapses()
+
+    def at_layer(i: int, x_TB: Tensor, _: int) -> None:
+        _add_inputs(sums.layers[synapses[i].name], synapses[i].layer, x_TB)
+
+    def at_neuron(rows: list[dict[str, Tensor]]) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
+            spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
+            for row in rows:
+                row["spikes"] += spikes_T
+                row["neurons"] += spikes_TB[0].numel()
+
+        return hook
+
+    fed: dict[Any, list[dict[str, Tensor]]] = {}
+    for s in synapses:
+        if s.neuron is not None:
+            fed.setdefault(s.neuron, []).append(sums.layers[s.name])
+    with ExitStack() as hooks:
+        for s in synapses:
+            hooks.callback(s.layer.register_forward_pre_hook(_check_shape(s)).remove)
+        for neuron, rows in fed.items():
+            hooks.callback(neuron.register_forward_hook(at_neuron(rows)).remove)
+        observe(model, x_TB, at_layer)
+    sums.examples += x_TB.shape[1]
+
+
+def _measure(
+    model: CalibratedNetwork, batches: list[Tensor], sums: CalibrationSums, measure: Collection[Measure]
+) -> None:
+    synapses, count = model.synapses(), sum(x.shape[1] for x in batches)
+    if "curves" in measure:
+        if count < 2:
+            raise ValueError("batches: curves need at least two examples on every worker")
+        for s, curve in zip(synapses, measure_curves(model, synapses, torch.cat(batches, 1)), strict=True):
+            sums.layers[s.name]["curve"] += curve.flatten() * count
+    generator = torch.Generator().manual_seed(0)
+    backward = not {"gradients", "fisher"}.isdisjoint(measure)
+    for part_TB in (part for x in batches for part in x.split(PART, dim=1)) if backward else ():
+        squares = squared_gradients(synapses, partial(model, part_TB), generator)
+        for s, square in zip(synapses, squares, strict=True):
+            row = sums.layers[s.name]
+            if "sensitivity" in row:
+                row["sensitivity"] += (s.layer.weight.detach().double().cpu().square() * square).sum()
+            if "fisher" in row:
+                row["fisher"] += square.flatten()
+    for s in synapses:
+        sums.layers[s.name]["measured"] += count
+
+
+def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    axis, needed = (-1, s.layer.in_features) if isinstance(s.layer, nn.Linear) else (1, s.layer.in_channels)
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape = tuple(inputs[0].shape)
+        if shape[axis] != needed or (isinstance(s.layer, nn.Conv2d) and len(shape) != 4):
+            raise ValueError(
+                f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
+                " calibration examples have another shape than the network's input"
+            )
+
+    return hook
+
+
+def _add_inputs(row: dict[str, Tensor], layer: WeightLayer, x_TB: Tensor) -> None:
+    """Squares by channel and the dense layer's operations; timesteps that are all alike count once."""
+    x, repeats = (x_TB[0], len(x_TB)) if is_static(x_TB) else (x_TB.flatten(0, 1), 1)
+    channel = 0 if isinstance(layer, nn.Conv2d) else x.ndim - 2
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    squares = x.square().sum(0).double()  # over examples first: whole rows are added
+    rest = [d for d in range(squares.ndim) if d != channel]
+    row["channels"] += repeats * (squares.sum(rest) if rest else squares).cpu()
+    # As numbers: sums of booleans are slow.
+    row["synops"] += repeats * synaptic_operations(layer, (x != 0).to(x.dtype))[1].cpu()

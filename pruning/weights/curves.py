@@ -1,0 +1,175 @@
+"""Measured distortion curves: what each layer alone does to the outputs at a dozen densities.
+
+For layer ``l`` with a share ``d`` of its weights left (the largest) and timestep ``t``::
+
+    D_lt(d) = E ||y[t] - y_dense[t]||^2 / (T Var y)      so that sum_t D_lt = 1 is the logits' own variance
+
+with ``y[t]`` the logits at step ``t`` and ``Var y`` their variance over examples, summed over classes, mean
+over timesteps. Every forward pass, the dense one too, normalises by the statistics of its own batch, as the
+network would after its statistics are estimated again. The cost is ``len(DENSITIES)`` forward passes per
+layer and one more.
+
+Allocation uses the lower convex hull of each curve (`Curve.slopes`): the pieces' slopes then ascend, and the
+common order of all layers is exact for the sum over layers, as for any convex cost.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snn.batchnorm import batch_norms
+from snn.layers import Synapses
+
+DENSITIES = (0.8, 0.6, 0.45, 0.32, 0.22, 0.15, 0.1, 0.065, 0.04, 0.025, 0.015, 0.008)
+"""Shares of a layer's surviving weights at which it is measured."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A convex, piecewise linear distortion over the number of pruned weights."""
+
+    count: Array
+    """Where pieces begin and end, ``[S + 1]``, from 0."""
+    slope: Array
+    """Distortion per weight by piece and timestep, ``[S, T]``, not decreasing in S."""
+
+    def spent(self, counts: Array) -> Array:
+        """Distortion by timestep of ``counts`` ``[n]`` pruned weights, ``[n, T]``."""
+        pieces = np.diff(self.count)
+        inside = np.clip(np.asarray(counts)[:, None] - self.count[None, :-1], 0, pieces[None])
+        return np.asarray(inside @ self.slope)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One layer's measured distortion over its density."""
+
+    distortion: tuple[tuple[float, ...], ...]
+    """By density and timestep, ``[P][T]``."""
+    densities: tuple[float, ...] = DENSITIES
+    """Descending, ``[P]``."""
+
+    def slopes(self, n: int) -> Slopes:
+        """The lower convex hull for a layer of ``n`` surviving weights."""
+        return _slopes(self, n)
+
+
+@lru_cache(maxsize=1024)
+def _slopes(curve: Curve, n: int) -> Slopes:
+    counts = [0]
+    values = [np.zeros(len(curve.distortion[0]))]
+    for density, row in zip(curve.densities, curve.distortion, strict=True):
+        count = n - kept_of(density, n)
+        if count > counts[-1]:
+            counts.append(count)
+            values.append(np.array(row))
+    x, y_PT = np.array(counts), np.array(values)
+    if len(x) == 1:
+        return Slopes(x, np.zeros((0, y_PT.shape[1])))
+    slope = np.stack([_hull_slopes(x, y) for y in y_PT.T], axis=1)
+    # Beyond what was measured: every halving of the rest costs as much as it would by the last slope.
+    rest = first = int(n - x[-1])
+    while rest > 1:
+        slope = np.vstack([slope, slope[len(counts) - 2] * (first / rest)])
+        rest = rest // 2
+        x = np.append(x, n - rest)
+    return Slopes(x, slope)
+
+
+def kept_of(density: float, n: int) -> int:
+    """Weights left of ``n`` at a density, at least one."""
+    return max(1, round(density * n))
+
+
+def _hull_slopes(x: Array, y: Array) -> Array:
+    """Slopes between ``x`` of the largest convex function below ``(x, y)``, at least 0."""
+    hull = [0]
+    for i in range(1, len(x)):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (y[b] - y[a]) * (x[i] - x[b]) >= (y[i] - y[b]) * (x[b] - x[a]):
+                hull.pop()
+            else:
+                break
+        hull.append(i)
+    found = np.interp(x, x[hull], y[hull])
+    return np.maximum(np.maximum.accumulate(np.diff(found) / np.diff(x)), 0.0)
+
+
+@torch.no_grad()
+def measure_curves(
+    model: Any, synapses: Sequence[Synapses], x_TB: Tensor, around: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """Curves of all layers on one batch.
+
+    Args:
+        model: network in eval mode; weights and statistics are put back as they were, also after an error.
+        synapses: of ``model``.
+        x_TB: inputs ``[T, B, ...]``, at least two examples: batch statistics are theirs.
+        around: masks of the point to measure around: all other layers are pruned by them. Curves then
+            begin at what the others' masks alone cost.
+
+    Returns:
+        by layer ``D_lt``, float64 ``[P, T]``.
+    """
+    T, B = x_TB.shape[:2]
+    found = []
+    with _batch_statistics(model):
+        dense_TBK = model(x_TB).double()
+        variance = float(dense_TBK.var(1, correction=0).sum(1).mean())
+        if not variance > 0:
+            raise ValueError("batches: the logits are the same for all examples; nothing to measure")
+
+        def distortion() -> Tensor:
+            change = (model(x_TB).double() - dense_TBK).square().sum((1, 2))
+            return change.cpu() / (B * T * variance)
+
+        whole = {s.name: s.layer.weight.detach().clone() for s in synapses}
+        try:
+            if around is not None:
+                for s in synapses:
+                    s.layer.weight.masked_fill_(~around[s.name].to(s.layer.weight.device), 0)
+            for s in synapses:
+                weight, now = s.layer.weight, s.layer.weight.detach().clone()
+                order = whole[s.name].abs().flatten().argsort(stable=True)
+                alive = int(whole[s.name].count_nonzero())
+                weight.copy_(whole[s.name])
+                start = 0.0 if around is None else distortion()
+                rows = []
+                for density in DENSITIES:
+                    kept = kept_of(density, max(alive, 1))
+                    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+                    mask[order[: weight.numel() - kept]] = False
+                    weight.copy_(whole[s.name] * mask.view_as(weight))
+                    rows.append(distortion() - start)
+                weight.copy_(now)
+                found.append(torch.stack(rows))
+        finally:
+            for s in synapses:
+                s.layer.weight.copy_(whole[s.name])
+    return found
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by their batch and remember nothing of it."""
+    norms = batch_norms(model).values()
+    before = [(m, m.training, m.momentum, [b.clone() for b in m.buffers(recurse=False)]) for m in norms]
+    try:
+        for m in norms:
+            m.train()
+            m.momentum = 0.0
+        yield
+    finally:
+        for m, training, momentum, buffers in before:
+            m.training, m.momentum = training, momentum
+            for buffer, value in zip(m.buffers(recurse=False), buffers, strict=True):
+                buffer.copy_(value)

@@ -1,0 +1,87 @@
+"""The benchmark of weight criteria: its journal goes on after a kill, its candidates are what they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import slamp_candidates, slamp_tables
+from benchmarks.slamp_journal import Journal, read
+from benchmarks.slamp_membrane import membrane_statistics
+from pruning.weights.allocation import allocate
+from pruning.weights.calibration import calibrate
+from snn.observing import evaluating
+from tests.pruning.weights.test_calibration import convnet, frames
+
+
+def test_a_row_that_a_kill_cut_short_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, ("task", "seed"))
+    journal.add({"task": "a", "seed": 0, "accuracy": 0.5})
+    journal.add({"task": "a", "seed": 1, "accuracy": 0.6})
+    with path.open("a") as file:
+        file.write('{"task": "a", "seed": 2, "accu')
+    again = Journal(path, ("task", "seed"))
+    assert {"task": "a", "seed": 1} in again
+    assert {"task": "a", "seed": 2} not in again
+    again.add({"task": "a", "seed": 2, "accuracy": 0.7})
+    assert [row["accuracy"] for row in read(path)] == [0.5, 0.6, 0.7]
+    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_candidates_are_criteria_and_lamp_at_one_timestep() -> None:
+    model = convnet()
+    for T in (1, 4):
+        x = frames(T=T)
+        calibration = calibrate(model, [x])
+        tau, sigma = membrane_statistics(model, [x])
+        assert (tau == [1.0] * 4) == (T == 1)
+        with evaluating(model):
+            rho = slamp_candidates.measure_response(model, model.synapses(), [x])
+        found = slamp_candidates.coefficients(calibration, tau, sigma, rho)
+        slamp_candidates.register(found, T)
+        lamp = allocate(model, criterion="lamp", sparsity=0.8).masks
+        for name in found:
+            masks = allocate(model, calibration, criterion=f"benchmarks:{name}", sparsity=0.8).masks
+            assert T > 1 or masks == lamp
+    slamp = allocate(model, calibration, sparsity=0.8).layers
+    assert [layer.coefficient for layer in slamp] == pytest.approx(found["gradient_3/8"])
+
+
+@torch.no_grad()
+def test_membrane_statistics_of_the_first_layer_step_by_step() -> None:
+    model, x = convnet(beta=0.6), frames()
+    tau, _ = membrane_statistics(model, x.split(2, dim=1))
+    block = model.features[0]
+    conv, norm = block.weight_layer, block.norm
+    trace, v = torch.zeros_like(x[0]), None
+    kappa, R, P = [], [], []
+    for frame in x:
+        trace = frame + 0.6 * trace
+        squares = [
+            torch.nn.functional.unfold(z, 3, padding=1, stride=2).square().sum() for z in (trace, frame)
+        ]
+        R.append(float(squares[0]))
+        P.append(float(squares[1]))
+        current = norm(conv(frame))
+        u = current if v is None else 0.6 * v + current
+        v = u * (u < 1)
+        kappa.append(float(((u - 1).abs() < 0.2).double().mean()))
+    mean_kappa, mean_P = sum(kappa) / 4, sum(P) / 4
+    expected = sum(k / mean_kappa * r / mean_P for k, r in zip(kappa, R, strict=True)) / 4
+    assert tau[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_tables_set_every_criterion_beside_priced_lamp() -> None:
+    common = {"task": "t", "part": "synops", "level": 0.1, "retrain_epochs": 2, "one_shot": 0.3, "drop": 0.1}
+    common |= {"density": 0.1, "synops_of_dense": 0.1, "synops": 1000.0, "energy_nj": 2.0}
+    accuracies = {("lamp", "synops"): 0.5, ("slamp", "synops"): 0.56, ("lamp", "weights"): 0.4}
+    rows = [
+        {**common, "seed": seed, "criterion": name, "objective": objective, "accuracy": value + seed / 100}
+        for seed in (0, 1)
+        for (name, objective), value in accuracies.items()
+    ]
+    lines = slamp_tables.tables(rows).splitlines()
+    for name, gain in (("slamp", "+6.0 ± 0.0"), ("lamp, not priced", "-10.0 ± 0.0")):
+        assert any(line.startswith(f"| 10% | {name} | 2 |") and f"| {gain} |" in line for line in lines)
