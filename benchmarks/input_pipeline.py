@@ -4,7 +4,7 @@
 
 The same JPEGs (CIFAR-10 at 32x32, Tiny-ImageNet at 64x64) as a dataset of ours and as class folders. Ours:
 an epoch's rows selected by id from the table in memory, decoded batch by batch in the drawn order and
-normalised (`pipelines.training.rows`); reading the Parquet, once a run, is timed apart. Theirs:
+normalised (`pipelines.data.rows`); reading the Parquet, once a run, is timed apart. Theirs:
 torchvision's ImageFolder with ToTensor and Normalize in a shuffling DataLoader, without and with two worker
 processes (kept between epochs). One thread each, interleaved, medians; batches of 256. Then the same with
 half of the examples selected: seconds, and how many images were decoded. ``packed`` is the dataset as raw
@@ -34,8 +34,8 @@ from pipelines.data.decode import decode
 from pipelines.data.files import write_json
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.layout import read_rows
+from pipelines.data.rows import Inputs, Rows
 from pipelines.scoring import select
-from pipelines.training.rows import Inputs, Rows
 
 BATCH = 256
 

@@ -142,9 +142,9 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 
         from pipelines.config import ClusterConfig, ModelConfig
         from pipelines.data.dataset import describe, read_split
+        from pipelines.data.rows import Inputs
         from pipelines.networks import architecture, make_network
         from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
-        from pipelines.training.rows import Inputs
 
         torch.set_num_threads(1)
         split, test = read_split(folder, "train"), read_split(folder, "test")

@@ -15,7 +15,6 @@ from rich.table import Table
 from cluster.connect import connect
 from cluster.nodes import check_shared
 from cluster.storage import uri_of
-from pipelines.compress import Calibrated, Sample, calibrate, draw_sample
 from pipelines.config import Config, CriterionName
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.files import write_beside, write_json
@@ -31,6 +30,7 @@ from pipelines.run import checkpoint_of
 from pipelines.run_folder import CONFIG
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.local import LocalEngine
+from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs
@@ -70,7 +70,7 @@ class Comparison:
     dense_macs: float
     dense_energy_nj: float
     calibration_spread: dict[str, float] | None
-    """By layer, relative standard error of the coefficients (see `pipelines.compress.Calibrated`)."""
+    """By layer, relative standard error of the coefficients (see `pipelines.training.prune.Calibrated`)."""
     outcomes: tuple[Outcome, ...]
     """By level, and by criterion in the order that was asked for."""
 

@@ -16,10 +16,10 @@ from pipelines import own_code
 from pipelines.config import ClusterConfig, LossName
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
+from pipelines.data.rows import Inputs, Rows
 from pipelines.data.transfer import to_device
 from pipelines.errors import UserError
 from pipelines.networks import in_layout, is_channels_last
-from pipelines.training.rows import Inputs, Rows
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described
 from snn.kernels.allocator import tune_allocator

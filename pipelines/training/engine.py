@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.rows import Rows
 from pipelines.scoring import Scoring
 from pipelines.training.feed import Feed
-from pipelines.training.rows import Rows
 from pipelines.training.score_book import Drawn, PolicySettings, Wanted
 from pruning.examples.policy import Source
 from snn.models import SpikingNetwork

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pipelines.config import TrainConfig
+from pipelines.data.rows import Inputs, Rows
 from pipelines.data.transfer import to_device
 from pipelines.training.engine import Engine
-from pipelines.training.rows import Inputs, Rows
 from snn import activity
 from snn.batchnorm import reestimate
 from snn.losses import LOSSES

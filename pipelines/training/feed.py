@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from pipelines.data.decode import Examples
 from pipelines.data.layout import Layout, naming_rows
+from pipelines.data.rows import Rows
 from pipelines.training.order import EpochOrder, ShardOrder, Window
-from pipelines.training.rows import Rows
 from pruning.examples.sampling import shuffled
 
 Chosen = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

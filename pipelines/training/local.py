@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pipelines.data.dataset import Split
 from pipelines.data.layout import Layout, naming_rows, read_rows, select
+from pipelines.data.rows import Rows
 from pipelines.scoring import Scoring, parts_of, score_layout, score_table
 from pipelines.training import checkpoint
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
-from pipelines.training.rows import Rows
 from pipelines.training.score_book import Drawn, ScoreBook
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.storage import explained

@@ -10,16 +10,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipelines.compress import prune, retrained
+from pipelines.data.sample import uniform_sample
 from pipelines.networks import make_network
 from pipelines.scoring import Scoring
 from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.optim import make_optimizer
-from pipelines.training.order import uniform_sample
 from pipelines.training.pace import pace
 from pipelines.training.phases import Phase
+from pipelines.training.prune import prune, retrained
 from pipelines.training.score_book import PolicySettings
 from pipelines.training.steps import Stepper
 from pipelines.training.worker import Worker

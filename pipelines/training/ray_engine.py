@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.data.layout import Layout, read_rows
+from pipelines.data.rows import Rows
 from pipelines.networks import architecture
 from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import (
@@ -39,7 +40,6 @@ from pipelines.scoring import (
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.remote_book import book_of
-from pipelines.training.rows import Rows
 from pipelines.training.score_book import Drawn
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.stored_rows import select_rows

@@ -8,11 +8,11 @@ import pyarrow as pa
 from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
 from pipelines.data.layout import Layout, chunked, naming_rows
+from pipelines.data.rows import Rows
 from pipelines.errors import UserError
 from pipelines.training.engine import Book
 from pipelines.training.feed import Feed, Reader, ShardFeed
 from pipelines.training.order import shard_order
-from pipelines.training.rows import Rows
 from pipelines.training.score_book import Drawn
 
 TEST_ROWS = 8192  # of the test split that are read together

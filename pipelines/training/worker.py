@@ -16,6 +16,7 @@ from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo, Split
 from pipelines.data.files import write_beside
 from pipelines.data.ids import IdSet
+from pipelines.data.rows import Inputs, Rows
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.own_code import OwnCode
@@ -27,7 +28,6 @@ from pipelines.training.feed import Feed, MemoryFeed
 from pipelines.training.order import epoch_order
 from pipelines.training.pace import told
 from pipelines.training.phases import Phase
-from pipelines.training.rows import Inputs, Rows
 from pipelines.training.score_book import Drawn, everything
 from pipelines.training.trackers import Tracker, gauges, make_trackers
 from pruning.weights.masks import Masks

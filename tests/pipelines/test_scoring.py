@@ -12,9 +12,9 @@ from pipelines import scoring
 from pipelines.config import ClusterConfig
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout
+from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.scoring import Scoring, _Job, _Runner, parts_of
-from pipelines.training.rows import Inputs
 from snn.interchange import describe
 from snn.models import build
 

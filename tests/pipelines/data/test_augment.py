@@ -6,7 +6,7 @@ import torch
 
 from pipelines.config import AugmentConfig
 from pipelines.data.augment import Augmentation
-from pipelines.training.rows import Inputs
+from pipelines.data.rows import Inputs
 
 IDS = np.array([3, 9, 4, 100_000, 7, 65_536])
 

@@ -14,12 +14,12 @@ from pipelines.config import Config
 from pipelines.config_io import load_config
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
+from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.preflight import check_data
 from pipelines.run import run
 from pipelines.run_folder import read_config
 from pipelines.training import local
-from pipelines.training.rows import Inputs
 from tests.pipelines.training.conftest import metrics
 
 QUIET = Console(quiet=True)

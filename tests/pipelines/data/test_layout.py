@@ -14,7 +14,7 @@ from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EVENTS, EventBatch
 from pipelines.data.layout import read_rows
-from pipelines.training.rows import Rows
+from pipelines.data.rows import Rows
 
 ROWS = 10
 

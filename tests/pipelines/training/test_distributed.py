@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.config_io import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
+from pipelines.data.rows import Inputs, Rows
+from pipelines.data.sample import uniform_sample
 from pipelines.errors import UserError
 from pipelines.lock import hold
 from pipelines.run import run
 from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
-from pipelines.training.order import uniform_sample
-from pipelines.training.rows import Inputs, Rows
 from pipelines.training.score_book import fingerprint, hexadecimal
 from pruning.examples.sampling import draw
 from pruning.weights.masks import Masks

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.training.order import EpochOrder, epoch_order, uniform_sample
+from pipelines.data.sample import uniform_sample
+from pipelines.training.order import EpochOrder, epoch_order
 
 
 def orders(m: int, workers: int, per_worker: int, seed: int = 0, epoch: int = 3) -> list[EpochOrder]:

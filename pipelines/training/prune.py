@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pipelines.config import WeightsConfig
 from pipelines.data.files import read_json, write_json
-from pipelines.distortion import measure_distortion
+from pipelines.data.sample import uniform_sample
 from pipelines.errors import UserError
 from pipelines.pruned_figures import pruned_figures
+from pipelines.training.distortion import measure_distortion
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
-from pipelines.training.order import uniform_sample
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread
@@ -26,8 +26,8 @@ from pruning.weights.masks import Masks
 from snn.models import SpikingNetwork
 
 if TYPE_CHECKING:
+    from pipelines.data.rows import Rows
     from pipelines.training.engine import Engine
-    from pipelines.training.rows import Rows
     from pipelines.training.worker import Worker
 
 CALIBRATION_STREAM = 102

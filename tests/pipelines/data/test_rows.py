@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.data.decode import decode
-from pipelines.training.rows import Inputs, Rows
+from pipelines.data.rows import Inputs, Rows
 
 
 def test_rows_come_in_the_order_asked_for(digits: Path) -> None:

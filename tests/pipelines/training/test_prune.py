@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from pipelines import compress
-from pipelines.compress import target_of
 from pipelines.config import WeightsConfig
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import write_page
 from pipelines.report.summary import summarise
 from pipelines.run import prune, run
+from pipelines.training import prune as stage
+from pipelines.training.prune import target_of
 from pipelines.training.worker import Worker
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import Calibration
@@ -154,10 +154,10 @@ def merged_by(vectors: list[list[float]], order: list[int]) -> torch.Tensor:
     sent = []
     for rank, vector in enumerate(vectors):
         with pytest.raises(RecordedError) as caught:
-            compress.exact_sum(Reduction(rank, None), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
+            stage.exact_sum(Reduction(rank, None), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
         sent.append(caught.value.args[0])
     results = [
-        compress.exact_sum(Reduction(rank, sent), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
+        stage.exact_sum(Reduction(rank, sent), torch.tensor(vector, dtype=torch.float64))  # type: ignore[arg-type]
         for rank, vector in enumerate(vectors)
     ]
     assert all(torch.equal(results[0], other) for other in results)
@@ -220,14 +220,14 @@ def test_rounds_resume_where_they_stopped(
         "weights.rounds": "3",
         "name": "again",
     }
-    calibrate = compress.calibrate
+    calibrate = stage.calibrate
 
-    def stop(worker: Worker, sample: compress.Sample, measure: list[Measure]) -> compress.Calibrated:
+    def stop(worker: Worker, sample: stage.Sample, measure: list[Measure]) -> stage.Calibrated:
         if worker.progress.phase == 2:
             raise KeyboardInterrupt
         return calibrate(worker, sample, measure)
 
-    monkeypatch.setattr(compress, "calibrate", stop)
+    monkeypatch.setattr(stage, "calibrate", stop)
     with pytest.raises(KeyboardInterrupt):
         prune(trained, overrides, console=QUIET)
     monkeypatch.undo()
