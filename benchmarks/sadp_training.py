@@ -127,7 +127,9 @@ METHODS = {
     "seta matched": Method("seta_matched"),
     "sadp, unbiased weights": Method("sadp", {"weight_power": 1.0}, everywhere=False),
     "sadp, equal weights": Method("sadp", {"weight_power": 0.0}, everywhere=False),
-    "infobatch matched, tempered": Method("infobatch_matched", {"weight_power": 0.5}, everywhere=False),
+    "infobatch matched, unbiased weights": Method(
+        "infobatch_matched", {"weight_power": 1.0}, everywhere=False
+    ),
     "el2n, unbiased weights": Method("el2n", {"weight_power": 1.0}, everywhere=False),
     "infobatch": Method("infobatch", everywhere=False),
     "sadp, first epoch pruned": Method("sadp", {"warmup_epochs": 0, "score_from": 1}, everywhere=False),

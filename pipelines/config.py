@@ -252,7 +252,7 @@ class ExamplesConfig:
     weight_power: float | None = None
     """Power of the example weights in the loss, in [0, 1]: 1 keeps the gradient unbiased (norm statistics
     frozen); a lower power has less variance and a bias towards examples of high score. Default: the policy's
-    own (sadp, el2n and loss 0.5, others 1)."""
+    own (0.5 for sadp, el2n, loss and infobatch_matched, 1 for others)."""
     alpha: float = 0.1
     """Weight of the uniform part in the inclusion probabilities, in (0, 1]; bounds the weights."""
     warmup_epochs: int = 1

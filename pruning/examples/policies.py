@@ -143,10 +143,12 @@ class Infobatch(Policy):
 class InfobatchMatched(Infobatch):
     """InfoBatch's two probabilities, scaled down together until ``m = (1 - r) N`` examples are left.
 
-    Our adaptation, for comparisons at one budget: InfoBatch itself keeps more of the data.
+    Our adaptation, for comparisons at one budget: InfoBatch itself keeps more of the data. At high ratios its
+    weights spread far more than InfoBatch's, so they are tempered (docs/results/sadp-training.md).
     """
 
     name = "infobatch_matched"
+    weight_power = 0.5
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """In the ratio ``1 - r`` to 1, below and above the mean loss.
