@@ -14,9 +14,9 @@ from pathlib import Path
 from cluster.connect import connect, local_cpus
 from cluster.errors import ClusterError
 from cluster.nodes import View, look, unopened
-from cluster.package import megabytes, shadows
 from cluster.storage import Remote
-from cluster.tokens import MODE, TOKEN, find_token
+from cluster.submit import megabytes, shadows
+from cluster.tokens import MODE, find_token
 
 PACKAGES = {"torch": "2.11", "ray": "2.60", "pyarrow": "21", "numpy": "2.0"}
 MAX_SKEW = 5.0  # seconds: what leases and file times bear
@@ -120,8 +120,8 @@ def _token(token_file: Path | None) -> Line:
         if mode == "token":
             return Line("token", False, f"{MODE} is token, but there is none; unset it, or give --token-file")
         return Line("token", True, "none; only clusters without authentication can be used")
-    if token.source != TOKEN and Path(token.source).expanduser().stat().st_mode & 0o077:
-        return Line("token", False, f"{token.source} can be read by others; chmod 600 {token.source}")
+    if (exposed := token.exposed()) is not None:
+        return Line("token", False, exposed)
     return Line("token", True, f"from {token.source}")
 
 
@@ -134,14 +134,15 @@ def _dashboard(url: str, token_file: Path | None) -> Line:
     except ClusterError as error:
         return Line("dashboard", False, str(error))
     scheme, _, host = jobs.url.partition("://")
-    if jobs.headers and scheme == "http" and host.split(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
+    here = host.split(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+    if jobs.token is not None and scheme == "http" and not here:
         return Line(
             "dashboard",
             False,
             f"{jobs.url} takes the token unencrypted; use https, or ssh -L 8265:127.0.0.1:8265 HEAD and "
             "http://127.0.0.1:8265",
         )
-    return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.versions.ray}")
+    return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.version}")
 
 
 def _here(needs: Needs) -> Iterator[Line]:

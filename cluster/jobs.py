@@ -1,4 +1,4 @@
-"""Jobs on a cluster: list them, look at them, follow their logs, stop them."""
+"""Jobs on a cluster, by Ray's own client: list them, look at them, follow their logs, stop them."""
 
 import asyncio
 import logging
@@ -7,171 +7,153 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterError
-from cluster.head import SECONDS, Versions
 from cluster.tokens import REMEDY, Token, find_token
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-PRODUCT = "spikeprune"
-"""Key of our jobs' metadata: what `Job.metadata` must hold to be one of ours."""
+SECONDS = 10.0
+"""How long a dashboard may take to answer."""
+_LOGS = "see dashboard.log and dashboard_agent.log in /tmp/ray/session_latest/logs on the head"
 _log = logging.getLogger(__name__)
-_NOISE = re.compile(r"^(Running entrypoint for job |\S+ \S+\tINFO job_manager\.py:)")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job as the cluster tells it."""
-
-    id: str
-    status: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    exit_code: int | None
-    """Of its command, once it has ended by itself; negative for a signal."""
-    message: str
-    entrypoint: str
-    metadata: dict[str, str]
-    started: float | None
-    """Seconds since 1970."""
-    ended: float | None
-    node: str | None
-    """Id of the node on which its command runs."""
-    env: dict[str, str] = field(default_factory=dict, repr=False)
-    """Environment variables that it was given."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended, one way or the other."""
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
-
-    @property
-    def result(self) -> int:
-        """The exit code for who waited for it: its own, 128 + n for signal n, 143 when stopped."""
-        if self.status == "SUCCEEDED":
-            return 0
-        if self.status == "STOPPED":
-            return 143
-        if self.exit_code is None:
-            return 1
-        return 128 - self.exit_code if self.exit_code < 0 else self.exit_code or 1
-
-    @property
-    def signal(self) -> int | None:
-        """The signal that ended its command, which a shell in between tells as 128 + n."""
-        if self.exit_code is None or 0 <= self.exit_code <= 128:
-            return None
-        return -self.exit_code if self.exit_code < 0 else self.exit_code - 128
 
 
 class Jobs:
-    """A cluster's job server (part of its dashboard).
+    """A cluster's job server, which is part of its dashboard.
 
     Args:
         address: ``http(s)://host:port``, or ``host:port``; ``RAY_API_SERVER_ADDRESS`` when not given.
-        token_file: the cluster's token; where Ray looks for it when not given.
+        token_file: file with the cluster's token; where Ray looks for it when not given.
 
     Raises:
-        ClusterError: nobody answers there, or it asks for another token, or runs another version.
+        ClusterError: no dashboard answers there, or it refuses the token, or it runs another version of Ray.
     """
 
     def __init__(self, address: str | None = None, *, token_file: Path | None = None) -> None:
         self.url = job_server(address)
-        token = find_token(token_file)
-        self.headers = {"Authorization": f"Bearer {token.value}"} if token is not None else {}
-        self.versions = ask_dashboard(self.url, token)
-        _check_version(self.versions, self.url)
+        self.token = find_token(token_file)
+        self.version = ask_dashboard(self.url, self.token)
+        """Of Ray there."""
+        _check_version(self.version, self.url)
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("job.sdk", "dashboard_sdk"):  # they set their own level
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
-        with _without_addresses():
-            self.client = JobSubmissionClient(self.url, headers=dict(self.headers))
+        for name in (
+            "",
+            ".dashboard.modules.job.sdk",
+            ".dashboard.modules.dashboard_sdk",
+        ):  # INFO of their own
+            logging.getLogger(f"ray{name}").setLevel(logging.ERROR)
+        with self.errors(), _without_addresses():
+            self.client = JobSubmissionClient(self.url, headers=_headers(self.token))
 
-    def get(self, id: str) -> Job:
+    def get(self, id: str) -> "JobDetails":
         """One job.
 
         Raises:
             ClusterError: there is no such job.
         """
-        with self._errors(id):
-            return _job(self.client.get_job_info(id))
+        with self.errors(id):
+            return self.client.get_job_info(id)
 
-    def list(self) -> list[Job]:
-        """All jobs that were submitted, the newest first; drivers that connected by themselves are none."""
-        with self._errors():
-            found = [_job(d) for d in self.client.list_jobs() if d.submission_id]
-        return sorted(found, key=lambda j: j.started or 0.0, reverse=True)
+    def list(self) -> "list[JobDetails]":
+        """All submitted jobs, newest first; drivers that connected without the job server are not jobs."""
+        with self.errors():
+            found = [job for job in self.client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
     def logs(self, id: str) -> str:
-        """All that a job has printed so far."""
-        return _without_noise(self._raw_logs(id))
+        """Everything a job has printed so far.
+
+        Raises:
+            ClusterError: there is no such job, or its log is gone.
+        """
+        with self.errors(id):
+            return self.client.get_job_logs(id)
 
     def stop(self, id: str) -> bool:
-        """Ask a job to end (SIGTERM, some seconds later SIGKILL); whether it was running."""
-        with self._errors(id):
-            return bool(self.client.stop_job(id))
+        """Ask a job to end (SIGTERM, then SIGKILL after Ray's three seconds).
 
-    def forget(self, id: str) -> None:
-        """Take a job that has ended off the list."""
-        with self._errors(id):
-            self.client.delete_job(id)
+        Returns:
+            whether it was running.
 
-    def follow(self, id: str, show: Callable[[str], None]) -> Job:
-        """Pass on all that a job prints, from its start, until it has ended.
+        Raises:
+            ClusterError: there is no such job.
+        """
+        with self.errors(id):
+            return self.client.stop_job(id)
+
+    def follow(self, id: str, show: Callable[[str], None]) -> "JobDetails":
+        """Pass on everything a job prints, from its start, until it ends.
 
         Args:
             id: the job.
-            show: gets whole lines, or what there is of one.
+            show: called with each piece of the log.
+
+        Returns:
+            the job as it ended.
 
         Raises:
-            ClusterError: no such job, or the connection is lost for good.
+            ClusterError: there is no such job, or the connection is lost for good.
         """
-        self.get(id)
-        seen, failures = 0, 0
+        shown = 0
 
         def pass_on(text: str) -> None:
-            nonlocal seen
-            seen += len(text)
-            if shown := _without_noise(text):
-                show(shown)
+            nonlocal shown
+            if text:
+                shown += len(text)
+                show(text)
 
+        self.get(id)
+        complete, failures = self._tail(id, pass_on), 0
         while True:
-            whole, job = True, None
-            try:
-                for text in _tail(self.client, id, skip=seen):
-                    pass_on(text)
-            except (RuntimeError, OSError, ValueError):
-                whole = False  # whether the job or the connection has ended is asked next
+            job = None
             try:
                 job = self.get(id)
-                if not whole:  # there may be a proxy between that lets plain requests through alone
-                    pass_on(self._raw_logs(id)[seen:])
+                if not (complete and job.status.is_terminal()):
+                    complete = False
+                    pass_on(self.logs(id)[shown:])
             except ClusterError:
                 failures += 1
-                if failures > 3 and job is not None and job.over:
-                    _log.warning("the end of the log of %s cannot be had", id)
+                if failures > 3 and job is not None and job.status.is_terminal():
+                    _log.warning("the end of the log of %s is not available", id)
                     return job
                 if failures > 3:
+                    how = f"spikeprune jobs status {id} --address {self.url}"
                     raise ClusterError(
-                        id,
-                        f"lost the connection to {self.url}; the job may go on: spikeprune jobs status {id}",
+                        id, f"lost the connection to {self.url}; the job may still be running: {how}"
                     ) from None
-                time.sleep(1)
-                continue
-            failures = 0
-            if job.over:
-                return job
-            time.sleep(0.1 if whole else 1)
+            else:
+                failures = 0
+                if job.status.is_terminal():
+                    return job
+            time.sleep(1)
 
-    def _raw_logs(self, id: str) -> str:
-        with self._errors(id):
-            return str(self.client.get_job_logs(id))
+    def _tail(self, id: str, show: Callable[[str], None]) -> bool:
+        """Follow a log by Ray's websocket; whether it came to its end."""
+        import aiohttp
+
+        async def tail() -> None:
+            async for text in self.client.tail_job_logs(id):
+                show(text)
+
+        try:
+            asyncio.run(tail())
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            return False  # a proxy may refuse websockets, and let plain requests through
+        return True
 
     @contextmanager
-    def _errors(self, id: str | None = None) -> Iterator[None]:
+    def errors(self, id: str | None = None) -> Iterator[None]:
+        """Turn the errors of Ray's client into a `ClusterError` of one line.
+
+        Args:
+            id: the job that the requests within are about.
+        """
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -182,26 +164,52 @@ class Jobs:
         except (requests.RequestException, OSError):
             raise ClusterError("--address", f"no Ray dashboard answers at {self.url} any more") from None
         except RuntimeError as error:
-            text = str(error)
-            if id is not None and ("404" in text or "does not exist" in text):
-                raise ClusterError(
-                    id, f"is not a job at {self.url}; see spikeprune jobs list --address {self.url}"
-                ) from None
-            if "status code 500" in text and "got itself in trouble" in text:
-                raise ClusterError(
-                    "--address",
-                    f"the job server at {self.url} fails by itself; see dashboard.log and "
-                    "dashboard_agent.log in /tmp/ray/session_latest/logs on the head (has a token's file "
-                    "moved there?)",
-                ) from None
-            if "No available agent" in text:
-                raise ClusterError(
-                    "--address",
-                    f"{self.url} has no agent that takes jobs; if it was started just now, try again, "
-                    "else see dashboard_agent.log in /tmp/ray/session_latest/logs on the head (address in "
-                    "use: another Ray there has its port; ray start --dashboard-agent-listen-port)",
-                ) from None
-            raise ClusterError(id or "--address", _last_line(text)) from None
+            raise self._explained(str(error), id) from None
+
+    def _explained(self, text: str, id: str | None) -> ClusterError:
+        where = "--address"
+        if id is not None and ("404" in text or "does not exist" in text):
+            return ClusterError(
+                id, f"is not a job at {self.url}; see spikeprune jobs list --address {self.url}"
+            )
+        if "status code 500" in text and "got itself in trouble" in text:
+            return ClusterError(
+                where,
+                f"the job server at {self.url} failed (status 500); {_LOGS} (has its token file moved?)",
+            )
+        if "No available agent" in text:
+            return ClusterError(
+                where,
+                f"{self.url} has no agent that takes jobs; if it was started just now, try again, else "
+                f"{_LOGS} (address in use: another Ray there has its port; ray start "
+                "--dashboard-agent-listen-port)",
+            )
+        return ClusterError(id or where, last_line(text))
+
+
+def exit_code(job: "JobDetails") -> int:
+    """The exit code for whoever waited for a job: its own, 128 + n for signal n, 143 when stopped."""
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        return 143
+    code = job.driver_exit_code
+    if code is None:
+        return 1
+    return 128 - code if code < 0 else code or 1
+
+
+def describe(job: "JobDetails", seconds: str) -> str:
+    """How a job is doing, in words; ``seconds`` is how long it has taken."""
+    status, code = job.status.value, exit_code(job)
+    if status == "FAILED" and job.driver_exit_code is not None:
+        ended = f"was killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
+        return f"{ended} after {seconds} s"
+    if status == "FAILED":
+        return f"failed before its command ended ({last_line(job.message or '') or 'no reason given'})"
+    if job.status.is_terminal():
+        return f"{'succeeded' if status == 'SUCCEEDED' else 'was stopped'} after {seconds} s"
+    return f"{status.lower()} for {seconds} s" if seconds else status.lower()
 
 
 def job_server(address: str | None) -> str:
@@ -211,28 +219,29 @@ def job_server(address: str | None) -> str:
         ClusterError: no address, or one of another kind.
     """
     given = address or next((os.environ[v] for v in ADDRESS_VARIABLES if os.environ.get(v)), None)
+    where = "--address"
     if given is None:
         raise ClusterError(
-            "--address", "give the cluster's dashboard, as http://HEAD:8265 (or set RAY_API_SERVER_ADDRESS)"
+            where, "give the cluster's dashboard, as http://HEAD:8265 (or set RAY_API_SERVER_ADDRESS)"
         )
     if given.startswith("ray://"):
         raise ClusterError(
-            "--address", f"{given} is a Ray Client address; jobs go to the dashboard: http://HEAD:8265"
+            where, f"{given} is a Ray Client address; jobs go to the dashboard: http://HEAD:8265"
         )
     if given == "auto":
         given = "127.0.0.1:8265"
     if "://" not in given:
         given = f"http://{given}"
     if not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?", given):
-        raise ClusterError("--address", f"{given!r} is not the URL of a dashboard; give http://HEAD:8265")
+        raise ClusterError(where, f"{given!r} is not the URL of a dashboard; give http://HEAD:8265")
     return given.rstrip("/")
 
 
-def ask_dashboard(url: str, token: Token | None) -> Versions:
-    """The version of the cluster behind a dashboard.
+def ask_dashboard(url: str, token: Token | None) -> str:
+    """The version of Ray behind a dashboard, asked before Ray's client, which would wait without a limit.
 
     Raises:
-        ClusterError: nobody answers there, or it asks for another token.
+        ClusterError: no dashboard answers there within `SECONDS`, or it refuses the token.
     """
     import requests
 
@@ -240,9 +249,9 @@ def ask_dashboard(url: str, token: Token | None) -> Versions:
     try:
         reply = requests.get(
             f"{url}/api/version",
-            headers={"Authorization": f"Bearer {token.value}"} if token is not None else {},
+            headers=_headers(token),
             timeout=SECONDS,
-            allow_redirects=False,  # a token goes nowhere else
+            allow_redirects=False,  # the token goes nowhere else
         )
     except requests.exceptions.SSLError:
         raise ClusterError(where, f"{url} does not speak TLS or has no trusted certificate") from None
@@ -259,74 +268,29 @@ def ask_dashboard(url: str, token: Token | None) -> Versions:
             raise ClusterError(where, f"{url} asks for a token; {REMEDY}")
         raise ClusterError(where, f"{url} refuses the token of {token.source}; {REMEDY}")
     try:
-        return Versions(str(reply.json()["ray_version"]))
+        return str(reply.json()["ray_version"])
     except (ValueError, KeyError, TypeError):
         raise ClusterError(where, f"{url} answers, but is no Ray dashboard; the usual port is 8265") from None
 
 
-def _check_version(found: Versions, url: str) -> None:
+def _check_version(found: str, url: str) -> None:
     import ray
 
-    there, here = found.ray.split("."), ray.__version__.split(".")
-    if there[:2] != here[:2]:
+    if found.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ClusterError(
             "--address",
-            f"{url} runs Ray {found.ray}, here is Ray {ray.__version__}; they must agree: install the "
+            f"{url} runs Ray {found}, here is Ray {ray.__version__}; they must agree: install the "
             "cluster's version here, or use an image with this one there",
         )
 
 
-def _job(details: Any) -> Job:
-    given = (details.runtime_env or {}).get("env_vars") or {}
-    return Job(
-        id=details.submission_id,
-        status=str(getattr(details.status, "value", details.status)),
-        exit_code=details.driver_exit_code,
-        message=_last_line(details.message or ""),
-        entrypoint=details.entrypoint,
-        metadata=dict(details.metadata or {}),
-        started=details.start_time / 1000 if details.start_time else None,
-        ended=details.end_time / 1000 if details.end_time else None,
-        node=details.driver_node_id,
-        env={k: v for k, v in given.items() if k not in ("PYTHONUNBUFFERED", "SPIKEPRUNE_JOB_PIP")},
-    )
-
-
-def _tail(client: Any, id: str, *, skip: int) -> Iterator[str]:
-    """What a job prints, without its first ``skip`` characters; ends with the job or the connection."""
-    import aiohttp
-
-    loop = asyncio.new_event_loop()
-    stream = client.tail_job_logs(id)
-    try:
-        while True:
-            waiting = asyncio.ensure_future(_next(stream), loop=loop)
-            try:
-                text = loop.run_until_complete(waiting)
-            except aiohttp.ClientError as error:
-                raise OSError(str(error)) from None
-            except BaseException:  # Ctrl-C: the connection must not wait for its other end
-                waiting.cancel()
-                loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))
-                raise
-            if text is None:
-                return
-            skipped = min(skip, len(text))
-            skip -= skipped
-            if text[skipped:]:
-                yield text[skipped:]
-    finally:
-        loop.run_until_complete(stream.aclose())
-        loop.close()
-
-
-async def _next(stream: Any) -> str | None:
-    return await anext(stream, None)
+def _headers(token: Token | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token.value}"} if token is not None else {}
 
 
 @contextmanager
 def _without_addresses() -> Iterator[None]:
-    """Ray's client prefers these variables to the address it is given."""
+    """Ray's client prefers these variables to the address that it is given."""
     kept = {v: os.environ.pop(v) for v in ADDRESS_VARIABLES if v in os.environ}
     try:
         yield
@@ -334,10 +298,7 @@ def _without_addresses() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def _without_noise(text: str) -> str:
-    return "".join(line for line in text.splitlines(keepends=True) if not _NOISE.match(line))
-
-
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of ``text`` that says something."""
     lines = [line.strip() for line in text.splitlines() if any(c.isalnum() for c in line)]
     return lines[-1] if lines else ""

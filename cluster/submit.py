@@ -1,20 +1,35 @@
-"""Send a command to a cluster as a job: pack the folder, choose an id, say what happens."""
+"""Send a command to a cluster as a Ray job, with the files of a folder that it needs."""
 
+import fnmatch
+import os
 import re
 import secrets
 import shlex
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cluster.credentials import names_secret, secret_in
 from cluster.errors import ClusterError
-from cluster.jobs import PRODUCT, Jobs
-from cluster.package import LAUNCHER, Package, pack
+from cluster.jobs import Jobs
+from cluster.tokens import Token
 
-_SECRET = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
+MAX_BYTES = 100 * 2**20
+"""What a dashboard takes in one upload; Ray stores files without compressing them."""
+EXCLUDES = (
+    ".git", ".gitignore", ".hg", ".svn", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info", "build",
+    "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".ipynb_checkpoints",
+    "node_modules", "runs", "wandb", "mlruns", ".DS_Store",
+    ".env", ".env.*", "auth_token", "*-token", "id_rsa*", "id_ed25519*", "*.pem", "*.key", ".ssh",
+    ".aws", ".netrc",
+)  # fmt: skip
+"""Names that are never sent: caches, results and secrets; git's own rules are applied here already."""
+PACKAGES = ("snn", "pruning", "pipelines", "cluster")
+_TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,80 +37,162 @@ class Submission:
     """What to run, and with what."""
 
     words: Sequence[str]
-    """Arguments of the cluster's Python interpreter, one by one: nothing is left to a shell."""
+    """Arguments of the cluster's Python interpreter."""
+    python: str = "python"
+    """That interpreter, as the cluster's shell finds it."""
     name: str = "job"
-    """Beginning of the job's id."""
+    """Start of the job's id."""
     id: str | None = None
     """The whole id, instead."""
     working_dir: Path = Path()
     include: Sequence[Path] = ()
-    """Files and folders below it that are sent in any case."""
+    """Files and folders below it that are sent even if git ignores them."""
     excludes: Sequence[str] = ()
+    """Patterns of further files that are not sent."""
     extra: Sequence[tuple[str, bytes]] = ()
     """Further files, as relative path and content."""
     pip: Sequence[str] = ()
     """Requirements that the job's environment gets on top of the cluster's."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the job, none of them secret; whoever may list jobs can read them."""
+    """Environment variables of the job; whoever may list jobs can read them, so none that is a secret."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Kept with the job."""
 
 
-def submit(
-    jobs: Jobs,
-    job: Submission,
-    packed: Callable[[Package], None] = lambda _: None,
-    *,
-    node: str | None = None,
-) -> str:
-    """Pack, upload and start a job; returns its id.
+@dataclass(frozen=True)
+class Package:
+    """The files that a job is sent."""
+
+    files: Mapping[str, Path]
+    """By their path relative to the working directory."""
+    sizes: Mapping[str, int]
+    """In bytes."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, in bytes."""
+        return sum(self.sizes.values())
+
+    def largest(self, count: int = 3) -> str:
+        """The largest files with their sizes."""
+        names = sorted(self.sizes, key=lambda n: self.sizes[n], reverse=True)[:count]
+        return ", ".join(f"{n} ({megabytes(self.sizes[n])})" for n in names)
+
+    def __str__(self) -> str:
+        ignored = any(PurePosixPath(n).name == ".rayignore" for n in self.files)  # Ray applies it later
+        less = ", less what .rayignore leaves out" if ignored else ""
+        largest = f"; largest: {self.largest()}" if self.files else ""
+        return f"{len(self.files)} files, {megabytes(self.bytes)}{less}{largest}"
+
+
+def submit(jobs: Jobs, job: Submission, packed: Callable[[Package], None] = lambda _: None) -> str:
+    """Upload the files of a job and start it.
 
     Args:
         jobs: the cluster.
         job: what to run.
-        packed: told the package before it is uploaded.
-        node: id of the node to run on; the head when not given.
+        packed: called with the files before they are uploaded.
+
+    Returns:
+        the job's id.
 
     Raises:
-        ClusterError: a folder, id or variable that cannot be used, or a cluster that refuses.
+        ClusterError: a folder, id or variable that cannot be used, or the cluster refuses the job.
     """
-    name = job_id(job.name) if job.id is None else _checked_id(job.id)
-    env = dict(job.env)
-    for variable in env:
-        if _SECRET.match(variable):
-            raise ClusterError("--env", f"{variable} stays here; jobs take the token from their cluster")
-        if names_secret(variable) or secret_in(env[variable]) is not None:
-            raise ClusterError(
-                "--env",
-                f"{variable} stays here: whoever lists jobs would read it, and Ray writes it into its logs; "
-                "set it on the cluster's nodes before ray start, or keep it in a file there",
-            )
-    runtime_env: dict[str, object] = {"env_vars": {"PYTHONUNBUFFERED": "1", **env}}
-    if job.pip:
-        runtime_env["pip"] = list(job.pip)
-        runtime_env["env_vars"] = {"SPIKEPRUNE_JOB_PIP": "1", "PYTHONUNBUFFERED": "1", **env}
-    with tempfile.TemporaryDirectory() as folder:
-        package = pack(
-            job.working_dir,
-            Path(folder) / "job.zip",
-            include=job.include,
-            excludes=job.excludes,
-            extra=job.extra,
-        )
-        packed(package)
-        runtime_env["working_dir"] = str(package.path)
-        with jobs._errors():
+    name = new_id(job.name) if job.id is None else _checked_id(job.id)
+    check_variables(job.env)
+    package = collect(job.working_dir, include=job.include, excludes=job.excludes, token=jobs.token)
+    packed(package)
+    # A folder of links holds exactly what was listed: git's rules and `excludes` alone could neither add
+    # ignored data that the config names nor keep out a token of any name.
+    with tempfile.TemporaryDirectory(prefix="spikeprune-") as folder:
+        for path, source in package.files.items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).symlink_to(source)
+        for path, content in job.extra:
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_bytes(content)
+        environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(job.env)}
+        if job.pip:
+            environment["pip"] = list(job.pip)
+        with jobs.errors():
             return jobs.client.submit_job(
-                entrypoint=shlex.join(["sh", LAUNCHER, *job.words]),
+                entrypoint=shlex.join([job.python, *job.words]),
                 submission_id=name,
-                runtime_env=runtime_env,
-                metadata={PRODUCT: "1", **job.metadata},
-                entrypoint_label_selector={"ray.io/node-id": node} if node else None,
+                runtime_env=environment,
+                metadata=dict(job.metadata),
             )
 
 
-def job_id(name: str) -> str:
-    """A new id that begins with ``name``."""
+def collect(
+    folder: Path, *, include: Sequence[Path] = (), excludes: Iterable[str] = (), token: Token | None = None
+) -> Package:
+    """The files of ``folder`` that a job is sent.
+
+    Left out are `EXCLUDES`, what git ignores (in a git work tree), ``excludes``, links that lead outside,
+    and every file that holds the token.
+
+    Args:
+        folder: to search.
+        include: files or folders below ``folder`` that are sent even if git ignores them.
+        excludes: patterns of a name or of a path relative to ``folder``.
+        token: the cluster's.
+
+    Raises:
+        ClusterError: no such folder, a folder that hides this software, or more than `MAX_BYTES`.
+    """
+    if not folder.is_dir():
+        raise ClusterError("--working-dir", f"{folder} is not a folder")
+    folder = folder.resolve()
+    check_shadowing(folder)
+    files = _files(folder, tuple(excludes))
+    for path in include:
+        path = path.absolute()
+        inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        files |= {p.relative_to(folder).as_posix(): p for p in inside if not _matches(p.name, EXCLUDES)}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    if token is not None:
+        for name in [n for n, path in files.items() if _holds(path, sizes[n], token)]:
+            del files[name], sizes[name]
+    package = Package({n: files[n].resolve() for n in sorted(files)}, sizes)
+    if package.bytes > MAX_BYTES:
+        raise ClusterError(
+            "--working-dir",
+            f"{folder} holds {megabytes(package.bytes)}, a job takes {megabytes(MAX_BYTES)}; largest: "
+            f"{package.largest()}; leave some out with --exclude PATTERN, and keep data on storage that the "
+            "cluster reads",
+        )
+    return package
+
+
+def check_shadowing(folder: Path) -> None:
+    """That nothing in a folder hides this software, since a job imports from its folder first.
+
+    A checkout of this software is allowed: the job then runs that code.
+
+    Raises:
+        ClusterError: a module or folder there has the name of one of ours.
+    """
+    hiding = shadows(folder)
+    if hiding and len(hiding) < len(PACKAGES):
+        raise ClusterError(
+            "--working-dir",
+            f"{folder / hiding[0]} hides spikeprune's module of that name; rename it, or send another folder",
+        )
+
+
+def shadows(folder: Path) -> list[str]:
+    """Modules in ``folder`` with the name of one of this software's."""
+    return [
+        hit
+        for n in PACKAGES
+        for hit in (f"{n}.py", n)
+        if (folder / hit).is_file() or (folder / hit / "__init__.py").is_file()
+    ]
+
+
+def new_id(name: str) -> str:
+    """A new job id that starts with ``name``."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "job"
     return f"{stem}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
@@ -117,11 +214,28 @@ def variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str
     return found
 
 
-def requirements(given: Sequence[str]) -> list[str]:
-    """Requirements one by one, with the lines of files that are named in between.
+def check_variables(env: Mapping[str, str]) -> None:
+    """That no variable of a job is a secret.
 
     Raises:
-        ClusterError: a file that is not there.
+        ClusterError: one is, or its value is a URI with one.
+    """
+    for name, value in env.items():
+        if _TOKEN_VARIABLE.match(name):
+            raise ClusterError("--env", f"{name} stays here; jobs take the token from their cluster")
+        if names_secret(name) or secret_in(value) is not None:
+            raise ClusterError(
+                "--env",
+                f"{name} stays here: whoever lists jobs would read it, and Ray writes it into its logs; "
+                "set it on the cluster's nodes before ray start, or keep it in a file there",
+            )
+
+
+def requirements(given: Sequence[str]) -> list[str]:
+    """Requirements one by one, with the lines of ``.txt`` files in their place.
+
+    Raises:
+        ClusterError: a file that cannot be read.
     """
     found: list[str] = []
     for text in given:
@@ -136,7 +250,58 @@ def requirements(given: Sequence[str]) -> list[str]:
     return found
 
 
+def megabytes(size: float) -> str:
+    """A size in bytes, for people."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 1024:.1f} KiB"
+
+
 def _checked_id(id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", id):
         raise ClusterError("--id", f"{id!r} is not possible; letters, digits, dots, dashes and underscores")
     return id
+
+
+def _files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
+    kept = _not_ignored(folder)
+    found: dict[str, Path] = {}
+    for root, folders, names in os.walk(folder):
+        here = Path(root).relative_to(folder)
+        folders[:] = [d for d in folders if not _left_out((here / d).as_posix(), excludes)]
+        for name in names:
+            relative = (here / name).as_posix()
+            path = Path(root) / name
+            if _left_out(relative, excludes) or (kept is not None and relative not in kept):
+                continue
+            if path.is_file() and path.resolve().is_relative_to(folder):
+                found[relative] = path
+    return found
+
+
+def _left_out(relative: str, excludes: tuple[str, ...]) -> bool:
+    name = PurePosixPath(relative).name
+    patterns = [e.rstrip("/") for e in excludes]
+    return _matches(name, (*EXCLUDES, *patterns)) or _matches(relative, patterns)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, p) for p in patterns)
+
+
+def _holds(path: Path, size: int, token: Token) -> bool:
+    """Whether a file holds the token and nothing else but space, whatever it is called."""
+    if not len(token.value) <= size <= len(token.value) + 1024:
+        return False
+    return path.read_bytes().strip() == token.value.encode()
+
+
+def _not_ignored(folder: Path) -> set[str] | None:
+    """Paths that git does not ignore; ``None`` outside of a work tree, or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return set(done.stdout.decode(errors="surrogateescape").split("\0")) if done.returncode == 0 else None

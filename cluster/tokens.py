@@ -25,6 +25,14 @@ class Token:
 
     value: str = field(repr=False)
     source: str
+    """The variable or the file."""
+
+    def exposed(self) -> str | None:
+        """That others can read the token's file, and the remedy; ``None`` where they cannot."""
+        path = Path(self.source).expanduser()
+        if self.source == TOKEN or not path.exists() or not path.stat().st_mode & 0o077:
+            return None
+        return f"{self.source} can be read by others; chmod 600 {self.source}"
 
 
 def find_token(path: Path | None = None) -> Token | None:

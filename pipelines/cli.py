@@ -46,7 +46,6 @@ verbs:
   jobs status    how a job is doing
   jobs logs      what a job has printed; with --follow until it ends
   jobs stop      end a job
-  jobs fetch     copy the folder of a job's run to this machine
 
 spikeprune VERB --help explains a verb and every field of its config.
 """

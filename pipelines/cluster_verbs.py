@@ -15,7 +15,9 @@ from pipelines.config_io import _read, load_config, split_overrides
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.jobs import Job, Jobs
+    from ray.job_submission import JobDetails
+
+    from cluster.jobs import Jobs
 
 C = TypeVar("C")
 
@@ -35,9 +37,12 @@ class SubmitCommand:
     working_dir: Path = Path()
     """Folder that is sent: code and configs, and data that the config names by a relative path."""
     exclude: tuple[str, ...] = ()
-    """Patterns of files left out, beside caches, results, secrets and what git ignores."""
+    """Patterns of files that are not sent; caches, results, secrets and what git ignores never are."""
     storage: str = "~/spikeprune-runs"
-    """Folder of runs on the cluster, where the command names no absolute one."""
+    """Folder of runs on the cluster, or a URI such as s3://bucket/runs; used unless the command names an
+    absolute one. Results are read from there."""
+    python: str = "python"
+    """Python interpreter on the cluster; the first on the PATH of ray start when not given."""
     pip: tuple[str, ...] = ()
     """Requirements (or .txt files of them) that the job gets on top of the cluster's environment."""
     env: tuple[str, ...] = ()
@@ -69,14 +74,6 @@ class JobLogsCommand(JobCommand):
 
     follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on until the job ends, and exit as it does; Ctrl-C leaves the job running."""
-
-
-@dataclass(kw_only=True)
-class JobFetchCommand(JobCommand):
-    """Options of ``jobs fetch``."""
-
-    output: Path | None = None
-    """Folder to make; runs/NAME when not given."""
 
 
 @dataclass(kw_only=True)
@@ -113,7 +110,6 @@ def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
     o = parse(SubmitCommand, args[:split], "submit")
-    from cluster.package import Package, megabytes
     from cluster.submit import Submission, requirements, variables
     from cluster.submit import submit as send
     from pipelines.remote import remote_command
@@ -121,6 +117,7 @@ def submit(args: list[str]) -> int:
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     job = Submission(
         words=command.words,
+        python=o.python,
         name=command.name,
         id=o.id,
         working_dir=o.working_dir,
@@ -132,22 +129,13 @@ def submit(args: list[str]) -> int:
         metadata={"run": command.run} if command.run else {},
     )
     jobs = _jobs(o.address, o.token_file)
-
-    def tell(package: Package) -> None:
-        _say(
-            f"sending {package.files} files of {o.working_dir.absolute()}, {megabytes(package.bytes)} packed"
-        )
-
-    id = send(jobs, job, tell)
+    id = send(jobs, job, lambda package: _say(f"sending from {o.working_dir.absolute()}: {package}"))
     print(id)  # noqa: T201  # alone on stdout, for scripts
     if command.run:
         _say(f"its run will be in {command.run} on the cluster")
     if o.follow:
         return _follow(jobs, id, o.token_file)
-    at = _at(jobs, o.token_file)
-    _say(f"follow it: spikeprune jobs logs {id} --follow {at}")
-    if command.run:
-        _say(f"fetch its run: spikeprune jobs fetch {id} {at}")
+    _say(f"follow it: spikeprune jobs logs {id} --follow {_at(jobs, o.token_file)}")
     return 0
 
 
@@ -159,10 +147,9 @@ def jobs_list(args: list[str]) -> int:
 
     table = Table("job", "status", "exit", "started", "seconds", "run")
     for job in _jobs(o.address, o.token_file).list():
-        code = "" if job.exit_code is None else str(job.exit_code)
-        table.add_row(
-            job.id, job.status, code, _clock(job.started), _seconds(job), job.metadata.get("run", "")
-        )
+        code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
+        run = (job.metadata or {}).get("run", "")
+        table.add_row(job.submission_id, job.status.value, code, _clock(job), _seconds(job), run)
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
     return 0
 
@@ -171,7 +158,7 @@ def jobs_status(args: list[str]) -> int:
     """How a job is doing; the exit code is 0 whatever became of the job."""
     o = parse(JobCommand, args, "jobs status")
     job = _jobs(o.address, o.token_file).get(o.id)
-    print(f"{job.id}: {_state(job)}")  # noqa: T201
+    print(f"{o.id}: {_state(job)}")  # noqa: T201
     return 0
 
 
@@ -192,29 +179,9 @@ def jobs_stop(args: list[str]) -> int:
     if not jobs.stop(o.id):
         _say(f"{o.id} had ended already: {_state(jobs.get(o.id))}")
         return 0
-    while not (job := jobs.get(o.id)).over:
+    while not (job := jobs.get(o.id)).status.is_terminal():
         time.sleep(0.3)
     _say(f"{o.id}: {_state(job)}")
-    return 0
-
-
-def jobs_fetch(args: list[str]) -> int:
-    """Copy the folder of a job's run to this machine, finished or not."""
-    o = parse(JobFetchCommand, args, "jobs fetch")
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    from cluster.fetch import fetch
-
-    jobs = _jobs(o.address, o.token_file)
-    console = Console(stderr=True)
-    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task("fetching", total=None)
-        folder = fetch(
-            jobs, jobs.get(o.id), o.output, lambda done, total: bars.update(task, completed=done, total=total)
-        )
-    print(folder)  # noqa: T201
     return 0
 
 
@@ -275,7 +242,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "jobs status": jobs_status,
     "jobs logs": jobs_logs,
     "jobs stop": jobs_stop,
-    "jobs fetch": jobs_fetch,
     "doctor": doctor,
     "cluster manifest": manifest,
 }
@@ -292,7 +258,10 @@ def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
     from cluster.jobs import Jobs
 
     with Console(stderr=True).status("asking the cluster"):
-        return Jobs(address, token_file=token_file)
+        jobs = Jobs(address, token_file=token_file)
+    if jobs.token is not None and (warning := jobs.token.exposed()) is not None:
+        _say(f"warning: {warning}")
+    return jobs
 
 
 def _at(jobs: "Jobs", token_file: Path | None) -> str:
@@ -308,8 +277,11 @@ def _follow(jobs: "Jobs", id: str, token_file: Path | None) -> int:
         back = f"spikeprune jobs logs {id} --follow {_at(jobs, token_file)}"
         _say(f"\ndetached, {id} goes on; come back: {back}")
         return 130
-    if job.result:
-        raise JobFailedError(id, f"{_state(job)}{_remedy(jobs, job)}", job.result)
+    from cluster.jobs import exit_code
+
+    if code := exit_code(job):
+        resume = "; the same command with --resume continues its run" if "run" in (job.metadata or {}) else ""
+        raise JobFailedError(id, f"{_state(job)}{resume}", code)
     _say(f"{id}: {_state(job)}")
     return 0
 
@@ -322,31 +294,22 @@ class JobFailedError(UserError):
         self.code = code
 
 
-def _state(job: "Job") -> str:
-    if job.status == "FAILED" and job.exit_code is not None:
-        ended = f"failed with exit code {job.exit_code}"
-        if job.signal is not None:
-            ended = f"was killed by signal {job.signal}"
-        return f"{ended} after {_seconds(job)} s"
-    if job.status == "FAILED":
-        return f"failed before its command ended ({job.message or 'no reason given'})"
-    if job.status in ("SUCCEEDED", "STOPPED"):
-        return f"{'succeeded' if job.status == 'SUCCEEDED' else 'was stopped'} after {_seconds(job)} s"
-    return f"{job.status.lower()} for {_seconds(job)} s" if job.started else job.status.lower()
+def _state(job: "JobDetails") -> str:
+    from cluster.jobs import describe
+
+    return describe(job, _seconds(job))
 
 
-def _remedy(jobs: "Jobs", job: "Job") -> str:
-    if "run" in job.metadata and job.status != "SUCCEEDED":
-        return "; the same command with --resume continues its run"
-    return ""
+def _seconds(job: "JobDetails") -> str:
+    if job.start_time is None:
+        return ""
+    return f"{(job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000:.0f}"
 
 
-def _seconds(job: "Job") -> str:
-    return "" if job.started is None else f"{(job.ended or time.time()) - job.started:.0f}"
-
-
-def _clock(seconds: float | None) -> str:
-    return "" if seconds is None else time.strftime("%d %b %H:%M:%S", time.localtime(seconds))
+def _clock(job: "JobDetails") -> str:
+    if not job.start_time:
+        return ""
+    return time.strftime("%d %b %H:%M:%S", time.localtime(job.start_time / 1000))
 
 
 def _show(text: str) -> None:

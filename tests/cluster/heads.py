@@ -86,7 +86,7 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        PATH="/usr/local/bin:/usr/bin:/bin",  # another python than the cluster's, if any
+        PATH=f"{BIN}:/usr/local/bin:/usr/bin:/bin",  # as in an activated environment
     )
     with (temp / "log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Jobs on a real cluster that asks for a token: sent, followed, stopped, fetched, and every mistake."""
+"""Jobs on a real cluster that asks for a token: sent, followed, stopped, and every mistake."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.jobs import Jobs
+from cluster.jobs import Jobs, exit_code
 from cluster.tokens import refresh
 from pipelines import cli
 from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
@@ -80,37 +80,38 @@ def processes(*words: str) -> list[int]:
     return [pid for pid, line in lines.items() if line[1 : len(words) + 1] == list(words)]
 
 
-def test_run_is_sent_followed_and_fetched(head: Head, project: Path, tmp_path: Path) -> None:
+def test_run_is_sent_and_followed_to_the_storage(head: Head, project: Path, tmp_path: Path) -> None:
     """A training by one process, so that this stays short; on Ray's workers below."""
     storage = tmp_path / "on the cluster"
     local = ("--cluster.engine", "local", "--cluster.workers", "1")
+    mine = project / "mine"  # a token of any name, in the folder that is sent, that others can read
+    mine.write_text(head.token.read_text())
+    mine.chmod(0o644)
     sent = call(
-        head, project, "submit", "--follow", "--storage", str(storage), "--", "run", "small.yaml", *local
-    )
+        head, project, "submit", "--follow", "--storage", str(storage), "--token-file", str(mine),
+        "--", "run", "small.yaml", *local,
+    )  # fmt: skip
+    mine.unlink()
     assert sent.code == 0, sent
     id = sent.out.splitlines()[0]
     assert re.fullmatch(r"small-\d{4}-\d{6}-[0-9a-f]{4}", id)
-    assert re.search(r"sending \d+ files of .*, [\d.]+ [KM]iB packed", sent.err)
+    assert re.search(r"sending from .*: \d+ files, [\d.]+ [KM]iB; largest: data/digits/train.*iB\)", sent.err)
+    assert f"warning: {mine} can be read by others; chmod 600 {mine}" in sent.err
+    assert f"its run will be in {storage}/small on the cluster" in sent.err
     assert "train epoch 2/2: accuracy" in sent.out
     assert f"{id}: succeeded" in sent.err
-
-    fetched = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
-    assert fetched.code == 0, fetched
-    there = {p.relative_to(storage / "small"): p for p in (storage / "small").rglob("*") if p.is_file()}
-    assert Path("report.html") in there
-    for name, path in there.items():
-        assert (tmp_path / "here" / name).read_bytes() == path.read_bytes()
-    again = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
-    one_line(again, 2, "--output", "exists")
+    assert (storage / "small" / "report.html").exists()
     listed = call(head, project, "jobs", "list")
     assert listed.code == 0
     assert any(id in line and "SUCCEEDED" in line for line in listed.out.splitlines())
-    assert "fetch-" not in listed.out
 
     secret = head.token.read_text().strip()
-    for path in [*storage.rglob("*"), *head.temp.glob("ray/session_latest/logs/**/*")]:
+    runtime = head.temp.glob("ray/session_latest/runtime_resources/working_dir_files/**/*")
+    packages = [p for p in runtime if p.is_file()]
+    assert any(p.name == "small.yaml" for p in packages)
+    for path in [*storage.rglob("*"), *head.temp.glob("ray/session_latest/logs/**/*"), *packages]:
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
-    for said in (sent, fetched, listed):
+    for said in (sent, listed):
         assert secret not in said.out + said.err
 
 
@@ -145,13 +146,16 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
         os.kill(victims[0], signal.SIGKILL)
     one_line(failing.result(), 3, "failed with exit code 3")
     assert f"words {['3', '0', *words]} mine from-here" in failing.result().out
-    assert f"by {BIN}/python" in failing.result().out, "the interpreter that the cluster runs on"
+    assert f"by {BIN}/python" in failing.result().out, "the first on the path of ray start"
     assert "from-here" not in failing.result().err
     one_line(killed.result(), 137, "to-kill: was killed by signal 9")
     assert "the end" not in killed.result().out
     status = call(head, project, "jobs", "status", "to-kill")
     assert status.code == 0
     assert "signal 9" in status.out
+    elsewhere = call(head, project, "submit", "--follow", "--python", "/none/python", "--", "python", "x.py")
+    one_line(elsewhere, 127, "failed with exit code 127")
+    assert "/none/python: not found" in elsewhere.out
 
 
 class Plain(BaseHTTPRequestHandler):
@@ -218,7 +222,7 @@ def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path, proxy: str) -
             assert not followed.done(), "its log is shown while it runs"
             time.sleep(0.1)
         stopped = call(head, project, "jobs", "stop", "long")
-    assert (followed.result().result, "".join(shown)) == (143, jobs.logs("long"))
+    assert (exit_code(followed.result()), "".join(shown)) == (143, jobs.logs("long"))
     with (
         mock.patch.object(jobs.client, "get_job_logs", side_effect=RuntimeError("its node is gone")),
         mock.patch("cluster.jobs.time.sleep"),
@@ -269,7 +273,7 @@ def test_no_cluster(user: User) -> None:
     [
         (
             "500 Internal Server Error\n\nServer got itself in trouble.",
-            "the job server at {} fails by itself",
+            r"the job server at {} failed \(status 500\); see dashboard.log",
         ),
         ("No available agent to submit job, please try again later.", "{} has no agent that takes jobs"),
     ],
@@ -279,7 +283,7 @@ def test_a_job_server_that_fails_is_told_from_a_mistake(answer: str, line: str) 
     jobs = object.__new__(Jobs)
     jobs.url = "http://h:8265"
     line = "^--address: " + line.format(jobs.url)
-    with pytest.raises(ClusterError, match=line), jobs._errors():
+    with pytest.raises(ClusterError, match=line), jobs.errors():
         raise RuntimeError(f"Request failed with status code 500: {answer}.")
 
 
@@ -340,19 +344,13 @@ def test_searches_and_doctor_use_the_cluster_that_they_are_sent_to(
     )  # fmt: skip
     assert sent.code == 0, sent
     assert (tmp_path / "wide" / "search.parquet").exists()
-    id = sent.out.splitlines()[0]
-    fetched = call(head, project, "jobs", "fetch", id, "--output", str(tmp_path / "here"))
-    assert fetched.code == 0, fetched
-    assert (tmp_path / "here" / "search.parquet").read_bytes() == (
-        tmp_path / "wide" / "search.parquet"
-    ).read_bytes()
     asked = call(head, project, "submit", "--follow", "--", "doctor", "small.yaml")
     assert asked.code == 0, asked
     assert "ok    cluster: auto: 1 nodes" in asked.out
 
 
 @pytest.mark.slow
-def test_a_run_on_remote_storage_is_fetched(head: Head, project: Path, tmp_path: Path) -> None:
+def test_a_run_on_remote_storage_is_read_there(head: Head, project: Path, tmp_path: Path) -> None:
     storage = f"file://{tmp_path}/bucket"
     sent = call(
         head, project, "submit", "--follow", "--storage", storage, "--", "train", "small.yaml",
@@ -360,13 +358,9 @@ def test_a_run_on_remote_storage_is_fetched(head: Head, project: Path, tmp_path:
     )  # fmt: skip
     assert sent.code == 0, sent
     assert f"its run will be in {storage}/far" in sent.err
-    fetched = call(
-        head, project, "jobs", "fetch", sent.out.splitlines()[0], "--output", str(tmp_path / "here")
-    )
-    assert fetched.code == 0, fetched
-    there = {p.relative_to(tmp_path / "bucket/far") for p in (tmp_path / "bucket/far").rglob("*")}
-    assert {p.relative_to(tmp_path / "here") for p in (tmp_path / "here").rglob("*")} == there
-    assert Path("checkpoints/train.safetensors") in there
+    assert (tmp_path / "bucket/far/checkpoints/train.safetensors").exists()
+    shown = spikeprune("report", f"{storage}/far", cwd=project)
+    assert shown.code == 0, shown
 
 
 def wheel(folder: Path) -> Path:
