@@ -94,12 +94,9 @@ class DoctorCommand:
 class ManifestCommand:
     """Options of ``cluster manifest``."""
 
-    kind: Annotated[
-        Literal["kuberay", "kuberay-cluster", "ray-up", "ray-up-aws", "ray-up-gcp", "slurm", "docker"],
-        tyro.conf.Positional,
-    ]
-    """kuberay (a RayJob), kuberay-cluster, ray-up (machines of one's own), ray-up-aws, ray-up-gcp, slurm
-    (a batch script) or docker (the image)."""
+    kind: Annotated[Literal["kuberay", "kuberay-cluster", "ray-up", "slurm", "docker"], tyro.conf.Positional]
+    """kuberay (a RayJob), kuberay-cluster, ray-up (your own machines; AWS and GCP as comments), slurm (a
+    batch script) or docker (the image)."""
     config: Path | None = None
     """YAML file with fields of the manifest (name, image, workers, cpus, memory, gpus, command, ...)."""
     set: tuple[str, ...] = ()
@@ -220,8 +217,7 @@ def manifest(args: list[str]) -> int:
     o = parse(ManifestCommand, args, "cluster manifest")
     import yaml
 
-    from cluster.manifests import KINDS
-    from cluster.manifests.spec import read_spec
+    from cluster.manifest import manifest as filled
 
     values = _read(o.config) if o.config is not None else {}
     for text in o.set:
@@ -232,7 +228,7 @@ def manifest(args: list[str]) -> int:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError("--set", f"{text!r} cannot be read") from None
-    print(KINDS[o.kind](read_spec(values)), end="")  # noqa: T201
+    print(filled(o.kind, values), end="")  # noqa: T201
     return 0
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.manifests.spec import read_spec
+from cluster.manifest import read_values
 from pipelines import cli
 from pipelines.config import Config, field_paths
 from pipelines.config_io import load_tree
@@ -73,7 +73,7 @@ def test_yaml_blocks_are_configs(page: Path, tmp_path: Path) -> None:
     for text in blocks(page, "yaml"):
         tree = yaml.safe_load(text)
         if "image" in tree:  # of a cluster
-            read_spec(tree)
+            read_values(tree)
             continue
         (tmp_path / "block.yaml").write_text(text)
         load_tree(SearchTree if "search" in tree else Config, tmp_path / "block.yaml")

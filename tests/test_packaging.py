@@ -104,6 +104,7 @@ def test_what_is_built_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     command, away = home / "bin" / "spikeprune", {"SPIKEPRUNE_CACHE": str(tmp_path / "cache")}
     assert call(command, "--version", cwd=tmp_path).strip() == version
     assert "usage: spikeprune" in call(command, "--help", cwd=tmp_path)
+    assert "ray symmetric-run" in call(command, "cluster", "manifest", "slurm", cwd=tmp_path)
     where = call(home / "bin" / "python", "-c", "import snn, cluster; print(snn.__file__)", cwd=tmp_path)
     assert where.startswith(str(site))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.credentials import names_secret, secret_in
 from cluster.errors import ClusterError
-from cluster.manifests.spec import ManifestSpec
+from cluster.manifest import read_values
 from cluster.nodes import unopened
 from cluster.storage import Remote, uri_of
 from pipelines import cli
@@ -140,4 +140,4 @@ def test_the_field_at_fault_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^{where}: "):
             remote_command(words, tmp_path)
     with pytest.raises(ClusterError, match=r"^command: "):
-        ManifestSpec(command=("run", f"--storage={URI}"))
+        read_values({"command": ["run", f"--storage={URI}"]})

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.manifests import slurm
-from cluster.manifests.spec import ManifestSpec
+from cluster.manifest import manifest
 from tests.cluster.heads import BIN, environment
 from tests.netns import two_namespaces, why_not
 
@@ -36,17 +35,17 @@ def test_two_nodes_run_the_command_and_end(tmp_path: Path, project: Path, epochs
     if reason := why_not():
         pytest.skip(reason)
     # Two workers of two CPUs, and one CPU for scoring: more than one node of three has.
-    spec = ManifestSpec(
-        workers=2, cpus=3, venv=str(BIN.parent), storage=str(tmp_path / "runs"),
-        command=("run", "small.yaml", "--cluster.cpus-per-worker", "2", "--train.epochs", epochs),
-    )  # fmt: skip
+    values = {
+        "workers": 2, "cpus": 3, "venv": str(BIN.parent), "storage": str(tmp_path / "runs"),
+        "command": ["run", "small.yaml", "--cluster.cpus-per-worker", "2", "--train.epochs", epochs],
+    }  # fmt: skip
     home, tools, temp = tmp_path / "home", tmp_path / "bin", Path("/tmp") / f"sl-{secrets.token_hex(3)}"
     for folder in (home, tools, temp):
         folder.mkdir()
     for name, text in {"srun": SRUN, "scontrol": "#!/bin/sh\nprintf 'node1\\nnode2\\n'\n"}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    (tmp_path / "job.sh").write_text(slurm.script(spec))
+    (tmp_path / "job.sh").write_text(manifest("slurm", values))
     job = str(secrets.randbelow(10**6))
     try:
         with two_namespaces() as pair:
