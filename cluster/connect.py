@@ -1,22 +1,36 @@
-"""Connect to Ray: to a running cluster, or to one started here for as long as it is needed."""
+"""Connect to Ray: to a running cluster, or to one started here for as long as it is needed.
 
+All of Ray's private names that this floor needs are in this module, each in a function of its own below the
+line at the end; `tests/cluster/test_private_names.py` names them.
+"""
+
+import json
 import logging
 import os
+import platform
 import re
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.head import ask_head, check_is_node, check_versions, find_head
-from cluster.tokens import MODE, TOKEN, find_token, refresh, use_token
+from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
 
 MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks a whole one
 # Without clusters of several machines (Ray's name for it), all of Ray's servers listen on loopback.
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+SECONDS = 10.0
+"""How long a head may take to answer."""
+_WHERE = "cluster.address"
+_PROXY = "RAY_grpc_enable_http_proxy"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a gRPC client says first: the preface and empty settings."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
                 )
         else:
             head = check_cluster_answers(address, token_file=token_file)
-            loopback = check_is_node(head, find_token(token_file))
+            loopback = check_is_node(head)
             with _loopback_only() if loopback else nullcontext():
                 ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
     except ClusterError:
@@ -83,13 +97,155 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
 def check_cluster_answers(address: str, *, token_file: Path | None = None) -> str:
     """``host:port`` of a head that answers, takes our token and runs our versions; costs milliseconds.
 
+    It goes the way that Ray itself goes, past proxies and by TLS where ``RAY_USE_TLS`` asks for it.
+
     Raises:
         ClusterError: what is wrong with the address, the token or the versions.
     """
     check_address(address)
     head = find_head() if address == "auto" else address
-    check_versions(ask_head(head, find_token(token_file)), address)
+    token = use_token(token_file)
+    check_listens(head)
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        with _silent():
+            told = _head(head).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=SECONDS)
+    except AuthenticationError:
+        if token is None:
+            raise ClusterError(_WHERE, f"{head} asks for a token; {PLACES}") from None
+        raise ClusterError(_WHERE, f"{head} refuses the token of {token.source}; {PLACES}") from None
+    except RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ClusterError(_WHERE, f"no Ray cluster answers at {head} ({first})") from None
+    about = json.loads(told)
+    check_versions(about["ray_version"], about["python_version"], address)
     return head
+
+
+def check_versions(ray_there: str, python_there: str, address: str) -> None:
+    """That this process and a cluster run the same Ray and Python.
+
+    Raises:
+        ClusterError: they differ.
+    """
+    import ray
+
+    if (ray_there, python_there) != (ray.__version__, platform.python_version()):
+        raise ClusterError(
+            _WHERE,
+            f"{address} runs Ray {ray_there} and Python {python_there}, here Ray {ray.__version__} and "
+            f"Python {platform.python_version()}; they must agree: install the cluster's versions here, or "
+            "use an image with these there",
+        )
+
+
+def check_listens(head: str) -> None:
+    """That a gRPC server listens at ``host:port``, before Ray's client, which would try for 40 seconds.
+
+    Raises:
+        ClusterError: nobody listens there, or a dashboard, or something else.
+    """
+    if os.environ.get(_PROXY, "0").lower() in ("1", "true"):
+        return  # Ray goes through a proxy, and not directly as usual
+    host, _, port = head.rpartition(":")
+    greeting = b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return  # the rest is said under TLS
+            with suppress(OSError):
+                connection.sendall(_HTTP2)
+                greeting = connection.recv(9)
+    except TimeoutError:
+        raise ClusterError(
+            _WHERE, f"no Ray cluster answers at {head} within {SECONDS:g} s; is it the head's port?"
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ClusterError(
+            _WHERE, f"no Ray cluster answers at {head} ({reason}); is it running there?"
+        ) from None
+    if greeting.startswith(b"HTTP/1"):
+        raise ClusterError(
+            _WHERE,
+            f"{head} is a dashboard, which takes jobs: spikeprune submit --address http://{head} -- run ...; "
+            "or give the head's host:port (often port 6379) from one of the cluster's nodes",
+        )
+    if greeting[3:4] != b"\x04":  # settings are the first that an HTTP/2 server says
+        raise ClusterError(
+            _WHERE, f"{head} answers, but is no Ray head; give the head's host:port (often port 6379)"
+        )
+
+
+def check_is_node(head: str) -> bool:
+    """That this machine is one of the cluster's nodes, as Ray's drivers must be.
+
+    Returns:
+        whether the cluster is on loopback alone: one node that knows itself as 127.0.0.1. Ray would
+        look for its head at this machine's outer address, where nobody listens.
+
+    Raises:
+        ClusterError: it is none of them; Ray would search for minutes.
+    """
+    deadline = time.monotonic() + SECONDS
+    client = _head(head)
+    while True:
+        nodes = {id.hex(): node for id, node in client.get_all_node_info(timeout=SECONDS).items()}
+        here = _local_nodes()
+        # A head answers before its own node is known, a node runs before it has joined.
+        if nodes.keys() & here or (nodes and not here) or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    if not nodes.keys() & here:
+        raise ClusterError(
+            _WHERE,
+            f"{head} answers, but this machine is none of its nodes; submit the run as a job instead "
+            "(spikeprune submit --address http://HEAD:8265 -- run ...)",
+        )
+    return all(node.node_manager_address == "127.0.0.1" for node in nodes.values())
+
+
+def find_head() -> str:
+    """``host:port`` of the head that this machine is a node of.
+
+    Raises:
+        ClusterError: there is none, or more than one.
+    """
+    found = {named} if (named := os.environ.get("RAY_ADDRESS")) else _local_heads()
+    if len(found) > 1:
+        raise ClusterError(
+            _WHERE, f"auto finds several Ray instances here ({', '.join(sorted(found))}); name one"
+        )
+    if not found:
+        raise ClusterError(
+            _WHERE,
+            "auto finds no Ray on this machine; start it (ray start --head --port=6379), or leave the "
+            "address out to have it started for the run",
+        )
+    return found.pop()
+
+
+def use_token(path: Path | None = None) -> Token | None:
+    """Set Ray's authentication mode for this process, and where it finds the token.
+
+    Ray switches authentication on by itself only for some ways to connect, never for an explicit address.
+    An explicit mode in the environment is respected.
+
+    Returns:
+        the token in use, if any.
+
+    Raises:
+        ClusterError: as `find_token`.
+    """
+    token = find_token(path)
+    if path is not None:
+        os.environ.pop(TOKEN, None)  # it would win over the file
+        os.environ[TOKEN_PATH] = str(path.expanduser())
+        os.environ[MODE] = "token"
+    os.environ.setdefault(MODE, "token" if token is not None else "disabled")
+    refresh()
+    return token
 
 
 def check_address(address: str) -> None:
@@ -98,36 +254,32 @@ def check_address(address: str) -> None:
     Raises:
         ClusterError: it cannot; the other way to reach that cluster.
     """
-    where = "cluster.address"
     if address.startswith("ray://"):
         raise ClusterError(
-            where,
+            _WHERE,
             f"{address} is a Ray Client address, which cannot run training; submit the run as a job "
             "(spikeprune submit --address http://HEAD:8265 -- run ...), or give the head's host:port "
             "from one of the cluster's nodes",
         )
     if re.match(r"https?://", address):
         raise ClusterError(
-            where,
+            _WHERE,
             f"{address} is a dashboard, which takes jobs: spikeprune submit --address {address} -- run ...; "
             "or give the head's host:port from one of the cluster's nodes",
         )
     if address not in ("auto", "local") and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
-        raise ClusterError(where, f"{address!r} is not an address; give auto or host:port (often host:6379)")
+        raise ClusterError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
     if address == "local":
-        raise ClusterError(where, "leave it out to start Ray on this machine")
+        raise ClusterError(_WHERE, "leave it out to start Ray on this machine")
 
 
 def prepare_data() -> None:
     """Ray Data in this process: no log lines and progress bars of its own, all of the cluster at once."""
     import ray.data
-    from ray.data._internal.execution.resource_manager import ResourceManager
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # It asks for the cluster's size once a second and runs a single task until it has heard of it,
-    # twice: one to two seconds of every pass.
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]
+    _hear_of_the_cluster_at_once()
 
 
 def _describe(address: str | None) -> Cluster:
@@ -172,6 +324,64 @@ def _prepare_environment(local: bool, token_file: Path | None) -> None:
 
 
 @contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on standard error: Ray's C++ prints there what is told in one line of ours."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _explained(address: str | None, error: Exception) -> ClusterError:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if address is None:
+        return ClusterError("Ray", f"could not be started on this machine ({first})")
+    return ClusterError(_WHERE, f"no Ray cluster answers at {address} ({first})")
+
+
+# Ray's private names, one to a function.
+
+
+def _head(address: str) -> Any:
+    """Ray's own client of a head: with its token, its TLS and its way past proxies."""
+    import ray._raylet
+
+    core: Any = ray._raylet
+    return core.GcsClient(address=address)
+
+
+def _local_nodes() -> set[str]:
+    """Ids of the nodes that run on this machine."""
+    from ray._private.services import find_node_ids
+
+    return set(find_node_ids())
+
+
+def _local_heads() -> set[str]:
+    """The head that ``ray start`` wrote down on this machine, or those of all nodes that run here."""
+    from ray._private.services import find_bootstrap_address, find_gcs_addresses
+
+    current = find_bootstrap_address(None)
+    return {current} if current else set(find_gcs_addresses())
+
+
+def refresh() -> None:
+    """Let a Ray that is already imported see the environment's authentication mode and token."""
+    if "ray" in sys.modules:
+        import ray._raylet
+
+        core: Any = ray._raylet
+        core.Config.initialize("")
+        core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
 def _loopback_only() -> Iterator[None]:
     """While Ray starts here: its processes take the setting along, later connections do not."""
     from ray._private import ray_constants  # read once, when Ray is imported
@@ -186,19 +396,11 @@ def _loopback_only() -> Iterator[None]:
             del os.environ[LOOPBACK_ONLY]
 
 
-def _explained(address: str | None, error: Exception) -> ClusterError:
-    text = " ".join(str(error).split())
-    first = str(error).strip().splitlines()[0] if text else type(error).__name__
-    if address is None:
-        return ClusterError("Ray", f"could not be started on this machine ({first})")
-    where = "cluster.address"
-    if "ersion mismatch" in text:
-        return ClusterError(where, f"{address} runs other versions: {_versions(text)}; use the same on both")
-    return ClusterError(where, f"no Ray cluster answers at {address} ({first})")
+def _hear_of_the_cluster_at_once() -> None:
+    """Ray Data asks for the cluster's size once a second, and runs a single task until it has heard twice.
 
+    That is one to two seconds of every pass.
+    """
+    from ray.data._internal.execution.resource_manager import ResourceManager
 
-def _versions(text: str) -> str:
-    found = re.findall(r"Ray: (\S+) Python: (\S+)", text)
-    if len(found) < 2:
-        return text
-    return f"the cluster Ray {found[0][0]} and Python {found[0][1]}, here Ray {found[1][0]} and {found[1][1]}"
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]

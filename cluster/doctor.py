@@ -248,9 +248,9 @@ def _fits(name: str, needed: float, has: float, remedy: str) -> Line:
 
 
 def _gpus() -> float:
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
+    import torch
 
-    return float(Gpus.get_current_node_num_accelerators())
+    return float(torch.cuda.device_count())
 
 
 def _readable(files: Sequence[str]) -> tuple[bool, str]:

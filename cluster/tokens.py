@@ -1,15 +1,12 @@
 """Tokens of clusters that ask for one: where they come from, and nothing that could show them.
 
-Ray switches authentication on by itself only for some ways to connect (never for an explicit
-address), so the mode is always set here. Variables and lookup order are Ray's: ``RAY_AUTH_MODE``,
-``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
+Variables and lookup order are Ray's: ``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``,
+``~/.ray/auth_token``.
 """
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import ClusterError
 
@@ -51,34 +48,6 @@ def find_token(path: Path | None = None) -> Token | None:
         return _read(Path(named), TOKEN_PATH)
     default = Path.home() / ".ray" / "auth_token"
     return _read(default, str(default)) if default.exists() else None
-
-
-def use_token(path: Path | None = None) -> Token | None:
-    """Set Ray's authentication mode for this process, and where it finds the token.
-
-    An explicit mode in the environment is respected. Returns the token in use, if any.
-
-    Raises:
-        ClusterError: as `find_token`.
-    """
-    token = find_token(path)
-    if path is not None:
-        os.environ.pop(TOKEN, None)  # it would win over the file
-        os.environ[TOKEN_PATH] = str(path.expanduser())
-        os.environ[MODE] = "token"
-    os.environ.setdefault(MODE, "token" if token is not None else "disabled")
-    refresh()
-    return token
-
-
-def refresh() -> None:
-    """Let a Ray that is already imported see the environment's mode and token."""
-    if "ray" in sys.modules:
-        import ray._raylet
-
-        core: Any = ray._raylet
-        core.Config.initialize("")
-        core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _read(path: Path, where: str) -> Token:

@@ -71,7 +71,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running_head(cpus: int = 4) -> Iterator[Head]:
+def running_head(cpus: int = 4, **variables: str) -> Iterator[Head]:
     """A head with its dashboard and job server; stopped, with all it started, at the end."""
     temp = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))  # sockets' paths must be short
     token = temp / "token"
@@ -87,6 +87,7 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         PATH=f"{BIN}:/usr/local/bin:/usr/bin:/bin",  # as in an activated environment
+        **variables,
     )
     with (temp / "log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -1,15 +1,20 @@
 """Addresses, what a local start listens on, and nodes that do not share their storage."""
 
+import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from cluster.connect import check_address, prepare_data
+from cluster.connect import check_address, check_cluster_answers, find_head, refresh
 from cluster.errors import ClusterError
-from cluster.head import find_head
-from tests.cluster.heads import Head, environment
+from tests.cluster.heads import Head, environment, running_head
 
 
 @pytest.mark.parametrize(
@@ -105,23 +110,98 @@ def test_a_node_is_asked_what_it_sees(head: Head, tmp_path: Path) -> None:
     assert left == "['data']"
 
 
-def test_ray_data_learns_of_the_cluster_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    # If an update of Ray renames it, passes take two seconds more, and nothing else would tell.
-    monkeypatch.setattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 1)
-    prepare_data()
-    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S < 1
-
-
 def test_auto_finds_the_only_head_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(
-        "ray._private.utils.read_ray_address", lambda _: None
-    )  # a head with its own --temp-dir
+    services = "ray._private.services"
+    monkeypatch.setattr(f"{services}.find_bootstrap_address", lambda _: None)  # a head with a --temp-dir
     for found in (frozenset({"10.0.0.1:6379"}), {"10.0.0.1:6379"}):
-        monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda found=found: found)
+        monkeypatch.setattr(f"{services}.find_gcs_addresses", lambda found=found: found)
         assert find_head() == "10.0.0.1:6379"
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset({"a:1", "b:2"}))
+    monkeypatch.setattr(f"{services}.find_gcs_addresses", lambda: frozenset({"a:1", "b:2"}))
     with pytest.raises(ClusterError, match="several"):
         find_head()
+    monkeypatch.setattr(f"{services}.find_bootstrap_address", lambda _: "b:2")
+    assert find_head() == "b:2"
+    monkeypatch.setenv("RAY_ADDRESS", "c:3")
+    assert find_head() == "c:3"
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """The authentication of this process is what it was."""
+    with mock.patch.dict(os.environ):
+        yield
+    refresh()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_head_answers_past_proxies(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray does, which asks no proxy of the environment's."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert check_cluster_answers(head.address, token_file=head.token) == head.address
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("says", [b"", b"SSH-2.0-x\r\n"])
+def test_what_is_no_head_is_told_at_once(head: Head, says: bytes) -> None:
+    dashboard = head.url.removeprefix("http://")
+    with pytest.raises(ClusterError, match="is a dashboard, which takes jobs"):
+        check_cluster_answers(dashboard, token_file=head.token)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(says)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ClusterError, match="answers, but is no Ray head"):
+            check_cluster_answers(f"{host}:{port}", token_file=head.token)
+
+
+def certificate(folder: Path) -> dict[str, str]:
+    """Ray's variables for TLS, with a certificate of our own for 127.0.0.1."""
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": cert,
+        "RAY_TLS_SERVER_KEY": key,
+        "RAY_TLS_CA_CERT": cert,
+    }
+
+
+ASK = """
+import sys
+from pathlib import Path
+from cluster.connect import check_cluster_answers
+print(check_cluster_answers(sys.argv[1], token_file=Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_head_with_tls_answers(tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    with running_head(**tls) as head:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, head.address, str(head.token)],
+            env=environment(**tls), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{head.address}\n"

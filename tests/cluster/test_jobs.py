@@ -16,9 +16,9 @@ from unittest import mock
 
 import pytest
 
+from cluster.connect import refresh
 from cluster.errors import ClusterError
 from cluster.jobs import Jobs, exit_code
-from cluster.tokens import refresh
 from pipelines import cli
 from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
 
@@ -43,15 +43,15 @@ def one_line(said: Said, code: int, *parts: str) -> None:
 class User:
     """Somebody who mistypes, in this process: each time one line, and exit code 2."""
 
-    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.home, self._capsys = home, capsys
+    def __init__(self, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.home, self._capfd = home, capfd
 
     def fails(self, line: str, *args: str, **env: str) -> str:
         clean = environment(HOME=str(self.home), **env)
         with mock.patch.dict(os.environ, clean, clear=True):
             code = cli.main(list(args))
             refresh()
-        error = self._capsys.readouterr().err
+        error = self._capfd.readouterr().err
         assert code == 2, error
         assert error.startswith("spikeprune: "), error
         assert error.count("\n") == 1, error
@@ -61,10 +61,10 @@ class User:
 
 @pytest.fixture
 def user(
-    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> User:
     monkeypatch.chdir(project)
-    return User(tmp_path, capsys)
+    return User(tmp_path, capfd)
 
 
 def wait_for(head: Head, project: Path, id: str, text: str) -> None:
