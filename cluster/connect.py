@@ -51,7 +51,7 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
 
     Without an address Ray is started on this machine (all its servers on loopback, a token of its
     own that is written nowhere) and stopped at the end. With one, that cluster is used and left
-    running; the authentication mode is set by whether there is a token (see `cluster.tokens`).
+    running; the authentication mode is set by whether there is a token (see `use_token`).
 
     Args:
         address: ``auto`` or ``host:port`` of a running cluster; ``None`` starts one.
@@ -106,6 +106,7 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
     head = find_head() if address == "auto" else address
     token = use_token(token_file)
     check_listens(head)
+    import ray
     from ray.exceptions import AuthenticationError, RayError
 
     try:
@@ -118,26 +119,17 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
     except RayError as error:
         first = str(error).strip().splitlines()[0]
         raise ClusterError(_WHERE, f"no Ray cluster answers at {head} ({first})") from None
-    about = json.loads(told)
-    check_versions(about["ray_version"], about["python_version"], address)
-    return head
-
-
-def check_versions(ray_there: str, python_there: str, address: str) -> None:
-    """That this process and a cluster run the same Ray and Python.
-
-    Raises:
-        ClusterError: they differ.
-    """
-    import ray
-
-    if (ray_there, python_there) != (ray.__version__, platform.python_version()):
+    if not told:
+        raise ClusterError(_WHERE, f"{head} is still starting; try again in some seconds")
+    about, here = json.loads(told), (ray.__version__, platform.python_version())
+    there = (about["ray_version"], about["python_version"])
+    if there != here:
         raise ClusterError(
             _WHERE,
-            f"{address} runs Ray {ray_there} and Python {python_there}, here Ray {ray.__version__} and "
-            f"Python {platform.python_version()}; they must agree: install the cluster's versions here, or "
-            "use an image with these there",
+            f"{address} runs Ray {there[0]} and Python {there[1]}, here Ray {here[0]} and Python {here[1]}; "
+            "they must agree: install the cluster's versions here, or use an image with these there",
         )
+    return head
 
 
 def check_listens(head: str) -> None:
