@@ -45,17 +45,8 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
     known |= {"--profile", "--criteria", "--levels", "--objective", "--compact", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--input", "--output", "--address"}
-    known |= {
-        "--follow",
-        "--storage",
-        "--pip",
-        "--env",
-        "--token-file",
-        "--python",
-        "--dashboard",
-        "--set",
-        "--config",
-    }
+    known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
+    known |= {"--python"}
     known |= {"--"}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split()
