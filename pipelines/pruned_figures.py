@@ -7,7 +7,7 @@ HEADINGS = (
     "connectivity",
     "SynOps of dense",
     "SynOps",
-    "of these MACs",
+    "MACs",
     "energy, nJ",
     "accuracy",
     "drop, points",
