@@ -115,7 +115,7 @@ class CalibrationSums:
         return cls(T, 0.0, {s.name: of(s.layer) for s in model.synapses()})
 
     def to_vector(self) -> Tensor:
-        """All sums as one float64 vector on the CPU: adding vectors merges the measurements."""
+        """All sums as one float64 vector on the CPU: adding vectors of workers merges their examples."""
         parts = [torch.tensor([self.examples], dtype=torch.float64)]
         parts += [value for sums in self.layers.values() for value in sums.values()]
         return torch.cat(parts)
@@ -141,27 +141,6 @@ class CalibrationSums:
             for name, value in layer.items():
                 layer[name], rest = rest[: value.numel()].clone(), rest[value.numel() :]
         return sums
-
-    def merge(self, other: "CalibrationSums") -> "CalibrationSums":
-        """Sums of both sets of examples.
-
-        Raises:
-            ValueError: sums of another network or number of timesteps.
-        """
-        shapes = [
-            (s.T, {layer: {n: v.shape for n, v in sums.items()} for layer, sums in s.layers.items()})
-            for s in (self, other)
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError("sums: of different networks or timesteps, cannot be merged")
-        return CalibrationSums(
-            self.T,
-            self.examples + other.examples,
-            {
-                layer: {name: value + other.layers[layer][name] for name, value in sums.items()}
-                for layer, sums in self.layers.items()
-            },
-        )
 
 
 def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums) -> None:

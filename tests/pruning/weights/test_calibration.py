@@ -124,9 +124,7 @@ def test_batch_size_order_and_workers_do_not_matter():
     torch.testing.assert_close(one, many, rtol=1e-11, atol=1e-15)
     shares = [CalibrationSums.collect(model, s) for s in (singles[:1], singles[1:5], singles[5:])]
     added = sum(s.to_vector() for s in [*shares, CalibrationSums.collect(model, [], T=4)])
-    merged = shares[0].merge(shares[1]).merge(shares[2])
     torch.testing.assert_close(one, added, rtol=1e-11, atol=1e-15)
-    torch.testing.assert_close(merged.to_vector(), added, rtol=1e-14, atol=0)
     again = CalibrationSums.from_vector(model, added, 4)
     assert torch.equal(again.to_vector(), added)
     a, b = Calibration.from_sums(model, again), calibrate(model, [x], measure=())
@@ -308,8 +306,6 @@ def test_sums_of_another_network_are_refused():
         Calibration.from_sums(other, sums)
     with pytest.raises(ValueError, match="vector"):
         CalibrationSums.from_vector(other, sums.to_vector(), 4)
-    with pytest.raises(ValueError, match="merged"):
-        sums.merge(CalibrationSums.collect(model, [frames(T=2)]))
 
 
 @pytest.mark.parametrize("name", ["vgg9", "sew_resnet18", "ms_resnet18", "spikformer"])

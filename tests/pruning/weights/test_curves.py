@@ -72,7 +72,9 @@ def test_curves_merge_over_workers_and_cover_the_first_examples():
         CalibrationSums.collect(model, part.split(3, 1), measure=["curves"], measure_examples=5)
         for part in (x[:, :6], x[:, 6:])
     ]
-    merged = Calibration.from_sums(model, sums[0].merge(sums[1]))
+    vector = sums[0].to_vector() + sums[1].to_vector()
+    both = CalibrationSums.from_vector(model, vector, 4, ["curves"])
+    merged = Calibration.from_sums(model, both)
     parts = [measure_curves(model, model.synapses(), x[:, a : a + 5]) for a in (0, 6)]
     for layer, one, other in zip(merged.layers, *parts, strict=True):
         assert torch.allclose(torch.tensor(layer.curve.distortion, dtype=torch.float64), (one + other) / 2)
