@@ -109,7 +109,7 @@ def test_outputs_that_differ_are_not_written(
         return done
 
     monkeypatch.setattr(export, "compact", broken)
-    with pytest.raises(RuntimeError, match=r"outputs differ by 1\.000"):
+    with pytest.raises(RuntimeError, match=r"outputs differ by (9\.9|1\.0)\d*e-0[67]"):
         export.export(pruned, tmp_path / "out", compacted=True)
     assert not (tmp_path / "out").exists()
 
