@@ -17,7 +17,7 @@ class Seta(Unweighted):
     """SeTa (Zhou et al., CVPR 2025, arXiv 2503.13385): a sliding window over groups of like difficulty.
 
     A uniform share ``1 - r`` of the examples is clustered by loss into k groups (k-means). An epoch trains
-    on ``ceil(window k)`` consecutive ones; each epoch the window moves up by one group, until it starts anew
+    on ``ceil(window k)`` consecutive ones; each epoch the window moves up by one group, until it starts again
     at the easiest. The annealing epochs train on a uniform share ``1 - r``. Weights are 1, so the policy is
     biased. Defaults are those of the authors' code, whose scripts have others (5 groups, windows of 0.6 and
     0.9); which ones the paper's tables used we could not verify. K-means starts from quantiles here, and an
@@ -254,5 +254,5 @@ class Orderdp(Unweighted):
 
 
 def _width(window: float, groups: int) -> int:
-    """Groups in a window; a share that is a whole number of them but for rounding is that number."""
+    """Groups in a window; a share that is a whole number of groups, up to rounding, is that number."""
     return max(1, ceil(window * groups - 1e-9))

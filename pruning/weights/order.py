@@ -1,6 +1,6 @@
 """All weights in one order: what each layer gives up first, and the longest prefix within limits, exactly.
 
-Arrays of a layer are made anew at every call, so that an allocation of a large network holds one layer at a
+Arrays of a layer are made again at every call, so that an allocation of a large network holds one layer at a
 time. Scores are bisected many ways at once on their bit patterns (a radix selection): each pass over the
 layers counts, for thousands of thresholds, how many weights of each layer lie at or below; the interval in
 which a limit is crossed is refined until its weights can be listed, sorted and added one by one.

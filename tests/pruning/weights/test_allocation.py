@@ -259,7 +259,7 @@ def test_budget_is_spent_to_the_last_weight(values, c, budget):
 @relaxed
 @given(
     rows,
-    # Curves are over the survivors of a round, which calibrates anew.
+    # Curves are over the survivors of a round, which calibrates again.
     st.sampled_from(sorted(set(CRITERIA) - {"slamp_curve"})),
     st.lists(coefficient, min_size=4, max_size=4),
     st.integers(1, 3),
