@@ -201,7 +201,7 @@ _OWN: dict[str, Criterion] = {}
 
 
 def needs(*criteria: str) -> list[Measure]:
-    """What calibration measures for these criteria, as its ``measure``; gradients for any criterion of your own."""
+    """What calibration measures for these criteria (its ``measure``); gradients for one of your own."""
     wanted = {_NEEDS.get(name, "gradients") for name in criteria if name in _NEEDS or name not in CRITERIA}
     return sorted(wanted)
 
