@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
 from pruning.examples.policies import class_of
-from pruning.examples.policy import FORWARD_COST, Settings
+from pruning.examples.settings import FORWARD_COST, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import Bools, thinned, thinned_to
-from pruning.examples.policy import Cost, Plan, Policy, Settings, Unweighted, highest
+from pruning.examples.plan import Cost, Plan
+from pruning.examples.policy import Policy
 from pruning.examples.recent import Orderdp, Repb, RepbMatched, Seta, SetaMatched
 from pruning.examples.sampling import Design, Doubles, Ints
+from pruning.examples.settings import Settings
+from pruning.examples.unweighted import Unweighted, highest
 
 __all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
 

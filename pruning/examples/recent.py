@@ -7,10 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import Bools, thinned, thinned_to
-from pruning.examples.policy import Plan, Policy, Settings, Unweighted, group_bounds, highest
+from pruning.examples.plan import Plan
+from pruning.examples.policy import Policy
 from pruning.examples.sampling import STREAM_TIES, Doubles, Ints, hash64
+from pruning.examples.settings import Settings
+from pruning.examples.unweighted import Unweighted, highest
 
 _SAMPLE = 1 << 16
+_MAX_ROUNDS = 300
 
 
 class Seta(Unweighted):
@@ -256,3 +260,25 @@ class Orderdp(Unweighted):
 def _width(window: float, groups: int) -> int:
     """Groups in a window; a share that is a whole number of groups, up to rounding, is that number."""
     return max(1, ceil(window * groups - 1e-9))
+
+
+def group_bounds(losses: Doubles, groups: int) -> Ints:
+    """Bounds ``[k + 1]`` of ``k`` groups of ascending losses ``[n]`` by k-means in one dimension.
+
+    Lloyd's algorithm from quantiles of the distinct losses; equal parts where these are fewer than groups.
+    """
+    n, indices = len(losses), np.arange(groups)
+    distinct = losses[np.diff(losses, prepend=-np.inf) > 0]
+    if len(distinct) < groups:
+        return np.arange(groups + 1) * n // groups
+    centres = distinct[(2 * indices + 1) * len(distinct) // (2 * groups)]
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    bounds = np.zeros(groups + 1, np.int64)
+    for _ in range(_MAX_ROUNDS):
+        inner = np.searchsorted(losses, (centres[:-1] + centres[1:]) / 2)
+        before, bounds = bounds, np.concatenate([[0], inner, [n]])
+        if np.array_equal(before, bounds):
+            break
+        counts = np.diff(bounds)
+        centres = np.where(counts > 0, np.diff(sums[bounds]) / np.maximum(counts, 1), centres)
+    return bounds

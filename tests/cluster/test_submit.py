@@ -68,7 +68,7 @@ def test_a_token_is_never_sent_whatever_its_name(
     found = collect(folder, include=[folder / "data"], token=find_token(given))
     assert {"given", name}.isdisjoint(found.files)
     assert {"a.py", "sub/zeros", "data/x.parquet"} <= set(found.files)
-    assert {"given", name} <= set(collect(folder).files), "but for the token they would be"
+    assert {"given", name} <= set(collect(folder).files), "without the token they would be sent"
 
 
 def test_what_is_sent_is_listed(folder: Path) -> None:

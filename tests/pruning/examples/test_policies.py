@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.policies import POLICIES, make_policy
-from pruning.examples.policy import FORWARD_COST, highest
+from pruning.examples.settings import FORWARD_COST
+from pruning.examples.unweighted import highest
 
 N = 300
 BASE = {"num_examples": N, "ratio": 0.4, "seed": 7, "epochs": 12}
