@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from benchmarks.about import about
-from pruning.examples.cheap import pools_globally
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.sampling import draw, shuffled
 from pruning.examples.scores import ExampleScorer
@@ -71,12 +70,8 @@ def steps(name: str, repeats: int) -> dict[str, float]:
         "step + el2n": lambda: step(ExampleScorer(net, ["el2n"])),
         "step + sadp": lambda: step(ExampleScorer(net)),
         "pass": lambda: ExampleScorer(net).score(x, y),
-        "pass, norms folded": lambda: ExampleScorer(net, fold_norm=True).score(x, y),
         "pass, half the timesteps": lambda: ExampleScorer(net, timesteps=2).score(x, y),
-        "pass, tail all": lambda: ExampleScorer(net, tail_depth="all").score(x, y),
     }
-    if pools_globally(net.readout):
-        variants["pass, half the resolution"] = lambda: ExampleScorer(net, downsample=2).score(x, y)
     found = cheapest(variants, repeats)
     print(step_table(name, found), flush=True)
     return found

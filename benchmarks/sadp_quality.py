@@ -5,9 +5,8 @@
 A small network is trained on the data; at each stage the exact gradient norms of a probe (one backward pass
 per example) are compared with every score: single-draw variance over the oracle's (1 is optimal), Spearman,
 and the variance of the design that would be used (r, alpha) over uniform sampling. InfoBatch is its two-level
-design at the same size. Cheaper passes (fewer timesteps and, of networks with ``--pooled`` heads, half the
-resolution) are rated too, beside the variance of uniform sampling that spends the pass on more data. Folded
-norms change a pass's cost only (benchmarks.sadp_cost). Prints Markdown; ``--out`` writes JSON.
+design at the same size. Passes with fewer timesteps are rated too, beside the variance of uniform sampling
+that spends the pass on more data. Prints Markdown; ``--out`` writes JSON.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 
 from benchmarks.about import about
 from benchmarks.real_data import load
-from pruning.examples.cheap import pools_globally
 from pruning.examples.diagnostics import (
     diagnose,
     example_gradients,
@@ -85,21 +83,15 @@ def train_epoch(net: SpikingNetwork, optimiser, x: Tensor, y: Tensor, batch: int
 
 
 def scores_of(net, x: Tensor, y: Tensor, loss: str) -> dict[str, np.ndarray]:
-    """Every score of the probe, the deeper tails, and cheaper passes of the default."""
+    """Every score of the probe, the readout alone, and passes with fewer timesteps."""
     T = x.shape[0]
     found = {k: v.numpy() for k, v in ExampleScorer(net, list(SCORES), loss=loss).score(x, y).items()}
-    for depth in (0, "all"):
-        scorer = ExampleScorer(net, loss=loss, tail_depth=depth)
-        found[f"sadp, tail {depth}"] = scorer.score(x, y)["sadp"].numpy()
+    found["sadp, readout only"] = ExampleScorer(net, loss=loss, tail_depth=0).score(x, y)["sadp"].numpy()
     for steps in sorted({max(1, T // 2), 1}, reverse=True):
         found[f"sadp, T={steps}"] = ExampleScorer(net, loss=loss, timesteps=steps).score(x, y)["sadp"].numpy()
         found[f"el2n, T={steps}"] = (
             ExampleScorer(net, ["el2n"], loss=loss, timesteps=steps).score(x, y)["el2n"].numpy()
         )
-    if pools_globally(net.readout):
-        for steps in (T, max(1, T // 2)):
-            scorer = ExampleScorer(net, loss=loss, timesteps=steps, downsample=2)
-            found[f"sadp, half the resolution, T={steps}"] = scorer.score(x, y)["sadp"].numpy()
     return found
 
 
@@ -138,8 +130,6 @@ def judge(net, x: Tensor, y: Tensor, loss: str, ratio: float, alpha: float) -> l
         d = diagnose(score, norms, norm_of_mean, ratio=ratio, alpha=alpha)
         rows.append(row(name, d.single_draw_to_oracle, d.rank_correlation, d.variance_to_uniform))
     rivals = {"full pass": FORWARD_COST, "half the timesteps": FORWARD_COST / 2}
-    if pools_globally(net.readout):
-        rivals["half the resolution"] = FORWARD_COST / 4
     for label, cost in rivals.items():
         keep = min(1.0, 1 - ratio + cost)
         more = variance(norms, np.full(len(norms), keep)) / flat
@@ -172,24 +162,32 @@ def run(name: str, args: argparse.Namespace) -> list[Row]:
         start = time.perf_counter()
         found = judge(net, x[:, probe], y[probe], args.loss, args.ratio, args.alpha)
         seconds = time.perf_counter() - start
-        print(f"\n### {name}, {args.loss}, epoch {stage} (accuracy {accuracy:.2f}, {seconds:.0f} s)\n")
-        print(table(found), flush=True)
+        print(f"{name}, {args.loss}, epoch {stage}: accuracy {accuracy:.2f}, {seconds:.0f} s", flush=True)
         out += [
             {"data": name, "loss": args.loss, "epoch": stage, "accuracy": accuracy, **line} for line in found
         ]
     return out
 
 
+TABLES = {
+    "single_draw_to_oracle": "variance of a single draw / that of the exact norms",
+    "variance_to_uniform": "variance of the design at r = 0.5 / uniform sampling's",
+}
+
+
 def table(rows: list[Row]) -> str:
-    """One line per score."""
-    lines = [
-        "| score | single-draw variance / oracle | Spearman | variance of the design / uniform |",
-        "|---|---|---|---|",
-    ]
-    for line in rows:
-        cells = [line[k] for k in ("single_draw_to_oracle", "spearman", "variance_to_uniform")]
-        text = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
-        lines.append(f"| {line['score']} | {text} |")
+    """Two tables: a line per score, a column per dataset and trained epoch."""
+    trained = [row for row in rows if row["epoch"]]
+    columns = list(dict.fromkeys((row["data"], row["epoch"]) for row in trained))
+    lines = []
+    for key, title in TABLES.items():
+        found = {(row["score"], row["data"], row["epoch"]): row[key] for row in trained}
+        scores = [s for s in dict.fromkeys(row["score"] for row in trained) if found[s, *columns[0]]]
+        lines += [f"\n| {title} | {' | '.join(f'{data} {epoch}' for data, epoch in columns)} |"]
+        lines += ["|" + "---|" * (len(columns) + 1)]
+        for score in scores:
+            cells = (found.get((score, *column)) for column in columns)
+            lines.append(f"| {score} | {' | '.join('' if c is None else f'{c:.2f}' for c in cells)} |")
     return "\n".join(lines)
 
 
@@ -225,7 +223,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for name in args.data for row in run(name, args)]
-    print("\n" + "\n".join(verdict(rows)))
+    print(table(rows) + "\n\n" + "\n".join(verdict(rows)))
     if args.out:
         told = about("benchmarks.sadp_quality", sys.argv[1:])
         given = vars(args) | {"out": str(args.out)}

@@ -1,7 +1,7 @@
 """Importance scores of examples: one number per example from one forward pass.
 
 ========  ==========================================================================================
-sadp      bound of the gradient norm of the readout and the last ``tail_depth`` hidden layers (ours)
+sadp      bound of the gradient norm of the readout and the last hidden layer (ours)
 el2n      norm of ``softmax(mean logits) - one-hot`` (Paul et al. 2021, arXiv 2107.07075)
 loss      the training loss
 margin    ``1 + max_(k != y) p_k - p_y`` of the mean logits' probabilities, in [0, 2]
@@ -13,14 +13,23 @@ its batch. With batch norm in training mode, or scores from the training step, t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pruning.examples import cheap, tail
+from pruning.examples.bound import (
+    current_gradient,
+    errors,
+    field_squares,
+    head_squared,
+    layer_bound,
+    norm_slope,
+    readout_gradient,
+    wide,
+)
 from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 from snn.observing import evaluating
@@ -54,7 +63,7 @@ def _sadp(evidence: Evidence) -> Tensor:
 
 
 def _el2n(evidence: Evidence) -> Tensor:
-    return tail.errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
+    return errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
 
 
 def _loss(evidence: Evidence) -> Tensor:
@@ -84,24 +93,15 @@ SCORES: dict[str, Callable[[Evidence], Tensor]] = {
 class ExampleScorer:
     """Scores of a network's examples, in a pass of their own or beside a training step.
 
-    Three options make `score`'s pass cheaper and leave the model as it is. All are off by default for what
-    was measured (docs/methods-sadp.md): folded norms save a few per cent of the pass at most, fewer timesteps
-    cost most of the gain on event frames, and half the resolution costs more of it than it is worth.
-
     Args:
         model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them; the inner
             module of a wrapped one (``DistributedDataParallel``).
         names: the scores wanted, of ``SCORES``.
         loss: the training loss.
         label_smoothing: of the training loss, in [0, 1).
-        tail_depth: hidden layers that ``sadp`` covers, counted from the readout: 0 (readout only, exact), 1
-            (closed form, forward only), more or ``"all"`` (by one backward pass to the layers' outputs).
+        tail_depth: hidden layers that ``sadp`` covers: 1, the last one, or 0, the readout only (exact).
         timesteps: look at the first so many timesteps of the input only; all by default. For direct coding:
             scores of event frames need all of them.
-        fold_norm: run with batch norm folded into the weights before it; the scores are the same up to
-            rounding.
-        downsample: average squares of so many pixels a side into one, for networks whose readout pools
-            globally.
 
     Raises:
         ValueError: an unknown score or loss, a value outside its range, more layers than there are.
@@ -114,10 +114,8 @@ class ExampleScorer:
         *,
         loss: LossName = "rate_ce",
         label_smoothing: float = 0.0,
-        tail_depth: int | Literal["all"] = 1,
+        tail_depth: int = 1,
         timesteps: int | None = None,
-        fold_norm: bool = False,
-        downsample: int = 1,
     ) -> None:
         for name in names:
             if name not in SCORES:
@@ -128,22 +126,13 @@ class ExampleScorer:
             raise ValueError(f"label_smoothing: {label_smoothing!r} must be in [0, 1)")
         if timesteps is not None and timesteps < 1:
             raise ValueError(f"timesteps: {timesteps!r} must be at least 1")
-        if downsample < 1:
-            raise ValueError(f"downsample: {downsample!r} must be at least 1")
-        if downsample > 1 and not cheap.pools_globally(getattr(model, "readout", nn.Identity())):
-            raise ValueError(
-                f"downsample: {downsample!r} needs a readout that pools globally (nn.AdaptiveAvgPool2d(1)); "
-                "this model's weights fit one size of input only"
-            )
-        if fold_norm and not hasattr(model, "synapses"):
-            raise ValueError(f"fold_norm: needs synapses(), which {type(model).__name__} does not have")
+        if tail_depth not in (0, 1):
+            raise ValueError(f"tail_depth: {tail_depth!r} must be 0 or 1")
         self.model = model
         self.names = tuple(names)
         self.loss: LossName = loss
         self.label_smoothing = label_smoothing
         self.timesteps = timesteps
-        self.fold_norm = fold_norm
-        self.downsample = downsample
         self._captured: dict[str, Tensor] = {}
         self._hidden: list[Synapses] = []
         if "sadp" in self.names:
@@ -152,10 +141,9 @@ class ExampleScorer:
             if not isinstance(self._path()[-1], nn.Linear):
                 raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
             hidden = model.synapses()[:-1]  # type: ignore[operator]
-            depth = len(hidden) if tail_depth == "all" else tail_depth
-            if not (isinstance(depth, int) and 0 <= depth <= len(hidden)):
-                raise ValueError(f"tail_depth: {tail_depth!r} must be from 0 to {len(hidden)}, or 'all'")
-            self._hidden = hidden[len(hidden) - depth :]
+            if len(hidden) < tail_depth:
+                raise ValueError("tail_depth: 1 needs a hidden layer, and the model has none")
+            self._hidden = hidden[-tail_depth:] if tail_depth else []
 
     def score(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """All scores of a batch from one forward pass in eval mode; the model's modes are restored.
@@ -169,27 +157,14 @@ class ExampleScorer:
         """
         if self.timesteps is not None:
             x_TB = x_TB[: self.timesteps]
-        if self.downsample > 1:
-            x_TB = cheap.averaged_down(x_TB, self.downsample)
-        norms = cheap.folded_norms(self.model.synapses()) if self.fold_norm else nullcontext()  # type: ignore[operator]
-        with evaluating(self.model), cheap.smaller_input(self.model, self.downsample), norms:
-            if len(self._hidden) > 1:
-                with torch.enable_grad():
-                    return self._deep(x_TB, labels_B)
-            with torch.no_grad():
-                with self.recording():
-                    logits_TBK = self.model(x_TB)
-                return self.from_recording(logits_TBK, labels_B)
+        with evaluating(self.model), torch.no_grad():
+            with self.recording():
+                logits_TBK = self.model(x_TB)
+            return self.from_recording(logits_TBK, labels_B)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Within it one forward pass of the model is recorded, for `from_recording`.
-
-        Raises:
-            ValueError: a ``tail_depth`` above 1, which needs a backward pass of its own.
-        """
-        if len(self._hidden) > 1:
-            raise ValueError("tail_depth: scores beside a training step need a tail_depth of 0 or 1")
+        """Within it one forward pass of the model is recorded, for `from_recording`."""
         self._captured = {}
         handles = []
         if "sadp" in self.names:
@@ -223,7 +198,7 @@ class ExampleScorer:
             float32 ``[B]`` by name.
         """
         with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
-            logits_TBK = tail.wide(logits_TBK.detach())
+            logits_TBK = wide(logits_TBK.detach())
             try:
                 bound = self._bound(logits_TBK, labels_B, weights_B) if "sadp" in self.names else None
             finally:
@@ -253,10 +228,10 @@ class ExampleScorer:
         return {name: SCORES[name](evidence).float() for name in self.names}
 
     def _bound(self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
-        """Tail depths 0 and 1."""
+        """``sqrt(h^2 + v^2)``."""
         if "head" not in self._captured:
             raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
-        e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
+        e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
         squared = self._head_squared(e_TBK, len(logits_TBK))
         if self._hidden:
             squared = squared + self._last_hidden(e_TBK, len(logits_TBK), weights_B).square()
@@ -264,66 +239,31 @@ class ExampleScorer:
 
     def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
         head = self._path()[-1]
-        r_TBN = _unfold(tail.wide(self._captured["head"]), T, e_TBK.shape[1])
-        return tail.head_squared(e_TBK, r_TBN, head.bias is not None)
+        r_TBN = _unfold(wide(self._captured["head"]), T, e_TBK.shape[1])
+        return head_squared(e_TBK, r_TBN, head.bias is not None)
 
     def _last_hidden(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
         (synapses,) = self._hidden
         assert synapses.neuron is not None
         B = e_TBK.shape[1]
-        current_TB = tail.wide(self._captured["neuron"])
-        spikes_TB = _unfold(tail.wide(self._captured["spikes"]), T, B)
-        g_TB = tail.readout_gradient(self._path(), spikes_TB, e_TBK)
+        current_TB = wide(self._captured["neuron"])
+        spikes_TB = _unfold(wide(self._captured["spikes"]), T, B)
+        g_TB = readout_gradient(self._path(), spikes_TB, e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
             raise ValueError(
                 f"readout: takes {tuple(g_TB.shape[2:])} per example, but the last neurons give "
                 f"{tuple(current_TB.shape[2:])}; whatever pools or selects in between belongs in the readout"
             )
         g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
-        delta_TB = tail.current_gradient(current_TB, g_TB, synapses.neuron.constants)
-        squares = tail.field_squares(tail.wide(self._captured["layer"]), synapses.layer)
+        delta_TB = current_gradient(current_TB, g_TB, synapses.neuron.constants)
+        squares = field_squares(wide(self._captured["layer"]), synapses.layer)
         if len(squares) == B < T * B:  # all timesteps alike
             squares = squares.expand(T, *squares.shape).flatten(0, 1)
         elif len(squares) != T * B:
             raise _unexpected_rows(squares, T, B)
-        slope = tail.norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
-        return tail.layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
-
-    def _deep(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """Any tail depth: errors at the layers' outputs by a backward pass of the summed losses."""
-        inputs: dict[nn.Module, Tensor] = {}
-        outputs: dict[nn.Module, Tensor] = {}
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            if module in outputs:
-                raise ValueError(f"model: {module} ran twice in one forward pass")
-            inputs[module], outputs[module] = args[0].detach(), output
-            return output
-
-        self._captured = {}
-        handles = [s.layer.register_forward_hook(keep) for s in self._hidden]
-        handles.append(self._path()[-1].register_forward_pre_hook(self._capture("head")))
-        try:
-            logits_TBK = self.model(x_TB)
-        finally:
-            for handle in handles:
-                handle.remove()
-        losses = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
-        deltas = torch.autograd.grad(losses.sum(), [outputs[s.layer] for s in self._hidden])
-        with torch.no_grad():
-            logits_TBK = tail.wide(logits_TBK.detach())
-            e_TBK = tail.errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
-            squared = self._head_squared(e_TBK, len(logits_TBK))
-            for synapses, delta in zip(self._hidden, deltas, strict=True):
-                squares = tail.field_squares(tail.wide(inputs[synapses.layer]), synapses.layer)
-                # A folded layer's output is the normed one.
-                slope = tail.norm_slope(synapses.norm) if self.fold_norm else None
-                rows = tail.layer_bound(tail.wide(delta), squares, slope, synapses.layer)
-                squared = squared + rows.view(-1, len(labels_B)).sum(0).square()
-            self._captured = {}
-            return self._scores(logits_TBK, labels_B, squared.sqrt())
+        slope = norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
+        return layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
 
 
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:
