@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.slamp_membrane import gain
-from pruning.weights.compaction import check_chain
 from pruning.weights.masks import Masks
-from snn.layers import SpikingLayer, Synapses, WeightLayer, folded
+from snn.layers import Folded, SpikingLayer, Synapses, WeightLayer, folded
 from snn.models.base import SpikingNetwork
 from snn.neurons import lif, membrane_potential
 
@@ -45,14 +44,14 @@ def certify(model: SpikingNetwork, masks: Masks, x_TB: Tensor) -> Certificate:
     """Bound ``|pruned scores - dense scores|`` for every example and class, in eval mode, float64.
 
     Args:
-        model: the dense network, a chain (as for `pruning.weights.compaction`); it is not changed.
+        model: the dense network, a chain of spiking layers with pooling between them; it is not changed.
         masks: what pruning keeps. Norm statistics are those of ``model`` before and after.
         x_TB: inputs ``[T, B, ...]``.
 
     Raises:
         ValueError: a network that is no chain, or masks of another model.
     """
-    check_chain(model)
+    _check_chain(model)
     masks.check(model)
     model = copy.deepcopy(model).double().eval()
     *hidden, head = model.synapses()
@@ -108,3 +107,9 @@ def _apply(layer: WeightLayer, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(x, weight, None)
     return nn.functional.linear(x, weight)
+
+
+def _check_chain(model: SpikingNetwork) -> None:
+    for name, module in model.features.named_children():
+        if not isinstance(module, SpikingLayer | Folded):
+            raise ValueError(f"features.{name}: {type(module).__name__} is no part of a chain")

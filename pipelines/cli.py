@@ -117,8 +117,6 @@ class ExportCommand:
     """A run's folder."""
     output: Path
     """Folder to write; new or empty."""
-    compact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also write the network without its dead channels, checked for the same outputs on test examples."""
     nir: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write the network as a graph of the Neuromorphic Intermediate Representation."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -296,16 +294,15 @@ def _search(args: list[str]) -> int:
 
 
 def _export(args: list[str]) -> int:
-    """Write a run's last network with its masks and a table per layer; on demand compacted and as NIR."""
-    overrides, rest = split_overrides(args)
-    o = _parse(ExportCommand, rest, "export")
+    """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
+    o = _parse(ExportCommand, args, "export")
     from rich.console import Console
 
     from pipelines.export import export, print_export
     from pipelines.places import here
 
     with Console(stderr=True).status("exporting"):
-        done = export(here(o.run), o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
+        done = export(here(o.run), o.output, nir=o.nir)
     print_export(done, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 

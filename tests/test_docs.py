@@ -43,7 +43,7 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {f"--{p}" for p in field_paths(SearchTree)} | {"--plot"}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
     known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
-    known |= {"--profile", "--criteria", "--levels", "--objective", "--compact", "--nir"}
+    known |= {"--profile", "--criteria", "--levels", "--objective", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--input", "--output", "--address"}
     known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
     known |= {"--python"}

@@ -11,7 +11,44 @@ from torch import nn
 from benchmarks.slamp_certificate import certify
 from pruning.weights.allocation import allocate
 from pruning.weights.masks import Masks
-from tests.pruning.weights.test_compaction import KINDS, network
+from snn.batchnorm import reestimate
+from snn.layers import Folded, SpikingLayer
+from snn.models import SpikingNetwork, build
+from snn.neurons import LIF, NeuronParameters
+
+
+def frames(shape, T=5, B=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.rand(T, B, *shape, generator=g, dtype=torch.float64) * 3).floor()
+
+
+def network(kind: str, seed: int = 0, **neuron) -> tuple[SpikingNetwork, torch.Tensor]:
+    torch.manual_seed(seed)
+    p = NeuronParameters(**neuron)
+    if kind == "convnet":
+        model = build(
+            "convnet", input_shape=(2, 8, 8), num_classes=3, neuron=p, channels=(6, 7), hidden=(9, 5)
+        )
+        x = frames((2, 8, 8))
+    elif kind == "pooled":
+        pool, flat = Folded(nn.AvgPool2d(2)), nn.Flatten()
+        conv = SpikingLayer(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), LIF(p))
+        last = SpikingLayer(nn.Conv2d(6, 8, 3, padding=1, bias=True), None, LIF(p))
+        readout = nn.Sequential(nn.AdaptiveAvgPool2d(1), flat, nn.Linear(8, 3))
+        model = SpikingNetwork(nn.Sequential(conv, pool, last), readout)
+        x = frames((2, 8, 8))
+    else:
+        model = build("mlp", input_shape=(12,), num_classes=3, neuron=p, hidden=(15, 9), norm=kind == "mlp")
+        x = frames((12,))
+    model = model.double()
+    reestimate(model, [x])
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(m.bias, -0.3, 1.2)
+    return model.eval(), x
+
+
+KINDS = ["convnet", "pooled", "mlp", "mlp without norm"]
 
 
 @torch.no_grad()

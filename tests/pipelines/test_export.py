@@ -13,11 +13,9 @@ from pipelines import cli, export
 from pipelines.config_io import load_config
 from pipelines.errors import UserError
 from pipelines.run import prune, run
-from pruning.weights.compaction import compact
 from pruning.weights.masks import Masks
-from snn.interchange import describe, load_checkpoint, save_checkpoint
-from snn.models import SpikingNetwork, build
-from snn.neurons import NeuronParameters
+from snn.interchange import load_checkpoint
+from snn.models import SpikingNetwork
 
 QUIET = Console(quiet=True)
 FAST = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "2", "weights.retrain_epochs": "1"}
@@ -62,68 +60,16 @@ def test_weights_masks_and_the_table(pruned: Path, tmp_path: Path) -> None:
     for row, s in zip(rows, model.synapses(), strict=True):
         assert int(row["surviving"]) == int((s.layer.weight != 0).sum())
     assert rows[-1]["firing_rate"] == ""
-    assert stored["compaction"] is None
 
 
-def test_the_compacted_network_is_smaller_and_the_same(pruned: Path, tmp_path: Path) -> None:
-    done = export.export(pruned, tmp_path / "out", compacted=True)
-    model, _ = load_checkpoint(tmp_path / "out" / "model.safetensors")
-    small, architecture = load_checkpoint(tmp_path / "out" / "compact.safetensors")
-    widths = architecture["options"]["channels"] + architecture["options"]["hidden"]
-    assert sum(widths) < 6 + 8 + 48
-    assert [row.channels_compacted for row in done.layers] == [*widths, 10]
-    x_TB = torch.rand(4, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0)).mul(4).sub(1)
-    torch.testing.assert_close(logits(small, x_TB), logits(model, x_TB), rtol=0, atol=1e-9)
-    stored = json.loads((tmp_path / "out" / "layers.json").read_text())["compaction"]
-    assert stored["weights"] == sum(s.layer.weight.numel() for s in small.synapses())
-    assert stored["examples"] == 256
-    assert stored["largest_difference"] <= 1e-9
-
-
-def test_a_compacted_vgg_is_read_back(tmp_path: Path) -> None:
-    shape = {"input_shape": (2, 8, 8), "num_classes": 3}
-    options = {"channels": (4, 5, 6, 7, 8, 9), "hidden": (11,)}
-    model = build("vgg6", **shape, **options)
-    with torch.no_grad():
-        for s in model.synapses():
-            s.layer.weight[::2] = 0
-    done = compact(model)
-    small = export.described(done, model, describe("vgg6", **shape, **options))
-    assert small["options"]["hidden"] == [5]
-    assert all(n < m for n, m in zip(small["options"]["channels"], options["channels"], strict=True))
-    save_checkpoint(tmp_path / "small.safetensors", done.model, small)
-    read, _ = load_checkpoint(tmp_path / "small.safetensors")
-    x_TB = torch.rand(4, 8, 2, 8, 8, generator=torch.Generator().manual_seed(0)).mul(8)
-    torch.testing.assert_close(logits(read, x_TB), logits(model, x_TB), rtol=0, atol=1e-9)
-
-
-def test_outputs_that_differ_are_not_written(
-    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = export.compact
-
-    def broken(model: SpikingNetwork) -> export.Compaction:
-        done = honest(model)
-        with torch.no_grad():
-            done.model.readout[-1].bias.add_(1e-6)
-        return done
-
-    monkeypatch.setattr(export, "compact", broken)
-    with pytest.raises(RuntimeError, match=r"outputs differ by (9\.9|1\.0)\d*e-0[67]"):
-        export.export(pruned, tmp_path / "out", compacted=True)
-    assert not (tmp_path / "out").exists()
-
-
-def test_nir_is_the_compacted_network(
-    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nir_is_the_network(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nir = pytest.importorskip("nir")
     from snn.nir_graph import from_nir
 
-    assert cli.main(["export", str(pruned), "--output", str(tmp_path / "out"), "--compact", "--nir"]) == 0
+    assert cli.main(["export", str(pruned), "--output", str(tmp_path / "out"), "--nir"]) == 0
     assert "network of phase retrain" in capsys.readouterr().out
     graph = nir.read(tmp_path / "out" / "model.nir")
-    model, _ = load_checkpoint(tmp_path / "out" / "compact.safetensors")
+    model, _ = load_checkpoint(tmp_path / "out" / "model.safetensors")
     x_TB = torch.from_numpy(np.random.default_rng(0).uniform(-1, 3, (4, 8, 1, 8, 8)))
     torch.testing.assert_close(logits(from_nir(graph), x_TB), logits(model, x_TB), rtol=1e-4, atol=1e-4)
 
@@ -146,7 +92,7 @@ def test_what_cannot_be_exported(
         export.export(tmp_path, tmp_path / "out")
 
     soft = trained(tmp_path / "runs", digits, **{"model.hidden": "[8]", "model.reset": "soft"})
-    with pytest.raises(UserError, match="--nir: mlp cannot be told in NIR: reset: 'soft'"):
+    with pytest.raises(UserError, match="--nir: mlp cannot be expressed in NIR: reset: 'soft'"):
         export.export(soft, tmp_path / "out", nir=True)
     Masks.nonzero(load_checkpoint(soft / "checkpoints" / "train.safetensors")[0]).save(
         soft / "masks.safetensors"
@@ -154,8 +100,4 @@ def test_what_cannot_be_exported(
     with pytest.raises(UserError, match="has not finished its phase retrain yet; --resume"):
         export.export(soft, tmp_path / "out")
 
-    residual = build("sew_resnet18", input_shape=(1, 8, 8), num_classes=10, neuron=NeuronParameters())
-    monkeypatch.setattr(export, "load_checkpoint", lambda _: (residual, {"name": "sew_resnet18"}))
-    with pytest.raises(UserError, match=r"--compact: sew_resnet18 cannot be compacted: features\."):
-        export.export(dense, tmp_path / "out", compacted=True)
     assert not (tmp_path / "out").exists()
