@@ -11,9 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all lint types bench bench-check docs pins clean
 
 demo: $(READY)
-	$(BIN)/spikeprune data ingest digits --output data/digits
-	rm -rf runs/digits
-	$(BIN)/spikeprune run examples/digits.yaml
+	$(BIN)/spikeprune data ingest mnist-sample --output data/mnist-sample
+	rm -rf runs/demo
+	$(BIN)/spikeprune run examples/demo.yaml
 
 test: $(READY)
 	$(BIN)/pytest

@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup [--repeats 3] [--output FILE.json]
 
-The job of `make demo` (examples/digits.yaml: four stages on the digits) as its own command, alternately
+The job of `make demo` (examples/demo.yaml: four stages) as its own command, alternately
 with two Ray workers, with one, and without Ray; wall seconds from the command's start to its end, and the
 command's own table of where they went (``--profile``). About six minutes.
 """
@@ -33,9 +33,7 @@ def execute(mode: str, folder: Path, *, profile: bool) -> Row:
     """Run the job once."""
     words = ["--storage", str(folder), "--data.path", str(folder / "data"), "--name", "run"]
     begun = time.perf_counter()
-    done = spikeprune(
-        "run", "examples/digits.yaml", *words, *MODES[mode], *(["--profile"] if profile else [])
-    )
+    done = spikeprune("run", "examples/demo.yaml", *words, *MODES[mode], *(["--profile"] if profile else []))
     seconds = time.perf_counter() - begun
     if done.returncode:
         sys.exit(done.stderr)
@@ -89,7 +87,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        done = spikeprune("data", "ingest", "digits", "--output", str(folder / "data"))
+        done = spikeprune("data", "ingest", "mnist-sample", "--output", str(folder / "data"))
         if done.returncode:
             sys.exit(done.stderr)
         for repeat in range(options.repeats + 1):  # the first compiles what is cached, and is profiled

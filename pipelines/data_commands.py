@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SourceName = Literal[
     "digits",
+    "mnist-sample",
     "cifar10",
     "cifar100",
     "mnist",

@@ -1,10 +1,11 @@
 """Live progress in the terminal: a bar per phase, or a line per epoch where there is no terminal."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from pipelines.training.phases import Phase
 
@@ -12,22 +13,31 @@ Event = dict[str, object]
 
 
 class TrainingProgress:
-    """Shows the events that training sends; a context manager."""
+    """Shows the events that training sends; a context manager. A line fits 80 columns.
 
-    def __init__(self, phases: Sequence[Phase], console: Console) -> None:
+    Args:
+        phases: of the run.
+        console: where it is shown.
+        clock: seconds, for the time that is left of a phase.
+    """
+
+    def __init__(
+        self, phases: Sequence[Phase], console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._console = console
         self._phases = {p.name: p for p in phases}
         self._bars = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=32),
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._seen: dict[tuple[str, object], Event] = {}
+        self._clock = clock
+        self._began: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> "TrainingProgress":
         self._bars.start()
@@ -45,10 +55,11 @@ class TrainingProgress:
         if name not in self._phases or self._seen.get(key) == event:
             return
         self._seen[key] = event
-        if not self._console.is_terminal:
-            self._print(event)
-            return
         phase = self._phases[name]
+        left = self._left(phase, event)
+        if not self._console.is_terminal:
+            self._print(event, left)
+            return
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=max(phase.epochs, 1), status="")
         if "finished" in event:
@@ -61,20 +72,31 @@ class TrainingProgress:
         steps = int(str(event.get("steps", 1)))
         within = int(str(event.get("step", 0))) / max(steps, 1)
         epoch = int(str(event["epoch"]))
-        doing = event.get("doing") or self._within(name, event, within)
-        status = f"epoch {epoch + 1}/{phase.epochs}, {doing}" if phase.epochs else str(doing)
+        doing = event.get("doing") or self._within(name, event)
+        status = f"{epoch + 1}/{phase.epochs}, {doing}{left}" if phase.epochs else str(doing)
         self._bars.update(self._tasks[name], completed=epoch + within, status=status)
 
-    def _within(self, name: str, event: Event, share: float) -> str:
-        """How far an epoch's steps are, and what the epoch before came to."""
-        total = int(str(event.get("examples", 0)))
-        rate = float(str(event.get("rate", 0)))
-        last = f"; {self._last[name]}" if name in self._last else ""
-        return f"{round(share * total):,}/{total:,} examples, {rate:,.0f}/s{last}"
+    def _within(self, name: str, event: Event) -> str:
+        """What the epoch before came to; the present speed before there is one."""
+        return self._last.get(name) or f"{float(str(event.get('rate', 0))):,.0f} examples/s"
 
-    def _print(self, event: Event) -> None:
+    def _left(self, phase: Phase, event: Event) -> str:
+        """Minutes and seconds left of the phase, by its speed since it was first seen here."""
+        share = int(str(event.get("step", 0))) / max(int(str(event.get("steps", 1))), 1)
+        done = int(str(event["epoch"])) + (1.0 if "accuracy" in str(event.get("doing")) else share)
+        now = self._clock()
+        began, at = self._began.setdefault(phase.name, (now, done))
+        if done <= at or done >= phase.epochs:
+            return ""
+        seconds = round((now - began) / (done - at) * (phase.epochs - done))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return f", {f'{hours}:{minutes:02}' if hours else minutes}:{seconds % 60:02} left"
+
+    def _print(self, event: Event, left: str) -> None:
         if "accuracy" not in str(event.get("doing")):
             return
         phase = self._phases[str(event["phase"])]
         place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
-        self._console.print(f"{event['phase']}{place}: {event['doing']}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{event['phase']}{place}: {event['doing']}{left}", highlight=False, soft_wrap=True
+        )

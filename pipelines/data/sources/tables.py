@@ -1,4 +1,4 @@
-"""Sources that are tables already: Parquet (the Hugging Face layout), NumPy arrays, and the digits."""
+"""Sources that are tables already: Parquet (the Hugging Face layout) and NumPy arrays."""
 
 import io
 import json
@@ -198,49 +198,6 @@ def load_array(folder: Folder, file: str, name: str | None) -> np.ndarray:
         return found if name is None else found[name]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(folder.at(file), f"cannot be read ({reason(error)})") from None
-
-
-@dataclass(frozen=True)
-class Digits:
-    """A split of the digits, by their places in scikit-learn's table."""
-
-    places: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return len(self.places)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        from PIL import Image
-        from sklearn.datasets import load_digits
-
-        table = load_digits()
-        for place in self.places[start:stop]:
-            buffer = io.BytesIO()
-            pixels = np.rint(table.images[place] * (255 / 16)).astype(np.uint8)
-            Image.fromarray(pixels).save(buffer, format="PNG")
-            yield Example(buffer.getvalue(), int(table.target[place]), f"{place}.png")
-
-
-def digits(_: Options) -> Source:
-    """The 8x8 handwritten digits that ship with scikit-learn: 1,437 train and 360 test, stratified."""
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise UserError("source digits", "needs scikit-learn; pip install 'spikeprune[demo]'") from None
-    table = load_digits()
-    train, test = train_test_split(
-        np.arange(len(table.target)), test_size=360, random_state=0, stratify=table.target
-    )
-    return Source(
-        splits={"train": Digits(tuple(train.tolist())), "test": Digits(tuple(test.tolist()))},
-        class_names=tuple(str(n) for n in table.target_names),
-        fingerprint="digits",
-        notes={"split": "stratified, 360 held out", "order": "as split"},
-    )
 
 
 def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:

