@@ -10,17 +10,12 @@ from torch import Tensor, nn
 from snn.layers import Synapses, WeightLayer
 
 
-class HasModes(Protocol):
-    """What `evaluating` needs of a network; any ``nn.Module``."""
-
-    def modules(self) -> Iterable[nn.Module]: ...  # noqa: D102
-    def eval(self) -> Any: ...  # noqa: D102
-
-
-class Observed(Protocol):
-    """What `observe` needs of a network: callable on ``x_TB``, with synapses."""
+class Network(Protocol):
+    """A network as calibration and pruning see it: any module that is called on ``x_TB`` and has synapses."""
 
     def synapses(self) -> list[Synapses]: ...  # noqa: D102
+    def modules(self) -> Iterable[nn.Module]: ...  # noqa: D102
+    def eval(self) -> Any: ...  # noqa: D102
     def __call__(self, x_TB: Tensor) -> Tensor: ...  # noqa: D102
 
 
@@ -28,7 +23,7 @@ Taken = Callable[[int, Tensor, int], None]
 
 
 @contextmanager
-def evaluating(model: HasModes) -> Iterator[None]:
+def evaluating(model: nn.Module | Network) -> Iterator[None]:
     """The model in eval mode; every module's own mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -39,7 +34,7 @@ def evaluating(model: HasModes) -> Iterator[None]:
             module.training = training
 
 
-def observe(model: Observed, x_TB: Tensor, take: Taken) -> Tensor:
+def observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     """Run ``model`` on ``x_TB``, ``[T, B, ...]``, hand over what its weight layers are given; its output.
 
     A weight layer may run once on ``[T*B, ...]`` or ``[T, B, ...]``, on ``[B, ...]`` once (all timesteps are
@@ -60,7 +55,7 @@ def observe(model: Observed, x_TB: Tensor, take: Taken) -> Tensor:
     return _observe(model, x_TB, take)
 
 
-def _observe(model: Observed, x_TB: Tensor, take: Taken) -> Tensor:
+def _observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     T, B = x_TB.shape[:2]
     synapses = model.synapses()
     without_time: list[list[tuple[Tensor, int]]] = [[] for _ in synapses]

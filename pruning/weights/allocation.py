@@ -18,10 +18,11 @@ import torch
 
 from pruning.weights.calibration import Calibration
 from pruning.weights.criteria import Objective, criterion_of
-from pruning.weights.masks import HasSynapses, Masks
+from pruning.weights.masks import Masks
 from pruning.weights.order import LayerRanking, Prefix
 from pruning.weights.targets import BudgetOver, Target
 from snn.layers import Synapses
+from snn.observing import Network
 
 CACHED_WEIGHTS = 1 << 24
 """Up to this many weights the sorted layers stay in memory between passes."""
@@ -89,7 +90,7 @@ class Allocation:
 
 
 def allocate(
-    model: HasSynapses,
+    model: Network,
     calibration: Calibration | None = None,
     *,
     criterion: str = "slamp",

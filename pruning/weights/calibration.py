@@ -20,9 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pruning.weights.calibration_sums import MEASURED, CalibratedNetwork, CalibrationSums, Measure
+from pruning.weights.calibration_sums import MEASURED, CalibrationSums, Measure
 from pruning.weights.curves import Curve
 from snn.layers import Synapses
+from snn.observing import Network
 
 __all__ = [
     "Calibration",
@@ -75,7 +76,7 @@ class Calibration:
         raise KeyError(name)
 
     @classmethod
-    def from_sums(cls, model: CalibratedNetwork, sums: CalibrationSums) -> "Calibration":
+    def from_sums(cls, model: Network, sums: CalibrationSums) -> "Calibration":
         """Statistics from sums over all examples, with the weights as they are in ``model`` now.
 
         Raises:
@@ -130,7 +131,7 @@ class Calibration:
 
 
 def calibrate(
-    model: CalibratedNetwork,
+    model: Network,
     batches: Iterable[Tensor],
     *,
     measure: Collection[Measure] = DEFAULT_MEASURE,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,7 @@ from pruning.weights.curves import DENSITIES, measure_curves
 from pruning.weights.gradients import PART, squared_gradients
 from snn.activity import synaptic_operations
 from snn.layers import Synapses, WeightLayer, is_static
-from snn.observing import HasModes, Observed, evaluating, observe
-
-
-class CalibratedNetwork(HasModes, Observed, Protocol):
-    """A network as calibration sees it: callable on ``x_TB``, with synapses."""
-
+from snn.observing import Network, evaluating, observe
 
 Measure = Literal["gradients", "fisher", "curves"]
 """What a criterion may need beyond the forward pass: squared gradients by layer, by weight, and curves."""
@@ -53,7 +48,7 @@ class CalibrationSums:
     @torch.no_grad()
     def collect(
         cls,
-        model: CalibratedNetwork,
+        model: Network,
         batches: Iterable[Tensor],
         *,
         T: int | None = None,
@@ -95,7 +90,7 @@ class CalibrationSums:
         return sums
 
     @classmethod
-    def zeros(cls, model: CalibratedNetwork, T: int, measure: Collection[Measure] = ()) -> "CalibrationSums":
+    def zeros(cls, model: Network, T: int, measure: Collection[Measure] = ()) -> "CalibrationSums":
         """Sums of no examples (the share of a worker that has none)."""
         if T < 1:
             raise ValueError(f"T: {T!r} must be at least 1")
@@ -122,7 +117,7 @@ class CalibrationSums:
 
     @classmethod
     def from_vector(
-        cls, model: CalibratedNetwork, vector: Tensor, T: int, measure: Collection[Measure] = ()
+        cls, model: Network, vector: Tensor, T: int, measure: Collection[Measure] = ()
     ) -> "CalibrationSums":
         """The inverse of ``to_vector``.
 
@@ -143,7 +138,7 @@ class CalibrationSums:
         return sums
 
 
-def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums) -> None:
+def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
     synapses = model.synapses()
 
     def at_layer(i: int, x_TB: Tensor, _: int) -> None:
@@ -172,7 +167,7 @@ def _collect_batch(model: CalibratedNetwork, x_TB: Tensor, sums: CalibrationSums
 
 
 def _measure(
-    model: CalibratedNetwork, batches: list[Tensor], sums: CalibrationSums, measure: Collection[Measure]
+    model: Network, batches: list[Tensor], sums: CalibrationSums, measure: Collection[Measure]
 ) -> None:
     synapses, count = model.synapses(), sum(x.shape[1] for x in batches)
     if "curves" in measure:

@@ -11,11 +11,12 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pruning.weights.masks import HasSynapses, Masks
+from pruning.weights.masks import Masks
 from snn.kernels import sparse
+from snn.observing import Network
 from snn.sparse import SparseConv2d, SparseLinear, sparse_layer
 
-Network = TypeVar("Network", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module)
 
 _log = logging.getLogger(__name__)
 _DENSEST = 0.5
@@ -39,16 +40,16 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class Inference(Generic[Network]):
+class Inference(Generic[Model]):
     """A network for inference alone, and how its layers were chosen."""
 
-    model: Network
+    model: Model
     layers: tuple[LayerChoice, ...]
 
 
 def for_inference(
-    model: Network, example_TB: Tensor, masks: Masks | None = None, *, rounds: int = 7
-) -> Inference[Network]:
+    model: Model, example_TB: Tensor, masks: Masks | None = None, *, rounds: int = 7
+) -> Inference[Model]:
     """A copy of ``model`` whose pruned layers skip their zeros where that is faster on this machine.
 
     Each convolution and linear layer is timed on what reaches it of ``example_TB``, as it is and over its
@@ -74,7 +75,7 @@ def for_inference(
         raise ValueError("model: sparse inference runs on a CPU; move the model there with .cpu()")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if masks is not None:
-        masks.apply_(cast(HasSynapses, model))
+        masks.apply_(cast(Network, model))
     layers = {n: m for n, m in model.named_modules() if n and isinstance(m, nn.Conv2d | nn.Linear)}
     why_not = sparse.unavailable()
     if why_not:

@@ -8,19 +8,13 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snn.layers import Synapses
-
-
-class HasSynapses(Protocol):
-    """A network as pruning sees it (`snn.models.SpikingNetwork` and models of one's own)."""
-
-    def synapses(self) -> list[Synapses]: ...  # noqa: D102
+from snn.observing import Network
 
 
 class Masks(Mapping[str, Tensor]):
@@ -39,12 +33,12 @@ class Masks(Mapping[str, Tensor]):
         self._masks = dict(masks)
 
     @classmethod
-    def of(cls, model: HasSynapses) -> "Masks":
+    def of(cls, model: Network) -> "Masks":
         """All weights kept."""
         return cls({s.name: torch.ones_like(s.layer.weight, dtype=torch.bool) for s in model.synapses()})
 
     @classmethod
-    def nonzero(cls, model: HasSynapses) -> "Masks":
+    def nonzero(cls, model: Network) -> "Masks":
         """Weights other than zero kept: the masks of a network that was pruned before."""
         return cls({s.name: s.layer.weight.detach() != 0 for s in model.synapses()})
 
@@ -100,11 +94,11 @@ class Masks(Mapping[str, Tensor]):
             digest.update(mask.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def check(self, model: HasSynapses) -> None:
+    def check(self, model: Network) -> None:
         """Raise ValueError, naming the layer, if these are not masks of ``model``."""
         self._weights(model)
 
-    def apply_(self, model: HasSynapses) -> None:
+    def apply_(self, model: Network) -> None:
         """Set the pruned weights of ``model`` to zero, in place.
 
         Raises:
@@ -114,7 +108,7 @@ class Masks(Mapping[str, Tensor]):
             for weight, mask in self._weights(model):
                 weight.masked_fill_(~mask.to(weight.device), 0)
 
-    def keep(self, model: HasSynapses, optimizer: Optimizer) -> "Hold":
+    def keep(self, model: Network, optimizer: Optimizer) -> "Hold":
         """Apply the masks and hold them through training, until removed.
 
         After every step of ``optimizer`` (any; weight decay included) pruned weights are zero again,
@@ -152,7 +146,7 @@ class Masks(Mapping[str, Tensor]):
 
         return cls(load_file(path))
 
-    def _weights(self, model: HasSynapses) -> list[tuple[Tensor, Tensor]]:
+    def _weights(self, model: Network) -> list[tuple[Tensor, Tensor]]:
         """Each weight of ``model`` with its mask."""
         layers = {s.name: s.layer for s in model.synapses()}
         for name in self:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from snn.kernels import cpu, eager, fused, triton
-from snn.kernels.eager import LIFConstants
+from snn.parameters import NeuronParameters
 
-__all__ = ["ENGINES", "LIFConstants", "choose", "eager", "lif", "prepare"]
+__all__ = ["ENGINES", "choose", "eager", "lif", "prepare"]
 
 ENGINES = ("auto", "eager", "cpu", "triton")
 """Names for ``engine=`` and the environment variable ``SPIKEPRUNE_ENGINE``."""
@@ -36,7 +36,7 @@ _OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 def lif(
     current_TB: Tensor,
     state: Tensor | None,
-    parameters: LIFConstants,
+    parameters: NeuronParameters,
     *,
     beta: Tensor | None = None,
     engine: str | None = None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snn.kernels import cpu_library
-from snn.kernels.eager import LIFConstants
+from snn.parameters import NeuronParameters
 
 _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
@@ -36,7 +36,7 @@ class _Engine:
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         spikes_TN: Tensor,
         end_N: Tensor | None,
     ) -> None:
@@ -56,7 +56,7 @@ class _Engine:
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
@@ -88,7 +88,7 @@ class _Engine:
 ENGINE = _Engine()
 
 
-def _neuron(beta: float | Tensor, p: LIFConstants) -> cpu_library.Neuron:
+def _neuron(beta: float | Tensor, p: NeuronParameters) -> cpu_library.Neuron:
     b = float(beta)
     return cpu_library.Neuron(
         b, 1 - b if p.decay_input else 1.0, p.theta, p.surrogate.scale or 0, p.reset == "hard",

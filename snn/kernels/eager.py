@@ -1,32 +1,13 @@
 """The reference engine: one plain torch operation after the other, on any device and dtype."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from snn.surrogate import Surrogate
-
-
-class LIFConstants(Protocol):
-    """What an engine needs to know of a neuron (see `snn.neurons.NeuronParameters`)."""
-
-    @property
-    def beta(self) -> float: ...  # noqa: D102
-    @property
-    def theta(self) -> float: ...  # noqa: D102
-    @property
-    def reset(self) -> str: ...  # noqa: D102
-    @property
-    def detach_reset(self) -> bool: ...  # noqa: D102
-    @property
-    def decay_input(self) -> bool: ...  # noqa: D102
-    @property
-    def surrogate(self) -> Surrogate: ...  # noqa: D102
+from snn.parameters import NeuronParameters
 
 
 def lif(
-    current_TB: Tensor, state: Tensor | None, parameters: LIFConstants, beta: Tensor | None = None
+    current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters, beta: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes and final state of `snn.neurons.lif`."""
     spikes, _, v = _run(current_TB, state, parameters, beta)
@@ -34,7 +15,7 @@ def lif(
 
 
 def potentials(
-    current_TB: Tensor, state: Tensor | None, parameters: LIFConstants, beta: Tensor | None = None
+    current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters, beta: Tensor | None = None
 ) -> Tensor:
     """Potentials before the reset, ``[T, B, ...]``."""
     return torch.stack(_run(current_TB, state, parameters, beta)[1])
@@ -46,7 +27,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _run(
-    current_TB: Tensor, state: Tensor | None, p: LIFConstants, learned: Tensor | None
+    current_TB: Tensor, state: Tensor | None, p: NeuronParameters, learned: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     dtype = state_dtype(current_TB.dtype)
     beta = p.beta if learned is None else learned.to(dtype)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snn.kernels.eager import LIFConstants, state_dtype
+from snn.kernels.eager import state_dtype
+from snn.parameters import NeuronParameters
 
 
 class Engine(Protocol):
@@ -41,7 +42,7 @@ class Engine(Protocol):
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         spikes_TN: Tensor,
         end_N: Tensor | None,
     ) -> None:
@@ -53,7 +54,7 @@ class Engine(Protocol):
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
@@ -68,7 +69,7 @@ def lif(
     engine: Engine,
     current_TB: Tensor,
     state: Tensor | None,
-    parameters: LIFConstants,
+    parameters: NeuronParameters,
     beta: Tensor | None,
     with_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -149,7 +150,7 @@ class _LIF(torch.autograd.Function):
         steps: int | None,
         state: Tensor | None,
         beta: Tensor | None,
-        p: LIFConstants,
+        p: NeuronParameters,
         with_state: bool,
     ) -> tuple[Tensor, Tensor | None]:
         one = current if steps is not None else current[0]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn.kernels.eager import LIFConstants
+from snn.parameters import NeuronParameters
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -29,7 +29,7 @@ class _Engine:
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         spikes_TN: Tensor,
         end_N: Tensor | None,
     ) -> None:
@@ -46,7 +46,7 @@ class _Engine:
         current_TN: Tensor,
         state_N: Tensor | None,
         beta: float | Tensor,
-        p: LIFConstants,
+        p: NeuronParameters,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
@@ -114,7 +114,7 @@ def _run_forward(
     current_TN: Tensor,
     state: Tensor | None,
     beta: float | Tensor,
-    p: LIFConstants,
+    p: NeuronParameters,
     spikes_TN: Tensor | None,
     end: Tensor | None,
 ) -> None:
@@ -147,7 +147,7 @@ def _run_backward(
     current_TN: Tensor,
     state: Tensor | None,
     beta: float | Tensor,
-    p: LIFConstants,
+    p: NeuronParameters,
     grad_spikes_TN: Tensor,
     grad_end: Tensor | None,
     grad_current_TN: Tensor,
@@ -194,7 +194,9 @@ def _run_backward(
     return None if partials is None else partials.sum()
 
 
-def _numbers(beta: float | Tensor, p: LIFConstants, N: int) -> tuple[Tensor | None, int, float, float, float]:
+def _numbers(
+    beta: float | Tensor, p: NeuronParameters, N: int
+) -> tuple[Tensor | None, int, float, float, float]:
     if isinstance(beta, Tensor):
         return beta, N, 0.0, 0.0, p.theta
     return None, N, float(beta), 1 - beta if p.decay_input else 1.0, float(p.theta)
