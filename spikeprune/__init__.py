@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pruning.examples.loader import DataPruner as DataPruner
     from pruning.examples.passes import score_dataset as score_dataset
     from pruning.examples.scores import ExampleScorer as ExampleScorer
     from pruning.weights.allocation import allocate as allocate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from snn.neurons import LIF as LIF
 
 _MODULES = {
+    "DataPruner": "pruning.examples.loader",
     "ExampleScorer": "pruning.examples.scores",
     "LIF": "snn.neurons",
     "Masks": "pruning.weights.masks",
