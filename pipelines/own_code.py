@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pipelines.config import Config, is_own
 from pipelines.errors import UserError
 
-OURS = ("snn", "pruning", "pipelines", "cluster")
+OURS = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 _LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")
 MOST_BYTES = 16 << 20
 

@@ -60,7 +60,7 @@ def _file_graph() -> dict[str, set[str]]:
     """Which of our files imports which, imports inside functions included; by dotted name."""
     files = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
-        for floor in (*ALLOWED, "pipelines", "cluster")
+        for floor in (*ALLOWED, "spikeprune", "pipelines", "cluster")
         for p in (ROOT / floor).rglob("*.py")
     }
     graph: dict[str, set[str]] = {}
@@ -102,7 +102,7 @@ def test_no_circle_of_folders_in_pipelines() -> None:
 
 
 def test_no_import_against_the_floors() -> None:
-    height = {"snn": 0, "pruning": 1, "pipelines": 2}
+    height = {"snn": 0, "pruning": 1, "pipelines": 2, "spikeprune": 2}
     for name, imports in _file_graph().items():
         for other in imports:
             floor, below = name.split(".")[0], other.split(".")[0]
@@ -131,6 +131,14 @@ def test_library_floors_load_nothing_heavy() -> None:
     )
     heavy = {"ray", "torchvision", "pandas", "matplotlib", "pyarrow", "rich", "tyro", "yaml", "PIL", "scipy"}
     assert not loaded & heavy
+
+
+def test_the_package_of_names_loads_nothing_until_a_name_is_used() -> None:
+    loaded = _modules_after("import spikeprune\ndir(spikeprune)")
+    assert not loaded & {"torch", "numpy", "snn", "pruning", "pipelines", "cluster"}
+    loaded = _modules_after("from spikeprune import *")
+    assert {"snn.neurons", "pruning.weights.recipe"} <= loaded
+    assert not loaded & {"ray", "pyarrow", "torchvision", "pipelines", "spikingjelly", "snntorch", "norse"}
 
 
 def test_workers_do_not_load_torchvision() -> None:

@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = ("snn", "pruning", "pipelines", "cluster")
+PACKAGES = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 
 
 def test_versions_agree_everywhere() -> None:

@@ -32,7 +32,7 @@ def prose(text: str) -> str:
 
 def docstrings() -> dict[str, str]:
     found = {}
-    for package in ("snn", "pruning", "pipelines", "cluster"):
+    for package in ("spikeprune", "snn", "pruning", "pipelines", "cluster"):
         for file in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -44,7 +44,17 @@ def docstrings() -> dict[str, str]:
 
 
 def test_no_misspelt_words() -> None:
-    folders = ["snn", "pruning", "pipelines", "cluster", "benchmarks", "tests", "examples", "docs"]
+    folders = [
+        "spikeprune",
+        "snn",
+        "pruning",
+        "pipelines",
+        "cluster",
+        "benchmarks",
+        "tests",
+        "examples",
+        "docs",
+    ]
     skipped = "*.json,*.jsonl,*.aedat4,*.svg,*.png,*/__pycache__/*"
     command = [sys.executable, "-m", "codespell_lib", "--skip", skipped, "--ignore-words-list", MEANT]
     done = subprocess.run(

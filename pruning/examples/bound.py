@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from snn.layers import Norm, WeightLayer, is_static
+from snn.losses import LOSSES
 from snn.neurons import NeuronParameters, lif
 from snn.weighted_norm import batch_statistics
 
@@ -35,16 +36,17 @@ def wide(x: Tensor) -> Tensor:
 def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: float = 0.0) -> Tensor:
     """``e[t]``: ``T`` times the loss's gradient at the logits, ``[T, B, K]``, or ``[1, B, K]`` if constant.
 
+    By autograd, so that it is what a training step finds on its way back, to the last bit.
+
     Raises:
-        ValueError: a loss other than ``rate_ce`` and ``tet``.
+        ValueError: an unknown loss.
     """
-    if loss not in ("rate_ce", "tet"):
-        raise ValueError(f"loss: {loss!r} is unknown; choose rate_ce or tet")
-    z = logits_TBK.mean(0, keepdim=True) if loss == "rate_ce" else logits_TBK
-    K = z.shape[-1]
-    e = z.softmax(-1) - label_smoothing / K
-    index = labels_B.view(1, -1, 1).expand(len(z), -1, 1)
-    return e.scatter_add_(2, index, torch.full_like(e[..., :1], label_smoothing - 1))
+    if loss not in LOSSES:
+        raise ValueError(f"loss: {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    with torch.enable_grad():
+        z = logits_TBK.detach().mean(0, keepdim=True) if loss == "rate_ce" else logits_TBK.detach()
+        value = LOSSES[loss](z.requires_grad_(), labels_B, label_smoothing).sum()
+    return torch.autograd.grad(value, z)[0] * len(z)
 
 
 def head_squared(e_TBK: Tensor, r_TBN: Tensor, bias: bool) -> Tensor:

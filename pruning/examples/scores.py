@@ -43,13 +43,13 @@ class Evidence:
 
     logits: Tensor
     """float32 (or float64), ``[T, B, K]``."""
-    labels: Tensor
-    """int64 ``[B]``."""
-    loss: LossName
-    """The training loss."""
-    label_smoothing: float
-    """Of the training loss."""
-    bound: Tensor | None
+    errors: Tensor
+    """``T`` times the training loss's gradient at the logits, ``[T, B, K]`` or ``[1, B, K]`` if constant."""
+    losses: Tensor
+    """The training loss, ``[B]``."""
+    labels: Tensor | None
+    """int64 ``[B]``; ``None`` where only losses are known."""
+    bound: Tensor | None = None
     """The bound of the gradient norm, ``[B]``, where it is wanted."""
 
     def probabilities(self) -> Tensor:
@@ -63,14 +63,18 @@ def _sadp(evidence: Evidence) -> Tensor:
 
 
 def _el2n(evidence: Evidence) -> Tensor:
+    if evidence.labels is None:
+        return evidence.errors.mean(0).norm(dim=-1)
     return errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
 
 
 def _loss(evidence: Evidence) -> Tensor:
-    return LOSSES[evidence.loss](evidence.logits, evidence.labels, evidence.label_smoothing)
+    return evidence.losses
 
 
 def _margin(evidence: Evidence) -> Tensor:
+    if evidence.labels is None:
+        raise ValueError("score margin: needs labels, which losses alone do not tell; use a scoring pass")
     p = evidence.probabilities()
     label = evidence.labels.unsqueeze(1)
     return 1 + p.scatter(1, label, -1.0).amax(1) - p.gather(1, label).squeeze(1)
@@ -199,11 +203,35 @@ class ExampleScorer:
         """
         with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
             logits_TBK = wide(logits_TBK.detach())
-            try:
-                bound = self._bound(logits_TBK, labels_B, weights_B) if "sadp" in self.names else None
-            finally:
-                self._captured = {}
-            return self._scores(logits_TBK, labels_B, bound)
+            e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
+            losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
+            return self._scores(Evidence(logits_TBK, e_TBK, losses_B, labels_B), weights_B)
+
+    def from_losses(
+        self, losses_B: Tensor, logits_TBK: Tensor, weights_B: Tensor | None = None, *, constant: bool
+    ) -> dict[str, Tensor]:
+        """As `from_recording`, by any loss and without labels.
+
+        Args:
+            losses_B: made of the logits; their graph is kept for the step's own backward pass.
+            logits_TBK: the recorded pass's result.
+            weights_B: see `from_recording`.
+            constant: whether the gradient is the same at all timesteps, as of a loss of the mean logits.
+
+        Returns:
+            float32 ``[B]`` by name. ``el2n`` is the norm of the loss's gradient at the mean logits.
+
+        Raises:
+            ValueError: losses that do not come from these logits; the score ``margin``.
+        """
+        try:
+            (e_TBK,) = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True)
+        except RuntimeError as error:
+            raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+        with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
+            e_TBK = wide(e_TBK[:1] if constant else e_TBK) * len(logits_TBK)
+            evidence = Evidence(wide(logits_TBK.detach()), e_TBK, wide(losses_B.detach()), None)
+            return self._scores(evidence, weights_B)
 
     def _path(self) -> nn.Sequential:
         """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
@@ -223,18 +251,21 @@ class ExampleScorer:
 
         return hook
 
-    def _scores(self, logits_TBK: Tensor, labels_B: Tensor, bound: Tensor | None) -> dict[str, Tensor]:
-        evidence = Evidence(logits_TBK, labels_B, self.loss, self.label_smoothing, bound)
+    def _scores(self, evidence: Evidence, weights_B: Tensor | None) -> dict[str, Tensor]:
+        try:
+            if "sadp" in self.names:
+                evidence.bound = self._bound(evidence.errors, len(evidence.logits), weights_B)
+        finally:
+            self._captured = {}
         return {name: SCORES[name](evidence).float() for name in self.names}
 
-    def _bound(self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
+    def _bound(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
         """``sqrt(h^2 + v^2)``."""
         if "head" not in self._captured:
             raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
-        e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
-        squared = self._head_squared(e_TBK, len(logits_TBK))
+        squared = self._head_squared(e_TBK, T)
         if self._hidden:
-            squared = squared + self._last_hidden(e_TBK, len(logits_TBK), weights_B).square()
+            squared = squared + self._last_hidden(e_TBK, T, weights_B).square()
         return squared.sqrt()
 
     def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:

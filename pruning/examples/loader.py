@@ -1,0 +1,200 @@
+"""`DataPruner`: data pruning in any PyTorch training loop, with any ``DataLoader``.
+
+::
+
+    pruner = DataPruner(dataset, model, ratio=0.5, epochs=30)
+    loader = DataLoader(pruner, batch_size=64, sampler=pruner.sampler)
+    for epoch in pruner.epochs():
+        for x, y, index in loader:
+            loss = pruner.loss(F.cross_entropy(model(x).mean(0), y, reduction="none"), index)
+            ...
+"""
+
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from pruning.examples.passes import score_dataset
+from pruning.examples.policies import make_policy
+from pruning.examples.sampler import PlanSampler, Scored
+from pruning.examples.scores import ExampleScorer
+from pruning.examples.step_scores import StepScores
+
+SCORING_BATCH = 256
+
+
+class Indexed(Dataset[Any]):
+    """A dataset whose examples tell their index: behind a tuple's parts, or as ``index`` of a dictionary."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        example = self.dataset[index]
+        if isinstance(example, dict):
+            return {**example, "index": index}
+        return (*example, index) if isinstance(example, tuple | list) else (example, index)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+class DataPruner(Indexed):
+    """A dataset, its sampler and its loss, for training on a part of the examples per epoch.
+
+    The network trains on subsets that a policy draws; hooks on it take the scores from the training steps and
+    weight the batch norms' statistics. A forward pass in training mode belongs to the plan's next batch, and
+    its losses go through `loss`. The loader's workers, persistent ones too, hold the dataset alone.
+
+    Under ``torch.distributed`` every rank makes the same pruner and a loader of its own, with the pruner's
+    sampler.
+
+    Args:
+        dataset: of known length; example ``i`` is ``dataset[i]``.
+        model: the network, or what wraps it for ``torch.distributed``; on its device.
+        ratio: pruning ratio ``r``, the share left out of a pruned epoch, in [0, 1).
+        epochs: length of the run.
+        policy: a key of `pruning.examples.policies.POLICIES`, or a registered one of your own.
+        seed: of draws and order.
+        batch_size: of one rank's loader, over which losses are averaged; the largest batch met so far when
+            not given. Needed where the very first epoch has weights other than 1.
+        encode: inputs of a batch to the network's ``x_TB``; for scoring passes (``rescore_every``) only.
+        rank: of this process; as ``torch.distributed`` says when not given.
+        world_size: number of processes; likewise.
+        options: further fields of `pruning.examples.settings.Settings` and options of the policy.
+
+    Raises:
+        ValueError: a dataset without length, what `make_policy` refuses, or for a policy that wants ``sadp``
+            scores a network whose last layer is not linear.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        model: nn.Module,
+        *,
+        ratio: float,
+        epochs: int,
+        policy: str = "sadp",
+        seed: int = 0,
+        batch_size: int | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset)
+        if not isinstance(dataset, Sized):
+            raise ValueError(
+                f"dataset: {type(dataset).__name__} has no length; examples are drawn by their index, so a"
+                " stream cannot be pruned"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size!r} must be at least 1")
+        running = distributed.is_available() and distributed.is_initialized()
+        rank = rank if rank is not None else distributed.get_rank() if running else 0
+        world_size = world_size or (distributed.get_world_size() if running else 1)
+        model = getattr(model, "module", model) if _wraps(model) else model
+        made = make_policy(
+            policy, num_examples=len(dataset), ratio=ratio, epochs=epochs, seed=seed, **options
+        )
+        self.model, self.policy, self.encode = model, made, encode
+        if made.settings.rescore_every and made.score and encode is None:
+            raise ValueError("encode: needed for scoring passes (rescore_every); inputs of a batch to x_TB")
+        self.sampler = PlanSampler(
+            made, batch_size=batch_size or 0, rank=rank, world_size=world_size, before=self._rescored
+        )
+        self._scores = StepScores(model, made.score, self._upcoming_weights)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers of a loader get the dataset alone."""
+        return Indexed, (self.dataset,)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left; each is scored, if asked for, and planned before it is given."""
+        for epoch in range(self.sampler.next_epoch, self.policy.settings.epochs):
+            self.sampler.set_epoch(epoch)
+            yield epoch
+
+    def loss(self, per_example_loss: Tensor, index: Tensor) -> Tensor:
+        """The batch's loss, to go backward from: weighted, over the nominal batch size.
+
+        A smaller batch at the end of an epoch so has a smaller loss. The scores are taken in passing.
+
+        Args:
+            per_example_loss: ``[B]``, of the network's last forward pass (``reduction="none"``).
+            index: int64 ``[B]``, as the loader gave it.
+
+        Raises:
+            ValueError: a loss that is reduced already, or an index that is not that of the plan's next batch.
+        """
+        losses, shape = per_example_loss, tuple(per_example_loss.shape)
+        if losses.ndim != 1:
+            raise ValueError(f'loss: shape {shape} must be one per example, [B]; use reduction="none"')
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or tuple(index.shape) != shape:
+            found = (
+                f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+            )
+            raise ValueError(
+                f"index: must be the loader's last part, int64 {shape}, not {found}; a collate function of"
+                " your own must keep it"
+            )
+        on_cpu = index.device.type == "cpu"  # on a GPU it would be waited for
+        at = self.sampler.take(index.numpy() if on_cpu else None, len(losses))
+        scores = self._scores(losses)
+        if scores is not None:
+            self.sampler.met(at, scores.detach())
+        weights = torch.from_numpy(self.sampler.loss_weights[at]).to(losses.device, non_blocking=True)
+        return (weights * losses).sum() / self.sampler.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint, at any step: tensors and numbers. All ranks call it together."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called: the same subsets, weights and order as without a break.
+
+        Raises:
+            ValueError: the state of a run with other settings.
+        """
+        self.sampler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Take the hooks off the network."""
+        self._scores.remove()
+
+    def _upcoming_weights(self) -> Tensor | None:
+        """Of the plan's next batch, on the network's device; ``None`` where they are all 1."""
+        sampler = self.sampler
+        if sampler.plan is None:
+            return None
+        if not sampler.batch_size:
+            if (sampler.weights == 1).all():
+                return None
+            raise ValueError("batch_size: needed, since the first epoch of the run has weights other than 1")
+        weights = sampler.weights[sampler.upcoming(sampler.batch_size)]
+        if not len(weights) or (weights == 1).all():
+            return None
+        return torch.from_numpy(weights).to(next(self.model.parameters()).device, non_blocking=True)
+
+    def _rescored(self, epoch: int) -> Scored | None:
+        """This rank's share of the scores that the policy wants fresh before an epoch."""
+        ids = self.policy.rescore(epoch)
+        if ids is None or self.encode is None:
+            return None
+        ids = ids[self.sampler.rank :: self.sampler.world_size]
+        if not len(ids):
+            return None
+        assert self.policy.score is not None
+        loader = DataLoader(Subset(self.dataset, ids.tolist()), self.sampler.batch_size or SCORING_BATCH)
+        scorer = ExampleScorer(self.model, (self.policy.score,))
+        found = score_dataset(scorer, loader, encode=self.encode)[self.policy.score]
+        return ids, found.numpy(), np.zeros(len(ids), np.int64)
+
+
+def _wraps(model: nn.Module) -> bool:
+    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)

@@ -1,0 +1,233 @@
+"""An epoch's plan as a sampler for any ``DataLoader``: which example stands where, on which rank."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import Sampler
+
+from pruning.examples.plan import Plan
+from pruning.examples.policy import Policy
+from pruning.examples.sampling import Ints, shuffled
+
+Scored = tuple[Ints, NDArray[np.float32], Ints]
+"""Ids, scores, and the steps in which they were met."""
+
+
+class PlanSampler(Sampler[int]):
+    """The indices of an epoch's examples, in the order of a hash of (seed, epoch, index).
+
+    Every rank gets equally many, and none a last batch of one example, which batch norm refuses: the first
+    ones fill up, with weight 0. Rank ``k`` takes every ``world_size``-th index from the ``k``-th on, so that
+    the ranks' batches together are the batches of one process. Scores that ranks met are shared when the next
+    epoch is planned.
+
+    Args:
+        policy: plans, from the scores that it is given.
+        batch_size: of one rank's loader; 0 for the largest batch met so far.
+        rank: of this process.
+        world_size: number of processes; all plan alike.
+        before: called with the epoch before it is planned; returns scores of a pass, if there was one.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        batch_size: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        before: Callable[[int], Scored | None] = lambda epoch: None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: {rank!r} must be from 0 to world_size - 1, {world_size - 1}")
+        self.policy, self.rank, self.world_size = policy, rank, world_size
+        self.batch_size = batch_size
+        """The nominal one."""
+        self.plan: Plan | None = None
+        self.done = 0
+        """Examples of the epoch that this rank has trained on."""
+        self.step = 0
+        """Steps of the epoch so far."""
+        self._before = before
+        self._met: list[tuple[Ints, torch.Tensor, NDArray[np.bool_], int]] = []
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that is planned."""
+        return None if self.plan is None else self.plan.epoch
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to go on with: the planned one until it is over."""
+        if self.plan is None:
+            return 0
+        return self.plan.epoch + (self.done >= len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Plan an epoch; asked for the planned one again, nothing changes. All ranks call it together.
+
+        Raises:
+            ValueError: an epoch that the run does not have, or ranks whose plans differ.
+        """
+        if epoch == self.epoch:
+            return
+        self.share_scores()
+        for ids, scores, _ in self._gather(self._before(epoch)):
+            self.policy.observe(ids, scores, epoch, "pass")
+        self._lay_out(self.policy.plan(epoch))
+        self.done = self.step = 0
+        self._check_agreement()
+
+    def __len__(self) -> int:
+        """Indices of this rank in the planned epoch (in the first, before any is planned)."""
+        return self._share(len(self.policy.plan(0).ids)) if self.plan is None else len(self.ids)
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of the epoch that are left.
+
+        Raises:
+            ValueError: no epoch is planned, or the planned one is over.
+        """
+        if self.plan is None:
+            raise ValueError("sampler: no epoch is planned; loop over pruner.epochs(), or call set_epoch")
+        if len(self) and self.done >= len(self):
+            raise ValueError(f"sampler: epoch {self.epoch} is over; plan the next one (set_epoch)")
+        return iter(self.ids[self.done :].tolist())
+
+    # Training.
+
+    def upcoming(self, count: int) -> slice:
+        """The places of the next so many examples."""
+        return slice(self.done, min(self.done + count, len(self.ids)))
+
+    def take(self, index: NDArray[np.integer] | None, count: int) -> slice:
+        """Note that the next so many examples were trained on; their places.
+
+        Args:
+            index: of these examples, to be compared with the plan; ``None`` where that would take long.
+            count: how many they are.
+
+        Raises:
+            ValueError: other examples than the plan's next.
+        """
+        at = self.upcoming(count)
+        if self.plan is None or at.stop - at.start < count:
+            raise ValueError(
+                f"index: {count} examples, where {at.stop - at.start} are left in this epoch; a loss of the"
+                " validation does not go through the pruner, and the loader takes sampler=pruner.sampler"
+            )
+        if index is not None and not np.array_equal(self.ids[at], index):
+            raise ValueError(
+                f"index: {index[:4].tolist()}... are not the next examples of the plan, "
+                f"{self.ids[at][:4].tolist()}...; the loader must take sampler=pruner.sampler, its collate"
+                " function must keep the index, and every batch's loss goes through the pruner, in order"
+            )
+        self.done, self.step = at.stop, self.step + 1
+        self.batch_size = max(self.batch_size, count)
+        return at
+
+    def met(self, at: slice, scores_B: torch.Tensor) -> None:
+        """Keep the scores of the examples at these places, on their device, until `share_scores`."""
+        self._met.append((self.ids[at], scores_B, self.weights[at] > 0, self.step - 1))
+
+    def share_scores(self) -> None:
+        """Hand the scores met so far to the policy, those of all ranks together."""
+        held, self._met = self._met, []
+        mine: Scored | None = None
+        if held:
+            wanted = np.concatenate([real for _, _, real, _ in held])
+            mine = (
+                np.concatenate([ids for ids, *_ in held])[wanted],
+                torch.cat([scores for _, scores, _, _ in held]).float().cpu().numpy()[wanted],
+                np.concatenate([np.full(len(ids), step) for ids, _, _, step in held])[wanted],
+            )
+        for ids, scores, steps in self._gather(mine):
+            assert self.plan is not None
+            self.policy.observe(ids, scores, self.plan.epoch, "train", steps)
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers from which `load_state_dict` goes on, in the middle of an epoch too.
+
+        All ranks call it together; what they get is the same.
+        """
+        self.share_scores()
+        state: dict[str, Any] = {name: getattr(self, name) for name in ("done", "step", "batch_size")}
+        state["run"] = self._run()
+        state["policy"] = {k: torch.from_numpy(v) for k, v in self.policy.state().items()}
+        if self.plan is not None:
+            state["epoch"], state["full"] = self.plan.epoch, self.plan.full
+            state["ids"] = torch.from_numpy(self.plan.ids.copy())
+            state["weights"] = torch.from_numpy(self.plan.weights.copy())
+            state["weight_power"] = self.plan.weight_power
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called.
+
+        Raises:
+            ValueError: the state of a run with other settings.
+        """
+        for name, value in self._run().items():
+            found = state["run"].get(name)
+            if found != value:
+                raise ValueError(f"state: of a run with {name} {found!r}; this one has {value!r}")
+        self.policy.load({k: v.cpu().numpy() for k, v in state["policy"].items()})
+        self.plan, self._met = None, []
+        self.batch_size = state["batch_size"]
+        if "epoch" in state:
+            ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()
+            self._lay_out(
+                Plan(state["epoch"], ids, weights, None, state["full"], None, 0, state["weight_power"])
+            )
+        self.done, self.step = state["done"], state["step"]
+
+    def _run(self) -> dict[str, Any]:
+        s = self.policy.settings
+        run = {"policy": self.policy.name, "examples": s.num_examples, "ratio": s.ratio, "seed": s.seed}
+        return {**run, "epochs": s.epochs, "world_size": self.world_size}
+
+    def _lay_out(self, plan: Plan) -> None:
+        """This rank's ids and weights, in training order."""
+        self.plan = plan
+        m, seed = len(plan.ids), self.policy.settings.seed
+        order = np.searchsorted(plan.ids, shuffled(plan.ids, seed=seed, epoch=plan.epoch))
+        places = self.rank + np.arange(self._share(m)) * self.world_size
+        rows, real = order[places % max(m, 1)], places < m
+        self.ids = plan.ids[rows]
+        self.weights = np.where(real, plan.weights[rows], np.float32(0))
+        """In batch statistics."""
+        self.loss_weights = np.where(real, plan.loss_weights[rows], np.float32(0))
+
+    def _share(self, size: int) -> int:
+        """Examples of one rank, of so many in all."""
+        share = -(-size // self.world_size)
+        return share + (self.batch_size > 1 and share % self.batch_size == 1)
+
+    def _gather(self, scored: Scored | None) -> list[Scored]:
+        """What every rank has, in the order of ranks."""
+        everybody: list[Scored | None] = [scored]
+        if self.world_size > 1:
+            everybody = [None] * self.world_size
+            distributed.all_gather_object(everybody, scored)
+        return [found for found in everybody if found is not None]
+
+    def _check_agreement(self) -> None:
+        if self.world_size == 1 or self.plan is None:
+            return
+        drawn = hashlib.sha256(self.plan.ids.tobytes() + self.plan.weights.tobytes()).hexdigest()
+        mine = (self._run(), self.plan.epoch, drawn)
+        everybody: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(everybody, mine)
+        for rank, other in enumerate(everybody):
+            if other != mine:
+                raise ValueError(
+                    f"ranks disagree: rank {rank} plans epoch {other[1]} of {other[0]}, rank {self.rank}"
+                    f" epoch {mine[1]} of {mine[0]}; give all the same dataset, settings and state"
+                )
