@@ -1,4 +1,4 @@
-"""Memory and speed as a generated dataset grows: reading by row groups under Ray, scoring, the book's draw.
+"""Memory and speed as a generated dataset grows: reading by row groups under Ray, scoring, the draw.
 
     python -m benchmarks.scale [--rows 100000 1000000 10000000] [--draw 100000000] [--out FILE.json]
 
@@ -51,7 +51,7 @@ class Watch:
     """Peaks of the private resident memory of a process and of the Ray Train workers below it, in MB."""
 
     def __init__(self, pid: int) -> None:
-        self.peak = {"driver": 0.0, "worker": 0.0, "book": 0.0}
+        self.peak = {"driver": 0.0, "worker": 0.0, "table": 0.0}
         self._root, self._stop = pid, threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -63,7 +63,7 @@ class Watch:
                     continue
                 with suppress(OSError, KeyError, ValueError):
                     name = (entry / "cmdline").read_bytes().decode(errors="replace")
-                    for what, sign in (("worker", "RayTrainWorker"), ("book", "BookActor")):
+                    for what, sign in (("worker", "RayTrainWorker"), ("table", "TableActor")):
                         if sign in name.split("\0")[0] and self._below(entry):
                             self._note(what, entry)
                     if int(entry.name) == self._root:
@@ -124,7 +124,7 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
         "rows": rows,
         "driver_mb": peaks["driver"],
         "worker_mb": peaks["worker"],
-        "book_mb": peaks["book"],
+        "table_mb": peaks["table"],
         "run_s": round(time.perf_counter() - started, 1),
         "epoch_s": record["seconds"]["total"],
         "trained": record["examples"],
@@ -200,12 +200,12 @@ def tables(result: dict[str, Any]) -> str:
     """Markdown: memory and seconds by size, what their slopes predict, scoring, and the draw."""
     runs, drawn = result["runs"], result["draw"]
     lines = [
-        "| rows | driver, MB | largest worker, MB | score book, MB | epoch, s | command, s |",
+        "| rows | driver, MB | largest worker, MB | score table, MB | epoch, s | command, s |",
         "|---|---|---|---|---|---|",
     ]
     for r in runs:
         lines.append(
-            f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['book_mb']} | {r['epoch_s']:.1f} "
+            f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['table_mb']} | {r['epoch_s']:.1f} "
             f"| {r['run_s']} |"
         )
     lines.append("")
@@ -216,11 +216,9 @@ def tables(result: dict[str, Any]) -> str:
         first, last = runs[0], runs[-1]
         more = last["rows"] - first["rows"]
         seconds = (last["epoch_s"] - first["epoch_s"]) / more * 1e6
-        book = (last["book_mb"] - first["book_mb"]) / more * 1e6
+        table = (last["table_mb"] - first["table_mb"]) / more * 1e6
         lines.append(
-            f"- per million rows more: {seconds:.1f} s of an epoch, {book:.1f} MB of the score book; "
-            f"10^9 rows on the same two cores would take {seconds * 1e3 / 3600:.1f} h an epoch, "
-            f"their books {book:.0f} GB together"
+            f"- per million rows more: {seconds:.1f} s of an epoch, {table:.1f} MB of the score table"
         )
     for score in result["scoring"]:
         low, high = score["quartiles"]
