@@ -1,24 +1,30 @@
-"""Memory and speed as a generated dataset grows: reading by row groups under Ray, scoring, the book's draw.
+"""Memory and speed as a generated dataset grows: reading by row groups under Ray, scoring, the draw.
 
     python -m benchmarks.scale [--rows 100000 1000000 10000000] [--draw 100000000] [--out FILE.json]
+    python -m benchmarks.scale --rows --select 1000000 10000000 100000000 --out FILE.json
 
 For each size a Parquet dataset of 64 bytes of features per row is written (deleted afterwards), then:
 the driver and two Ray Train workers train one epoch on a random tenth of it by row groups, their resident
 memory sampled every 0.1 s (peaks; memory shared with Ray's object store apart); and the first rows are
 scored by Ray Data tasks as `spikeprune score` runs them and by two plain loops over the same row groups,
 interleaved, with two networks: the smallest there is, and one of two layers of 512. The draw is that of
-`benchmarks.sadp_cost`. About 12 minutes with the defaults.
+`benchmarks.sadp_cost`. ``--select`` draws a tenth of a table of ids and scores by passes of Ray Data, as
+`spikeprune data select --design poisson` does at any size, and compares the subset with the one that is
+drawn in memory. About 12 minutes with the defaults.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.about import about
 from pipelines.data.files import write_json
+
+SPAWN = get_context("spawn")
 
 FEATURES, SHARD, GROUP = 64, 1 << 20, 1 << 13
 MODEL = {"name": "mlp", "hidden": [64], "T": 2}
@@ -47,12 +55,16 @@ def write(folder: Path, rows: int) -> None:
             pq.write_table(table, path, row_group_size=GROUP, compression="none", use_dictionary=False)
 
 
-class Watch:
-    """Peaks of the private resident memory of a process and of the Ray Train workers below it, in MB."""
+WORKERS = {"worker": "RayTrainWorker", "table": "TableActor"}
+"""What a process below a run is, by a part of its name."""
 
-    def __init__(self, pid: int) -> None:
-        self.peak = {"driver": 0.0, "worker": 0.0, "book": 0.0}
-        self._root, self._stop = pid, threading.Event()
+
+class Watch:
+    """Peaks of the private resident memory of a process and of some below it, in MB."""
+
+    def __init__(self, pid: int, named: dict[str, str]) -> None:
+        self.peak = dict.fromkeys(["driver", *named], 0.0)
+        self._root, self._named, self._stop = pid, named, threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
@@ -63,7 +75,7 @@ class Watch:
                     continue
                 with suppress(OSError, KeyError, ValueError):
                     name = (entry / "cmdline").read_bytes().decode(errors="replace")
-                    for what, sign in (("worker", "RayTrainWorker"), ("book", "BookActor")):
+                    for what, sign in self._named.items():
                         if sign in name.split("\0")[0] and self._below(entry):
                             self._note(what, entry)
                     if int(entry.name) == self._root:
@@ -114,7 +126,7 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
         run = subprocess.Popen(
             [sys.executable, "-m", "pipelines.cli", "train", *words], stderr=log, stdout=log
         )
-        watch = Watch(run.pid)
+        watch = Watch(run.pid, WORKERS)
         code = run.wait()
     peaks = watch.stop()
     if code:
@@ -124,7 +136,7 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
         "rows": rows,
         "driver_mb": peaks["driver"],
         "worker_mb": peaks["worker"],
-        "book_mb": peaks["book"],
+        "table_mb": peaks["table"],
         "run_s": round(time.perf_counter() - started, 1),
         "epoch_s": record["seconds"]["total"],
         "trained": record["examples"],
@@ -196,31 +208,76 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         }
 
 
+def select(folder: Path, rows: int) -> dict[str, Any]:
+    """A tenth of a table of ids and scores by passes, and the same draw in memory."""
+    from cluster.connect import connect
+    from pipelines.poisson_pass import PoissonDraw, poisson_pass
+    from pipelines.selection import COLUMNS
+    from pruning.examples.inclusion import inclusion_probabilities
+    from pruning.examples.sampling import draw
+
+    path, out = folder / "scores.parquet", folder / "subset.parquet"
+    schema = pa.schema({"id": pa.int64(), "sadp": pa.float32()})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, rows, SHARD):
+            ids = np.arange(start, min(start + SHARD, rows))
+            scores = np.random.default_rng(start).lognormal(size=len(ids)).astype(np.float32)
+            writer.write_table(pa.table({"id": ids, "sadp": scores}))
+    key = {"seed": 0, "epoch": 1}
+    plan = PoissonDraw(population=rows, size=rows // 10, alpha=0.1, **key)
+    watch = Watch(os.getpid(), {"task": "ray::"})
+    with connect():
+        import ray.data
+
+        started = time.perf_counter()
+        table = ray.data.read_parquet(str(path), columns=["id", "sadp"])
+        with pq.ParquetWriter(out, COLUMNS, compression="zstd") as writer:
+            for part in poisson_pass(table, "sadp", plan):
+                writer.write_table(part)
+        seconds = time.perf_counter() - started
+    peaks, size_gb = watch.stop(), path.stat().st_size / 1e9
+    scores = pq.read_table(path, columns=["sadp"]).column("sadp").to_numpy()
+    pi = inclusion_probabilities(scores, plan.size, alpha=plan.alpha)
+    subset, drawn = draw(pi, size=plan.size, design="poisson", **key), pq.read_table(out)
+    return {
+        "rows": rows,
+        "table_gb": round(size_gb, 2),
+        "select_s": round(seconds, 1),
+        "driver_mb": peaks["driver"],
+        "task_mb": peaks["task"],
+        "drawn": drawn.num_rows,
+        "equal": np.array_equal(drawn.column("id").to_numpy(), subset.ids)
+        and np.array_equal(drawn.column("weight").to_numpy(), subset.weights),
+    }
+
+
 def tables(result: dict[str, Any]) -> str:
     """Markdown: memory and seconds by size, what their slopes predict, scoring, and the draw."""
-    runs, drawn = result["runs"], result["draw"]
-    lines = [
-        "| rows | driver, MB | largest worker, MB | score book, MB | epoch, s | command, s |",
-        "|---|---|---|---|---|---|",
-    ]
+    runs, drawn, selected = result["runs"], result["draw"], result.get("select", [])
+    lines = (
+        []
+        if not runs
+        else [
+            "| rows | driver, MB | largest worker, MB | score table, MB | epoch, s | command, s |",
+            "|---|---|---|---|---|---|",
+        ]
+    )
     for r in runs:
         lines.append(
-            f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['book_mb']} | {r['epoch_s']:.1f} "
+            f"| {r['rows']:,} | {r['driver_mb']} | {r['worker_mb']} | {r['table_mb']} | {r['epoch_s']:.1f} "
             f"| {r['run_s']} |"
         )
     lines.append("")
-    for which, name in (("driver_mb", "driver"), ("worker_mb", "worker")):
+    for which, name in (("driver_mb", "driver"), ("worker_mb", "worker")) if runs else ():
         values = [r[which] for r in runs]
         lines.append(f"- {name}'s memory, largest over smallest: {max(values) / min(values):.3f}")
     if len(runs) > 1:
         first, last = runs[0], runs[-1]
         more = last["rows"] - first["rows"]
         seconds = (last["epoch_s"] - first["epoch_s"]) / more * 1e6
-        book = (last["book_mb"] - first["book_mb"]) / more * 1e6
+        table = (last["table_mb"] - first["table_mb"]) / more * 1e6
         lines.append(
-            f"- per million rows more: {seconds:.1f} s of an epoch, {book:.1f} MB of the score book; "
-            f"10^9 rows on the same two cores would take {seconds * 1e3 / 3600:.1f} h an epoch, "
-            f"their books {book:.0f} GB together"
+            f"- per million rows more: {seconds:.1f} s of an epoch, {table:.1f} MB of the score table"
         )
     for score in result["scoring"]:
         low, high = score["quartiles"]
@@ -228,6 +285,17 @@ def tables(result: dict[str, Any]) -> str:
             f"- scoring {score['rows']:,} rows by an {score['network']}, warm: {score['ray_rows_per_s']:,} "
             f"rows/s by Ray Data tasks, {score['plain_rows_per_s']:,} by plain loops on the same cores: "
             f"ratio {score['ratio']} (median of {score['rounds']} rounds, quartiles {low} to {high})"
+        )
+    if selected:
+        lines += [
+            "",
+            "| ids | table, GB | passes, s | driver, MB | largest task, MB | drawn | as in memory |",
+            "|---|---|---|---|---|---|---|",
+        ]
+    for r in selected:
+        lines.append(
+            f"| {r['rows']:,} | {r['table_gb']} | {r['select_s']} | {r['driver_mb']} | {r['task_mb']} "
+            f"| {r['drawn']:,} | {'yes' if r['equal'] else 'NO'} |"
         )
     if drawn:
         lines.append(f"- draw of {drawn['n']:,} ids: {drawn['draw_s']:.1f} CPU s, {drawn['peak_gb']:.2f} GB")
@@ -240,6 +308,7 @@ def main() -> None:
     parser.add_argument("--score-rows", type=int, default=6_000_000)
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the two ways of scoring")
     parser.add_argument("--draw", type=int, default=0, help="ids to draw from; 0 for none")
+    parser.add_argument("--select", type=int, nargs="*", default=[], help="ids to draw from by passes")
     parser.add_argument("--work", type=Path, help="folder for the data (10^7 rows: 0.9 GB)")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
@@ -259,11 +328,18 @@ def main() -> None:
                 for hidden, T, share in SCORERS:
                     scores.append(scoring(Path(name), args.score_rows // share, args.repeats, hidden, T))
                     print(scores[-1], flush=True)
+    selected: list[dict[str, Any]] = []
+    for rows in args.select:
+        # A process of its own each: what one holds in the end is no peak of the next.
+        with tempfile.TemporaryDirectory(dir=args.work) as name, ProcessPoolExecutor(1, SPAWN) as pool:
+            selected.append(pool.submit(select, Path(name), rows).result())
+            print(selected[-1], flush=True)
     result = {
         "about": about("benchmarks.scale", sys.argv[1:]),
         "runs": runs,
         "scoring": scores,
         "draw": drawn,
+        "select": selected,
     }
     if args.out:
         write_json(args.out, result)

@@ -187,6 +187,8 @@ class SelectCommand:
     """Another epoch is another draw."""
     filtered: Path | None = None
     """Folder to write the chosen rows to as well, with a column weight; new or empty."""
+    address: str | None = None
+    """A running Ray cluster, for more than 10^8 examples."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -374,7 +376,7 @@ def _select(args: list[str]) -> int:
     o = _parse(SelectCommand, args, "data select")
     from pipelines.selection import select_subset
 
-    plan = select_subset(
+    drawn = select_subset(
         o.folder,
         policy=o.policy,
         ratio=o.ratio,
@@ -386,8 +388,9 @@ def _select(args: list[str]) -> int:
         seed=o.seed,
         epoch=o.epoch,
         filtered=o.filtered,
+        address=o.address,
     )
-    print(f"{o.output}: {len(plan.ids):,} examples, weights up to {plan.weights.max():.3g}")  # noqa: T201
+    print(f"{o.output}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")  # noqa: T201
     return 0
 
 

@@ -411,8 +411,6 @@ class ClusterConfig:
     """Actors that score examples, each started once per pass; 0 scores in tasks, which is cheaper on CPUs."""
     gpus_per_scorer: float = 0
     """GPUs that each scoring actor reserves."""
-    ids_per_book: int = 50_000_000
-    """Ids that one actor of the score book holds; beyond, the book is spread over several actors."""
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
@@ -428,7 +426,6 @@ class ClusterConfig:
         _check(self.scorers >= 0, "cluster.scorers", self.scorers, "zero or more")
         ok = self.scorers > 0 or not self.gpus_per_scorer
         _check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
-        _check(self.ids_per_book >= 1, "cluster.ids_per_book", self.ids_per_book, "at least 1")
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
 

@@ -10,6 +10,7 @@ from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_exampl
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
+from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
 from pruning.examples.settings import FORWARD_COST, Settings
 
@@ -35,6 +36,7 @@ def check_data(config: Config) -> CheckedData:
         read_split(data.path, split, data.on_bad_row).first(rows)
         for split, rows in ((data.train_split, data.train_rows), (data.test_split, data.test_rows))
     )
+    check_size(train.num_examples)
     if data.on_bad_row == "skip" or train.num_bytes + test.num_bytes <= CHEAP_BYTES:
         train, test = check_examples(train), check_examples(test)
     info = describe(train, test, data.path, data, config.model.T)

@@ -1,21 +1,38 @@
 """A subset with its weights, written for people who train elsewhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.connect import connect
 from cluster.storage import name_of
 from pipelines.data.dataset import read_split
 from pipelines.data.files import check_beside, check_new_folder, open_parquet, write_beside
-from pipelines.data.ids import IdCollector, IdSet
+from pipelines.data.ids import MOST_IDS, IdCollector, IdSet
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
-from pruning.examples.policies import Plan, Policy, make_policy
+from pipelines.poisson_pass import PoissonDraw, draws_alone, poisson_pass
+from pruning.examples.inclusion import subset_size
+from pruning.examples.policies import Policy, make_policy
 
 ROW_GROUP_ROWS = 1024
 READ_ROWS = 65_536
+COLUMNS = pa.schema({"id": pa.int64(), "weight": pa.float32(), "probability": pa.float64()})
+IN_MEMORY = MOST_IDS
+"""Examples that are drawn from in this process; beyond, passes of Ray Data draw by the Poisson design."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What was drawn, in short."""
+
+    examples: int
+    largest_weight: float
 
 
 def select_subset(
@@ -31,7 +48,8 @@ def select_subset(
     seed: int = 0,
     epoch: int = 0,
     filtered: Path | None = None,
-) -> Plan:
+    address: str | None = None,
+) -> Selected:
     """Draw one epoch's subset of a dataset and write id, weight and inclusion probability as Parquet.
 
     Args:
@@ -42,14 +60,12 @@ def select_subset(
         scores: Parquet with columns id and the policy's score (`spikeprune score` writes it).
         split: prefix of the dataset's files.
         alpha: share of the uniform mixture.
-        design: ``systematic`` or ``poisson``.
+        design: ``systematic`` or ``poisson``; more than 10^8 examples are drawn from by ``poisson`` alone.
         seed: of the draw.
         epoch: another epoch is another draw with the same seed.
         filtered: new or empty folder to write the chosen rows to, with a column ``weight``; none when not
             given.
-
-    Returns:
-        the plan.
+        address: of a running Ray cluster, for more than 10^8 examples.
 
     Raises:
         UserError: bad data, missing or foreign scores, a setting out of range, or a place to write that
@@ -59,59 +75,106 @@ def select_subset(
     if filtered is not None:
         check_new_folder("--filtered", filtered)
     data = read_split(folder, split)
-    try:
+    settings = {
+        "ratio": ratio,
+        "seed": seed,
+        "epochs": epoch + 1,
+        "warmup_epochs": 0,
+        "anneal_epochs": 0,
+        "alpha": alpha,
+        "stale_alpha": alpha,
+        "design": design,
+    }
+    large = data.num_examples > IN_MEMORY
+    with _naming_options():
         drawn = make_policy(
             policy,
-            num_examples=data.id_span,
+            num_examples=1 if large else data.id_span,
             first_id=data.first_id,
-            present=None if data.ids.dense else data.ids.mask(),
-            ratio=ratio,
-            seed=seed,
-            epochs=epoch + 1,
-            warmup_epochs=0,
-            anneal_epochs=0,
-            alpha=alpha,
-            stale_alpha=alpha,
-            design=design,  # type: ignore[arg-type]
+            present=None if large or data.ids.dense else data.ids.mask(),
+            **settings,  # type: ignore[arg-type]
         )
+    if drawn.score is not None and scores is None:
+        raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
+    if large:
+        plan, score = _plan(drawn, data.num_examples, epoch)
+        if scores is not None and score is not None:
+            _opened(scores, score).close()
+        with connect(address):
+            told = _write(output, _passes(plan, scores, score), ratio)
+    else:
+        told = _write(output, _in_memory(drawn, scores, data.ids, epoch), ratio)
+    if filtered is not None:
+        _write_filtered(folder, split, output, filtered)
+    return told
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         where, _, what = str(error).partition(": ")
         raise UserError(f"--{where}", what) from None
-    if drawn.score is not None:
-        if scores is None:
-            raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
-        _read_scores(scores, drawn, data.ids, epoch)
-    plan = drawn.plan(epoch)
-    if not len(plan.ids):
-        raise UserError(
-            "--ratio",
-            f"at {ratio:g} the poisson design drew none of {data.num_examples:,} examples; lower it, or take"
-            " --design systematic",
-        )
+
+
+def _in_memory(policy: Policy, scores: Path | None, ids: IdSet, epoch: int) -> Iterator[pa.Table]:
+    if scores is not None and policy.score is not None:
+        _read_scores(scores, policy, ids, epoch)
+    plan = policy.plan(epoch)
     probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
-    table = pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
-    write_beside(output, lambda p: pq.write_table(table, p, compression="zstd"))
-    if filtered is not None:
-        _write_filtered(folder, split, plan, filtered)
-    return plan
+    yield pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
+
+
+def _plan(policy: Policy, population: int, epoch: int) -> tuple[PoissonDraw, str | None]:
+    """What passes of Ray Data draw by the settings of a policy, and by which score."""
+    s = policy.settings
+    if s.design != "poisson":
+        raise UserError("--design", f"{s.design} draws from {IN_MEMORY:,} examples at most; take poisson")
+    if not draws_alone(policy.name):
+        raise UserError("--policy", f"{policy.name} ranks all examples, {IN_MEMORY:,} at most; take sadp")
+    full = policy.is_full(epoch)
+    plan = PoissonDraw(
+        population=population,
+        size=population if full else subset_size(population, s.ratio),
+        alpha=s.alpha,
+        seed=s.seed,
+        epoch=epoch,
+    )
+    return plan, None if full or policy.is_uniform(epoch) else policy.score
+
+
+def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterator[pa.Table]:
+    """As `_in_memory`, by Ray Data."""
+    import ray
+
+    if score is None:
+        return poisson_pass(ray.data.range(plan.population), None, plan)
+    return poisson_pass(ray.data.read_parquet(str(scores), columns=["id", score]), score, plan)
+
+
+def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
+    examples, largest = 0, 0.0
+
+    def write(path: Path) -> None:
+        nonlocal examples, largest
+        with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
+            for part in parts:
+                examples += part.num_rows
+                largest = max(largest, part.column("weight").to_numpy().max(initial=0))
+                writer.write_table(part)
+        if not examples:
+            what = f"at {ratio:g} the poisson design drew none; lower it, or take --design systematic"
+            raise UserError("--ratio", what)
+
+    write_beside(output, write)
+    return Selected(examples, float(largest))
 
 
 def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
     """Let the policy see a file of scores, a bounded number of rows at a time."""
     assert policy.score is not None
-    try:
-        parquet = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise UserError("--scores", f"{path} does not exist") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
-        ) from None
-    with parquet:
-        for column in ("id", policy.score):
-            if column not in parquet.schema_arrow.names:
-                names = ", ".join(parquet.schema_arrow.names)
-                raise UserError("--scores", f"{path} has no column {column!r}; it has {names}")
+    with _opened(path, policy.score) as parquet:
         seen, known = IdCollector(), True
         for batch in parquet.iter_batches(READ_ROWS, columns=["id", policy.score]):
             found = batch.column("id").to_numpy()
@@ -125,18 +188,34 @@ def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
             )
 
 
-def _write_filtered(folder: Path, split: str, plan: Plan, output: Path) -> None:
+def _opened(path: Path, score: str) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError("--scores", f"{path} does not exist") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
+        ) from None
+    for column in ("id", score):
+        if column not in parquet.schema_arrow.names:
+            names = ", ".join(parquet.schema_arrow.names)
+            raise UserError("--scores", f"{path} has no column {column!r}; it has {names}")
+    return parquet
+
+
+def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> None:
     """The chosen rows of every file under its own name, with their weights."""
     for file in split_files(folder, split):
-        write_beside(output / name_of(file), lambda path, file=file: _filter(file, plan, path))  # type: ignore[misc]
+        write_beside(output / name_of(file), lambda path, file=file: _filter(file, subset, path))  # type: ignore[misc]
 
 
-def _filter(file: str, plan: Plan, path: Path) -> None:
+def _filter(file: str, subset: Path, path: Path) -> None:
     with open_parquet(file) as parquet:
         metadata = parquet.schema_arrow.metadata
         writer: pq.ParquetWriter | None = None
         for batch in parquet.iter_batches(READ_ROWS):
-            chosen = _chosen(pa.Table.from_batches([batch]), plan).replace_schema_metadata(metadata)
+            chosen = _chosen(pa.Table.from_batches([batch]), subset).replace_schema_metadata(metadata)
             if writer is None:
                 writer = pq.ParquetWriter(path, chosen.schema, compression="zstd")
             writer.write_table(chosen, row_group_size=ROW_GROUP_ROWS)
@@ -144,8 +223,12 @@ def _filter(file: str, plan: Plan, path: Path) -> None:
             writer.close()
 
 
-def _chosen(rows: pa.Table, plan: Plan) -> pa.Table:
+def _chosen(rows: pa.Table, subset: Path) -> pa.Table:
     ids = rows.column("id").to_numpy()
-    at = np.minimum(np.searchsorted(plan.ids, ids), len(plan.ids) - 1)
-    keep = plan.ids[at] == ids
-    return rows.filter(pa.array(keep)).append_column("weight", pa.array(plan.weights[at[keep]]))
+    within = [("id", ">=", int(ids.min())), ("id", "<=", int(ids.max()))]
+    drawn = pq.read_table(subset, columns=["id", "weight"], filters=within)
+    found, weights = drawn.column("id").to_numpy(), drawn.column("weight")
+    keep = np.isin(ids, found)
+    return rows.filter(pa.array(keep)).append_column(
+        "weight", weights.take(np.searchsorted(found, ids[keep]))
+    )

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+MOST_IDS = 100_000_000
+"""Ids that one process draws from: 16 bytes of memory each for their scores, and about 40 for a draw."""
 BLOCK = 1 << 16
 """Ids that are looked at together: what walking a set costs in memory."""
 

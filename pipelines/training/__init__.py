@@ -1,1 +1,1 @@
-"""One training function under every launcher: the loop, its data, its score book, its checkpoints."""
+"""One training function under every launcher: the loop, its data, its score table, its checkpoints."""

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
+from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
 
 PROGRESS = "progress.json"
-BOOK_PART = 1 << 20  # entries of a score book that pass through a worker at once
+TABLE = "book"  # what the score table's files are called, in older checkpoints too
 
 
 @dataclass(kw_only=True)
@@ -56,15 +57,16 @@ def save(
     model: SpikingNetwork,
     architecture: dict[str, Any],
     optimizer: dict[str, Any] | None,
-    book: "BookState | None",
+    table: ScoreTable | None,
     masks: Masks | None,
 ) -> None:
     """Write all of a run's state below ``folder``; the progress file last, so that it marks a whole one."""
     save_checkpoint(folder / "model.safetensors", model, architecture)
     if optimizer is not None:
         torch.save(optimizer, folder / "optimizer.pt")
-    if book is not None:
-        save_book(folder, book)
+    if table is not None:
+        for name, array in table.state().items():
+            np.save(folder / f"{TABLE}-{name}.npy", array)
     if masks is not None:
         masks.save(folder / "masks.safetensors")
     write_json(
@@ -104,40 +106,19 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
         raise UserError(str(path), f"is not an optimiser state ({str(error).splitlines()[0]})") from error
 
 
-class BookState(Protocol):
-    """A score book's state, part by part (see `pipelines.training.score_book.ScoreBook`)."""
-
-    def state_arrays(self) -> dict[str, tuple[str, int]]: ...  # noqa: D102
-    def state_part(self, name: str, low: int, high: int) -> np.ndarray: ...  # noqa: D102
-    def load_part(self, name: str, low: int, values: np.ndarray) -> None: ...  # noqa: D102
-
-
-def save_book(folder: Path, book: BookState) -> None:
-    """Write the score book's arrays, a bounded part at a time, however many actors hold them."""
-    for name, (dtype, length) in book.state_arrays().items():
-        with (folder / f"book-{name}.npy").open("wb") as file:
-            header = {"descr": dtype, "fortran_order": False, "shape": (length,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for low in range(0, length, BOOK_PART):
-                file.write(book.state_part(name, low, min(low + BOOK_PART, length)).tobytes())
-
-
-def load_book(folder: Path, book: BookState) -> None:
-    """Give a fresh score book the checkpoint's state.
+def load_table(folder: Path, table: ScoreTable) -> None:
+    """Give a fresh score table the checkpoint's state.
 
     Raises:
-        UserError: arrays of another policy or dataset.
+        UserError: arrays that cannot be read, or of another policy or dataset.
     """
-    arrays = book.state_arrays()
-    for name, (dtype, length) in arrays.items():
-        path = folder / f"book-{name}.npy"
+    state = {}
+    for path in sorted(folder.glob(f"{TABLE}-*.npy")):
         try:
-            stored = np.load(path, mmap_mode="r", allow_pickle=False) if length else np.zeros(0, dtype)
+            state[path.stem.removeprefix(f"{TABLE}-")] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(str(path), f"is not a score book's state ({error})") from None
-        if stored.shape != (length,) or stored.dtype.str != dtype:
-            raise UserError(
-                str(path), f"holds {stored.shape} {stored.dtype}, this run needs ({length},) {dtype}"
-            )
-        for low in range(0, length, BOOK_PART):
-            book.load_part(name, low, np.array(stored[low : low + BOOK_PART]))
+            raise UserError(str(path), f"is not a score table's state ({error})") from None
+    try:
+        table.load(state)
+    except ValueError as error:
+        raise UserError(str(folder), f"does not fit this run ({error})") from None

@@ -19,7 +19,7 @@ PROBE_STREAM = 104
 def diagnose_scores(
     worker: Worker, train: TrainConfig, examples: ExamplesConfig, epoch: int
 ) -> dict[str, float] | None:
-    """Variance of the gradient under the book's scores, and its bias under training's batch norm.
+    """Variance of the gradient under the table's scores, and its bias under training's batch norm.
 
     The network is as it is before the epoch trains, the scores as old as the draw found them. The variance
     takes norm statistics as fixed (one backward pass per example); the bias is measured in training mode, for
@@ -38,7 +38,7 @@ def diagnose_scores(
         rank=0,
         world_size=1,
     )
-    scores = worker.engine.book.scores(ids)
+    scores = worker.engine.table.scores(ids)
     if not np.isfinite(scores).all():
         return None
     x, y = worker.engine.fetch(ids).get(ids)

@@ -1,4 +1,4 @@
-"""The launcher on Ray: one `TorchTrainer.fit` per run, its workers' start, one score book beside them."""
+"""The launcher on Ray: one `TorchTrainer.fit` per run, its workers' start, one score table beside them."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from pipelines.config import ClusterConfig
 from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, activate
-from pipelines.training.book_shards import BookShard, shardable, split_ids
 from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.loop import run_phases
 from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
+from pipelines.training.score_table import ScoreTable
 from pipelines.training.storage import explained, mend
 from pipelines.training.stored_rows import load_rows
 from pipelines.training.worker import RunSpec, start
@@ -68,9 +68,10 @@ def train_on_datasets(
     if train is None and not spec.shards:
         train, test = load_rows(spec.train), load_rows(spec.test)
     cluster = spec.config.cluster
-    books, bounds = _start_books(spec)
-    book = books[0]
-    job = Job(spec=spec, train=train, test=test, books=books, bounds=bounds, started=started)
+    name = f"score-table-{Path(spec.folder).name}-{uuid4().hex}"
+    actor: Any = ray.remote(TableActor)
+    table = actor.options(name=name, num_cpus=0, max_restarts=-1).remote(spec.ids, spec.code)
+    job = Job(spec=spec, train=train, test=test, table=table, started=started)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -93,15 +94,15 @@ def train_on_datasets(
         ),
     )
     stop = threading.Event()
-    watcher = threading.Thread(target=_follow, args=(book, watch, stop), daemon=True)
+    watcher = threading.Thread(target=_follow, args=(table, watch, stop), daemon=True)
     watcher.start()
     mistake = None
     try:
         mend(Path(spec.folder) / CHECKPOINTS)
         trainer.fit()
-        mistake = ray.get(book.mistake.remote())
+        mistake = ray.get(table.mistake.remote())
     except ray.train.TrainingFailedError:
-        mistake = ray.get(book.mistake.remote())
+        mistake = ray.get(table.mistake.remote())
         if mistake is None:
             with explained(Path(spec.folder), spec.remote):
                 raise
@@ -110,8 +111,7 @@ def train_on_datasets(
     finally:
         stop.set()
         watcher.join()
-        for actor in books:
-            ray.kill(actor)
+        ray.kill(table)
     if mistake is not None:
         raise UserError(*mistake)
 
@@ -122,20 +122,6 @@ def _checkpoint_storage(spec: RunSpec) -> dict[str, Any]:
         return {"storage_path": spec.folder}
     remote = Remote.of(spec.remote)
     return {"storage_path": remote.root, "storage_filesystem": remote.filesystem}
-
-
-def _start_books(spec: RunSpec) -> tuple[list[Any], list[int]]:
-    """The score book's actors, and the bounds of their id ranges; one actor for policies that rank all."""
-    policies = {phase.examples.policy for phase in spec.phases if phase.examples is not None}
-    parts = [spec.ids]
-    if len(spec.ids) > spec.config.cluster.ids_per_book and all(map(shardable, policies)):
-        parts = split_ids(spec.ids, spec.config.cluster.ids_per_book)
-    name = f"score-book-{Path(spec.folder).name}-{uuid4().hex}"
-    actor, options = ray.remote(BookActor), {"num_cpus": 0, "max_restarts": -1}
-    books = [
-        actor.options(name=f"{name}-{k}", **options).remote(part, spec.code) for k, part in enumerate(parts)
-    ]
-    return books, [*(part.first for part in parts), spec.ids.end]
 
 
 def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
@@ -152,7 +138,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     activate(job.spec.code)
     if job.started is not None and ray.train.get_context().get_world_rank() == 0:
         job.started()
-    if ray.get(job.book.mistake.remote()) is not None:
+    if ray.get(job.table.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report
     try:
         resume = ray.train.get_checkpoint()
@@ -165,12 +151,12 @@ def _train_worker(config: dict[str, Any]) -> None:
             path = Path(folder) if folder is not None else None
             run_phases(start(job.spec, RayEngine(job), path), path)
     except UserError as error:
-        ray.get(job.book.refuse.remote(error.where, error.what))
+        ray.get(job.table.refuse.remote(error.where, error.what))
         raise
 
 
-class BookActor(BookShard):
-    """The score book, or a range of it, as an actor; the first also keeps each epoch's latest event."""
+class TableActor(ScoreTable):
+    """The score table as an actor, which also keeps each epoch's latest event."""
 
     def __init__(self, ids: IdSet, code: OwnCode | None) -> None:
         activate(code)
@@ -195,13 +181,13 @@ class BookActor(BookShard):
         return list(self._events.values())
 
 
-def _follow(book: Any, watch: Callable[[dict[str, object]], None], stop: threading.Event) -> None:
+def _follow(table: Any, watch: Callable[[dict[str, object]], None], stop: threading.Event) -> None:
     """Show progress until told to stop, the end included; what cannot be seen is not shown."""
     stopping = False
     while not stopping:
         stopping = stop.wait(PROGRESS_SECONDS)
         try:
-            events = ray.get(book.events.remote(), timeout=5)
+            events = ray.get(table.events.remote(), timeout=5)
         except ray.exceptions.RayError:
             continue
         for event in events:

@@ -1,4 +1,4 @@
-"""What the training loop asks of whoever launches it: its place among the workers, rows, and a book.
+"""What the training loop asks of whoever launches it: its place among the workers, rows, and a score table.
 
 Two launchers answer: `pipelines.training.distributed` (Ray) and `pipelines.training.local`.
 """
@@ -14,39 +14,10 @@ from torch import Tensor, nn
 from pipelines.data.rows import Rows
 from pipelines.scoring import Scoring
 from pipelines.training.feed import Feed
-from pipelines.training.score_book import Drawn, PolicySettings, Wanted
-from pruning.examples.policy import Source
+from pipelines.training.score_table import Drawn, ScoreTable
 from snn.models import SpikingNetwork
 
 Shared = TypeVar("Shared")
-
-
-class Book(Protocol):
-    """The score book as a worker sees it (see `pipelines.training.score_book.ScoreBook`)."""
-
-    def begin(self, settings: PolicySettings) -> Wanted | None: ...  # noqa: D102
-    def rescore(self, epoch: int) -> np.ndarray | None: ...  # noqa: D102
-    def open_pass(self, epoch: int) -> int: ...  # noqa: D102
-    def wanted(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def observe(  # noqa: D102
-        self,
-        ids: np.ndarray,
-        scores: np.ndarray,
-        epoch: int,
-        source: Source,
-        steps: np.ndarray | None = None,
-    ) -> None: ...
-    def scores(self, ids: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def draw(self, epoch: int) -> Drawn: ...  # noqa: D102
-    def counts(self, ranges: np.ndarray) -> np.ndarray: ...  # noqa: D102
-    def chosen(self, ranges: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # noqa: D102
-    def costs(self) -> dict[str, float]: ...  # noqa: D102
-    def state_arrays(self) -> dict[str, tuple[str, int]]: ...  # noqa: D102
-    def state_part(self, name: str, low: int, high: int) -> np.ndarray: ...  # noqa: D102
-    def load_part(self, name: str, low: int, values: np.ndarray) -> None: ...  # noqa: D102
-    def open_table(self, epoch: int) -> bool: ...  # noqa: D102
-    def table(self, low: int, high: int) -> dict[str, np.ndarray]: ...  # noqa: D102
-    def close_table(self) -> None: ...  # noqa: D102
 
 
 class TestRows(Protocol):
@@ -69,8 +40,8 @@ class Engine(Protocol):
     device: torch.device
 
     @property
-    def book(self) -> Book:
-        """The run's score book."""
+    def table(self) -> ScoreTable:
+        """The run's score table."""
         ...
 
     def warm_up(self) -> None:
@@ -95,7 +66,7 @@ class Engine(Protocol):
         """Score, by the weights of now, whom the policy wants scored before ``epoch``; on rank 0 alone.
 
         The pass runs beside whatever follows, as far as the engine can. The result waits for it and
-        says how many it scored; by then they are in the book, stamped with the epoch ``stamp``.
+        says how many it scored; by then they are in the score table, stamped with the epoch ``stamp``.
         """
         ...
 

@@ -18,7 +18,7 @@ from pipelines.training.order import EpochOrder, ShardOrder, Window
 from pruning.examples.sampling import shuffled
 
 Chosen = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Ids and weights drawn from id ranges: `pipelines.training.score_book.ScoreBook.chosen`."""
+"""Ids and weights drawn from id ranges: `pipelines.training.score_table.ScoreTable.chosen`."""
 Reader = Callable[[Layout, np.ndarray], Callable[[], pa.Table]]
 """Begins to read the rows with these ids from row groups; the result waits for them."""
 

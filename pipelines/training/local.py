@@ -18,7 +18,7 @@ from pipelines.training import checkpoint
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
-from pipelines.training.score_book import Drawn, ScoreBook
+from pipelines.training.score_table import Drawn, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.storage import explained
 from pipelines.training.worker import RunSpec, memory_feed, start
@@ -44,7 +44,7 @@ class LocalEngine:
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.book = ScoreBook(spec.ids)
+        self.table = ScoreTable(spec.ids)
         self._spec = spec
         self._source: ShardSource | None = None
         self._train = train
@@ -71,7 +71,7 @@ class LocalEngine:
     def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
         """From memory, or from row groups."""
         if self._source is not None:
-            return self._source.feed(self.book, drawn, seed=seed, global_batch=global_batch, also=also)
+            return self._source.feed(self.table, drawn, seed=seed, global_batch=global_batch, also=also)
         return memory_feed(self, self._spec, drawn, seed=seed, global_batch=global_batch, also=also)
 
     def test_rows(self) -> TestRows:
@@ -85,18 +85,15 @@ class LocalEngine:
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
     ) -> Callable[[], int]:
         """At once: there is nobody else to do it."""
-        if self._spec.shards:
-            count = self.book.open_pass(epoch)
-            layout = ordered_layout(self._spec.train)
-            if count:
-                for part in parts_of(layout):
-                    wanted = self.book.wanted(part.ranges)
-                    if len(wanted):
-                        self._deliver(score_layout(part, wanted, model, scoring, self.device), scoring, stamp)
-            return lambda: count
-        ids = self.book.rescore(epoch)
-        if ids is None or not len(ids):
+        ids = self.table.rescore(epoch)
+        if ids is None:
             return lambda: 0
+        if self._spec.shards:
+            for part in parts_of(ordered_layout(self._spec.train)):
+                wanted = ids[slice(*np.searchsorted(ids, [part.low[0], part.high[-1]]))]
+                if len(wanted):
+                    self._deliver(score_layout(part, wanted, model, scoring, self.device), scoring, stamp)
+            return lambda: len(ids)
         assert self._train is not None
         with naming_rows(self._spec.train.layout):
             scores = score_table(select(self._train, ids), model, scoring, self.device)
@@ -109,7 +106,7 @@ class LocalEngine:
 
     def _deliver(self, scores: pa.Table, scoring: Scoring, stamp: int) -> None:
         found = scores.column(scoring.scores[0]).to_numpy()
-        self.book.observe(scores.column("id").to_numpy(), found, stamp, "pass")
+        self.table.observe(scores.column("id").to_numpy(), found, stamp, "pass")
 
     def _read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
         return self._ahead.submit(read_rows, layout, ids).result

@@ -20,7 +20,7 @@ from pipelines.training.optim import make_optimizer
 from pipelines.training.pace import pace
 from pipelines.training.phases import Phase
 from pipelines.training.prune import prune, retrained
-from pipelines.training.score_book import PolicySettings
+from pipelines.training.score_table import PolicySettings
 from pipelines.training.steps import Stepper
 from pipelines.training.worker import Worker
 from pruning.examples.settings import FORWARD_COST
@@ -55,7 +55,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
     worker.model = model
     scoring, in_training = _begin(worker, phase)
     if resume is not None and engine.rank == 0:
-        checkpoint.load_book(resume, engine.book)
+        checkpoint.load_table(resume, engine.table)
     optimizer = make_optimizer(model.parameters(), phase.train)
     masked = worker.masks.keep(model, optimizer) if worker.masks is not None else nullcontext()
     with masked:
@@ -70,14 +70,14 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
                 record["activity"] = measure_activity(model, worker.inputs, engine)
                 if worker.masks is not None:
                     record["figures"] = retrained(worker, record)
-                record |= engine.book.costs()
+                record |= engine.table.costs()
                 worker.keep_final(phase.name)
             worker.report(
                 record,
                 next_phase=worker.progress.phase + last,
                 next_epoch=0 if last else epoch + 1,
                 optimizer=stepper.state(),
-                book=engine.book,
+                table=engine.table,
             )
 
 
@@ -89,7 +89,7 @@ def _told_epoch(phase: Phase) -> int:
 
 
 def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
-    """Open the score book for a phase: how its policy wants examples scored, and whether in training."""
+    """Open the score table for a phase: how its policy wants examples scored, and whether in training."""
     spec, engine = worker.spec, worker.engine
     assert phase.train is not None
     assert phase.examples is not None
@@ -112,7 +112,7 @@ def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
         rescore_every=phase.examples.rescore_every,
         design=phase.examples.design,
     )
-    wanted = engine.share(engine.book.begin(settings) if engine.rank == 0 else None)
+    wanted = engine.share(engine.table.begin(settings) if engine.rank == 0 else None)
     if wanted is None:
         return None, False
     scoring = Scoring(
@@ -139,7 +139,7 @@ class _Trainer:
         """Score, draw, train, evaluate: the epoch's record."""
         engine, seconds = self.engine, _Clock()
         rescored = self._rescore(epoch)
-        drawn = engine.book.draw(epoch) if engine.rank == 0 else None
+        drawn = engine.table.draw(epoch) if engine.rank == 0 else None
         seconds.lap("score")
         if epoch == _told_epoch(self.phase) and self.phase.name == "train":
             self.worker.keep_scores(epoch)  # before training brings other scores than were drawn by
@@ -176,7 +176,7 @@ class _Trainer:
         seconds.lap("evaluate")
         rescored_ahead = ahead()
         seconds.lap("wait")
-        engine.barrier()  # all scores of this epoch have reached the book
+        engine.barrier()  # all scores of this epoch have reached the score table
         seconds.lap("barrier")
         record = {
             "phase": self.phase.name,

@@ -1,4 +1,4 @@
-"""One Ray Train worker's surroundings: its rows, the score book, scoring beside it, the other workers.
+"""One Ray Train worker's surroundings: its rows, the score table, scoring beside it, the other workers.
 
 Each worker fetches the rows that `order` assigns to it by selecting them in Ray Data tasks from the
 materialised dataset, encoded, before anything is decoded.
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
+from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, read_rows
 from pipelines.data.rows import Rows
 from pipelines.networks import architecture
@@ -39,8 +40,7 @@ from pipelines.scoring import (
 )
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
-from pipelines.training.remote_book import book_of
-from pipelines.training.score_book import Drawn
+from pipelines.training.score_table import Drawn, RemoteTable, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
 from pipelines.training.stored_rows import select_rows
 from pipelines.training.worker import RunSpec, memory_feed
@@ -60,17 +60,10 @@ class Job:
     """Materialised Ray Dataset of the training rows, encoded; ``None`` where they are read by row groups."""
     test: Any
     """As ``train``, for the test rows."""
-    books: list[Any]
-    """Handles of the score book's actors, by id range."""
-    bounds: list[int]
-    """First ids of their ranges, and the end of the last."""
+    table: Any
+    """Handle of the score table's actor, which also keeps progress."""
     started: Callable[[], None] | None = None
     """Called by the first worker when a group of workers starts."""
-
-    @property
-    def book(self) -> Any:
-        """The actor that also keeps progress."""
-        return self.books[0]
 
 
 class RayEngine:
@@ -81,7 +74,7 @@ class RayEngine:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = get_device()
-        self.book = book_of(job.books, job.bounds, len(job.spec.ids))
+        self.table = cast(ScoreTable, RemoteTable(job.table))
         self._job = job
         self._test: TestRows | None = None
         self._noted = 0.0
@@ -107,7 +100,7 @@ class RayEngine:
     def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
         """From the object store, or from row groups."""
         if self._source:
-            return self._source.feed(self.book, drawn, seed=seed, global_batch=global_batch, also=also)
+            return self._source.feed(self.table, drawn, seed=seed, global_batch=global_batch, also=also)
         return memory_feed(self, self._job.spec, drawn, seed=seed, global_batch=global_batch, also=also)
 
     def test_rows(self) -> TestRows:
@@ -131,19 +124,16 @@ class RayEngine:
             scorers = replace(scorers, spare=True, tasks=_spare_cores(self.world_size, spec.config.cluster))
         pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
         beside = self._beside = self._beside or _start_beside(spec.code)
-        if spec.shards:
-            count = self.book.open_pass(epoch)
-            if not count:
-                return lambda: 0
-            ref = beside.score.remote(pass_, ordered_layout(spec.train), self.book, stamp)
-            return lambda: count if _result(ref) is None else 0
-        ids = self.book.rescore(epoch)
-        if ids is None or not len(ids):
+        ids = self.table.rescore(epoch)
+        if ids is None:
             return lambda: 0
+        if spec.shards:  # straight into the table
+            ref = beside.stream.remote(pass_, ordered_layout(spec.train), ids, self._job.table, stamp)
+            return lambda: _result(ref) or len(ids)
         ref = beside.score.remote(pass_, self._job.train, ids)
 
         def deliver() -> int:
-            self.book.observe(ids, _result(ref), stamp, "pass")
+            self.table.observe(ids, _result(ref), stamp, "pass")
             return len(ids)
 
         return deliver
@@ -157,7 +147,7 @@ class RayEngine:
         now = time.monotonic()
         if self.rank == 0 and (now - self._noted > PROGRESS_SECONDS or "step" not in event):
             self._noted = now
-            self._job.book.note.remote(event)
+            self._job.table.note.remote(event)
 
     def publish(self, phase: str, values: dict[str, float]) -> None:
         """As Ray metrics ``spikeprune_*``, with tags run and phase, from rank 0."""
@@ -220,17 +210,17 @@ class Beside:
         prepare_data()
         activate(code)
 
-    def score(
-        self, pass_: ScoringPass, source: Any, whom: Any, stamp: int | None = None
-    ) -> np.ndarray | None:
-        """Scores of the rows ``whom`` of a dataset; or, from row groups, straight into the book ``whom``."""
+    def score(self, pass_: ScoringPass, rows: Any, ids: np.ndarray) -> np.ndarray:
+        """Scores of some rows of a dataset."""
         p = pass_
-        if stamp is None:
-            return score_dataset(source, p.weights, p.architecture, whom, p.scoring, p.scorers)
-        for table in stream_scores(source, whom, p.weights, p.architecture, p.scoring, p.scorers):
-            scores = table.column(p.scoring.scores[0]).to_numpy()
-            whom.observe(table.column("id").to_numpy(), scores, stamp, "pass")
-        return None
+        return score_dataset(rows, p.weights, p.architecture, ids, p.scoring, p.scorers)
+
+    def stream(self, pass_: ScoringPass, layout: Layout, ids: np.ndarray, table: Any, stamp: int) -> None:
+        """Scores of some rows of row groups, delivered as they come."""
+        p, wanted = pass_, IdSet.of(ids)
+        for part in stream_scores(layout, wanted, p.weights, p.architecture, p.scoring, p.scorers):
+            scores = part.column(p.scoring.scores[0]).to_numpy()
+            ray.get(table.observe.remote(part.column("id").to_numpy(), scores, stamp, "pass"))
 
 
 def _start_beside(code: OwnCode | None) -> Any:

@@ -1,24 +1,22 @@
-"""Scores met in training, on their way from a worker's device to the score book."""
-
-from typing import Protocol
+"""Scores met in training, on their way from a worker's device to the score table."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.examples.policy import Source
+from pipelines.training.score_table import ScoreTable
 
 DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
 
 
 class ScoreBuffer:
-    """Scores met in training on their way to the book, in deliveries of a bounded size.
+    """Scores met in training on their way to the score table, in deliveries of a bounded size.
 
     They stay on their device until one is due, so that no step waits for its scores.
     """
 
-    def __init__(self, book: "Observer", epoch: int) -> None:
-        self._book, self._epoch = book, epoch
+    def __init__(self, table: ScoreTable, epoch: int) -> None:
+        self._table, self._epoch = table, epoch
         self._parts: list[tuple[np.ndarray, Tensor, np.ndarray, np.ndarray]] = []
         self._held = 0
         self.step = 0
@@ -37,7 +35,7 @@ class ScoreBuffer:
             ids, scores, real, steps = zip(*self._parts, strict=True)
             wanted = np.concatenate(real)
             found = torch.cat(scores).float().cpu().numpy()
-            self._book.observe(
+            self._table.observe(
                 np.concatenate(ids)[wanted],
                 found[wanted],
                 self._epoch,
@@ -45,18 +43,3 @@ class ScoreBuffer:
                 np.concatenate(steps)[wanted],
             )
             self._parts, self._held = [], 0
-
-
-class Observer(Protocol):
-    """Where scores go."""
-
-    def observe(
-        self,
-        ids: np.ndarray,
-        scores: np.ndarray,
-        epoch: int,
-        source: Source,
-        steps: np.ndarray | None = None,
-    ) -> None:
-        """See `ScoreBook`."""
-        ...

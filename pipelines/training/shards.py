@@ -10,10 +10,9 @@ from pipelines.data.decode import Examples
 from pipelines.data.layout import Layout, chunked, naming_rows
 from pipelines.data.rows import Rows
 from pipelines.errors import UserError
-from pipelines.training.engine import Book
 from pipelines.training.feed import Feed, Reader, ShardFeed
 from pipelines.training.order import shard_order
-from pipelines.training.score_book import Drawn
+from pipelines.training.score_table import Drawn, ScoreTable
 
 TEST_ROWS = 8192  # of the test split that are read together
 
@@ -41,11 +40,11 @@ class ShardSource:
         return Rows(self._read(self._layout.take(at), ids)())
 
     def feed(
-        self, book: Book, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
+        self, table: ScoreTable, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
     ) -> tuple[Feed, Rows]:
         """The batches of an epoch; the rows ``also`` are kept until other ones are asked for."""
         order = shard_order(
-            book.counts(self._layout.ranges),
+            table.counts(self._layout.ranges),
             seed=seed,
             epoch=drawn.epoch,
             window_rows=self._window_rows,
@@ -55,7 +54,7 @@ class ShardSource:
         )
         if self._also is None or not np.array_equal(self._also.ids, also):
             self._also = self.fetch(also)
-        feed = ShardFeed(order, self._layout, book.chosen, self._read, seed=seed, epoch=drawn.epoch)
+        feed = ShardFeed(order, self._layout, table.chosen, self._read, seed=seed, epoch=drawn.epoch)
         return feed, self._also
 
 

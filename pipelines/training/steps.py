@@ -18,8 +18,8 @@ from pipelines.scoring import Scoring
 from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
-from pipelines.training.score_book import Drawn
 from pipelines.training.score_buffer import ScoreBuffer
+from pipelines.training.score_table import Drawn
 from pipelines.training.trace import part, traced
 from pipelines.training.worker import Worker
 from pruning.examples.sampling import tempered
@@ -114,7 +114,7 @@ class Stepper:
         epoch = drawn.epoch
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         finite_steps = torch.zeros((), dtype=torch.int64, device=self.engine.device)
-        seen = ScoreBuffer(self.engine.book, epoch)
+        seen = ScoreBuffer(self.engine.table, epoch)
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
         self.module.train()

@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ from pipelines.own_code import OwnCode
 from pipelines.places import beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
-from pipelines.training.engine import Book, Engine
+from pipelines.training.engine import Engine
 from pipelines.training.feed import Feed, MemoryFeed
 from pipelines.training.order import epoch_order
 from pipelines.training.pace import told
 from pipelines.training.phases import Phase
-from pipelines.training.score_book import Drawn, everything
+from pipelines.training.score_table import Drawn, ScoreTable, everything
 from pipelines.training.trackers import Tracker, gauges, make_trackers
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
@@ -95,7 +97,7 @@ class Worker:
         next_phase: int,
         next_epoch: int,
         optimizer: dict[str, Any] | None = None,
-        book: Book | None = None,
+        table: ScoreTable | None = None,
     ) -> None:
         """Add a record to the history, write metrics.jsonl, and register a checkpoint."""
         index = self.progress.phase
@@ -119,7 +121,7 @@ class Worker:
                 model=self.model,
                 architecture=architecture(self.spec.config.model, self.spec.info),
                 optimizer=optimizer,
-                book=book,
+                table=table,
                 masks=self.masks,
             ),
         )
@@ -155,23 +157,22 @@ class Worker:
 
     def keep_scores(self, epoch: int) -> None:
         """Write scores.parquet: what ``epoch``, just drawn, was drawn by. Others must not train meanwhile."""
-        book = self.engine.book
-        if self.engine.rank == 0 and book.open_table(epoch):
-            write_beside(Path(self.spec.folder) / "scores.parquet", self._write_scores)
-            book.close_table()
-
-    def _write_scores(self, path: Path) -> None:
-        ids, book = self.spec.ids, self.engine.book
+        ids = self.spec.ids
+        if self.engine.rank != 0 or self.engine.table.rows(epoch, ids.first, ids.first) is None:
+            return
         parts = (
-            pa.table(book.table(low, min(low + TABLE_IDS, ids.end)))
+            pa.table(self.engine.table.rows(epoch, low, min(low + TABLE_IDS, ids.end)))
             for low in range(ids.first, ids.end, TABLE_IDS)
         )
-        first = next(parts)
-        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-            writer.write_table(first)
-            for part in parts:
-                if part.num_rows:
-                    writer.write_table(part)
+        write_beside(Path(self.spec.folder) / "scores.parquet", lambda path: _write_parts(path, parts))
+
+
+def _write_parts(path: Path, parts: Iterator[pa.Table]) -> None:
+    first = next(parts)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for part in chain([first], parts):
+            if part.num_rows:
+                writer.write_table(part)
 
 
 def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
@@ -208,7 +209,7 @@ def memory_feed(
     engine: Engine, spec: RunSpec, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
 ) -> tuple[Feed, Rows]:
     """`Engine.feed` where all rows are in memory: the draw's rows and ``also`` are fetched together."""
-    ids, weights = engine.book.chosen(everything(spec.ids))
+    ids, weights = engine.table.chosen(everything(spec.ids))
     order = epoch_order(
         ids,
         weights,

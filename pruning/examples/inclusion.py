@@ -11,7 +11,7 @@ exceeds ``1 / alpha``. Our derivation, docs/methods-sadp.md.
 
 Scores count as float32. Two histograms over the bit patterns of the floats (65,280 bins, then the 32,768
 values of the bin that holds the water level) give the level without a sort. They hold integers only, so
-they add exactly: the probabilities are the same, bit for bit, however the examples are sharded.
+they add exactly: the probabilities are the same, bit for bit, however the examples are parted.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def subset_size(num_examples: int, ratio: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ScoreHistogram:
-    """What a shard tells of its scores; shards add up with ``+`` (exactly, in any order)."""
+    """What a part of the data tells of its scores; parts add up with ``+`` (exactly, in any order)."""
 
     counts: NDArray[np.int64]
     """Scores per bin, ``[65280]``; a bin holds the floats that share their upper 16 bits."""
@@ -65,7 +65,7 @@ class ScoreHistogram:
 
     @classmethod
     def of(cls, scores: Floats, present: Bools | None = None) -> "ScoreHistogram":
-        """The histogram of one shard's scores ``[n]``, of the present ones if a mask ``[n]`` is given."""
+        """The histogram of one part's scores ``[n]``, of the present ones if a mask ``[n]`` is given."""
         counts = np.zeros(_BINS, np.int64)
         low = np.zeros(_BINS, np.int64)
         zeros = replaced = 0
@@ -128,7 +128,7 @@ class WaterLevel:
     """The score of examples whose own is not finite."""
 
     def probabilities(self, scores: Floats, present: Bools | None = None) -> NDArray[np.float64]:
-        """``pi`` float64 ``[n]`` of one shard; 0 where not present."""
+        """``pi`` float64 ``[n]`` of one part; 0 where not present."""
         out = np.zeros(len(scores), np.float64)
         for start in range(0, len(scores), _CHUNK):
             part = _finite_nonnegative(scores[start : start + _CHUNK])
@@ -145,10 +145,10 @@ class WaterLevel:
 
 
 def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
-    """The bin of the histogram that holds the water level (round one of the sharded form).
+    """The bin of the histogram that holds the water level (round one).
 
     Args:
-        histogram: of all shards together.
+        histogram: of all parts together.
         size: ``m``, from 1 to ``N``.
         alpha: share of the uniform mixture, in [0, 1].
 
@@ -163,7 +163,7 @@ def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
 
 
 def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = None) -> NDArray[np.int64]:
-    """How many of a shard's scores equal each float of a bin, ``[32768]`` (round two; counts add up).
+    """How many of a part's scores equal each float of a bin, ``[32768]`` (round two; counts add up).
 
     Args:
         scores: ``[n]``.
@@ -186,9 +186,9 @@ def water_level(
     """The exact level (to a float64's rounding) from both rounds.
 
     Args:
-        histogram: of all shards together.
+        histogram: of all parts together.
         which: the bin, from `bracketing_bin`.
-        inside: `bin_counts` of all shards together, ``[32768]``.
+        inside: `bin_counts` of all parts together, ``[32768]``.
         size: ``m``, from 1 to ``N``.
         alpha: share of the uniform mixture, in [0, 1].
 

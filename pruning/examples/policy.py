@@ -1,4 +1,4 @@
-"""What all example-pruning policies share: schedule, score book, rescoring, mixture, cost.
+"""What all example-pruning policies share: schedule, scores, rescoring, mixture, cost.
 
 A policy decides which examples an epoch trains on and with which weights. Its decision is a pure function of
 its settings and its state (scores and when they were made), so a plan can be asked for twice, or again after
@@ -190,15 +190,11 @@ class Policy:
 
     def mean_score_age(self, epoch: int) -> float | None:
         """Mean age in epochs of the present examples' scores, as ``epoch`` starts; ``None`` without any."""
-        total, count = self.score_ages()
-        return epoch - total / count / 2 if count else None
-
-    def score_ages(self) -> tuple[int, int]:
-        """Sum of the present examples' stamps (in half epochs) and their number; both add up over shards."""
         scored = self.stamps != _NEVER
         if self.settings.present is not None and self.score:
             scored &= self.settings.present
-        return int(self.stamps.sum(where=scored, dtype=np.int64)), int(scored.sum())
+        count = int(scored.sum())
+        return epoch - int(self.stamps.sum(where=scored, dtype=np.int64)) / count / 2 if count else None
 
     def num_missing(self) -> int:
         """Present examples whose score is missing or not finite."""

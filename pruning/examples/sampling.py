@@ -7,18 +7,11 @@ Two designs. ``poisson``: every id decides alone, the size varies. ``systematic`
 a pseudorandom order, their probabilities laid end to end on a line, and one example taken wherever a point
 ``u, u + 1, u + 2, ...`` falls, for one uniform ``u``. Probabilities count in units of 2^-40, so that sums
 are integers and exact. The order is that of blocks of 65,536 ids, permuted, and of the ids within each block,
-permuted; shards that are unions of blocks draw together what one process would, bit for bit:
+permuted.
 
-1. each shard rounds its probabilities (`quantise`) and reports a `Tally`; `correction` of the summed tallies
-   tells how to make the sum exactly ``m`` (`Correction.apply`, with the shard's offset among the open
-   examples); repeat until there is nothing to correct (twice at most, but for contrived inputs);
-2. each shard reports the sums of its blocks (`block_sums`); `block_starts` places them on the line;
-3. each shard selects (`select_blocks`).
-
-Deville and Tille 1998 describe fixed-size designs; the sharded form is ours, docs/methods-sadp.md.
+Deville and Tille 1998 describe fixed-size designs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,8 +109,7 @@ def draw(
     elif design == "systematic":
         units = quantise(pi)
         settle(units, size)
-        starts = block_starts(block_sums(units, first_id), seed=seed, epoch=epoch)
-        at = select_blocks(units, starts, seed=seed, epoch=epoch, first_id=first_id)
+        at = _systematic(units, seed, epoch, first_id)
         assert len(at) == size, "systematic design: the size must be exact"
         picked = units[at] / UNIT
         del units
@@ -131,7 +123,7 @@ def draw(
 
 
 def power_sum(weights: NDArray[np.float32], power: float) -> int:
-    """Sum of ``w^power`` in units of ``1 / POWER_UNIT``; the sums of a subset's shards add up exactly."""
+    """Sum of ``w^power`` in units of ``1 / POWER_UNIT``; the sums of a subset's parts add up exactly."""
     parts = (weights[at : at + BLOCK] for at in range(0, len(weights), BLOCK))
     powers = (np.power(part, power, dtype=np.float64) * POWER_UNIT for part in parts)
     return sum(int(p.astype(np.int64).sum()) for p in powers)
@@ -155,122 +147,55 @@ def quantise(probabilities: Doubles) -> Ints:
     return units
 
 
-@dataclass(frozen=True)
-class Tally:
-    """A shard's sums, which tell how far the rounded probabilities are from their total; they add up."""
+def settle(units: Ints, size: int) -> None:
+    """Correct units in place until they sum to ``size`` exactly.
 
-    total: int
-    """Sum of the units."""
-    raisable: int
-    """Examples with 0 < pi < 1."""
-    lowerable: int
-    """Examples with 2^-40 < pi < 1."""
-
-    @classmethod
-    def of(cls, units: Ints) -> "Tally":
-        """The tally of one shard's units ``[n]``."""
-        total = raisable = lowerable = 0
-        for at in range(0, len(units), BLOCK):  # 2^16 units of at most 2^40 each: below 2^63
-            part = units[at : at + BLOCK]
-            open_ = part < UNIT
-            total += int(part.sum())
-            raisable += int((open_ & (part > 0)).sum())
-            lowerable += int((open_ & (part > 1)).sum())
-        return cls(total, raisable, lowerable)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.total + other.total, self.raisable + other.raisable, self.lowerable + other.lowerable
-        )
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Units to add to every open example, and one more to the first ``extra`` of them in id order.
-
-    Open are the examples that can move in the correction's direction: ``0 < pi < 1`` to be raised,
-    ``2^-40 < pi < 1`` to be lowered.
-    """
-
-    each: int
-    extra: int
-    down: bool
-
-    def open(self, tally: Tally) -> int:
-        """Open examples of a shard; their sum over the shards before gives the ``offset`` of `apply`."""
-        return tally.lowerable if self.down else tally.raisable
-
-    def apply(self, units: Ints, offset: int = 0) -> None:
-        """Correct one shard's units in place; ``offset`` open examples lie in shards of lower ids."""
-        for at in range(0, len(units), BLOCK):
-            part = units[at : at + BLOCK]
-            open_ = np.flatnonzero((part < UNIT) & (part > (1 if self.down else 0)))
-            change = np.full(len(open_), self.each, np.int64)
-            change[: max(0, min(len(open_), self.extra - offset))] += 1
-            part[open_] = np.clip(part[open_] + (-change if self.down else change), 1, UNIT)
-            offset += len(open_)
-
-
-def correction(tally: Tally, size: int) -> Correction | None:
-    """How to bring all shards' units closer to the sum ``size``; ``None`` when it is exact.
+    All examples with ``0 < pi < 1`` that can move do, by the same number of units and, the first of them in
+    id order, by one more; once or twice, but for contrived inputs.
 
     Raises:
         ValueError: the probabilities do not sum to ``size``.
     """
-    missing = size * UNIT - tally.total
-    if missing == 0:
-        return None
-    open_ = tally.raisable if missing > 0 else tally.lowerable
-    # Rounding loses less than a unit each; what the probabilities themselves may lack is 2^-20 each.
-    if open_ == 0 or abs(missing) > open_ << 20:
-        raise ValueError(f"probabilities: sum to {tally.total / UNIT:.9g}, must be the size, {size}")
-    each, extra = divmod(abs(missing), open_)
-    return Correction(each, extra, down=missing < 0)
+    parts = [units[at : at + BLOCK] for at in range(0, len(units), BLOCK)]
+    # 2^16 units of at most 2^40 each stay below 2^63; their sum need not.
+    while missing := size * UNIT - sum(int(part.sum()) for part in parts):
+        down = missing < 0
+        count = sum(len(_open(part, down)) for part in parts)
+        # Rounding loses less than a unit each; what the probabilities themselves may lack is 2^-20 each.
+        if count == 0 or abs(missing) > count << 20:
+            total = size - missing / UNIT
+            raise ValueError(f"probabilities: sum to {total:.9g}, must be the size, {size}")
+        each, extra = divmod(abs(missing), count)
+        for part in parts:
+            at = _open(part, down)
+            change = np.full(len(at), each, np.int64)
+            change[: min(len(at), extra)] += 1
+            part[at] = np.clip(part[at] + (-change if down else change), 1, UNIT)
+            extra = max(extra - len(at), 0)
 
 
-def settle(units: Ints, size: int) -> None:
-    """Correct all units in place until they sum to ``size`` exactly (the unsharded step 1)."""
-    while (step := correction(Tally.of(units), size)) is not None:
-        step.apply(units)
+def _open(units: Ints, down: bool) -> Ints:
+    """Positions of what can be raised (0 < pi < 1) or lowered (2^-40 < pi < 1)."""
+    return np.flatnonzero((units < UNIT) & (units > (1 if down else 0)))
 
 
-def block_sums(units: Ints, first_id: int = 0) -> dict[int, int]:
-    """Sum of the units in each block that the ids from ``first_id`` on touch, by block number."""
-    return {block: int(units[part].sum()) for block, part in _blocks(len(units), first_id)}
-
-
-def block_starts(sums: Mapping[int, int], *, seed: int, epoch: int) -> dict[int, int]:
-    """Where each block starts on the line, relative to the first point, modulo 2^40, by block number.
-
-    Args:
-        sums: `block_sums` of all shards together.
-        seed: of the run.
-        epoch: of the run.
-    """
-    numbers = np.array(sorted(sums), dtype=np.int64)
-    order = numbers[np.argsort(hash64(seed, epoch, numbers, STREAM_BLOCKS))]
-    u = int(hash64(seed, epoch, np.zeros(1, np.int64), STREAM_START)[0]) % UNIT
-    starts, at = {}, -u
-    for block in order.tolist():
-        starts[block] = at % UNIT
-        at += sums[block]
-    return starts
-
-
-def select_blocks(
-    units: Ints, starts: Mapping[int, int], *, seed: int, epoch: int, first_id: int = 0
-) -> Ints:
-    """Positions in ``units`` (of ids from ``first_id`` on, whole blocks) that are drawn, ascending."""
-    chosen: list[tuple[int, NDArray[np.uint16]]] = []  # positions within a block take 16 bits
-    for block, part in _blocks(len(units), first_id):
+def _systematic(units: Ints, seed: int, epoch: int, first_id: int) -> Ints:
+    """Positions in ``units`` (of the ids from ``first_id`` on) that are drawn, ascending."""
+    blocks = _blocks(len(units), first_id)
+    numbers = np.array([number for number, _ in blocks], np.int64)
+    chosen: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)] * len(blocks)  # 16 bits within a block
+    start = -int(hash64(seed, epoch, np.zeros(1, np.int64), STREAM_START)[0]) % UNIT
+    for k in np.argsort(hash64(seed, epoch, numbers, STREAM_BLOCKS)).tolist():
+        part = blocks[k][1]
         ids = np.arange(part.start + first_id, part.stop + first_id)
         order = np.argsort(hash64(seed, epoch, ids, STREAM_ORDER))
-        hit = points_hit(units[part][order], starts[block])
-        chosen.append((part.start, np.sort(order[hit]).astype(np.uint16)))
-    positions = np.empty(sum(len(within) for _, within in chosen), np.int64)
+        hit = points_hit(units[part][order], start)
+        chosen[k] = np.sort(order[hit]).astype(np.uint16)
+        start = (start + int(units[part].sum())) % UNIT
+    positions = np.empty(sum(map(len, chosen)), np.int64)
     filled = 0
-    for start, within in chosen:
-        np.add(within, start, out=positions[filled : filled + len(within)], dtype=np.int64)
+    for (_, part), within in zip(blocks, chosen, strict=True):
+        np.add(within, part.start, out=positions[filled : filled + len(within)], dtype=np.int64)
         filled += len(within)
     return positions
 

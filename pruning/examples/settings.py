@@ -60,8 +60,6 @@ class Settings:
     gradient is unbiased; a lower power has less variance and a bias towards examples of high score."""
     scoring_cost: float = FORWARD_COST
     """A pass over all examples, in units of a full training epoch (half of it at half the timesteps)."""
-    population: int | None = None
-    """Examples of the whole data set, where these ids are a shard of it; the present ones when not given."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -114,9 +112,7 @@ class Settings:
 
     @property
     def num_present(self) -> int:
-        """Examples that exist, those of other shards included."""
-        if self.population is not None:
-            return self.population
+        """Examples that exist."""
         return self.num_examples if self.present is None else int(self.present.sum())
 
     @property

@@ -79,7 +79,7 @@ def test_ray_gives_the_same_scores(
 
 
 def test_a_subset_follows_the_scores(scores: Path, digits: Path, tmp_path: Path) -> None:
-    plan = select_subset(
+    select_subset(
         digits,
         policy="sadp",
         ratio=0.7,
@@ -96,13 +96,14 @@ def test_a_subset_follows_the_scores(scores: Path, digits: Path, tmp_path: Path)
     rows = pq.read_table(tmp_path / "rows" / "train-00000.parquet")
     original = pq.read_table(digits / "train-00000.parquet")
     assert rows.drop_columns(["weight"]).equals(original.filter(pa.array(np.isin(np.arange(1437), ids))))
-    assert np.array_equal(rows.column("weight").to_numpy(), plan.weights)
+    assert rows.column("weight").equals(written.column("weight"))
 
 
 def test_epochs_draw_anew_and_seeds_repeat(digits: Path, tmp_path: Path) -> None:
     def ids(epoch: int) -> list[int]:
         out = tmp_path / "s.parquet"
-        return select_subset(digits, policy="random", ratio=0.5, output=out, epoch=epoch).ids.tolist()
+        select_subset(digits, policy="random", ratio=0.5, output=out, epoch=epoch)
+        return pq.read_table(out).column("id").to_pylist()
 
     assert ids(0) == ids(0)
     assert ids(0) != ids(1)
@@ -192,7 +193,7 @@ def test_an_undecodable_image_stops_the_pass_and_leaves_nothing(
 
 def test_an_empty_draw_is_refused_before_anything_is_written(tmp_path: Path, digits: Path) -> None:
     output, filtered = tmp_path / "s.parquet", tmp_path / "rows"
-    with pytest.raises(UserError, match=r"--ratio: at 0.9995 the poisson design drew none of 1,437 examples"):
+    with pytest.raises(UserError, match=r"--ratio: at 0.9995 the poisson design drew none"):
         select_subset(
             digits, policy="random", ratio=0.9995, output=output, design="poisson", seed=0, filtered=filtered
         )

@@ -22,7 +22,7 @@ from pipelines.lock import hold
 from pipelines.run import run
 from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
-from pipelines.training.score_book import fingerprint, hexadecimal
+from pipelines.training.score_table import fingerprint, hexadecimal
 from pruning.examples.sampling import draw
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
@@ -165,7 +165,7 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     "victim",
     [
         "ray::RayTrainWorker",
-        *(pytest.param(f"ray::{name}", marks=pytest.mark.slow) for name in ("BookActor", "Beside")),
+        *(pytest.param(f"ray::{name}", marks=pytest.mark.slow) for name in ("TableActor", "Beside")),
     ],
 )
 def test_a_killed_process_is_replaced_and_changes_nothing(

@@ -13,7 +13,7 @@ from pipelines.data.dataset import Split, read_split
 from pipelines.data.layout import read_rows
 from pipelines.training.feed import Batch
 from pipelines.training.order import shard_order
-from pipelines.training.score_book import Drawn, PolicySettings, ScoreBook
+from pipelines.training.score_table import Drawn, PolicySettings, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows
 from pruning.examples.sampling import shuffled
 
@@ -32,8 +32,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return read_split(folder, "train")
 
 
-def book(split: Split, ratio: float) -> tuple[ScoreBook, Drawn]:
-    made = ScoreBook(split.ids)
+def drawn_table(split: Split, ratio: float) -> tuple[ScoreTable, Drawn]:
+    made = ScoreTable(split.ids)
     given = {"warmup_epochs": 0, "anneal_epochs": 0, "alpha": 0.1, "stale_alpha": 0.3, "score_from": 0}
     given |= {"scoring_cost": 0.3, "rescore_every": None, "rescore_who": "all", "design": "systematic"}
     span = {"num_examples": split.id_span, "first_id": split.first_id}
@@ -42,7 +42,7 @@ def book(split: Split, ratio: float) -> tuple[ScoreBook, Drawn]:
 
 
 def batches(split: Split, ratio: float, window: int, rank: int, workers: int, batch: int) -> list[Batch]:
-    known, drawn = book(split, ratio)
+    known, drawn = drawn_table(split, ratio)
 
     def read(layout, ids):  # type: ignore[no-untyped-def]
         return lambda: read_rows(layout, ids)
@@ -66,7 +66,7 @@ def batches(split: Split, ratio: float, window: int, rank: int, workers: int, ba
 def test_every_chosen_row_once_with_its_own_content(
     split: Split, ratio: float, window: int, workers: int, batch: int
 ) -> None:
-    plan = book(split, ratio)[0].chosen(np.array([[0, 5000]]))
+    plan = drawn_table(split, ratio)[0].chosen(np.array([[0, 5000]]))
     parts = [batches(split, ratio, window, rank, workers, batch) for rank in range(workers)]
     assert {len(p) for p in parts} == {-(-len(plan[0]) // batch)}
     every = [b for p in parts for b in p]
@@ -82,7 +82,7 @@ def test_every_chosen_row_once_with_its_own_content(
 
 def test_one_window_is_the_order_of_rows_in_memory(split: Split) -> None:
     ids = np.concatenate([b.ids for b in batches(split, 0.5, 10_000, 0, 1, 1)])
-    chosen = book(split, 0.5)[0].chosen(np.array([[0, 5000]]))[0]
+    chosen = drawn_table(split, 0.5)[0].chosen(np.array([[0, 5000]]))[0]
     assert np.array_equal(ids, shuffled(chosen, seed=3, epoch=2))
 
 

@@ -3,12 +3,11 @@
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.run import run
-from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small
+from tests.pipelines.training.conftest import QUIET, metrics, small
 
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "weights.retrain_epochs": "1"}
 SHARDS = {"data.reading": "shards", "data.shuffle_rows": "300"}
@@ -73,31 +72,3 @@ def test_ray_reads_what_the_plain_process_reads(
         torch.set_num_threads(threads)
     there = run(small(tmp_path, row_groups, name="there", **settings), console=QUIET)
     assert metrics(here) == metrics(there)
-
-
-@pytest.fixture(scope="module")
-def spread(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """The digits with ids 70 apart, which two actors of the score book share."""
-    folder = tmp_path_factory.mktemp("spread")
-    for file in digits.glob("*.parquet"):
-        table = pq.read_table(file)
-        ids = pa.array(table.column("id").to_numpy() * 70)
-        pq.write_table(table.set_column(0, "id", ids), folder / file.name, row_group_size=100)
-    return folder
-
-
-@pytest.mark.slow
-def test_a_book_in_two_actors_changes_nothing_and_survives_the_loss_of_one(
-    tmp_path: Path, spread: Path, ray_session: None
-) -> None:
-    one = metrics(run(small(tmp_path, spread, name="one"), "train", console=QUIET))
-    config = small(tmp_path, spread, name="two", **{"cluster.ids_per_book": "1000"})
-    killer = kill_after(tmp_path / "two", 2, "ray::BookActor")
-    two = metrics(run(config, "train", console=QUIET))
-    killer.join()
-    for a, b in zip(one, two, strict=True):
-        close = {k: v for k, v in a.items() if k in ("effective_share", "mean_weight")}
-        assert {k: b[k] for k in close} == pytest.approx(close, rel=1e-9)
-        assert {k: v for k, v in a.items() if k not in close} == {
-            k: v for k, v in b.items() if k not in close
-        }

@@ -11,16 +11,11 @@ from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.sampling import (
     POWER_UNIT,
     UNIT,
-    Tally,
-    block_starts,
-    block_sums,
-    correction,
     draw,
     hash64,
     points_hit,
     power_sum,
     quantise,
-    select_blocks,
     settle,
     shuffled,
     tempered,
@@ -126,44 +121,40 @@ def test_points_hit_against_a_walk_over_the_points(units, start):
     assert points_hit(np.array(units), start).tolist() == hit
 
 
-def systematic_sharded(pi, m, seed, epoch, groups, first_block):
-    """As several processes would: each holds whole blocks; only tallies and sums are exchanged."""
-    shards = [quantise(pi[g]) for g in groups]
-    while True:
-        tallies = [Tally.of(q) for q in shards]
-        total = tallies[0]
-        for t in tallies[1:]:
-            total = total + t
-        step = correction(total, m)
-        if step is None:
-            break
-        for k, q in enumerate(shards):
-            step.apply(q, offset=sum(step.open(t) for t in tallies[:k]))
-    ids = [first_block * sampling.BLOCK + g.start for g in groups]
-    sums = {}
-    for q, i in reversed(list(zip(shards, ids, strict=True))):
-        sums |= block_sums(q, i)
-    starts = block_starts(sums, seed=seed, epoch=epoch)
-    found, units = [], []
-    for q, i in zip(shards, ids, strict=True):
-        at = select_blocks(q, starts, seed=seed, epoch=epoch, first_id=i)
-        found.append(at + i)
-        units.append(q[at])
-    return np.concatenate(found), np.concatenate(units) / UNIT
+def walked(pi, m, seed, epoch, first_id):
+    """The systematic design as the module describes it, one id after the other, in Python's integers."""
+    units = quantise(pi)
+    settle(units, m)
+    ids = np.arange(first_id, first_id + len(pi))
+    blocks, within = (
+        np.argsort(np.argsort(hash64(seed, epoch, of, stream)))
+        for of, stream in (
+            (np.unique(ids // sampling.BLOCK), sampling.STREAM_BLOCKS),
+            (ids, sampling.STREAM_ORDER),
+        )
+    )
+    line = np.lexsort((within, blocks[ids // sampling.BLOCK - first_id // sampling.BLOCK]))
+    point, end, found = (
+        int(hash64(seed, epoch, np.zeros(1, np.int64), sampling.STREAM_START)[0]) % UNIT,
+        0,
+        [],
+    )
+    for at in line.tolist():
+        end += int(units[at])
+        if point < end:
+            found.append(int(ids[at]))
+            point += UNIT
+    return sorted(found)
 
 
-@pytest.mark.parametrize("shards", [1, 3, 17])
-def test_sharding_changes_no_bit(shards, monkeypatch):
+@pytest.mark.parametrize("first_id", [0, 100, 128])
+def test_the_systematic_design_walks_the_canonical_order(first_id, monkeypatch):
     monkeypatch.setattr(sampling, "BLOCK", 64)
-    rng = np.random.default_rng(shards)
+    rng = np.random.default_rng(first_id)
     pi = inclusion_probabilities(rng.lognormal(0, 2, 64 * 40 + 7), 700, alpha=0.1)
-    cuts = [0, *np.sort(rng.choice(np.arange(1, 40), shards - 1, replace=False)) * 64, len(pi)]
-    groups = [slice(int(a), int(b)) for a, b in pairwise(cuts)]
     for epoch in range(3):
-        subset = draw(pi, size=700, seed=5, epoch=epoch, first_id=2 * 64)
-        ids, probabilities = systematic_sharded(pi, 700, 5, epoch, groups, 2)
-        np.testing.assert_array_equal(ids, subset.ids)
-        np.testing.assert_array_equal(probabilities, subset.probabilities)
+        subset = draw(pi, size=700, seed=5, epoch=epoch, first_id=first_id)
+        assert subset.ids.tolist() == walked(pi, 700, 5, epoch, first_id)
 
 
 def test_real_blocks_and_a_first_id_inside_one():

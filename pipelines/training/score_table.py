@@ -1,19 +1,20 @@
-"""The score book: what a run knows of its examples, and who is in each epoch.
+"""The score table: what a run knows of its examples, and which of them are in each epoch.
 
-One book per run holds the policy of the current phase: scores, their ages, and whatever else the
-policy needs. It is plain Python; under Ray a named actor wraps it, or several by id range
-(`pipelines.training.book_shards`). All it answers is a pure function of its state, so asking twice, or
-after a restart with the same state, gives the same subset. Nobody needs to hold what it knows of all
-examples: draws, scoring passes, tables and states are asked for by id range.
+One table per run holds the policy of the current phase: scores, their ages, and whatever else the policy
+needs. It is plain Python; under Ray it is an actor, asked through `RemoteTable`. All it answers is a pure
+function of its state, so asking twice, or after a restart with the same state, gives the same subset. Who
+reads by row groups asks for draws by id range, so that no worker holds the ids of all examples.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import MOST_IDS, IdSet
+from pipelines.errors import UserError
 from pruning.examples.diagnostics import PlanSummary, summarise
-from pruning.examples.policies import Plan, Policy, make_policy
+from pruning.examples.policies import Policy, make_policy
 from pruning.examples.policy import Source
 from pruning.examples.sampling import hash64
 
@@ -39,8 +40,6 @@ class PolicySettings:
     rescore_who: str
     design: str
     weight_power: float | None = None
-    population: int | None = None
-    """Examples of the whole dataset, where the book holds a range of them."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Drawn:
     """Mean of the weights to their power."""
 
 
-class ScoreBook:
-    """Scores and draws of one run, or of a range of its ids.
+class ScoreTable:
+    """Scores and draws of one run.
 
     Args:
         ids: the examples that exist.
@@ -84,8 +83,7 @@ class ScoreBook:
         self._policy: Policy | None = None
         self._drawn: Drawn | None = None
         self._chosen: tuple[np.ndarray, np.ndarray] | None = None
-        self._pass: np.ndarray | None = None
-        self._probabilities: np.ndarray | None = None
+        self._drawn_by: tuple[int, np.ndarray | None] | None = None
 
     def begin(self, settings: PolicySettings) -> Wanted | None:
         """Start a phase with a fresh policy.
@@ -96,7 +94,7 @@ class ScoreBook:
         given = {name: value for name, value in asdict(settings).items() if value is not None}
         given |= {"num_examples": self._ids.span, "first_id": self._ids.first}
         self._policy = policy = make_policy(present=None if self._ids.dense else self._ids.mask(), **given)
-        self._drawn = self._chosen = self._pass = self._probabilities = None
+        self._drawn = self._chosen = self._drawn_by = None
         if policy.score is None:
             return None
         s = policy.settings
@@ -108,27 +106,6 @@ class ScoreBook:
         """Ids whose scores the policy wants fresh before ``epoch``; ``None`` for none."""
         return self._current().rescore(epoch)
 
-    def open_pass(self, epoch: int) -> int:
-        """Fix whom the pass before ``epoch`` scores, whatever scores come in meanwhile; how many they are."""
-        policy = self._current()
-        ids = policy.rescore(epoch)
-        self._pass = None
-        if ids is not None:
-            self._pass = np.zeros(policy.settings.num_examples, bool)
-            self._pass[ids - policy.settings.first_id] = True
-        return 0 if ids is None else len(ids)
-
-    def wanted(self, ranges: np.ndarray) -> np.ndarray:
-        """Ids in these ranges ``[low, high)``, int64 ``[P, 2]``, that the open pass scores."""
-        first = self._ids.first
-        if self._pass is None:
-            return np.zeros(0, np.int64)
-        found = [
-            np.flatnonzero(self._pass[low - first : high - first]) + low
-            for low, high in self._own(ranges).tolist()
-        ]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
-
     def observe(
         self,
         ids: np.ndarray,
@@ -139,6 +116,7 @@ class ScoreBook:
     ) -> None:
         """Scores by the weights of ``epoch``, from a scoring ``pass`` or, with steps, as they ``train``."""
         self._current().observe(ids, scores, epoch, source, steps)
+        self._drawn_by = None
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""
@@ -151,28 +129,20 @@ class ScoreBook:
         """Decide on the epoch's examples and weights; asked again, the same ones."""
         if self._drawn is None or self._drawn.epoch != epoch:
             policy = self._current()
+            self._drawn_by = None
             if policy.is_full(epoch):
-                self.take_all(epoch)
+                self._chosen = None
                 n = policy.settings.num_present
                 summary = PlanSummary(n, 1.0, 1.0, 1.0, 1.0, 1.0, policy.mean_score_age(epoch), 0)
                 every = sum(fingerprint(ids, np.ones(len(ids), np.float32)) for ids in self._ids.blocks())
                 self._drawn = Drawn(epoch, n, True, hexadecimal(every), summary.to_dict())
             else:
                 plan = policy.plan(epoch)
-                self.keep(plan)
+                self._chosen = plan.ids, plan.weights
                 found = hexadecimal(fingerprint(plan.ids, plan.weights))
-                summary = summarise(plan)
                 powers = plan.weight_power, plan.mean_power
-                self._drawn = Drawn(epoch, len(plan.ids), False, found, summary.to_dict(), *powers)
+                self._drawn = Drawn(epoch, len(plan.ids), False, found, summarise(plan).to_dict(), *powers)
         return self._drawn
-
-    def take_all(self, epoch: int) -> None:
-        """Draw every example."""
-        self._chosen = None
-
-    def keep(self, plan: Plan) -> None:
-        """Hold the ids and weights that were drawn."""
-        self._chosen = plan.ids, plan.weights
 
     def counts(self, ranges: np.ndarray) -> np.ndarray:
         """How many examples of each id range ``[low, high)`` are in the last draw, int64 ``[P]``."""
@@ -204,55 +174,79 @@ class ScoreBook:
             "equal_compute_ratio": policy.equal_compute_ratio(),
         }
 
-    def state_arrays(self) -> dict[str, tuple[str, int]]:
-        """Type and length of each array that a checkpoint must hold; one entry per id."""
-        return {name: (a.dtype.str, len(a)) for name, a in self._current().arrays().items()}
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays that a checkpoint must hold, one entry per id each."""
+        return self._current().arrays()
 
-    def state_part(self, name: str, low: int, high: int) -> np.ndarray:
-        """The entries ``[low, high)`` of a state's array, counted from the book's first id."""
-        return self._current().arrays()[name][low:high].copy()
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state` gave.
 
-    def load_part(self, name: str, low: int, values: np.ndarray) -> None:
-        """Restore entries that `state_part` gave."""
-        self._current().arrays()[name][low : low + len(values)] = values
+        Raises:
+            ValueError: arrays of another policy or dataset.
+        """
+        self._current().load(state)
 
-    def open_table(self, epoch: int) -> bool:
-        """Make ready what `table` tells of ``epoch``; whether there is anything to tell.
+    def rows(self, epoch: int, low: int, high: int) -> dict[str, np.ndarray] | None:
+        """What ``epoch`` is drawn by: columns of the examples with ids in ``[low, high)``.
 
-        What was drawn by, if no scores came in since `draw`.
+        Columns: id, score, epoch of the weights that made it (-1: none) and inclusion probability; ``None``
+        where the policy has no scores. Asked part by part, so that the whole is in no other process.
         """
         policy = self._current()
         if policy.score is None:
-            return False
-        self._probabilities = None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
-        return True
-
-    def table(self, low: int, high: int) -> dict[str, np.ndarray]:
-        """What is known of the examples with ids in ``[low, high)``: id, score, epoch of the weights that
-        made it (-1: none), and inclusion probability in the epoch of `open_table`."""
-        policy = self._current()
+            return None
+        if self._drawn_by is None or self._drawn_by[0] != epoch:  # eight bytes per id, until scores come in
+            self._drawn_by = epoch, None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
+        probabilities = self._drawn_by[1]
         ids = self._ids.array(low, high)
         at = ids - policy.settings.first_id
         return {
             "id": ids,
             "score": policy.scores[at],
             "scored_at": np.where(policy.stamps[at] < 0, -1, policy.stamps[at] // 2).astype(np.int32),
-            "probability": np.ones(len(ids)) if self._probabilities is None else self._probabilities[at],
+            "probability": np.ones(len(ids)) if probabilities is None else probabilities[at],
         }
 
-    def close_table(self) -> None:
-        """Forget what `open_table` made ready: eight bytes per id."""
-        self._probabilities = None
-
     def _own(self, ranges: np.ndarray) -> np.ndarray:
-        """The parts of id ranges that lie in the book's own."""
+        """The parts of id ranges that lie in the table's own."""
         own = np.clip(ranges, self._ids.first, self._ids.end)
         return own[own[:, 0] < own[:, 1]]
 
     def _current(self) -> Policy:
         if self._policy is None:
-            raise RuntimeError("the score book has lost its state; the run restarts from its last checkpoint")
+            raise RuntimeError(
+                "the score table has lost its state; the run restarts from its last checkpoint"
+            )
         return self._policy
+
+
+class RemoteTable:
+    """A `ScoreTable` in an actor; its methods wait for their results."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):  # Python's own, asked for while this is unpickled
+            raise AttributeError(method)
+        import ray
+
+        return lambda *given: ray.get(getattr(self._actor, method).remote(*given))
+
+
+def check_size(examples: int) -> None:
+    """Refuse a dataset of more examples than a score table holds.
+
+    Raises:
+        UserError: it has more.
+    """
+    if examples > MOST_IDS:
+        raise UserError(
+            "data.path",
+            f"{examples:,} examples are more than a run draws from ({MOST_IDS:,}); `spikeprune score` and"
+            " `spikeprune data select --design poisson --filtered` work at any size: train on what they"
+            " select, or set data.train_rows",
+        )
 
 
 def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:

@@ -1,0 +1,126 @@
+"""Poisson draws from tables of any size: passes of Ray Data over a column of scores, in flat memory.
+
+Two passes find the water level from histograms, which add up exactly (`pruning.examples.inclusion`); a third
+lets each id decide by a hash of (seed, epoch, id). Subset and weights are those of the same draw in memory,
+bit for bit, however the table is parted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.connect import prepare_data
+from pipelines.errors import UserError
+from pruning.examples.inclusion import ScoreHistogram, WaterLevel, bin_counts, bracketing_bin, water_level
+from pruning.examples.policies import class_of
+from pruning.examples.policy import Policy
+from pruning.examples.sampling import draw
+
+BATCH_ROWS = 1 << 20
+"""Rows that a task looks at together: what it holds in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonDraw:
+    """What a draw is a function of, beside the scores."""
+
+    population: int
+    """``N``: ids run from 0 to N - 1."""
+    size: int
+    """``m``: examples drawn on average."""
+    alpha: float
+    """Share of the uniform mixture."""
+    seed: int
+    epoch: int
+
+
+def draws_alone(policy: str) -> bool:
+    """Whether a policy's Poisson design is that of this module: importance of a score, or uniform.
+
+    Raises:
+        ValueError: unknown policy.
+    """
+    of = class_of(policy)
+    return all(getattr(of, name) is getattr(Policy, name) for name in ("select", "inclusion", "importance"))
+
+
+def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[pa.Table]:
+    """The drawn rows, in order: columns id, weight (float32) and probability (float64).
+
+    Args:
+        table: Ray Dataset with a column id, 0 to N - 1 in this order, and one of scores.
+        score: name of that column; ``None`` for a uniform draw.
+        plan: the draw.
+
+    Raises:
+        UserError: ids that are not the rows' positions.
+    """
+    import ray
+
+    prepare_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    if score is None:
+        level = WaterLevel(0.0, plan.size / plan.population, np.inf, 1.0)
+    else:
+        level = _water_level(table, score, plan)
+    given = {"score": score, "plan": plan, "level": level}
+    drawn = table.map_batches(_drawn, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
+    for part in drawn.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if part.num_rows:
+            yield part
+
+
+def _water_level(table: Any, score: str, plan: PoissonDraw) -> WaterLevel:
+    histogram, expected = None, 0
+    for row in _gathered(table, _histogram, score=score):
+        if row["first"] != expected:
+            break
+        expected += int(row["rows"])
+        part = ScoreHistogram(row["counts"], row["low"], int(row["zeros"]), int(row["replaced"]), row["top"])
+        histogram = part if histogram is None else histogram + part
+    if histogram is None or expected != plan.population:
+        raise UserError(
+            "--scores",
+            f"its ids are not 0 to {plan.population - 1:,} in this order; `spikeprune score` writes them so",
+        )
+    which = bracketing_bin(histogram, plan.size, plan.alpha)
+    given = {"score": score, "which": which, "fill": histogram.completed().top}
+    inside = reduce(add, (row["inside"] for row in _gathered(table, _inside, **given)))
+    return water_level(histogram, which, inside, plan.size, plan.alpha)
+
+
+def _gathered(table: Any, function: Any, **given: Any) -> Iterator[dict[str, Any]]:
+    """What a function makes of each batch, in order."""
+    found = table.map_batches(function, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
+    return found.iter_rows()
+
+
+def _histogram(batch: pa.Table, score: str) -> dict[str, Any]:
+    ids, found = batch.column("id").to_numpy(), ScoreHistogram.of(batch.column(score).to_numpy())
+    in_order = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
+    told = {"first": ids[0] if in_order else -1, "rows": len(ids), **vars(found)}
+    return {name: np.asarray(value)[None] for name, value in told.items()}
+
+
+def _inside(batch: pa.Table, score: str, which: int, fill: float) -> dict[str, Any]:
+    return {"inside": bin_counts(batch.column(score).to_numpy(), which, fill)[None]}
+
+
+def _drawn(batch: pa.Table, score: str | None, plan: PoissonDraw, level: WaterLevel) -> pa.Table:
+    ids = batch.column("id").to_numpy()
+    scores = np.zeros(len(ids), np.float32) if score is None else batch.column(score).to_numpy()
+    subset = draw(
+        level.probabilities(scores),
+        size=plan.size,
+        seed=plan.seed,
+        epoch=plan.epoch,
+        design="poisson",
+        first_id=int(ids[0]),
+        population=plan.population,
+    )
+    return pa.table({"id": subset.ids, "weight": subset.weights, "probability": subset.probabilities})

@@ -1,0 +1,117 @@
+"""Draws by passes of Ray Data against the same draws in memory: equal bit for bit."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import poisson_pass, selection
+from pipelines.errors import UserError
+from pipelines.poisson_pass import PoissonDraw
+from pipelines.selection import select_subset
+from pruning.examples.inclusion import inclusion_probabilities, subset_size
+from pruning.examples.sampling import draw
+
+KINDS = {
+    "lognormal": lambda rng, n: rng.lognormal(0, 2, n),
+    "ties": lambda rng, n: rng.integers(0, 3, n),
+    "zeros": lambda rng, n: np.zeros(n),
+    "odd": lambda rng, n: np.where(rng.random(n) < 0.3, rng.choice([np.nan, np.inf, -1, 1e-42], n), 1.5),
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 5000),
+    kind=st.sampled_from(sorted(KINDS)),
+    ratio=st.sampled_from([0.0, 0.3, 0.9]),
+    alpha=st.sampled_from([0.0, 0.1]),
+    cuts=st.lists(st.floats(0, 1), max_size=5),
+    batch=st.sampled_from([7, 1000, 1 << 20]),
+    key=st.integers(0, 2**40),
+)
+def test_a_pass_draws_what_memory_draws(
+    n: int,
+    kind: str,
+    ratio: float,
+    alpha: float,
+    cuts: list[float],
+    batch: int,
+    key: int,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(poisson_pass, "BATCH_ROWS", max(batch, n // 50))
+    scores = KINDS[kind](np.random.default_rng(key), n).astype(np.float32)
+    table = pa.table({"id": np.arange(n), "s": scores})
+    bounds = [0, *sorted(round(c * n) for c in cuts), n]
+    parts = [table.slice(a, b - a) for a, b in pairwise(bounds) if b > a]
+    size = subset_size(n, ratio)
+    plan = PoissonDraw(population=n, size=size, alpha=alpha, seed=key, epoch=key % 9)
+    found = list(poisson_pass.poisson_pass(ray.data.from_arrow(parts), "s", plan))
+    pi = inclusion_probabilities(scores, size, alpha=alpha)
+    expected = draw(pi, size=size, seed=key, epoch=key % 9, design="poisson", population=n)
+    if not len(expected.ids):
+        assert not found
+        return
+    whole = pa.concat_tables(found)
+    assert np.array_equal(whole.column("id").to_numpy(), expected.ids)
+    assert np.array_equal(whole.column("weight").to_numpy(), expected.weights)
+    assert np.array_equal(whole.column("probability").to_numpy(), expected.probabilities)
+
+
+@pytest.mark.parametrize(
+    "policy", ["el2n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "full"))]
+)
+def test_select_by_passes_writes_the_files_of_select_in_memory(
+    policy: str, digits: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = tmp_path / "scores.parquet"
+    values = np.random.default_rng(0).lognormal(size=1437).astype(np.float32)
+    pq.write_table(pa.table({"id": np.arange(1437), "el2n": values}), scores, row_group_size=100)
+    options = {"policy": policy, "ratio": 0.6, "scores": scores, "design": "poisson", "seed": 3, "epoch": 2}
+    told = {}
+    for name, most in (("memory", 10**8), ("pass", 1000)):
+        monkeypatch.setattr(selection, "IN_MEMORY", most)
+        out = tmp_path / f"{name}.parquet"
+        told[name] = select_subset(digits, output=out, filtered=tmp_path / name, **options)  # type: ignore[arg-type]
+    assert told["memory"] == told["pass"]
+    assert pq.read_table(tmp_path / "memory.parquet").equals(pq.read_table(tmp_path / "pass.parquet"))
+    assert pq.read_table(tmp_path / "memory").equals(pq.read_table(tmp_path / "pass"))
+
+
+def test_what_passes_cannot_draw_is_refused_before_ray_starts(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "IN_MEMORY", 1000)
+    scores, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    pq.write_table(pa.table({"id": np.arange(1437), "el2n": np.ones(1437, np.float32)}), scores)
+    for policy, design, match in (
+        ("random", "systematic", r"--design: systematic draws from 1,000 examples at most; take poisson"),
+        ("static", "poisson", r"--policy: static ranks all examples, 1,000 at most"),
+        ("loss", "poisson", r"has no column 'loss'; it has id, el2n"),
+    ):
+        with pytest.raises(UserError, match=match):
+            select_subset(digits, policy=policy, ratio=0.5, output=out, scores=scores, design=design)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ids", [np.arange(1, 1438), np.arange(1436), np.arange(1437)[::-1]])
+def test_foreign_scores_are_refused_by_a_pass(
+    ids: np.ndarray, digits: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "IN_MEMORY", 1000)
+    scores, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    pq.write_table(pa.table({"id": ids, "el2n": np.ones(len(ids), np.float32)}), scores)
+    with pytest.raises(UserError, match=r"--scores: its ids are not 0 to 1,436 in this order"):
+        select_subset(digits, policy="el2n", ratio=0.5, output=out, scores=scores, design="poisson")
+    assert not out.exists()
