@@ -31,8 +31,8 @@ from pruning.examples.diagnostics import (
     variance,
 )
 from pruning.examples.policies import make_policy
+from pruning.examples.policies.settings import FORWARD_COST
 from pruning.examples.scores import SCORES, ExampleScorer
-from pruning.examples.settings import FORWARD_COST
 from snn.losses import LOSSES
 from snn.models import SpikingNetwork, build
 from snn.neurons import NeuronParameters

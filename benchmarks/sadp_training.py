@@ -63,7 +63,7 @@ from pipelines.config import (
 from pipelines.data.files import write_beside
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
-from pruning.examples.settings import FORWARD_COST
+from pruning.examples.policies.settings import FORWARD_COST
 
 PARTS = ("score", "select", "train", "norm")
 """What counts as training time."""

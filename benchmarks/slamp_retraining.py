@@ -37,7 +37,7 @@ from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
 from pipelines.run import prune, run
 from pipelines.run_folder import read_metrics
-from pruning.examples.settings import FORWARD_COST
+from pruning.examples.policies.settings import FORWARD_COST
 
 EPOCHS = 6
 ROUNDS = 3

@@ -34,7 +34,7 @@ class OwnCode:
     model: str | None
     """``module:attribute`` of a function or class that makes the network."""
     policy: str | None
-    """``module:attribute`` of a subclass of `pruning.examples.policy.Policy`."""
+    """``module:attribute`` of a subclass of `pruning.examples.policies.base.Policy`."""
     criterion: str | None
     """``module:attribute`` of a `pruning.weights.criteria.Criterion`."""
     folder: str | None
@@ -243,12 +243,12 @@ def _model(name: str, code: OwnCode) -> Any:
 
 
 def _policy(name: str, code: OwnCode) -> Any:
-    from pruning.examples.policy import Policy
+    from pruning.examples.policies.base import Policy
     from pruning.examples.scores import SCORES
 
     where, made = "examples.policy", _load(name, "examples.policy", code)
     if not (isinstance(made, type) and issubclass(made, Policy)):
-        raise UserError(where, f"{name} must be a subclass of pruning.examples.policy.Policy")
+        raise UserError(where, f"{name} must be a subclass of pruning.examples.policies.base.Policy")
     if made.score is not None and made.score not in SCORES:
         raise UserError(
             where, f"{name} wants the score {made.score!r}; choose one of {', '.join(SCORES)}, or None"

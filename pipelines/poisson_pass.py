@@ -18,7 +18,7 @@ from cluster.connect import prepare_data
 from pipelines.errors import UserError
 from pruning.examples.inclusion import ScoreHistogram, WaterLevel, bin_counts, bracketing_bin, water_level
 from pruning.examples.policies import class_of
-from pruning.examples.policy import Policy
+from pruning.examples.policies.base import Policy
 from pruning.examples.sampling import draw
 
 BATCH_ROWS = 1 << 20

@@ -12,7 +12,7 @@ from pipelines.networks import check_own_network, make_network
 from pipelines.own_code import use_own_code
 from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
-from pruning.examples.settings import FORWARD_COST, Settings
+from pruning.examples.policies.settings import FORWARD_COST, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

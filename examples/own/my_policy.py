@@ -3,7 +3,7 @@
 import numpy as np
 
 from pruning.examples.inclusion import inclusion_probabilities
-from pruning.examples.policy import Policy
+from pruning.examples.policies import Policy
 
 
 class Flattened(Policy):

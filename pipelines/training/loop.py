@@ -23,7 +23,7 @@ from pipelines.training.prune import prune, retrained
 from pipelines.training.score_table import PolicySettings
 from pipelines.training.steps import Stepper
 from pipelines.training.worker import Worker
-from pruning.examples.settings import FORWARD_COST
+from pruning.examples.policies.settings import FORWARD_COST
 
 NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pruning.examples.settings import FORWARD_COST
+from pruning.examples.policies.settings import FORWARD_COST
 
 _APART = ("evaluate", "norm", "diagnose", "table", "report", "total")
 """Laps that full and pruned epochs have alike, whatever is trained."""

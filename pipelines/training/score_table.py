@@ -15,7 +15,7 @@ from pipelines.data.ids import MOST_IDS, IdSet
 from pipelines.errors import UserError
 from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Policy, make_policy
-from pruning.examples.policy import Source
+from pruning.examples.policies.base import Source
 from pruning.examples.sampling import hash64
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
-from pruning.examples.plan import Plan
+from pruning.examples.policies.plan import Plan
 from pruning.examples.scores import LossName
 from snn.losses import LOSSES
 from snn.observing import evaluating

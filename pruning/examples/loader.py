@@ -65,7 +65,7 @@ class DataPruner(Indexed):
         encode: inputs of a batch to the network's ``x_TB``; for scoring passes (``rescore_every``) only.
         rank: of this process; as ``torch.distributed`` says when not given.
         world_size: number of processes; likewise.
-        options: further fields of `pruning.examples.settings.Settings` and options of the policy.
+        options: further fields of `pruning.examples.policies.settings.Settings` and options of the policy.
 
     Raises:
         ValueError: a dataset without length, what `make_policy` refuses, or for a policy that wants ``sadp``

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Sampler
 
-from pruning.examples.plan import Plan
-from pruning.examples.policy import Policy
+from pruning.examples.policies.base import Policy
+from pruning.examples.policies.plan import Plan
 from pruning.examples.sampling import Ints, shuffled
 
 Scored = tuple[Ints, NDArray[np.float32], Ints]

@@ -122,7 +122,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
             "cannot be counted: readout.0: ran on (2, 4, 128), where T=4",
         ),
         ("model.name", "wrong:ends_otherwise", "cannot be scored by sadp: readout: must be nn.Linear, or"),
-        ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policy.Policy"),
+        ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policies.base.Policy"),
         ("examples.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
         ("examples.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
         ("weights.criterion", "my_criterion:prod", "has no 'prod'"),
@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     (example / "broken.py").write_text("a = 1\nb = x\n")
     (example / "wrong.py").write_text(
-        "from torch import nn\nfrom pruning.examples.policy import Policy\nfrom snn.models import build\n\n"
+        "from torch import nn\nfrom pruning.examples.policies import Policy\nfrom snn.models import build\n\n"
         "text = 'a'\n\n\n"
         "def linear(*, input_shape, num_classes, neuron, **options):\n    return nn.Linear(64, 10)\n\n\n"
         "def no_network(*, input_shape, num_classes, neuron, **options):\n    return {}\n\n\n"

@@ -16,8 +16,8 @@ from pipelines.data.dataset import DatasetInfo
 from pipelines.networks import make_network
 from pipelines.run import run
 from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
-from pruning.examples.plan import Plan
-from pruning.examples.policy import Policy
+from pruning.examples.policies import Policy
+from pruning.examples.policies.plan import Plan
 from snn.batchnorm import reestimate
 from spikeprune import DataPruner, direct
 from tests.pipelines.training.conftest import QUIET, metrics, small

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.examples.policies import make_policy
-from pruning.examples.recent import group_bounds
+from pruning.examples.policies.seta import group_bounds
 from pruning.examples.sampling import STREAM_SUBSET, hash64
 
 N = 60

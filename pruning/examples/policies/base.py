@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import inclusion_probabilities
-from pruning.examples.plan import Cost, Plan
+from pruning.examples.policies.plan import Cost, Plan
+from pruning.examples.policies.settings import Settings
 from pruning.examples.sampling import STREAM_RESCORE, Doubles, Ints, draw, uniform
-from pruning.examples.settings import Settings
 
 Source = Literal["pass", "train"]
 _NEVER = -1

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.policies import POLICIES, make_policy
-from pruning.examples.settings import FORWARD_COST
-from pruning.examples.unweighted import highest
+from pruning.examples.policies.chosen import highest
+from pruning.examples.policies.settings import FORWARD_COST
 
 N = 300
 BASE = {"num_examples": N, "ratio": 0.4, "seed": 7, "epochs": 12}

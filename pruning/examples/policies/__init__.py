@@ -1,0 +1,116 @@
+"""All data-pruning policies behind one registry: ``make_policy("sadp", num_examples=..., ...)``."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from pruning.examples.inclusion import Bools
+from pruning.examples.policies.base import Policy
+from pruning.examples.policies.chosen import Static, Ucb
+from pruning.examples.policies.drawn import El2n, Full, Loss, Random, Sadp
+from pruning.examples.policies.infobatch import Infobatch, InfobatchMatched
+from pruning.examples.policies.orderdp import Orderdp
+from pruning.examples.policies.plan import Cost, Plan
+from pruning.examples.policies.repb import Repb, RepbMatched
+from pruning.examples.policies.seta import Seta, SetaMatched
+from pruning.examples.policies.settings import Settings
+from pruning.examples.sampling import Design
+
+__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        *(Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp),
+        *(Seta, SetaMatched, Repb, RepbMatched, Orderdp),
+    )
+}
+"""Every policy by its name."""
+_OWN: dict[str, type[Policy]] = {}
+
+
+def register(name: str, policy: type[Policy]) -> None:
+    """Let `make_policy` know a policy of one's own.
+
+    Args:
+        name: ``module:attribute``; the colon keeps it apart from the names in ``POLICIES``.
+        policy: a subclass of `Policy`.
+
+    Raises:
+        ValueError: a name without a colon, or another class.
+    """
+    if ":" not in name:
+        raise ValueError(f"policy: {name!r} must have the form module:attribute")
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise ValueError(f"policy: {name!r} must be a subclass of Policy")
+    _OWN[name] = policy
+
+
+def class_of(name: str) -> type[Policy]:
+    """The policy of this name.
+
+    Raises:
+        ValueError: unknown policy.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    if name not in POLICIES:
+        hint = (
+            "import it and call policies.register" if ":" in name else f"choose one of {', '.join(POLICIES)}"
+        )
+        raise ValueError(f"policy: {name!r} is unknown; {hint}")
+    return POLICIES[name]
+
+
+def make_policy(
+    name: str,
+    *,
+    num_examples: int,
+    first_id: int = 0,
+    present: Bools | None = None,
+    ratio: float,
+    seed: int,
+    epochs: int,
+    rescore_every: int | None = None,
+    weight_power: float | None = None,
+    design: Design = "systematic",
+    **options: Any,
+) -> Policy:
+    """A registered policy.
+
+    Args:
+        name: a key of ``POLICIES``, or a registered one of one's own.
+        num_examples: ``N``; ids run from ``first_id`` to ``first_id + N - 1``.
+        first_id: the first id.
+        present: mask ``[N]`` of ids that exist; all of them when not given.
+        ratio: pruning ratio ``r``, the share left out, in [0, 1).
+        seed: of the draws.
+        epochs: length of the run.
+        rescore_every: pruned epochs between scoring passes, 0 for none; the policy's own when not given.
+        weight_power: power of the weights, 1 for an unbiased gradient; the policy's own when not given.
+        design: ``systematic`` or ``poisson``.
+        options: further fields of `Settings`, and what the policy's class takes beyond these.
+
+    Raises:
+        ValueError: an unknown policy or option, or a value outside its range.
+    """
+    cls = class_of(name)
+    shared = [f for f in Settings.__dataclass_fields__ if f in options]
+    own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
+    unknown = sorted(set(options) - set(shared) - own)
+    if unknown:
+        raise ValueError(f"policy {name}: unknown option {unknown[0]!r}; it takes {sorted(own) or 'none'}")
+    settings = Settings(
+        num_examples=num_examples,
+        first_id=first_id,
+        present=None if present is None else np.array(present, dtype=bool),
+        ratio=ratio,
+        seed=seed,
+        epochs=epochs,
+        rescore_every=cls.rescore_every if rescore_every is None else rescore_every,
+        weight_power=cls.weight_power if weight_power is None else weight_power,
+        design=design,
+        **{f: options.pop(f) for f in shared},
+    )
+    return cls(settings, **options)
