@@ -15,11 +15,11 @@ from rich.table import Table
 from torch import nn
 
 from pipelines.config import is_own
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
+from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.data.rows import Inputs, Rows
 from pipelines.errors import UserError
-from pipelines.own_code import keep_copy, use_own_code
 from pipelines.preflight import check_data, check_storage
 from pipelines.run_folder import CODE, CONFIG, read_config, read_metrics
 from pruning.weights.compaction import Compaction, compact

@@ -10,15 +10,22 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
 from cluster.storage import below, parent, uri_of
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
+from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
-from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
 from pipelines.places import told as storage_told
-from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage, costly_passes
+from pipelines.preflight import (
+    CheckedData,
+    check_cluster,
+    check_data,
+    check_places,
+    check_storage,
+    costly_passes,
+)
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
 from pipelines.provenance import check_same_data
@@ -65,6 +72,7 @@ def _run(
     startup = Startup()
     startup.lap("interpreter, imports, config")
     folder = run_path(config)
+    check_places(config)
     if config.cluster.engine == "ray" and config.cluster.address is None:
         check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
     if config.cluster.engine == "ray":

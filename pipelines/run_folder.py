@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
+from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
-from pipelines.own_code import OwnCode, keep_copy
 from pipelines.places import CONFIG as CONFIG
 from pipelines.places import run_path, run_uri
 from pipelines.provenance import knows_data, write_provenance

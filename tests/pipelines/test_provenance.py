@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
 from pipelines.run_folder import create_run
 from tests.pipelines.test_cli import fails_with

@@ -1,17 +1,14 @@
-"""The verbs of ``spikeprune data`` that write and look at datasets: their options, and what they print."""
+"""The verbs of ``data``: ingest, verify, frames, show, select."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipelines.data.ingest import Told
+from pipelines.config.parser import parse
+from pipelines.console import progress, results, write
+from pipelines.errors import UserError
 
 SourceName = Literal[
     "digits",
@@ -116,12 +113,65 @@ class ShowCommand:
     """Another one shows other examples."""
 
 
-def ingest(o: IngestCommand, console: "Console") -> str:
-    """Write a source; what came of it in one line."""
-    from pipelines.data.ingest import Writing, ingest, summary
-    from pipelines.data.sources.base import Options
-    from pipelines.errors import UserError
+@dataclass(kw_only=True)
+class SelectCommand:
+    """Options of ``data select``."""
 
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The dataset."""
+    ratio: float
+    """Share of the examples to leave out, in [0, 1)."""
+    output: Path
+    """Parquet file to write: id, weight, inclusion probability."""
+    policy: str = "sadp"
+    """Data-pruning policy, as examples.policy."""
+    scores: Path | None = None
+    """File of `spikeprune score`, for policies that draw by a score."""
+    split: str = "train"
+    """Prefix of the dataset's files."""
+    alpha: float = 0.1
+    """Weight of the uniform part; bounds the weights by 1 / alpha."""
+    design: Literal["systematic", "poisson"] = "systematic"
+    """systematic draws exactly the same number every time; poisson decides each example alone."""
+    seed: int = 0
+    """Keys the draw."""
+    epoch: int = 0
+    """Another epoch is another draw."""
+    filtered: Path | None = None
+    """Folder to write the chosen rows to as well, with a column weight; new or empty."""
+
+
+def ingest(args: list[str]) -> int:
+    """Write a dataset as Parquet with dense ids and a manifest."""
+    o = parse(IngestCommand, args, prog="spikeprune data ingest", description=ingest.__doc__)
+    _check_ingest(o)
+    from pipelines.data.ingest import Writing, summary
+    from pipelines.data.ingest import ingest as write_dataset
+    from pipelines.data.sources.base import Options
+
+    options = Options(
+        download=o.download,
+        test_share=o.test_share,
+        split_seed=o.split_seed,
+        sensor=o.sensor,
+        columns=o.columns,
+        time_unit=o.time_unit,
+    )
+    writing = Writing(
+        shard_rows=o.shard_rows,
+        group_rows=o.group_rows,
+        size=o.size,
+        on_bad=o.on_bad,
+        workers=o.workers,
+        address=o.address,
+    )
+    with progress("ingesting") as told:
+        manifest = write_dataset(o.source, o.output, o.input, options=options, writing=writing, told=told)
+    write(f"{o.output}: {summary(manifest)}")
+    return 0
+
+
+def _check_ingest(o: IngestCommand) -> None:
     if not 0 < o.test_share < 1:
         raise UserError("--test-share", f"{o.test_share} is not possible; it must be in (0, 1)")
     for name in ("shard_rows", "group_rows", "workers"):
@@ -132,75 +182,72 @@ def ingest(o: IngestCommand, console: "Console") -> str:
         raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
     if o.columns is not None and sorted(o.columns) != sorted("txyp"):
         raise UserError("--columns", f"{o.columns!r} is not possible; it must hold t, x, y and p once each")
-    with _progress(console, "ingesting") as told:
-        manifest = ingest(
-            o.source,
-            o.output,
-            o.input,
-            options=Options(
-                download=o.download,
-                test_share=o.test_share,
-                split_seed=o.split_seed,
-                sensor=o.sensor,
-                columns=o.columns,
-                time_unit=o.time_unit,
-            ),
-            writing=Writing(
-                shard_rows=o.shard_rows,
-                group_rows=o.group_rows,
-                size=o.size,
-                on_bad=o.on_bad,
-                workers=o.workers,
-                address=o.address,
-            ),
-            told=told,
-        )
-    return f"{o.output}: {summary(manifest)}"
 
 
-def verify(o: VerifyCommand, console: "Console") -> str:
-    """Hold a dataset against its manifest; what was found in one line."""
+def verify(args: list[str]) -> int:
+    """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
+    o = parse(VerifyCommand, args, prog="spikeprune data verify", description=verify.__doc__)
     from pipelines.data.ingest import summary
-    from pipelines.data.verify import verify
+    from pipelines.data.verify import verify as verify_dataset
 
-    with _progress(console, "verifying") as told:
-        manifest = verify(o.folder, told)
-    return f"{o.folder}: {summary(manifest)}, all as the manifest says"
+    with progress("verifying") as told:
+        manifest = verify_dataset(o.folder, told)
+    write(f"{o.folder}: {summary(manifest)}, all as the manifest says")
+    return 0
 
 
-def frames(o: FramesCommand, console: "Console") -> str:
-    """Cache event frames; what came of it in one line."""
+def frames(args: list[str]) -> int:
+    """Write a dataset of event recordings as one of event frames, so that training need not make them."""
+    o = parse(FramesCommand, args, prog="spikeprune data frames", description=frames.__doc__)
     from pipelines.data.cache import cache_frames
     from pipelines.data.ingest import Writing, summary
 
-    with _progress(console, "framing") as told:
-        writing = Writing(workers=o.workers)
+    writing = Writing(workers=o.workers)
+    with progress("framing") as told:
         manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
-    return f"{o.output}: {summary(manifest)} of {o.T} frames"
+    write(f"{o.output}: {summary(manifest)} of {o.T} frames")
+    return 0
 
 
-def show(o: ShowCommand, console: "Console") -> str | None:
-    """Print a dataset's statistics and write its contact sheet."""
-    import json
-
-    from pipelines.data.show import contact_sheet, show
-    from pipelines.errors import UserError
-
+def show(args: list[str]) -> int:
+    """Show a dataset's classes and statistics, and its examples on a contact sheet."""
+    o = parse(ShowCommand, args, prog="spikeprune data show", description=show.__doc__)
     if o.rows < 1:
         raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
-    table, sensor = show(o.folder, console, split=o.split, rows=o.rows, seed=o.seed)
-    if o.png is None:
-        return None
-    names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
-    contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
-    return f"{o.png}: {table.num_rows} examples"
+    import json
+
+    from pipelines.data.show import contact_sheet
+    from pipelines.data.show import show as show_dataset
+
+    table, sensor = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
+    if o.png is not None:
+        names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
+        contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
+        write(f"{o.png}: {table.num_rows} examples")
+    return 0
 
 
-@contextmanager
-def _progress(console: "Console", what: str) -> Iterator["Told"]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def select(args: list[str]) -> int:
+    """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
+    o = parse(SelectCommand, args, prog="spikeprune data select", description=select.__doc__)
+    for name in ("seed", "epoch"):
+        if not 0 <= getattr(o, name) < 2**31:
+            value = getattr(o, name)
+            raise UserError(f"--{name}", f"{value} is not possible; it must be between 0 and 2147483647")
+    from pipelines.selection import select_subset
 
-    columns = (TextColumn(what), BarColumn(bar_width=32), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    plan = select_subset(
+        o.folder,
+        policy=o.policy,
+        ratio=o.ratio,
+        output=o.output,
+        scores=o.scores,
+        split=o.split,
+        alpha=o.alpha,
+        design=o.design,
+        seed=o.seed,
+        epoch=o.epoch,
+        filtered=o.filtered,
+    )
+    write(f"{o.output}: {len(plan.ids):,} examples, weights up to {plan.weights.max():.3g}")
+    return 0
