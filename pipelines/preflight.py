@@ -73,10 +73,11 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
 
 
 def check_places(config: Config) -> None:
-    """That the run is written beside its data, and that it uses the cluster that it names.
+    """That the run is written beside its data, and that it can use the cluster that it names.
 
     Raises:
-        UserError: storage is inside the dataset's folder, or engine local has a cluster's address.
+        UserError: storage is inside the dataset's folder, engine local has a cluster's address, or two
+            workers would share a GPU.
     """
     if uri_of(config.storage) is None and uri_of(config.data.path) is None:
         storage, data = Path(config.storage).expanduser().resolve(), Path(config.data.path).resolve()
@@ -89,6 +90,13 @@ def check_places(config: Config) -> None:
             "cluster.address",
             f"{config.cluster.address} is not used by cluster.engine local; set the engine to ray, or the "
             "address to null",
+        )
+    c = config.cluster
+    if c.workers > 1 and 0 < c.gpus_per_worker <= 0.5:
+        raise UserError(
+            "cluster.gpus_per_worker",
+            f"{c.gpus_per_worker:g} puts two of {c.workers} workers on one GPU, which NCCL refuses; give each "
+            "more than half of one, or set cluster.workers to 1",
         )
 
 

@@ -55,12 +55,6 @@ class ClusterConfig:
         ok = self.scorers > 0 or not self.gpus_per_scorer
         check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
         check(self.ids_per_book >= 1, "cluster.ids_per_book", self.ids_per_book, "at least 1")
-        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
-            raise UserError(
-                "cluster.gpus_per_worker",
-                f"{self.gpus_per_worker:g} is not possible with {self.workers} workers: NCCL refuses two of "
-                "them on one GPU; give each a whole one, or set cluster.workers to 1",
-            )
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
 

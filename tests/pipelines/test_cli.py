@@ -85,6 +85,10 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         (["data", "select", "x", "--ratio", ".5", "--output", "y", "--epoch", "-1"], "--epoch: -1 is not"),
         (["train", "--storage", "data/digits/runs"], "storage: data/digits/runs is inside the dataset"),
         (
+            ["train", "--cluster.gpus-per-worker", "0.5"],
+            "cluster.gpus_per_worker: 0.5 puts two of 2 workers on one GPU, which NCCL refuses",
+        ),
+        (
             ["train", "--cluster.engine", "local", "--cluster.workers", "1", "--address", "auto"],
             "cluster.address: auto is not used by cluster.engine local",
         ),

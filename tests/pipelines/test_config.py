@@ -54,7 +54,6 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"model.surrogate_scale": ".inf"}, "model.surrogate_scale: inf is not possible"),
         ({"weights.retrain_lr": "inf"}, "weights.retrain_lr: inf is not possible"),
         ({"examples.alpha": "5e-324"}, "examples.alpha: 5e-324 is not possible"),
-        ({"cluster.gpus_per_worker": "0.5"}, "0.5 is not possible with 2 workers: NCCL refuses two of them"),
         ({"name": "-rf"}, "name: '-rf' is not possible"),
         ({"name": "--help"}, "name: '--help' is not possible"),
         ({"name": ".hidden"}, "name: '.hidden' is not possible"),
