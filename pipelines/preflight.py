@@ -95,8 +95,8 @@ def check_places(config: Config) -> None:
     if c.workers > 1 and 0 < c.gpus_per_worker <= 0.5:
         raise UserError(
             "cluster.gpus_per_worker",
-            f"{c.gpus_per_worker:g} puts two of {c.workers} workers on one GPU, which NCCL refuses; give each "
-            "more than half of one, or set cluster.workers to 1",
+            f"{c.gpus_per_worker:g} puts two of {c.workers} workers on one GPU, which NCCL refuses; give "
+            "each more than half of one, or set cluster.workers to 1",
         )
 
 

@@ -28,7 +28,7 @@ from pipelines.preflight import (
 )
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
-from pipelines.provenance import check_same_data
+from pipelines.provenance import check_same_data, check_same_start, start_of
 from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
@@ -84,6 +84,8 @@ def _run(
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
+    start = start_of(command, initial)
+    check_same_start(folder, start)
     new = not (folder / CONFIG).exists()
     if resume and new:
         console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
@@ -117,7 +119,7 @@ def _run(
         from pipelines.training.worker import RunSpec
 
         config = settle_reading(config, checked.train, folder)
-        create_run(config, sys.argv, code, new=new)
+        create_run(config, sys.argv, code, new=new, start=start)
         tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from pipelines.config.checks import is_own, shown
+from pipelines.config.migration import FIELD, VERSION, migrate
 from pipelines.config.parser import Plain, no_field, option, parse, split_overrides
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
@@ -59,7 +60,7 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
 
 def dump_config(config: Config) -> str:
     """The complete config as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(_lists(asdict(config)), sort_keys=False)
+    return yaml.safe_dump({FIELD: VERSION, **_lists(asdict(config))}, sort_keys=False)
 
 
 def config_files(path: Path | str) -> list[Path]:
@@ -135,7 +136,7 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader._plain)
 
 def _own_fields(file: Path) -> dict[str, Any]:
     """What a file itself says; its folder of own modules is beside it."""
-    tree = read_yaml(file)
+    tree = migrate(read_yaml(file), str(file))
     tree.pop("base", None)
     if isinstance(tree.get("code"), str):
         tree["code"] = str(file.absolute().parent / tree["code"])

@@ -20,6 +20,7 @@ from tyro import _errors
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipelines.config.checks import is_own, shown
+from pipelines.config.migration import new_name
 from pipelines.config.schema import Config, field_paths
 from pipelines.errors import UserError
 
@@ -125,6 +126,8 @@ def no_field(path: str, cls: type[Config] = Config) -> UserError:
         return UserError(path, "is not a field; `spikeprune search` reads it")
     if is_dataclass(leaf_hint(path, cls)):
         return UserError(path, "holds fields; set one of them")
+    if (new := new_name(path)) is not None:
+        return UserError(path, f"is not a field; it is called {new} now")
     if close := difflib.get_close_matches(path, field_paths(cls), n=1):
         return UserError(path, f"is not a field; did you mean {close[0]}?")
     parent = path.rpartition(".")[0]

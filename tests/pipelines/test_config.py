@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from pipelines import config as tree
-from pipelines.config import Config, ExamplesConfig
+from pipelines.config import Config, ExamplesConfig, migration
 from pipelines.config.load import dump_config, load_config
+from pipelines.config.migration import VERSION
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
 from pipelines.preflight import costly_passes
@@ -133,6 +134,38 @@ def test_options_of_the_model_have_the_types_that_yaml_gives_them(tmp_path: Path
     assert config.model.options == expected
     (tmp_path / "d.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "d.yaml") == config
+
+
+def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("weights: {response_examples: 77}\n")
+    assert load_config(path).weights.measure_examples == 77
+    path.write_text(f"schema_version: {VERSION}\nweights: {{response_examples: 77}}\n")
+    with pytest.raises(UserError, match=r"response_examples: is not a field; it is called weights\.m"):
+        load_config(path)
+    path.write_text("weights: {response_examples: 77, measure_examples: 78}\n")
+    with pytest.raises(UserError, match=r"has weights\.response_examples and weights\.measure_examples"):
+        load_config(path)
+
+
+def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through several versions, also into a group that is there."""
+    renamed = {2: {"a": "b", "c.x": "d"}, 3: {"b": "e.f", "d": "e.f.y"}}
+    monkeypatch.setattr(migration, "RENAMED", renamed)
+    monkeypatch.setattr(migration, "VERSION", 3)
+    assert migration.migrate({"a": {"z": 1}, "c": {"x": 2}}, "f") == {"c": {}, "e": {"f": {"z": 1, "y": 2}}}
+    assert migration.migrate({"schema_version": "2", "a": 1, "b": 2}, "f") == {"a": 1, "e": {"f": 2}}
+    assert migration.new_name("c.x") == "e.f.y"
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_config(Config()).replace(f"{VERSION}", f"{VERSION + 1}", 1))
+    with pytest.raises(UserError, match=rf"c\.yaml: is of schema_version {VERSION + 1}, written by a later"):
+        load_config(path)
+    path.write_text("schema_version: new\n")
+    with pytest.raises(UserError, match=r"its schema_version 'new' is not possible"):
+        load_config(path)
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
