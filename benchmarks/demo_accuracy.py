@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.about import about
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise

@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.sadp_cost import MODELS
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.dataset import DatasetInfo
 from pipelines.networks import make_network
 from pipelines.training.phases import phases_of

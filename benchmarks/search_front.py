@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.about import about
 from pipelines.config import Config
-from pipelines.config_io import load_tree, with_values
+from pipelines.config.load import load_tree, with_values
 from pipelines.data.files import write_beside, write_json
 from pipelines.data.ingest import ingest
 from pipelines.run import run

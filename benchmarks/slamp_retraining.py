@@ -31,7 +31,7 @@ from rich.console import Console
 
 from benchmarks import cifar16
 from benchmarks.about import about
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise

@@ -5,13 +5,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-from pipelines.config_io import _read, load_config, split_overrides
+from pipelines.config import Config, parser
+from pipelines.config.load import load_config, read_command, read_yaml
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class DoctorCommand:
     """Dashboard to check beside a cluster's address."""
     token_file: Path | None = None
     """File with the cluster's token; where Ray looks for it when not given."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config."""
 
 
 @dataclass(kw_only=True)
@@ -184,8 +187,7 @@ def jobs_stop(args: list[str]) -> int:
 
 def doctor(args: list[str]) -> int:
     """Check this machine, and a cluster, against what a run needs; exits with 1 if something is wrong."""
-    overrides, rest = split_overrides(args)
-    o = parse(DoctorCommand, rest, "doctor")
+    o, overrides = read_command(DoctorCommand, args, prog="spikeprune doctor", description=doctor.__doc__)
     from rich.console import Console
     from rich.markup import escape
 
@@ -219,7 +221,7 @@ def manifest(args: list[str]) -> int:
 
     from cluster.manifest import manifest as filled
 
-    values = _read(o.config) if o.config is not None else {}
+    values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
         key, equals, value = text.partition("=")
         if not equals:
@@ -245,7 +247,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 def parse(command: type[C], args: Sequence[str], verb: str) -> C:
     """A verb's options, with its help."""
-    return tyro.cli(command, args=list(args), prog=f"spikeprune {verb}", description=VERBS[verb].__doc__)
+    return parser.parse(command, args, prog=f"spikeprune {verb}", description=VERBS[verb].__doc__)
 
 
 def _jobs(address: str | None, token_file: Path | None) -> "Jobs":

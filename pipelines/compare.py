@@ -16,7 +16,7 @@ from cluster.connect import connect
 from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config, CriterionName
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
 from pipelines.data.files import write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.needs import needs_of

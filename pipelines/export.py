@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
-from pipelines.own_code import keep_copy, use_own_code
 from pipelines.preflight import check_storage
 from pipelines.run_folder import CODE, read_config, read_metrics
 from pruning.weights.masks import Masks

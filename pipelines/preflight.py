@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from cluster.storage import uri_of
 from pipelines.config import Config, is_own
+from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_examples, describe, read_split
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
-from pipelines.own_code import use_own_code
 from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
 from pruning.examples.policies.settings import FORWARD_COST, Settings
@@ -71,6 +72,34 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
             raise UserError(f"data.augment.{name}", f"does not apply to examples of shape {info.input_shape}")
     if a.drop_time and info.frames is None and info.timesteps is None:
         raise UserError("data.augment.drop_time", "applies to events alone; this dataset holds none")
+
+
+def check_places(config: Config) -> None:
+    """That the run is written beside its data, and that it can use the cluster that it names.
+
+    Raises:
+        UserError: storage is inside the dataset's folder, engine local has a cluster's address, or two
+            workers would share a GPU.
+    """
+    if uri_of(config.storage) is None and uri_of(config.data.path) is None:
+        storage, data = Path(config.storage).expanduser().resolve(), Path(config.data.path).resolve()
+        if data.exists() and storage.is_relative_to(data):
+            raise UserError(
+                "storage", f"{config.storage} is inside the dataset {config.data.path}; choose another"
+            )
+    if config.cluster.engine == "local" and config.cluster.address is not None:
+        raise UserError(
+            "cluster.address",
+            f"{config.cluster.address} is not used by cluster.engine local; set the engine to ray, or the "
+            "address to null",
+        )
+    c = config.cluster
+    if c.workers > 1 and 0 < c.gpus_per_worker <= 0.5:
+        raise UserError(
+            "cluster.gpus_per_worker",
+            f"{c.gpus_per_worker:g} puts two of {c.workers} workers on one GPU, which NCCL refuses; give "
+            "each more than half of one, or set cluster.workers to 1",
+        )
 
 
 def costly_passes(config: Config) -> str | None:

@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,17 +15,59 @@ from cluster.storage import Remote, uri_of
 from pipelines.config import Config
 from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
+from pipelines.places import local_file
 
 PROVENANCE = "provenance.json"
 PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 
 
-def write_provenance(folder: Path, config: Config, command: list[str]) -> None:
+def start_of(verb: str, network: str | None) -> dict[str, str | None]:
+    """What a run does and the network that it starts from, by which a resumed run is known.
+
+    Args:
+        verb: run, train or prune.
+        network: checkpoint file (a path or a URI) of the network that is pruned.
+    """
+    if network is None:
+        return {"verb": verb, "network_sha256": None}
+    with local_file(network) as path, path.open("rb") as file:
+        return {"verb": verb, "network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def check_same_start(folder: Path, start: Mapping[str, str | None]) -> None:
+    """That a run goes on with what it began to do, on the network that it began with, if it knows them.
+
+    Args:
+        folder: of the run.
+        start: of the command that resumes it, by `start_of`.
+
+    Raises:
+        UserError: it is another verb, or another network.
+    """
+    known = read_provenance(folder)
+    if known.get("verb", start["verb"]) != start["verb"]:
+        raise UserError(
+            "--resume",
+            f"run {folder.name!r} was started by `spikeprune {known['verb']}`, not {start['verb']}; "
+            "resume it by that, or choose another --name",
+        )
+    if known.get("network_sha256", start["network_sha256"]) != start["network_sha256"]:
+        raise UserError(
+            "--resume",
+            f"run {folder.name!r} began with another network than the one that is given (their files "
+            "differ); give that one, or choose another --name",
+        )
+
+
+def write_provenance(
+    folder: Path, config: Config, command: list[str], start: Mapping[str, str | None] | None = None
+) -> None:
     """Command, versions, commit and data of a run or search that begins, into its folder."""
     manifest = _manifest(config)
     told = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        **(start or {}),
         "seed": config.seed,
         "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
         "platform": platform.platform(),

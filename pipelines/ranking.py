@@ -14,12 +14,12 @@ from cluster.connect import connect
 from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config
+from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
 from pipelines.data.files import check_beside, write_beside
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture
-from pipelines.own_code import use_own_code
 from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
 from pruning.examples.scores import SCORES
 from snn.interchange import load_checkpoint

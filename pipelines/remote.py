@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from cluster.credentials import secret_in
 from cluster.storage import below, name_of, parent, uri_of
 from pipelines.config import Config
-from pipelines.config_io import config_files, load_tree, split_overrides
+from pipelines.config.load import config_files, load_tree
+from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
 
 STORAGE = "~/spikeprune-runs"

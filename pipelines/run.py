@@ -10,18 +10,25 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
 from cluster.storage import below, parent, uri_of
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
+from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
-from pipelines.own_code import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
 from pipelines.places import told as storage_told
-from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage, costly_passes
+from pipelines.preflight import (
+    CheckedData,
+    check_cluster,
+    check_data,
+    check_places,
+    check_storage,
+    costly_passes,
+)
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
-from pipelines.provenance import check_same_data
+from pipelines.provenance import check_same_data, check_same_start, start_of
 from pipelines.reading import settle_reading, window_rows
 from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
@@ -65,6 +72,7 @@ def _run(
     startup = Startup()
     startup.lap("interpreter, imports, config")
     folder = run_path(config)
+    check_places(config)
     if config.cluster.engine == "ray" and config.cluster.address is None:
         check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
     if config.cluster.engine == "ray":
@@ -76,6 +84,8 @@ def _run(
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
+    start = start_of(command, initial)
+    check_same_start(folder, start)
     new = not (folder / CONFIG).exists()
     if resume and new:
         console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
@@ -109,7 +119,7 @@ def _run(
         from pipelines.training.worker import RunSpec
 
         config = settle_reading(config, checked.train, folder)
-        create_run(config, sys.argv, code, new=new)
+        create_run(config, sys.argv, code, new=new, start=start)
         tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,

@@ -1,15 +1,16 @@
 """A run's folder: its config, where it came from, and all that reports and resumes need."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
+from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
-from pipelines.own_code import OwnCode, keep_copy
 from pipelines.places import CONFIG as CONFIG
 from pipelines.places import run_path, run_uri
 from pipelines.provenance import knows_data, write_provenance
@@ -41,7 +42,14 @@ def check_run(config: Config, *, resume: bool) -> None:
         raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
 
-def create_run(config: Config, command: list[str], code: OwnCode | None = None, *, new: bool = False) -> None:
+def create_run(
+    config: Config,
+    command: list[str],
+    code: OwnCode | None = None,
+    *,
+    new: bool = False,
+    start: Mapping[str, str | None] | None = None,
+) -> None:
     """The folder of a new run, with its config, its user's code and its provenance; an existing run is
     left as it is.
 
@@ -50,6 +58,7 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None, 
         command: that makes it.
         code: its user's.
         new: whether there was no such run when it was checked.
+        start: what it does and on which network, by `start_of`.
 
     Raises:
         UserError: there is one all the same.
@@ -58,7 +67,7 @@ def create_run(config: Config, command: list[str], code: OwnCode | None = None, 
     if new:
         check_run(config, resume=False)
     if not (folder / CONFIG).exists():
-        write_provenance(folder, config, command)
+        write_provenance(folder, config, command, start)
         if code is not None and code.files:
             keep_copy(code, folder / CODE)
             config = replace(config, code=CODE)

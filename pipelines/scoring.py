@@ -12,8 +12,7 @@ import pyarrow as pa
 import torch
 
 from cluster.connect import prepare_data
-from pipelines import own_code
-from pipelines.config import ClusterConfig, LossName
+from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
 from pipelines.data.rows import Inputs, Rows
@@ -227,7 +226,7 @@ class _Job:
     wanted: Any
     layout: Layout | None = None
     part_rows: int = 0
-    code: own_code.OwnCode | None = field(default_factory=own_code.active)
+    code: plugins.OwnCode | None = field(default_factory=plugins.active)
     device: str = "cpu"
     spare: bool = False
 
@@ -266,7 +265,7 @@ class _Runner:
     """A job with its network, ready for blocks."""
 
     def __init__(self, job: _Job) -> None:
-        own_code.activate(job.code)
+        plugins.activate(job.code)
         tune_allocator()
         torch.set_num_threads(1)
         self._job = job

@@ -18,8 +18,9 @@ from PIL import Image
 
 from cluster.manifest import read_values
 from pipelines import cli
+from pipelines.cli.main import VERBS
 from pipelines.config import Config, field_paths
-from pipelines.config_io import load_tree
+from pipelines.config.load import load_tree
 from pipelines.search.config import SearchTree
 from tests.originals import write_originals
 
@@ -52,8 +53,8 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
         words = line.split()
         if words[:1] != ["spikeprune"]:
             continue
-        verb = " ".join(words[1:3]) if " ".join(words[1:3]) in cli._VERBS else words[1]
-        assert verb in cli._VERBS, line
+        verb = " ".join(words[1:3]) if " ".join(words[1:3]) in VERBS else words[1]
+        assert verb in VERBS, line
         for word in words:
             if word.startswith("--"):
                 assert word.split("=")[0] in known, line

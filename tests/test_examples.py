@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import expected_time
 from pipelines.config import Config
-from pipelines.config_io import config_files, load_config
+from pipelines.config.load import config_files, load_config
 from pipelines.data.dataset import DatasetInfo
 from pipelines.data.ingest import ingest
 from pipelines.networks import make_network

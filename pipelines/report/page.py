@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import pruned_figures
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.data.files import write_beside
 from pipelines.report.plots import (
     accuracy_plot,

@@ -1,13 +1,13 @@
 """The verb ``search``: options, and what the command does with them. Imports no torch and no Ray."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pipelines.config_io import load_tree, split_overrides
+from pipelines.config.load import load_tree, read_command
+from pipelines.console import results
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
 
@@ -30,8 +30,7 @@ class SearchCommand:
 
 def main(args: list[str]) -> int:
     """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
-    overrides, rest = split_overrides(args, SearchTree)
-    options = tyro.cli(SearchCommand, args=rest, prog="spikeprune search", description=main.__doc__)
+    options, overrides = read_command(SearchCommand, args, prog="spikeprune search", description=main.__doc__)
     if options.address is not None:
         overrides["cluster.address"] = options.address
     if options.plot is not None:
@@ -46,11 +45,9 @@ def main(args: list[str]) -> int:
 
 
 def _show(folder: Path) -> int:
-    from rich.console import Console
-
     from pipelines.search.results import print_results, read_results, write_results
 
     found = read_results(folder)
     write_results(found)
-    print_results(found, Console() if sys.stdout.isatty() else Console(width=120))
+    print_results(found, results())
     return 0 if found.finished else 1

@@ -23,8 +23,8 @@ class SearchConfig:
     question: Question | None = None
     """Ready-made space: data (how much data can I drop), network (how much of the network), or both;
     both when no space is given."""
-    space: Any = None
-    """Fields by their path: a list of values, or {low, high} with log: true or step; YAML only. Beside a
+    space: dict[str, Any] | None = None
+    """Fields by their path: a list of values, or {low, high} with log: true or step. Beside a
     question it adds to that space."""
     objectives: tuple[ObjectiveName, ...] | None = None
     """accuracy (highest), examples, seconds, density, synops (lowest); the question's own when not given."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.search.front import costs_of, on_front

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import prepare_data
+from pipelines.config.plugins import use_own_code
 from pipelines.data.files import write_json
-from pipelines.own_code import use_own_code
 from pipelines.preflight import CheckedData
 from pipelines.search.config import SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table

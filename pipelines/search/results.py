@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table

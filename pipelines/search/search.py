@@ -15,12 +15,12 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config
-from pipelines.config_io import dump_config, load_tree
+from pipelines.config.load import dump_config, load_tree
+from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
-from pipelines.own_code import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.places import run_path
 from pipelines.preflight import CheckedData, check_data, check_storage
 from pipelines.provenance import check_same_data, write_provenance

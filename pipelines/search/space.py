@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin
 import numpy as np
 
 from pipelines.config import Config, field_paths, is_own
-from pipelines.config_io import leaf_hint, with_values
+from pipelines.config.load import with_values
+from pipelines.config.parser import leaf_hint
 from pipelines.errors import UserError
 from pipelines.search.config import Question, SearchTree
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import ClusterConfig, Config, WeightsConfig
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.run import is_finished
 from pipelines.search.config import Stages
 from pipelines.training.checkpoint import latest_checkpoint, load_progress

@@ -20,10 +20,10 @@ import torch
 from ray import tune
 from ray.train import Checkpoint, UserCallback
 
+from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.dataset import describe
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
-from pipelines.own_code import OwnCode, activate
 from pipelines.preflight import CheckedData
 from pipelines.reading import window_rows
 from pipelines.run_folder import create_run

@@ -16,9 +16,9 @@ from ray.train.torch import TorchTrainer
 from cluster.connect import prepare_data
 from cluster.storage import Remote
 from pipelines.config import ClusterConfig
+from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
-from pipelines.own_code import OwnCode, activate
 from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.loop import run_phases
 from pipelines.training.process_group import NodeTorchConfig

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
+from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, read_rows
 from pipelines.data.rows import Rows
 from pipelines.networks import architecture
-from pipelines.own_code import OwnCode, activate
 from pipelines.scoring import (
     Scorers,
     Scoring,

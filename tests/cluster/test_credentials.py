@@ -12,7 +12,7 @@ from cluster.manifest import read_values
 from cluster.nodes import unopened
 from cluster.storage import Remote, uri_of
 from pipelines import cli
-from pipelines.config_io import load_config, load_tree
+from pipelines.config.load import load_config, load_tree
 from pipelines.errors import UserError
 from pipelines.remote import remote_command
 from pipelines.search.config import SearchTree

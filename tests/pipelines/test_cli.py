@@ -1,10 +1,14 @@
 """The command as a user meets it: its surface, its help, and one line for every mistake."""
 
 import inspect
+import operator
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +17,19 @@ import pytest
 
 from cluster.connect import local_cpus
 from pipelines import cli, cluster_verbs
+from pipelines.cli import data, reports, runs
+from pipelines.cli.main import VERBS
 from pipelines.config import field_paths
-from pipelines.search.command import SearchCommand
+from pipelines.config.load import load_config
+from pipelines.config.parser import leaf_hint, split_overrides
+from pipelines.search import command as search
 from pipelines.search.config import SearchTree
 
 _COMMANDS = [
     c
-    for n, c in {**vars(cli), **vars(cluster_verbs)}.items()
-    if n.endswith("Command") and c is not cli.RunCommand
+    for module in (runs, reports, data, cluster_verbs, search)
+    for n, c in vars(module).items()
+    if n.endswith("Command")
 ]
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 
@@ -28,19 +37,14 @@ SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 def surface() -> str:
     """Every verb with its own options, then every config field with its type."""
     lines = []
-    for verb, function in cli._VERBS.items():
+    for verb, function in VERBS.items():
         source = inspect.getsource(function)
         command = next(
-            (c for c in _COMMANDS if f"({c.__name__}," in source),
-            SearchCommand if verb == "search" else cli.RunCommand,
+            (c for c in _COMMANDS if f"({c.__name__}," in "".join(source.split())), runs.RunCommand
         )
         lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")
     for path in field_paths(SearchTree):
-        cls: type = SearchTree
-        *branches, leaf = path.split(".")
-        for branch in branches:
-            cls = get_type_hints(cls)[branch]
-        lines.append(f"{path}: {next(f.type for f in fields(cls) if f.name == leaf)}")
+        lines.append(f"{path}: {leaf_hint(path, SearchTree)}")
     return "\n".join(lines) + "\n"
 
 
@@ -63,7 +67,31 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
     [
         (["trian"], "trian: is not a verb; did you mean train?"),
         (["data", "digest"], "'digest' is not one of its verbs"),
+        (["data"], "data: 'nothing' is not one of its verbs; use ingest, verify"),
         (["train", "none.yaml"], "none.yaml: no such config file"),
+        (["train", "--resme"], "--resme: is not an option; did you mean --resume?"),
+        (["train", "--train.lrr", "1"], "train.lrr: is not a field; did you mean train.lr?"),
+        (["train", "--train.lr"], "train.lr: needs a value"),
+        (["train", "--train.epochs", "1:30"], "train.epochs: '1:30' is not possible; it must be a whole"),
+        (["train", "a.yaml", "b.yaml"], "b.yaml: is one word too many"),
+        (["search", "--search.trials", "x"], "search.trials: 'x' is not possible; it must be a whole number"),
+        (["prune"], "SOURCE: is needed; --help explains it"),
+        (["score", "x"], "--output: is needed"),
+        (
+            ["data", "show", "x", "--rows", "many"],
+            "--rows: 'many' is not possible; it must",
+        ),
+        (["data", "ingest", "digit", "--output", "x"], "SOURCE: 'digit' is unknown; choose one of digits"),
+        (["data", "select", "x", "--ratio", ".5", "--output", "y", "--epoch", "-1"], "--epoch: -1 is not"),
+        (["train", "--storage", "data/digits/runs"], "storage: data/digits/runs is inside the dataset"),
+        (
+            ["train", "--cluster.gpus-per-worker", "0.5"],
+            "cluster.gpus_per_worker: 0.5 puts two of 2 workers on one GPU, which NCCL refuses",
+        ),
+        (
+            ["train", "--cluster.engine", "local", "--cluster.workers", "1", "--address", "auto"],
+            "cluster.address: auto is not used by cluster.engine local",
+        ),
         (["train", "--examples.ratio", "1.5"], "examples.ratio: 1.5 is not possible; it must be in [0, 1)"),
         (["run", "--model.name", "mpl"], "model.name: 'mpl' is unknown; choose one of"),
         (["train", "--data.path", "none"], "data.path: none does not exist"),
@@ -171,9 +199,54 @@ def test_help_teaches_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{path.replace('_', '-')}" in text or f"--{path}" in text, path
 
 
+def test_help_shows_the_values_of_the_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("train: {epochs: 37}\nname: of-the-file\n")
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(tmp_path / "c.yaml"), "--name", "of-the-words", "--help"])
+    text = capsys.readouterr().out
+    assert "(default: 37)" in text
+    assert "(default: of-the-words)" in text
+
+
+def test_every_option_that_help_shows_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a flag both forms; of what may be null the word null."""
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    flags = re.findall(r"--([\w.-]+), --([\w.-]+) ", text)
+    assert ("model.detach-reset", "model.no-detach-reset") in flags
+    optional = re.findall(r"--([\w.-]+) (?:TEXT|INT|FLOAT|YAML|\[INT \.\.\.\])\|null", text)
+    assert {"cluster.address", "model.hidden"} < set(optional)
+    for yes, no in flags:
+        path = yes.replace("-", "_")
+        assert split_overrides([f"--{yes}"])[0] == {path: True}
+        assert split_overrides([f"--{no}"])[0] == {path: False}
+    for name in (n for n in optional if "." in n or n == "code"):
+        overrides, rest = split_overrides([f"--{name}", "null"])
+        assert not rest
+        assert operator.attrgetter(name.replace("-", "_"))(load_config(None, overrides)) is None or (
+            name == "weights.sparsity"  # 0.9 where no target is given
+        )
+
+
 def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in cli._VERBS:
+    for verb in VERBS:
         assert f"  {verb} " in text
     assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("group", ["data", "jobs", "cluster"])
+def test_help_of_a_group_lists_its_verbs(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([group, "--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in (v.split()[1] for v in VERBS if v.startswith(f"{group} ")):
+        assert f"  {verb} " in text
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    code = f"{shlex.quote(sys.executable)} -m pipelines.cli train --help | head -1"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.startswith("usage: spikeprune train")
+    assert done.stderr == ""

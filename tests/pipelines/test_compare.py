@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines import cli
 from pipelines.compare import Comparison, compare, compare_on, write_comparison
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
 from pipelines.run import prune, run

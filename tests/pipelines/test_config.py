@@ -1,13 +1,16 @@
 """The config tree: every way in gives the same checked values or the same one line."""
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from pipelines import config as tree
-from pipelines.config import Config, ExamplesConfig
-from pipelines.config_io import dump_config, load_config, split_overrides
+from pipelines.config import Config, ExamplesConfig, migration
+from pipelines.config.load import dump_config, load_config
+from pipelines.config.migration import VERSION
+from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
 from pipelines.preflight import costly_passes
 
@@ -37,13 +40,31 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     [
         ({"train.lrr": "1"}, "train.lrr: is not a field; did you mean train.lr?"),
         ({"train.epochs": "many"}, "train.epochs: 'many' is not possible; it must be a whole number"),
-        ({"train.epochs": "true"}, "train.epochs: True is not possible; it must be a whole number"),
-        ({"train.epochs": "0"}, "train.epochs: 0 is not possible; it must be at least 1"),
+        ({"train.epochs": True}, "train.epochs: 'True' is not possible; it must be a whole number"),
+        ({"train.epochs": "0"}, "train.epochs: 0 is not possible; it must be between 1 and 1000000"),
+        ({"train.epochs": "9" * 400}, "99...' is not possible; it must be a whole number below 2^63"),
+        ({"train.epochs": "9" * 5000}, "99...' is not possible; it must be a whole number below 2^63"),
+        ({"train.epochs": [1, 2]}, "train.epochs: [1, 2] is not possible; it must be a whole number"),
+        ({"examples.policy": None}, "examples.policy: has no value; give one or leave it out"),
+        ({"data.augment.flip": "yes"}, "data.augment.flip: 'yes' is not possible; it must be true or false"),
+        ({"data.augment.crop": 10**18}, "data.augment.crop: 1000000000000000000 is not possible"),
+        ({"model.hidden": [10**18]}, "model.hidden: (1000000000000000000,) is not possible"),
+        ({"model.hidden": "[3, x]"}, "model.hidden: 'x' is not possible; it must be a whole number"),
+        ({"model.options": "3"}, "model.options: '3' is not possible; it must be names with values"),
+        ({"model.options": {"a": {"b": 1}}}, "is not possible; it must be names with values, as {width: 64}"),
+        ({"model.surrogate_scale": ".inf"}, "model.surrogate_scale: inf is not possible"),
+        ({"weights.retrain_lr": "inf"}, "weights.retrain_lr: inf is not possible"),
+        ({"examples.alpha": "5e-324"}, "examples.alpha: 5e-324 is not possible"),
+        ({"name": "-rf"}, "name: '-rf' is not possible"),
+        ({"name": "--help"}, "name: '--help' is not possible"),
+        ({"name": ".hidden"}, "name: '.hidden' is not possible"),
+        ({"name": "x" * 5000}, "xxx...' is not possible; it must be text of at most 4,096 characters"),
+        ({"data.path": "a\0b"}, "data.path: 'a\\x00b' is not possible; it must be text"),
         ({"examples.ratio": "1"}, "examples.ratio: 1.0 is not possible; it must be in [0, 1)"),
         ({"examples.ratio": "-0.1"}, "examples.ratio: -0.1 is not possible; it must be in [0, 1)"),
         ({"examples.ratio": ".nan"}, "examples.ratio: nan is not possible; it must be in [0, 1)"),
         ({"weights.sparsity": "1"}, "weights.sparsity: 1.0 is not possible; it must be in (0, 1)"),
-        ({"train": "3"}, "train: 3 is not possible; it must hold fields"),
+        ({"train": "3"}, "train: '3' is not possible; it must hold fields"),
         (
             {"examples.score_from": "13"},
             "examples.score_from: 13 is not possible; it must be at most train.epochs (12)",
@@ -66,7 +87,22 @@ def test_mistakes_name_field_value_and_what_is_allowed(overrides: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("train: [", "is not valid YAML"), ("- 1", "must hold fields"), ("sede: 1", "did you mean seed?")],
+    [
+        ("train: [", "is not valid YAML"),
+        ("- 1", "must hold fields"),
+        ("sede: 1", "did you mean seed?"),
+        ("train: 3", "train: '3' is not possible; it must hold fields"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", "'lr' is there twice, again in"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", "line 3"),
+        ("examples: {policy: }", "examples.policy: has no value"),
+        ("model: {name: }", "model.name: has no value"),
+        ("weights: {criterion: }", "weights.criterion: has no value"),
+        ("train: {epochs: 010x}", "train.epochs: '010x' is not possible"),
+        ("train: {epochs: !!int abc}", "is not valid YAML"),
+        ("model: {options: &a {x: *a}}", "is not valid YAML"),
+        ("a: " + "[" * 2000, "nested too deeply"),
+        ("name: " + "x" * 2**20, "is larger than 1 MiB"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
     path = tmp_path / "c.yaml"
@@ -74,6 +110,68 @@ def test_bad_files_are_named(tmp_path: Path, text: str, line: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(path)
     assert line in str(caught.value)
+
+
+def test_text_stays_as_it_is_written(tmp_path: Path) -> None:
+    """YAML reads 0123 as 83, 2026-11-28 as a date and no as false."""
+    for name in ("0123", "007", "1_000", "2026-11-28", "no", "1e3"):
+        assert load_config(None, {"name": name}).name == name
+        assert load_config(None, split_overrides(["--name", name])[0]).name == name
+        (tmp_path / "c.yaml").write_text(f"name: {name}\n")
+        config = load_config(tmp_path / "c.yaml")
+        assert config.name == name
+        (tmp_path / "d.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "d.yaml") == config
+
+
+def test_options_of_the_model_have_the_types_that_yaml_gives_them(tmp_path: Path) -> None:
+    expected = {"width": 64, "slope": 1e-3, "deep": True, "kind": "07"}
+    text = '{width: 64, slope: 1e-3, deep: true, kind: "07"}'
+    (tmp_path / "c.yaml").write_text(f"model: {{options: {text}}}\n")
+    assert load_config(tmp_path / "c.yaml").model.options == expected
+    assert load_config(None, {"model.options": text}).model.options == expected
+    config = load_config(None, {"model.options": expected})
+    assert config.model.options == expected
+    (tmp_path / "d.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "d.yaml") == config
+
+
+def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("weights: {response_examples: 77}\n")
+    assert load_config(path).weights.measure_examples == 77
+    path.write_text(f"schema_version: {VERSION}\nweights: {{response_examples: 77}}\n")
+    with pytest.raises(UserError, match=r"response_examples: is not a field; it is called weights\.m"):
+        load_config(path)
+    path.write_text("weights: {response_examples: 77, measure_examples: 78}\n")
+    with pytest.raises(UserError, match=r"has weights\.response_examples and weights\.measure_examples"):
+        load_config(path)
+
+
+def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through several versions, also into a group that is there."""
+    renamed = {2: {"a": "b", "c.x": "d"}, 3: {"b": "e.f", "d": "e.f.y"}}
+    monkeypatch.setattr(migration, "RENAMED", renamed)
+    monkeypatch.setattr(migration, "VERSION", 3)
+    assert migration.migrate({"a": {"z": 1}, "c": {"x": 2}}, "f") == {"c": {}, "e": {"f": {"z": 1, "y": 2}}}
+    assert migration.migrate({"schema_version": "2", "a": 1, "b": 2}, "f") == {"a": 1, "e": {"f": 2}}
+    assert migration.new_name("c.x") == "e.f.y"
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_config(Config()).replace(f"{VERSION}", f"{VERSION + 1}", 1))
+    with pytest.raises(UserError, match=rf"c\.yaml: is of schema_version {VERSION + 1}, written by a later"):
+        load_config(path)
+    path.write_text("schema_version: new\n")
+    with pytest.raises(UserError, match=r"its schema_version 'new' is not possible"):
+        load_config(path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match=r"c\.yaml: is not a file"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -98,9 +196,20 @@ def test_split_overrides_keeps_other_words() -> None:
     assert rest == ["c.yaml", "--resume"]
     assert overrides == {
         "train.lr": "0.1",
-        "model.hidden": "[3, 4]",
-        "model.detach_reset": "false",
+        "model.hidden": ("3", "4"),
+        "model.detach_reset": False,
         "seed": "7",
+    }
+
+
+def test_a_flag_takes_no_word(tmp_path: Path) -> None:
+    words = ["--data.augment.flip", "my.yaml", "--examples.overlap=true", "--model.detach-reset=false"]
+    overrides, rest = split_overrides(words)
+    assert rest == ["my.yaml"]
+    assert overrides == {
+        "data.augment.flip": True,
+        "examples.overlap": True,
+        "model.detach_reset": False,
     }
 
 
@@ -149,7 +258,7 @@ def test_a_file_builds_on_another(tmp_path: Path) -> None:
     [
         ("base: gone.yaml", "its base gone.yaml does not exist"),
         ("base: mine.yaml", "its base mine.yaml leads back to itself"),
-        ("base: 3", "base: 3 is not possible; it must be the path of a config file"),
+        ("base: [3]", "base: ['3'] is not possible; it must be the path of a config file"),
     ],
 )
 def test_a_bad_base_is_named(tmp_path: Path, text: str, line: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from pipelines import cli, export
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.run import prune, run
 from pruning.weights.masks import Masks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.lock import hold
 from pipelines.run_folder import create_run

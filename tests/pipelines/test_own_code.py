@@ -13,9 +13,9 @@ import pytest
 
 from pipelines import cli
 from pipelines.config import Config, ModelConfig
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
+from pipelines.config.plugins import check_unchanged, keep_copy, use_own_code
 from pipelines.errors import UserError
-from pipelines.own_code import check_unchanged, keep_copy, use_own_code
 from snn.interchange import read_architecture
 from tests.pipelines.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics

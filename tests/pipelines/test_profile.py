@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
 from pipelines.training.trace import PARTS

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
 from pipelines.run_folder import create_run
 from tests.pipelines.test_cli import fails_with
@@ -65,3 +65,27 @@ def test_a_run_refuses_other_data(
     fails_with(f"data.path: {tmp_path / 'data'} {line}", resumed, capsys)
     (tmp_path / "data" / "manifest.json").unlink()
     fails_with("has no manifest.json, by which the run knows its data", resumed, capsys)
+
+
+def test_a_run_goes_on_with_the_command_and_the_network_it_began_with(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = ["--data.path", str(digits), "--storage", str(tmp_path), "--cluster.engine", "local"]
+    local += ["--cluster.workers", "1", "--train.epochs", "1", "--examples.policy", "full"]
+    local += ["--model.hidden", "16", "--weights.retrain-epochs", "1", "--weights.calibration-examples", "32"]
+    for name, seed in (("one", "0"), ("two", "1")):
+        assert cli.main(["train", *local, "--name", name, "--seed", seed]) == 0
+    one, two = tmp_path / "one", tmp_path / "two"
+    capsys.readouterr()
+    fails_with(
+        "run 'one' was started by `spikeprune train`, not run",
+        ["run", *local, "--name", "one", "--resume"],
+        capsys,
+    )
+    prune = ["prune", str(one), "--name", "one", "--resume"]
+    fails_with("run 'one' was started by `spikeprune train`, not prune", prune, capsys)
+    assert cli.main(["prune", str(one), "--name", "pruned"]) == 0
+    assert cli.main(["prune", str(one), "--name", "pruned", "--resume"]) == 0
+    capsys.readouterr()
+    again = ["prune", str(two), "--name", "pruned", "--resume", "--seed", "0"]
+    fails_with("run 'pruned' began with another network than the one that is given", again, capsys)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import STYLE, write_comparison, write_page
 from pipelines.report.plots import COLOURS

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from pipelines import cli
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.decode import decode
 from pipelines.errors import UserError
 from pipelines.ranking import rank

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.dataset import check_examples, read_split
 from pipelines.errors import UserError
 from pipelines.ranking import rank

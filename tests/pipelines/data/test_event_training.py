@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipelines import cli
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.rows import Inputs

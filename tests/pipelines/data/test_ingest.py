@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.config_io import load_config
+from pipelines.cli.data import SourceName
+from pipelines.config.load import load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode_image
 from pipelines.data.ingest import ingest
 from pipelines.data.sources import SOURCES
 from pipelines.data.statistics import Statistics
-from pipelines.data_commands import SourceName
 from pipelines.errors import UserError
 
 

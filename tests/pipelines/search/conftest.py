@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.config_io import load_tree
+from pipelines.config.load import load_tree
 from pipelines.search.config import SearchTree
 from pipelines.search.journal import Journal, Record
 from pipelines.search.search import open_search, search

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.search.config import SearchTree
 from tests.pipelines.search.conftest import journal_of, records_of, tree
 
@@ -35,7 +35,7 @@ def on_ray_of_its_own(folder: Path, start: str, found: SearchTree, end: str = ""
             import ray
             from pathlib import Path
             from rich.console import Console
-            from pipelines.config_io import load_tree
+            from pipelines.config.load import load_tree
             from pipelines.search.config import SearchTree
             from pipelines.search.search import search
             tree = load_tree(SearchTree, Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.search.resources import SCORING_CPUS, Node, plan_resources
 

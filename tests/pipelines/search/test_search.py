@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from pipelines import cli
-from pipelines.config_io import dump_config, load_config, load_tree
+from pipelines.config.load import dump_config, load_config, load_tree
+from pipelines.config.plugins import use_own_code
 from pipelines.lock import hold
-from pipelines.own_code import use_own_code
 from pipelines.report.summary import summarise
 from pipelines.run import run
 from pipelines.search.config import SearchTree

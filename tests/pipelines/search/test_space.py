@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines import cli
 from pipelines.config import field_paths
-from pipelines.config_io import dump_config, load_config, load_tree, with_values
+from pipelines.config.load import dump_config, load_config, load_tree, with_values
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
 from pipelines.search.search import open_search

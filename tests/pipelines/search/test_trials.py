@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
 from pipelines.report.summary import summarise
 from pipelines.run import run
 from pipelines.search.search import search

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.config import Config
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.run import run
 
 QUIET = Console(quiet=True)

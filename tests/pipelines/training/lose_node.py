@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 from cluster.connect import connect
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, wait_for
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.rows import Inputs, Rows
 from pipelines.data.sample import uniform_sample

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import Config
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.run import run
 from pipelines.training.checkpoint import latest_checkpoint

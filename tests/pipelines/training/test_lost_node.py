@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from tests.pipelines.training.conftest import metrics, small
 
 SCRIPT = Path(__file__).with_name("lose_node.py")

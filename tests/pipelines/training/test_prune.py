@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.config import WeightsConfig
-from pipelines.config_io import load_config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import write_page
 from pipelines.report.summary import summarise

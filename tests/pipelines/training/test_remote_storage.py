@@ -17,7 +17,7 @@ import pytest
 from cluster.storage import Remote
 from pipelines import cli
 from pipelines.config import Config
-from pipelines.config_io import dump_config, load_config
+from pipelines.config.load import dump_config, load_config
 from pipelines.errors import UserError
 from pipelines.places import fetch_run, mirror_of, run_path, run_uri
 from pipelines.run import run

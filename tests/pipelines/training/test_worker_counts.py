@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config_io import dump_config
+from pipelines.config.load import dump_config
 from pipelines.run import run
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small
 

@@ -114,7 +114,7 @@ def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
     Raises:
         UserError: it does.
     """
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     if folder.resolve() == here:
         return
     for name in names:

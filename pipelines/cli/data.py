@@ -1,0 +1,257 @@
+"""The verbs of ``data``: ingest, verify, frames, show, select."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipelines.config.parser import parse
+from pipelines.console import progress, results, write
+from pipelines.errors import UserError
+
+SourceName = Literal[
+    "digits",
+    "mnist-sample",
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion-mnist",
+    "imagefolder",
+    "parquet",
+    "huggingface",
+    "numpy",
+    "n-mnist",
+    "cifar10-dvs",
+    "dvs-gesture",
+    "shd",
+    "aedat",
+    "aedat4",
+    "h5",
+    "npy",
+]
+OnBad = Literal["refuse", "skip", "sort"]
+
+
+@dataclass(kw_only=True)
+class IngestCommand:
+    """Options of ``data ingest``."""
+
+    source: Annotated[SourceName, tyro.conf.Positional]
+    """A dataset by name, or files: imagefolder (class folders of images), parquet or huggingface (image and
+    label columns, or events), numpy (arrays); aedat, aedat4, h5 and npy (class folders of recordings).
+    docs/datasets.md shows the layout of each."""
+    output: Path
+    """Folder to write; new or empty."""
+    input: str | None = None
+    """Folder to read, where the source reads files; also s3://, gs:// and http:// addresses."""
+    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch CIFAR or MNIST into the input folder first, from where torchvision has them."""
+    size: tuple[int, ...] | None = None
+    """Height and width that images are brought to (one number for both): scaled, cut at the centre."""
+    on_bad: OnBad = "refuse"
+    """Bad examples: refuse to publish anything, skip and list them, or sort (as skip, but recordings with
+    unsorted times are sorted)."""
+    test_share: float = 0.1
+    """Share of every class that is held out where the source has no test split."""
+    split_seed: int = 0
+    """Draws that share, and the order of class folders' files."""
+    sensor: tuple[int, int] | None = None
+    """Width and height of the sensor, for recordings that do not tell."""
+    columns: str | None = None
+    """Order of the columns of event arrays without names, such as txyp."""
+    time_unit: Literal["us", "ms", "s", "ns"] = "us"
+    """Of times in h5, npy and npz files."""
+    shard_rows: int | None = None
+    """Rows of a file; 8,192 images or 512 recordings when not given."""
+    group_rows: int | None = None
+    """Rows of a row group; 1,024 images or 32 recordings when not given."""
+    workers: int | None = None
+    """Processes; 1 for small sources, else one per CPU, when not given."""
+    address: str | None = None
+    """Address of a running Ray cluster to write on."""
+
+
+@dataclass(kw_only=True)
+class VerifyCommand:
+    """Options of ``data verify``."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The dataset."""
+
+
+@dataclass(kw_only=True)
+class FramesCommand:
+    """Options of ``data frames``."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A dataset of recordings."""
+    output: Path
+    """Folder to write; new or empty."""
+    T: int
+    """Frames per recording; train with the same model.T."""
+    by: Literal["time", "count"] = "time"
+    """Frames of equal duration (time), or of equally many events (count)."""
+    size: tuple[int, ...] | None = None
+    """Height and width of the frames (one number for both); the sensor's when not given."""
+    workers: int | None = None
+    """Processes; 1 for small datasets, else one per CPU, when not given."""
+
+
+@dataclass(kw_only=True)
+class ShowCommand:
+    """Options of ``data show``."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The dataset."""
+    rows: int = 16
+    """Examples on the contact sheet."""
+    png: Path | None = None
+    """Write the contact sheet to this file."""
+    split: str = "train"
+    """Prefix of the dataset's files."""
+    seed: int = 0
+    """Another one shows other examples."""
+
+
+@dataclass(kw_only=True)
+class SelectCommand:
+    """Options of ``data select``."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The dataset."""
+    ratio: float
+    """Share of the examples to leave out, in [0, 1)."""
+    output: Path
+    """Parquet file to write: id, weight, inclusion probability."""
+    policy: str = "sadp"
+    """Data-pruning policy, as examples.policy."""
+    scores: Path | None = None
+    """File of `spikeprune score`, for policies that draw by a score."""
+    split: str = "train"
+    """Prefix of the dataset's files."""
+    alpha: float = 0.1
+    """Weight of the uniform part; bounds the weights by 1 / alpha."""
+    design: Literal["systematic", "poisson"] = "systematic"
+    """systematic draws exactly the same number every time; poisson decides each example alone."""
+    seed: int = 0
+    """Keys the draw."""
+    epoch: int = 0
+    """Another epoch is another draw."""
+    filtered: Path | None = None
+    """Folder to write the chosen rows to as well, with a column weight; new or empty."""
+    address: str | None = None
+    """A running Ray cluster, for more than 10^8 examples."""
+
+
+def ingest(args: list[str]) -> int:
+    """Write a dataset as Parquet with dense ids and a manifest."""
+    o = parse(IngestCommand, args, prog="spikeprune data ingest", description=ingest.__doc__)
+    _check_ingest(o)
+    from pipelines.data.ingest import Writing, summary
+    from pipelines.data.ingest import ingest as write_dataset
+    from pipelines.data.sources.base import Options
+
+    options = Options(
+        download=o.download,
+        test_share=o.test_share,
+        split_seed=o.split_seed,
+        sensor=o.sensor,
+        columns=o.columns,
+        time_unit=o.time_unit,
+    )
+    writing = Writing(
+        shard_rows=o.shard_rows,
+        group_rows=o.group_rows,
+        size=o.size,
+        on_bad=o.on_bad,
+        workers=o.workers,
+        address=o.address,
+    )
+    with progress("ingesting") as told:
+        manifest = write_dataset(o.source, o.output, o.input, options=options, writing=writing, told=told)
+    write(f"{o.output}: {summary(manifest)}")
+    return 0
+
+
+def _check_ingest(o: IngestCommand) -> None:
+    if not 0 < o.test_share < 1:
+        raise UserError("--test-share", f"{o.test_share} is not possible; it must be in (0, 1)")
+    for name in ("shard_rows", "group_rows", "workers"):
+        value = getattr(o, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}", f"{value} is not possible; it must be at least 1")
+    if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
+        raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
+    if o.columns is not None and sorted(o.columns) != sorted("txyp"):
+        raise UserError("--columns", f"{o.columns!r} is not possible; it must hold t, x, y and p once each")
+
+
+def verify(args: list[str]) -> int:
+    """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
+    o = parse(VerifyCommand, args, prog="spikeprune data verify", description=verify.__doc__)
+    from pipelines.data.ingest import summary
+    from pipelines.data.verify import verify as verify_dataset
+
+    with progress("verifying") as told:
+        manifest = verify_dataset(o.folder, told)
+    write(f"{o.folder}: {summary(manifest)}, all as the manifest says")
+    return 0
+
+
+def frames(args: list[str]) -> int:
+    """Write a dataset of event recordings as one of event frames, so that training need not make them."""
+    o = parse(FramesCommand, args, prog="spikeprune data frames", description=frames.__doc__)
+    from pipelines.data.cache import cache_frames
+    from pipelines.data.ingest import Writing, summary
+
+    writing = Writing(workers=o.workers)
+    with progress("framing") as told:
+        manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
+    write(f"{o.output}: {summary(manifest)} of {o.T} frames")
+    return 0
+
+
+def show(args: list[str]) -> int:
+    """Show a dataset's classes and statistics, and its examples on a contact sheet."""
+    o = parse(ShowCommand, args, prog="spikeprune data show", description=show.__doc__)
+    if o.rows < 1:
+        raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
+    import json
+
+    from pipelines.data.show import contact_sheet
+    from pipelines.data.show import show as show_dataset
+
+    table, sensor = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
+    if o.png is not None:
+        names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
+        contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
+        write(f"{o.png}: {table.num_rows} examples")
+    return 0
+
+
+def select(args: list[str]) -> int:
+    """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
+    o = parse(SelectCommand, args, prog="spikeprune data select", description=select.__doc__)
+    for name in ("seed", "epoch"):
+        if not 0 <= getattr(o, name) < 2**31:
+            value = getattr(o, name)
+            raise UserError(f"--{name}", f"{value} is not possible; it must be between 0 and 2147483647")
+    from pipelines.selection import select_subset
+
+    drawn = select_subset(
+        o.folder,
+        policy=o.policy,
+        ratio=o.ratio,
+        output=o.output,
+        scores=o.scores,
+        split=o.split,
+        alpha=o.alpha,
+        design=o.design,
+        seed=o.seed,
+        epoch=o.epoch,
+        filtered=o.filtered,
+        address=o.address,
+    )
+    write(f"{o.output}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")
+    return 0

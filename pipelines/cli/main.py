@@ -1,0 +1,99 @@
+"""The verbs of ``spikeprune``, and what becomes of their mistakes. Loads neither torch nor Ray by itself."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pipelines import cluster_verbs
+from pipelines.cli import data, reports, runs
+from pipelines.console import say, write
+from pipelines.errors import UserError
+from pipelines.interrupts import TERMINATED, end_on_sigterm, was_terminated
+from pipelines.search import command as search
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "data ingest": data.ingest,
+    "data verify": data.verify,
+    "data frames": data.frames,
+    "data show": data.show,
+    "data select": data.select,
+    "score": runs.score,
+    "train": runs.train,
+    "prune": runs.prune,
+    "compare": reports.compare,
+    "run": runs.run,
+    "search": search.main,
+    "export": reports.export,
+    "report": reports.report,
+    "bench": reports.bench,
+    **cluster_verbs.VERBS,
+}
+"""Every verb, with the function that takes its words; the first line of what it says is its help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        end_on_sigterm()
+    try:
+        try:
+            return _dispatch(args)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        word, code = ("terminated", TERMINATED) if was_terminated() else ("interrupted", 130)
+        say(f"{word}; --resume continues a run from its last epoch")
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
+            say(f"spikeprune: {error}")
+            return getattr(error, "code", 2)
+        raise
+
+
+def usage(group: str = "") -> str:
+    """The verbs, or those of a group, with a line each."""
+    prog = f"spikeprune {group}".strip()
+    lines = {v.removeprefix(f"{group} "): f for v, f in VERBS.items() if v.startswith(f"{group} ".lstrip())}
+    shown = "\n".join(f"  {verb:<17}{_summary(function)}" for verb, function in lines.items())
+    what = "" if group else "Train spiking neural networks on less data, and keep fewer synapses.\n\n"
+    return (
+        f"usage: {prog} VERB [options]\n\n{what}verbs:\n{shown}\n\n"
+        f"{prog} VERB --help explains a verb and every field of its config.\n"
+    )
+
+
+def _summary(function: Callable[..., int]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        write(usage(), end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        write(version("spikeprune"))
+        return 0
+    verb, rest = args[0], args[1:]
+    if seconds := [v.split()[1] for v in VERBS if v.startswith(f"{verb} ")]:
+        if rest[:1] in (["-h"], ["--help"]):
+            write(usage(verb), end="")
+            return 0
+        if not rest or rest[0] not in seconds:
+            raise UserError(
+                verb,
+                f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use {', '.join(seconds)}",
+            )
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; verbs are {', '.join(VERBS)}"
+        raise UserError(verb, f"is not a verb{hint}")
+    return VERBS[verb](rest)

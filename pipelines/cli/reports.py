@@ -1,0 +1,132 @@
+"""The verbs that show, compare and hand on what runs have come to: report, compare, export, bench."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipelines.config import Config
+from pipelines.config.load import read_command
+from pipelines.config.parser import parse
+from pipelines.console import messages, results
+from pipelines.errors import UserError
+
+
+@dataclass(kw_only=True)
+class CompareCommand:
+    """Options of ``compare``."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
+    criteria: tuple[str, ...] = ("slamp", "lamp", "magnitude")
+    """Pruning criteria, as weights.criterion."""
+    levels: tuple[float, ...] = ()
+    """Sparsities (0.8 0.9 0.95 when not given); for synops, shares to keep (0.5 0.2 0.1)."""
+    objective: Literal["weights", "synops"] = "weights"
+    """What to save: surviving weights, or synaptic operations."""
+    address: str | None = None
+    """A running Ray cluster (short for --cluster.address); without one, this process compares."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the source run's, and what is set here."""
+
+
+@dataclass(kw_only=True)
+class ExportCommand:
+    """Options of ``export``."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder."""
+    output: Path
+    """Folder to write; new or empty."""
+    nir: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write the network as a graph of the Neuromorphic Intermediate Representation."""
+
+
+@dataclass(kw_only=True)
+class ReportCommand:
+    """Options of ``report``."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """A run's folder; several are shown side by side."""
+    output: Path | None = None
+    """HTML file to write; report.html in the run's folder, comparison.html beside the first of several."""
+
+
+@dataclass(kw_only=True)
+class BenchCommand:
+    """Options of ``bench``."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Benchmarks, by the name of their file in benchmarks/; the suite of key ratios when none is given."""
+
+
+def compare(args: list[str]) -> int:
+    """Prune a trained network by several criteria at several levels and show them side by side."""
+    o, overrides = read_command(CompareCommand, args, prog="spikeprune compare", description=compare.__doc__)
+    if o.address is not None:
+        overrides["cluster.address"] = o.address
+    from pipelines import compare as comparing
+
+    comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    return 0
+
+
+def export(args: list[str]) -> int:
+    """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
+    o = parse(ExportCommand, args, prog="spikeprune export", description=export.__doc__)
+    from pipelines.export import export as export_run
+    from pipelines.export import print_export
+    from pipelines.places import here
+
+    with messages().status("exporting"):
+        done = export_run(here(o.run), o.output, nir=o.nir)
+    print_export(done, results())
+    return 0
+
+
+def report(args: list[str]) -> int:
+    """Tables in the terminal and one HTML file, of a run or of several side by side."""
+    o = parse(ReportCommand, args, prog="spikeprune report", description=report.__doc__)
+    if not o.runs:
+        raise UserError("report", "which run? Name its folder, or several")
+    from pipelines.places import here
+
+    if len(o.runs) == 1:
+        return print_run(here(o.runs[0]), o.output)
+    from pipelines.report.page import write_comparison
+    from pipelines.report.summary import summarise
+    from pipelines.report.tables import print_comparison
+
+    folders = [here(folder) for folder in o.runs]
+    summaries = [summarise(folder) for folder in folders]
+    page = write_comparison(summaries, o.output or folders[0].absolute().parent / "comparison.html")
+    print_comparison(summaries, page, results(width=140))
+    return 0
+
+
+def bench(args: list[str]) -> int:
+    """Measure speed on this machine: key ratios of ours over the alternative, as JSON and Markdown."""
+    import subprocess
+
+    names = parse(BenchCommand, args, prog="spikeprune bench", description=bench.__doc__).names
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "__main__.py").exists():
+        raise UserError("bench", "needs a clone of the repository: installed packages hold no benchmarks")
+    return subprocess.call([sys.executable, "-m", "benchmarks", *names], cwd=root)
+
+
+def print_run(folder: Path, output: Path | None = None) -> int:
+    """A run's report: tables in the terminal and one HTML file."""
+    from pipelines.places import give_back
+    from pipelines.report.page import write_page
+    from pipelines.report.summary import summarise, write_summary
+    from pipelines.report.tables import print_report
+
+    summary = summarise(folder)
+    page = write_page(summary, output)
+    write_summary(summary)
+    give_back(folder)
+    print_report(summary, page, results())
+    return 0

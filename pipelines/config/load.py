@@ -1,0 +1,206 @@
+"""Configs from YAML files and overrides, and back to YAML.
+
+A file may name another as its ``base``; what is said last counts. Scalars stay the text that is written
+until the field's type reads them (`pipelines.config.parser`), so a run called 0123 keeps its name.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from pipelines.config.checks import is_own, shown
+from pipelines.config.migration import FIELD, VERSION, migrate
+from pipelines.config.parser import Plain, no_field, option, parse, split_overrides
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+
+_TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
+_MOST_BYTES = 1 << 20
+C = TypeVar("C")
+Tree = TypeVar("Tree", bound=Config)
+
+
+def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A checked config from a YAML file (or the defaults) and dotted overrides.
+
+    Args:
+        path: YAML file with any part of the tree; ``None`` starts from the defaults.
+        overrides: values by dotted path; text is read as on the command line.
+
+    Raises:
+        UserError: unreadable file, unknown field, wrong type or impossible value.
+    """
+    return load_tree(Config, path, overrides)
+
+
+def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Tree:
+    """As `load_config`, for a tree with more branches than a run's."""
+    values: dict[str, Any] = {}
+    for file in reversed(config_files(path) if path is not None else []):
+        _put_over(values, _leaves(_own_fields(file), cls))
+    _put_over(values, dict(overrides or {}))
+    config = parse(cls, [option(name, value, cls) for name, value in values.items()])
+    return _with_code(config, Path(path).absolute().parent if path is not None else Path.cwd())
+
+
+def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
+    """A copy of a config with other values by dotted path.
+
+    Raises:
+        UserError: unknown field, wrong type or impossible value.
+    """
+    cls = type(config)
+    changed = _leaves(asdict(config), cls)
+    _put_over(changed, values)
+    return _with_code(parse(cls, [option(name, value, cls) for name, value in changed.items()]), Path.cwd())
+
+
+def dump_config(config: Config) -> str:
+    """The complete config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump({FIELD: VERSION, **_lists(asdict(config))}, sort_keys=False)
+
+
+def config_files(path: Path | str) -> list[Path]:
+    """A config file, the one that its ``base`` names, the one that this one's names, and so on.
+
+    Raises:
+        UserError: an unreadable file, or one that is its own base.
+    """
+    files = [Path(path)]
+    while (base := read_yaml(files[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise UserError("base", f"{shown(base)} is not possible; it must be the path of a config file")
+        file = files[-1].parent / base
+        if file.resolve() in [f.resolve() for f in files]:
+            raise UserError(str(files[-1]), f"its base {base} leads back to itself")
+        if not file.exists():
+            raise UserError(str(files[-1]), f"its base {base} does not exist")
+        files.append(file)
+    return files
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The tree of a YAML file; unquoted scalars are `Plain` text.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, has a key twice, or holds no fields.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(str(path), "is not a file")
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise UserError(str(path), "is larger than 1 MiB; that is no config file")
+        tree = yaml.load(path.read_text(), _Loader)
+    except FileNotFoundError:
+        raise UserError(str(path), "no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(shown(str(path)), f"cannot be read ({error})") from None
+    except RecursionError:
+        raise UserError(str(path), "is not a config file: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(path), f"is not valid YAML ({' '.join(str(error).split())[:300]})") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(str(path), f"must hold fields of the config, not {shown(tree)}")
+    return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves unquoted scalars as they are written; refuses a key that occurs twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def _plain(self, node: yaml.ScalarNode) -> str:
+        return Plain(node.value) if node.style is None else str(node.value)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen if isinstance(key, yaml.ScalarNode) else False:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is there twice, again", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader._plain)
+
+
+def _own_fields(file: Path) -> dict[str, Any]:
+    """What a file itself says; its folder of own modules is beside it."""
+    tree = migrate(read_yaml(file), str(file))
+    tree.pop("base", None)
+    if isinstance(tree.get("code"), str):
+        tree["code"] = str(file.absolute().parent / tree["code"])
+    return tree
+
+
+def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted path.
+
+    Raises:
+        UserError: one that is no field, or a value where there must be fields.
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            raise no_field(path, cls if not prefix else Config)
+        if not is_dataclass(hints[key]):
+            found[path] = value
+        elif isinstance(value, Mapping):
+            found |= _leaves(value, hints[key], f"{path}.")
+        elif value is not None:
+            raise UserError(path, f"{shown(value)} is not possible; it must hold fields")
+    return found
+
+
+def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Set values; a target of weight pruning among them replaces the one that is there."""
+    if any(name in _TARGETS for name in above):
+        values.update(dict.fromkeys(_TARGETS))
+    values.update(above)
+
+
+def _with_code(config: Tree, beside: Path) -> Tree:
+    """Say where own modules are, if there are any, so that another current folder changes nothing."""
+    if any(map(is_own, (config.model.name, config.examples.policy, config.weights.criterion))):
+        config.code = str(Path(config.code).absolute() if config.code else beside)
+    return config
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def read_command(command: type[C], args: Sequence[str], **how: Any) -> tuple[C, dict[str, Any]]:
+    """The options of a command and the config fields that its words set, to be given to `load_tree`.
+
+    Args:
+        command: a dataclass whose field ``settings`` is a config.
+        args: words.
+        how: ``prog`` and ``description`` for the help, which shows the values of the config file.
+
+    Raises:
+        UserError: which field or option is wrong, and what is expected.
+        SystemExit: the words ask for help, which has been printed.
+    """
+    hints = get_type_hints(command)
+    overrides, words = split_overrides(args, hints["settings"])
+    asked = [word for word in words if word in ("-h", "--help")]
+    if asked and "config" in hints:
+        options: Any = parse(command, [word for word in words if word not in asked])
+        options.settings = load_tree(hints["settings"], options.config, overrides)
+        parse(command, asked, default=options, **how)
+    return parse(command, words, **how), overrides

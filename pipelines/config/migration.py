@@ -1,0 +1,61 @@
+"""Config files of earlier versions: old names become new ones, files of later versions are refused."""
+
+from typing import Any
+
+from pipelines.config.checks import shown
+from pipelines.errors import UserError
+
+VERSION = 2
+"""Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""
+FIELD = "schema_version"
+RENAMED: dict[int, dict[str, str]] = {
+    2: {"weights.response_examples": "weights.measure_examples"},
+}
+"""By the version that renamed them: the old path of a field or group, and the new one."""
+
+
+def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
+    """A file's tree with the names of today; a file without a version may have any earlier name.
+
+    Raises:
+        UserError: the file is of a later version, or has a field by its old name and its new one.
+    """
+    written = tree.pop(FIELD, 1)
+    if not str(written).isdigit():
+        raise UserError(file, f"its {FIELD} {shown(written)} is not possible; it must be a whole number")
+    if int(written) > VERSION:
+        raise UserError(
+            file, f"is of {FIELD} {written}, written by a later spikeprune; this one reads up to {VERSION}"
+        )
+    for version in range(int(written) + 1, VERSION + 1):
+        for old, new in RENAMED.get(version, {}).items():
+            _move(tree, old, new, file)
+    return tree
+
+
+def new_name(path: str) -> str | None:
+    """What a field of an earlier version is called today."""
+    for version in sorted(RENAMED):
+        path_before, path = path, RENAMED[version].get(path, path)
+        if path != path_before:
+            return new_name(path) or path
+    return None
+
+
+def _move(tree: dict[str, Any], old: str, new: str, file: str) -> None:
+    *branches, leaf = old.split(".")
+    node: Any = tree
+    for branch in branches:
+        node = node.get(branch) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or leaf not in node:
+        return
+    value = node.pop(leaf)
+    *branches, leaf = new.split(".")
+    node = tree
+    for branch in branches:
+        node = node.setdefault(branch, {})
+    if isinstance(value, dict) and isinstance(node.get(leaf), dict):
+        value = node[leaf] | value
+    elif leaf in node:
+        raise UserError(file, f"has {old} and {new}, which are one field; keep {new}")
+    node[leaf] = value

@@ -1,0 +1,379 @@
+"""One parser for config files and the command line: tyro, with our wording of what is wrong.
+
+A file's values become options (`option`), so that both are read by the same rules and refused in the same
+words. tyro reports a mistake through the hook in its module ``_errors``; pyproject.toml pins tyro for it.
+"""
+
+import difflib
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+from tyro import _errors
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from pipelines.config.checks import is_own, shown
+from pipelines.config.migration import new_name
+from pipelines.config.schema import Config, field_paths
+from pipelines.errors import UserError
+
+C = TypeVar("C")
+SHORT = {"--on-bad-row": "--data.on_bad_row"}
+"""Options that stand for a field without its path."""
+_ABSENT = "\0"  # no word of a command line can be this
+_MOST = 2**63
+_LONGEST = 4096
+_RULES = ConstructorRegistry()
+_SHOW = (tyro.conf.PositionalMetavarFromFieldName,)
+_NO_HELP = tyro.conf.arg(help="")  # tyro would look for it in our source
+
+
+def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None = None, **how: Any) -> C:
+    """The options of a command, or a config, from words.
+
+    Args:
+        command: a dataclass; a field ``settings`` of it is a config whose fields are options by their path.
+        args: words; of an option that occurs twice the last counts.
+        default: for what the words leave out; the dataclass's own when not given.
+        how: ``prog`` and ``description`` for the help.
+
+    Raises:
+        UserError: which field or option is wrong, and what is expected.
+        SystemExit: the words ask for help, which has been printed.
+    """
+    if default is not None:
+        how["default"] = default
+    with _errors.on_parse_error(lambda event: _reword(event, command)):
+        return tyro.cli(command, args=list(args), registry=_RULES, config=_SHOW, **how)
+
+
+def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[dict[str, Any], list[str]]:
+    """Command-line words that set config fields, as text by path, and all others.
+
+    Raises:
+        UserError: an override without a value.
+    """
+    words = _plain_flags(args, cls)
+    text: Any = cls
+    with _errors.on_parse_error(lambda event: _reword(event, cls)):
+        given: Any
+        given, rest = tyro.cli(_as_text(text), args=words, add_help=False, return_unknown_args=True)
+    overrides: dict[str, Any] = {}
+    for path in field_paths(cls):
+        *branches, leaf = path.split(".")
+        node: Any = given
+        for branch in branches:
+            node = getattr(node, branch)
+        value = getattr(node, leaf)
+        if leaf_hint(path, cls) is bool:
+            if value or getattr(node, f"no_{leaf}"):
+                overrides[path] = value
+        elif value not in (_ABSENT, (_ABSENT,)):
+            overrides[path] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return overrides, rest
+
+
+def option(path: str, value: Any, cls: type[Config]) -> str:
+    """The word of the command line that gives a field this value.
+
+    Raises:
+        UserError: a value that no word can stand for.
+    """
+    hint = leaf_hint(path, cls)
+    if is_dataclass(hint):
+        raise UserError(path, f"{shown(value)} is not possible; it must hold fields")
+    if hint is None:
+        raise no_field(path, cls)
+    inner, optional = _optional(hint)
+    if value is None and not optional:
+        raise UserError(path, "has no value; give one or leave it out")
+    if inner is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise UserError(path, f"{shown(value)} is not possible; it must be true or false")
+        head, dot, leaf = path.rpartition(".")
+        return f"--{path}" if str(value).lower() == "true" else f"--{head}{dot}no-{leaf}"
+    if (_is_free(inner) and not isinstance(value, str)) or isinstance(value, list | tuple | dict):
+        if not _is_free(inner) and not (get_origin(inner) is tuple and not isinstance(value, dict)):
+            raise UserError(path, f"{shown(value)} is not possible; it must be {_kind(inner)}")
+        text = yaml.safe_dump(typed(value) if _is_free(inner) else _texts(value), default_flow_style=True)
+        return f"--{path}={text.removesuffix('...' + chr(10)).strip()}"
+    return f"--{path}={'null' if value is None else value}"
+
+
+def leaf_hint(path: str, cls: Any = Config) -> Any:
+    """The type of a field by its path; ``None`` where there is none."""
+    for key in path.split("."):
+        hint: Any = cls
+        cls = _hints(hint).get(key) if is_dataclass(cls) else None
+    return cls
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def no_field(path: str, cls: type[Config] = Config) -> UserError:
+    """That there is no field of this path, and what may be meant."""
+    if path == "search":
+        return UserError(path, "is not a field; `spikeprune search` reads it")
+    if is_dataclass(leaf_hint(path, cls)):
+        return UserError(path, "holds fields; set one of them")
+    if (new := new_name(path)) is not None:
+        return UserError(path, f"is not a field; it is called {new} now")
+    if close := difflib.get_close_matches(path, field_paths(cls), n=1):
+        return UserError(path, f"is not a field; did you mean {close[0]}?")
+    parent = path.rpartition(".")[0]
+    group = leaf_hint(parent, cls) if parent else cls
+    if is_dataclass(group):
+        names = ", ".join(f.name for f in fields(group))
+        return UserError(path, f"is not a field; {parent or 'the config'} has {names}")
+    return UserError(path, "is not a field")
+
+
+class Plain(str):
+    """An unquoted scalar of a YAML file as it is written, to be read by the type of its field."""
+
+
+def typed(value: Any) -> Any:
+    """A tree with its `Plain` scalars as YAML reads them, where fields have no type of their own."""
+    if isinstance(value, dict):
+        return {str(k): typed(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [typed(v) for v in value]
+    return yaml.safe_load(value) if isinstance(value, Plain) else value
+
+
+def _texts(value: Any) -> Any:
+    return [str(v) for v in value]
+
+
+def _exponent(value: Any) -> Any:
+    """1e-3 as a number, which YAML reads as text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _plain_flags(args: Sequence[str], cls: type[Config]) -> list[str]:
+    """Flags as tyro writes them: --model.no-detach-reset for --no-model.detach-reset and for =false."""
+    flags = {path for path in field_paths(cls) if leaf_hint(path, cls) is bool}
+    words = []
+    for word in args:
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        path = name.removeprefix("--").removeprefix("no-").replace("-", "_")
+        negated = name.startswith("--no-")
+        if word.startswith("--") and path in flags and (negated or equals):
+            word = option(path, "false" if negated else value, cls)
+        else:
+            word = f"{name}{equals}{value}"
+        words.append(word)
+    return words
+
+
+@cache
+def _as_text(cls: Any) -> Any:
+    """A dataclass with the fields of this one, every value as the words that give it."""
+    made: list[tuple[str, Any, Any]] = []
+    hints = _hints(cls)
+    for f in fields(cls):
+        hint = _optional(hints[f.name])[0]
+        if is_dataclass(hint):
+            kind: Any = f.type
+            group = _as_text(kind)
+            made.append((f.name, Annotated[group, _NO_HELP], field(default_factory=group)))
+        elif hint is bool:
+            flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+            made += [(f.name, flag, field(default=False)), (f"no_{f.name}", flag, field(default=False))]
+        elif get_origin(hint) is tuple:
+            made.append((f.name, tuple[str, ...], field(default=(_ABSENT,))))
+        else:
+            made.append((f.name, str, field(default=_ABSENT)))
+    return make_dataclass(cls.__name__, made, kw_only=True)
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+    """A type without ``None``, and whether it had it."""
+    inner = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) in (Union, types.UnionType) and len(inner) == 1:
+        return inner[0], True
+    return hint, False
+
+
+def _is_free(hint: Any) -> bool:
+    """Whether a value is a mapping of names, written as YAML."""
+    return get_origin(hint) is dict
+
+
+def _kind(hint: Any) -> str:
+    return {int: "a whole number", float: "a number"}.get(hint, "text")
+
+
+@_RULES.primitive_rule
+def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """How a field's words are read, by its type; flags are tyro's own."""
+    hint, optional = _optional(info.type)
+    read: Callable[[list[str]], Any]
+    nargs: Literal["*"] | int = 1
+    if hint is int:
+        read, metavar = lambda words: _whole(words[0]), "INT"
+    elif hint is float:
+        read, metavar = lambda words: _number(words[0]), "FLOAT"
+    elif hint is str:
+        read, metavar = lambda words: _text(words[0]), "TEXT"
+    elif hint is Path:
+        read, metavar = lambda words: Path(_text(words[0])), "PATH"
+    elif _is_free(hint):
+        read, metavar = lambda words: _yaml(words[0], hint), "YAML"
+    elif (names := _names(hint)) is not None:
+        own = str in get_args(hint)
+        read = lambda words: _name(words[0], names, own)  # noqa: E731
+        metavar = f"{{{','.join(names)}}}" + ("|MODULE:ATTRIBUTE" if own else "")
+    elif get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        item = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(get_args(hint)[0], info.markers))
+        if not isinstance(item, PrimitiveConstructorSpec):
+            return None
+        read = lambda words: tuple(item.instance_from_str([w]) for w in _items(words))  # noqa: E731
+        nargs, metavar = "*", f"[{item.metavar} ...]"
+    else:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=f"{metavar}|null" if optional else metavar,
+        instance_from_str=lambda words: (
+            None if optional and [w.lower() for w in words] in (["null"], ["none"]) else read(words)
+        ),
+        is_instance=lambda value: True,
+        str_from_instance=_shown_default,
+    )
+
+
+def _shown_default(value: Any) -> list[str]:
+    if value is None:
+        return ["null"]
+    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+
+def _names(hint: Any) -> tuple[str, ...] | None:
+    """Of a choice of names, alone or beside names of a user's own."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    found = [a for a in get_args(hint) if get_origin(a) is Literal]
+    return get_args(found[0]) if found and str in get_args(hint) else None
+
+
+def _whole(text: str) -> int:
+    try:
+        value = int(text) if len(text) < 100 else _MOST
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not possible; it must be a whole number") from None
+    if abs(value) >= _MOST:
+        raise ValueError(f"{shown(text)} is not possible; it must be a whole number below 2^63")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(re.sub(r"^([+-]?)\.(inf|nan)$", r"\1\2", text, flags=re.IGNORECASE))
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not possible; it must be a number") from None
+
+
+def _text(text: str) -> str:
+    if len(text) > _LONGEST or "\0" in text:
+        raise ValueError(
+            f"{shown(text)} is not possible; it must be text of at most {_LONGEST:,} characters without NUL"
+        )
+    return text
+
+
+def _name(text: str, names: tuple[str, ...], own: bool) -> str:
+    if own and is_own(text):
+        module, _, attribute = text.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+            raise ValueError(f"{shown(text)} is not possible; one of your own is package.module:attribute")
+        return text
+    if text not in names:
+        close = difflib.get_close_matches(text, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{shown(text)} is unknown; choose one of {', '.join(names)}{hint}")
+    return text
+
+
+def _items(words: list[str]) -> list[str]:
+    """The items of a sequence: one word each, or all in one word in brackets."""
+    if len(words) != 1 or not words[0].startswith("["):
+        return words
+    try:
+        found = yaml.load(words[0], yaml.BaseLoader)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(f"{shown(words[0])} is not possible; it must be a list, as [1, 2]")
+    return [str(item) for item in found]
+
+
+def _yaml(text: str, hint: Any) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError(f"{shown(text)} cannot be read as YAML") from None
+    if get_args(hint)[1] is Any:  # whoever reads it checks it
+        return value
+    kinds = get_args(get_args(hint)[1])
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and k.isidentifier() and isinstance(v, kinds) for k, v in value.items()
+    ):
+        raise ValueError(f"{shown(text)} is not possible; it must be names with values, as {{width: 64}}")
+    return {k: _exponent(v) for k, v in value.items()}
+
+
+def _reword(event: "_errors.ParseErrorEvent", command: Any) -> None:
+    """Raise what tyro would tell in a box as one line; what it does not know is left to tyro."""
+    tree = command if issubclass(command, Config) else _hints(command).get("settings")
+    if isinstance(event, _errors.InstantiationFailure):
+        cause: BaseException | None = sys.exception()
+        while cause is not None:  # a check of the config itself
+            if isinstance(cause, UserError):
+                raise cause
+            cause = cause.__context__
+        if event.argument is not None:
+            raise UserError(_where(event.argument, tree), event.message)
+    elif isinstance(event, _errors.BadValue):
+        raise UserError(_where(event.argument, tree), "needs a value")
+    elif isinstance(event, _errors.MissingArgs):
+        raise UserError(_where(event.missing_arguments[0].arg, tree), "is needed; --help explains it")
+    elif isinstance(event, _errors.UnrecognizedArgs):
+        raise _unknown(event.tokens, command, tree)
+
+
+def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> UserError:
+    word = next((t for t in tokens if t.startswith("-")), tokens[0])
+    if not word.startswith("-"):
+        return UserError(word, "is one word too many; flags take no value, other options one")
+    name = word.partition("=")[0]
+    path = name.removeprefix("--").replace("-", "_")
+    if command is tree or "." in path:
+        return no_field(path, tree or Config)
+    paths = field_paths(tree) if tree is not None else ()
+    names = [f"--{n.replace('_', '-')}" for n in (*_hints(command), *paths)]
+    close = difflib.get_close_matches(name, names, n=1)
+    return UserError(name, "is not an option" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def _where(argument: Any, tree: type[Config] | None) -> str:
+    """A config field by its path, any other option as it is written."""
+    path = f"{argument.intern_prefix}.{argument.field.intern_name}".strip(".").removeprefix("settings.")
+    if tree is not None and path in field_paths(tree):
+        return path
+    return (
+        argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0]
+    )
