@@ -64,8 +64,6 @@ class Job:
     """Handles of the score book's actors, by id range."""
     bounds: list[int]
     """First ids of their ranges, and the end of the last."""
-    started: Callable[[], None] | None = None
-    """Called by the first worker when a group of workers starts."""
 
     @property
     def book(self) -> Any:
