@@ -1,7 +1,7 @@
 """The Pareto front of a joint search on the digits: how much data and how many synapses at once?
 
-    python -m benchmarks.search_front [--trials 36] [--seeds 3] [--output FILE.json] [--plot FILE.svg]
-    python -m benchmarks.search_front --from FILE.json --plot FILE.svg
+    python -m benchmarks.search_front [--trials 36] [--seeds 3] [--output FILE.json]
+    python -m benchmarks.search_front --from FILE.json
 
 `spikeprune search` on the model of examples/search-digits.yaml, over the data pruning ratio, SLAMP's budget
 and the weight criterion; objectives: test accuracy, examples processed, SynOps of an inference. The search
@@ -19,22 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import torch
 from rich.console import Console
 
 from benchmarks.about import about
 from pipelines.config import Config
 from pipelines.config.load import load_tree, with_values
-from pipelines.data.files import write_beside, write_json
+from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.run import run
 from pipelines.search.config import SearchTree
-from pipelines.search.front import costs_of, on_front
-from pipelines.search.journal import Record
 from pipelines.search.objectives import OBJECTIVES, measure
-from pipelines.search.plots import front_plots
-from pipelines.search.results import read_results
-from pipelines.search.search import search
+from pipelines.search.results import Trial, read_results
+from pipelines.search.study import search
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"
 SPACE = {
@@ -62,36 +60,37 @@ def measure_search(trials: int, seeds: int) -> dict[str, Any]:
         started = time.perf_counter()
         found = read_results(search(tree, console=QUIET))
         seconds = time.perf_counter() - started
-        base = found.journal.space.config
+        space = found.plan.space
         rows = [
             {
-                "trial": r.number,
-                "status": r.status,
-                "values": r.values,
-                "metrics": r.metrics,
-                "on_front": r.number in found.front,
+                "trial": t.number,
+                "status": t.status,
+                "values": {path: t.value(path) for path in space.paths},
+                "metrics": {name: t.metrics[name] for name in (*OBJECTIVES, "scored") if name in t.metrics},
+                "on_front": t.number in found.front,
             }
-            for r in found.records
+            for t in found.trials
         ]
-        again = [None, *(r for r in found.records if r.number in found.front)]
+        again = [None, *(t for t in found.trials if t.number in found.front)]
         checked = [
-            {"trial": None if r is None else r.number, "runs": repeat(base, r, range(1, seeds + 1), folder)}
-            for r in again
+            {"trial": t and t.number, "runs": repeat(space.config, t, range(1, seeds + 1), folder)}
+            for t in again
         ]
-        trainings = len({r.stages[0] for r in found.records if r.stages})
+        trainings = len({t.metrics["training"] for t in found.finished})
         return {"seconds": seconds, "trainings": trainings, "rows": rows, "again": checked}
 
 
-def repeat(base: Config, record: Record | None, seeds: range, folder: str) -> list[dict[str, float]]:
+def repeat(base: Config, trial: Trial | None, seeds: range, folder: str) -> list[dict[str, float]]:
     """A trial's config (or all data and all weights) under other seeds."""
     runs = []
     for seed in seeds:
         values: dict[str, Any] = {"seed": seed, "storage": folder, "cluster.engine": "local"}
-        if record is None:
+        if trial is None:
             config, command = with_values(base, values | {"examples.policy": "full"}), "train"
         else:
-            config, command = with_values(base, values | record.values), "run"
-        name = f"again-{'full' if record is None else record.number}-{seed}"
+            searched = {path: trial.value(path) for path in trial.suggested}
+            config, command = with_values(base, values | searched), "run"
+        name = f"again-{'full' if trial is None else trial.number}-{seed}"
         config = with_values(config, {"name": name})
         runs.append(measure([run(config, command, console=QUIET)]))  # type: ignore[arg-type]
     return runs
@@ -134,22 +133,10 @@ def still_on_front(result: dict[str, Any]) -> set[int]:
     """Trials of the front that are on the front of the other seeds' means, too."""
     again = result["again"][1:]
     means = [{o: float(np.mean([r[o] for r in a["runs"]])) for o in OF_SEARCH} for a in again]
-    marks = on_front(costs_of(means, [OBJECTIVES[o] for o in OF_SEARCH]))
-    return {a["trial"] for a, mark in zip(again, marks, strict=True) if mark}
-
-
-def plot(result: dict[str, Any]) -> str:
-    """The trials by accuracy and SynOps, the front marked, on a white ground."""
-    records = [
-        Record(number=r["trial"], values=r["values"], metrics=r["metrics"], status=r["status"])
-        for r in result["rows"]
-        if r["status"] == "finished"
-    ]
-    front = {r["trial"] for r in result["rows"] if r["on_front"]}
-    pair = [OBJECTIVES["accuracy"], OBJECTIVES["synops"]]
-    ((_, svg),) = front_plots(records, front, pair)
-    end = svg.index(">") + 1
-    return svg[:end] + '<rect width="100%" height="100%" fill="#ffffff"/>' + svg[end:]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=[OBJECTIVES[o].direction for o in OF_SEARCH])
+    study.add_trials(optuna.trial.create_trial(values=[m[o] for o in OF_SEARCH]) for m in means)
+    return {again[t.number]["trial"] for t in study.best_trials}
 
 
 def main() -> None:
@@ -158,9 +145,8 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=36)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--from", dest="stored", type=Path, help="draw and print a stored result")
+    parser.add_argument("--from", dest="stored", type=Path, help="print a stored result")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as the trials
     if args.stored:
@@ -171,9 +157,6 @@ def main() -> None:
     print(tables(result))
     if args.output:
         write_json(args.output, result)
-    if args.plot:
-        text = plot(result)
-        write_beside(args.plot, lambda p: p.write_text(text))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Run a config: check everything, launch the phases, leave a folder that tells all."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -43,6 +46,7 @@ def run(
     resume: bool = False,
     initial: str | None = None,
     profile: bool = False,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
     console: Console | None = None,
 ) -> Path:
     """Run the phases of a command (see `phases_of`), or what is left of them.
@@ -53,6 +57,7 @@ def run(
         resume: continue the run of that name.
         initial: checkpoint file of the network to prune (a path or a URI), for ``prune``.
         profile: write a trace of some steps and a table of where the time went (`pipelines.profile`).
+        on_record: with engine local, gets each new record once its checkpoint is whole.
         console: where progress is shown.
 
     Returns:
@@ -63,11 +68,18 @@ def run(
             another process works on the run.
     """
     with hold(run_path(config), "run", config.storage):
-        return _run(config, command, resume, initial, profile, console or Console(stderr=True))
+        shown = console or Console(stderr=True)
+        return _run(config, command, resume, initial, profile, on_record, shown)
 
 
 def _run(
-    config: Config, command: Command, resume: bool, initial: str | None, profile: bool, console: Console
+    config: Config,
+    command: Command,
+    resume: bool,
+    initial: str | None,
+    profile: bool,
+    on_record: Callable[[dict[str, Any]], None] | None,
+    console: Console,
 ) -> Path:
     startup = Startup()
     startup.lap("interpreter, imports, config")
@@ -112,9 +124,13 @@ def _run(
             if cluster.nodes > 1:
                 storage = folder.parent if mirror is None else config.storage
                 check_shared(storage, (*checked.train.files, *checked.test.files))
-            from pipelines.training.distributed import train_on_ray as launch
+            from pipelines.training.distributed import train_on_ray
+
+            launch: Callable[..., None] = train_on_ray
         else:
-            from pipelines.training.local import train_locally as launch
+            from pipelines.training.local import train_locally
+
+            launch = partial(train_locally, on_record=on_record)
         startup.lap("starting Ray")
         from pipelines.training.worker import RunSpec
 

@@ -38,16 +38,18 @@ def main(args: list[str]) -> int:
             raise UserError(
                 "--plot", "redraws a search as it is; leave out the config, --resume and settings"
             )
-        return _show(options.plot)
-    from pipelines.search.search import search
+        return _show(options.plot, write=True)
+    from pipelines.search.study import search
 
-    return _show(search(load_tree(SearchTree, options.config, overrides), resume=options.resume))
+    folder = search(load_tree(SearchTree, options.config, overrides), resume=options.resume)
+    return _show(folder, write=False)
 
 
-def _show(folder: Path) -> int:
+def _show(folder: Path, *, write: bool) -> int:
     from pipelines.search.results import print_results, read_results, write_results
 
     found = read_results(folder)
-    write_results(found)
+    if write:
+        write_results(found)
     print_results(found, results())
     return 0 if found.finished else 1

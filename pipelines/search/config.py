@@ -32,12 +32,12 @@ class SearchConfig:
     """What a trial does: train, or run (train, prune, retrain); what the space and objectives need when
     not given."""
     sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
-    """tpe and nsga2 learn from finished trials (extra: search); random and grid do not."""
+    """tpe and nsga2 learn from finished trials; random and grid do not."""
     grid_points: int = 5
     """Values that grid takes from a range without a step."""
     scheduler: Literal["none", "asha"] = "none"
     """asha stops trials early whose accuracy lags behind that of others at the same epoch; for the
-    objective accuracy alone."""
+    objective accuracy alone and trials of one worker."""
     grace_epochs: int = 2
     """Epochs before asha may stop a trial."""
     reduction: int = 3
@@ -45,7 +45,7 @@ class SearchConfig:
     trials: int | None = None
     """Trials to finish; with neither trials nor minutes 20, or the whole grid."""
     minutes: float | None = None
-    """Wall time after which running trials are left for --resume, over all launches together."""
+    """Wall time of a launch, after which running trials are left for --resume."""
     concurrent: int | None = None
     """Trials at once; as many as fit when not given."""
 

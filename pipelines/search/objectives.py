@@ -1,4 +1,4 @@
-"""What a search trades off, and where a finished trial tells it."""
+"""What a search trades off, and how a trial's run folders tell it."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,9 @@ from pipelines.errors import UserError
 from pipelines.report.summary import summarise
 from pipelines.search.config import Question, Stages
 
+RECORDED = "test_accuracy"
+"""What a run's records call the accuracy that a search goes by."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -19,9 +22,10 @@ class Objective:
     mode: Literal["max", "min"]
     title: str
 
-    def cost(self, value: float) -> float:
-        """The value, turned so that lower is better."""
-        return -value if self.mode == "max" else value
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """The mode as Optuna calls it."""
+        return "maximize" if self.mode == "max" else "minimize"
 
     def text(self, value: float) -> str:
         """The value as tables show it."""

@@ -1,11 +1,16 @@
-"""What a search found: the front, the best config of each kind as YAML, a table and one HTML page."""
+"""What a search found: its trials as Tune has them, Optuna's front, the best configs, a table and a page."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -13,33 +18,112 @@ from pipelines.config.load import dump_config
 from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
-from pipelines.search.config import SearchTree, Stages
-from pipelines.search.front import best_of, costs_of
-from pipelines.search.importance import importance
-from pipelines.search.journal import Journal, Record, front_numbers, value_text, write_table
-from pipelines.search.plots import front_plots, importance_plot, parallel_plot
-from pipelines.search.search import open_search, read_search
+from pipelines.search.figures import figures
+from pipelines.search.objectives import OBJECTIVES, Objective
+from pipelines.search.plan import Plan, read_plan
+from pipelines.search.space import field_value
+from pipelines.search.trial import FAILURE, TRAINING
 
+ANALYSES = "tune-*"
+"""Tune's folders in the search's, one for every launch that added trials."""
 FEW = 40  # trials that the terminal's table shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial."""
+
+    number: int
+    """Its place among all, from 0."""
+    suggested: dict[str, Any]
+    """What Optuna suggested, by path; `value` is what the config takes."""
+    status: Literal["finished", "stopped", "failed", "open"]
+    """stopped early by asha; open: left to do."""
+    running: bool
+    """Whether Tune would go on with it."""
+    metrics: dict[str, Any]
+    """What it reported last."""
+    reason: str | None
+    """Why it failed."""
+
+    def value(self, path: str) -> Any:
+        """The value of a searched field."""
+        return field_value(self.suggested[path])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """A search's trials and what stands out among them."""
 
-    tree: SearchTree
-    journal: Journal
-    stages: Stages
-    records: list[Record]
+    plan: Plan
+    trials: list[Trial]
+    study: Any
+    """Optuna's study of the finished trials, in order."""
     front: set[int]
     """Numbers of the trials on the Pareto front."""
     best: dict[str, int]
     """Number of the best trial of each kind: an objective's name, or balanced."""
 
     @property
-    def finished(self) -> list[Record]:
+    def finished(self) -> list[Trial]:
         """The trials that can be compared."""
-        return [r for r in self.records if r.status == "finished"]
+        return [t for t in self.trials if t.status == "finished"]
+
+
+def read_trials(plan: Plan) -> list[Trial]:
+    """The trials of a search by number, as far as Tune has written them down."""
+    from ray.tune import ExperimentAnalysis
+
+    trials: list[Trial] = []
+    before = 0
+    parts = sorted(plan.folder.glob(ANALYSES), key=lambda p: int(p.name.rpartition("-")[2]))
+    for part in parts:
+        try:
+            found = ExperimentAnalysis(str(part)).trials or []
+        except ValueError:  # killed before it began
+            continue
+        trials = [t for t in trials if t.status != "open"]  # they were done again
+        made = [_trial(trial, before) for trial in found]
+        trials += sorted(made, key=lambda t: t.number)
+        before += len(made)
+    return trials
+
+
+def _trial(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
+    """One of Tune's trials.
+
+    Args:
+        trial: Tune's.
+        before: trials of earlier launches.
+        ended: whether it has; as Tune says when not given.
+    """
+    last = {k: v for k, v in (trial.last_result or {}).items() if v == v}  # without what is not a number
+    status: Literal["finished", "stopped", "failed", "open"] = "open"
+    if trial.status == "ERROR" or FAILURE in last:
+        status = "failed"
+    elif (trial.is_finished() if ended is None else ended) and "accuracy" in last:
+        status = "finished" if TRAINING in last else "stopped"
+    return Trial(
+        number=before + int(trial.experiment_tag.partition("_")[0]) - 1,
+        suggested=dict(trial.config),
+        status=status,
+        running=not trial.is_finished(),
+        metrics=last,
+        reason=(last.get(FAILURE) or _reason(trial.get_error())) if status == "failed" else None,
+    )
+
+
+def _reason(error: Any) -> str:
+    """The line of a trace that names the exception."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return next((s for s in reversed(lines) if re.match(r"[A-Za-z_][\w.]*: ", s)), lines[-1])
+
+
+def objective_values(plan: Plan, trial: Trial) -> list[float] | None:
+    """What a trial reached in each objective; ``None`` where it has not or could not."""
+    values = [trial.metrics.get(o.name, np.nan) for o in plan.objectives]
+    ended = trial.status in ("finished", "stopped")
+    return [float(v) for v in values] if ended and np.isfinite(values).all() else None
 
 
 def read_results(folder: Path) -> Found:
@@ -48,129 +132,191 @@ def read_results(folder: Path) -> Found:
     Raises:
         UserError: it is not a search's folder, or no trial has ended yet.
     """
-    tree = read_search(folder)
-    journal, stages = open_search(tree)
-    records = journal.records()
-    if all(r.status == "open" for r in records):
+    import optuna
+
+    plan = read_plan(folder)
+    trials = read_trials(plan)
+    if all(t.status == "open" for t in trials):
         raise UserError(str(folder), "has no trial that ended yet; --resume goes on with it")
-    finished = [r for r in records if r.status == "finished"]
-    best = {}
-    if finished:
-        picks = best_of(costs_of([r.metrics for r in finished], journal.objectives), journal.objectives)
-        best = {kind: finished[i].number for kind, i in picks.items()}
-    front = front_numbers(records, journal.objectives)
-    return Found(tree=tree, journal=journal, stages=stages, records=records, front=front, best=best)
+    finished = [t for t in trials if t.status == "finished"]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=[o.direction for o in plan.objectives])
+    study.add_trials(
+        optuna.trial.create_trial(
+            values=objective_values(plan, t), params=t.suggested, distributions=plan.space.distributions
+        )
+        for t in finished
+    )
+    front = [t.number for t in study.best_trials]
+    best = _best(study, front, plan.objectives) if finished else {}
+    return Found(
+        plan=plan,
+        trials=trials,
+        study=study,
+        front={finished[i].number for i in front},
+        best={kind: finished[i].number for kind, i in best.items()},
+    )
+
+
+def _best(study: Any, front: list[int], objectives: tuple[Objective, ...]) -> dict[str, int]:
+    """The best of each objective and, of several, ``balanced``: the trial of the front that is nearest to
+    the best of every objective, each scaled by the front's extent."""
+    signs = [-1.0 if o.mode == "max" else 1.0 for o in objectives]
+    costs = np.array([study.trials[i].values for i in front]) * signs
+    low, high = costs.min(axis=0), costs.max(axis=0)
+    distance = np.linalg.norm((costs - low) / np.where(high > low, high - low, 1.0), axis=1)
+    best = {o.name: front[np.lexsort((distance, costs[:, i]))[0]] for i, o in enumerate(objectives)}
+    return best | ({"balanced": front[int(distance.argmin())]} if len(objectives) > 1 else {})
 
 
 def write_results(found: Found) -> None:
     """Write search.parquet, the best configs and report.html into the search's folder."""
-    write_table(found.journal, found.records)
+    _write_table(found)
     for kind, number in found.best.items():
         text = best_config(found, kind, number)
         write_beside(best_path(found, kind), lambda p, text=text: p.write_text(text))  # type: ignore[misc]
-    write_beside(found.journal.folder / "report.html", lambda p: p.write_text(_page(found)))
+    write_beside(found.plan.folder / "report.html", lambda p: p.write_text(_page(found)))
+
+
+def _write_table(found: Found) -> None:
+    """A row per trial with its values, metrics, place on the front and config."""
+    trials, space = found.trials, found.plan.space
+    columns: dict[str, Any] = {
+        "trial": [t.number for t in trials],
+        "status": [t.status for t in trials],
+        "on_front": [t.number in found.front for t in trials],
+        "reason": pa.array([t.reason for t in trials], pa.string()),
+        "wall_seconds": pa.array([t.metrics.get("time_total_s") for t in trials], pa.float64()),
+        "training": pa.array([t.metrics.get(TRAINING) for t in trials], pa.string()),
+    }
+    for name in (*OBJECTIVES, "scored"):
+        columns[name] = pa.array([t.metrics.get(name) for t in trials], pa.float64())
+    for path in space.paths:
+        columns[path] = _column([t.value(path) for t in trials])
+    columns["config"] = pa.array([_config_text(found.plan, t) for t in trials], pa.string())
+    file = found.plan.folder / "search.parquet"
+    write_beside(file, lambda p: pq.write_table(pa.table(columns), p, compression="zstd"))
+
+
+def _config_text(plan: Plan, trial: Trial) -> str | None:
+    try:
+        return dump_config(plan.space.config_of(trial.suggested))
+    except UserError:
+        return None
+
+
+def _column(values: list[Any]) -> pa.Array:
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return pa.array(values, pa.int64() if all(isinstance(v, int) for v in values) else pa.float64())
+    return pa.array([value_text(v) for v in values], pa.string())
+
+
+def value_text(value: Any) -> str:
+    """A field's value as one would write it in YAML."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def best_path(found: Found, kind: str) -> Path:
     """Where the best config of a kind is written."""
-    return found.journal.folder / "best" / f"{kind}.yaml"
+    return found.plan.folder / "best" / f"{kind}.yaml"
 
 
 def best_config(found: Found, kind: str, number: int) -> str:
     """A trial's config as YAML that runs as it is, in a folder of its own beside the search's."""
-    record = next(r for r in found.records if r.number == number)
-    config = replace(
-        found.journal.space.config_of(record.values),
-        name=f"{found.tree.name}-{kind}",
-        storage=found.tree.storage,
-    )
-    reached = ", ".join(f"{o.title} {o.text(record.metrics[o.name])}" for o in found.journal.objectives)
-    command = f"spikeprune {found.stages} {best_path(found, kind)}"
-    head = f"# Trial {number} of search {found.tree.name}: {reached}.\n# {command}\n"
-    return head + dump_config(config)
+    plan = found.plan
+    trial = next(t for t in found.trials if t.number == number)
+    config = plan.space.config_of(trial.suggested)
+    config = replace(config, name=f"{plan.tree.name}-{kind}", storage=plan.tree.storage)
+    reached = ", ".join(f"{o.title} {o.text(trial.metrics[o.name])}" for o in plan.objectives)
+    head = f"# Trial {number} of search {plan.tree.name}: {reached}.\n"
+    return head + f"# spikeprune {plan.stages} {best_path(found, kind)}\n" + dump_config(config)
+
+
+def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
+    """A line for one of Tune's trials that has just ended; ``before`` as there are of earlier launches."""
+    done = _trial(trial, before, ended=True)
+    values = ", ".join(f"{path} {value_text(done.value(path))}" for path in plan.space.paths)
+    if done.status == "finished":
+        told = ", ".join(f"{o.name} {o.text(done.metrics[o.name])}" for o in plan.objectives)
+    else:
+        told = done.status + (f" ({done.reason})" if done.reason else "")
+    console.print(f"trial {done.number}: {values}: {told}", highlight=False, soft_wrap=True)
 
 
 def print_results(found: Found, console: Console) -> None:
     """The front as a table, how the trials ended, and where everything lies."""
-    objectives, paths = found.journal.objectives, found.journal.space.paths
-    table = Table(title=f"search {found.tree.name}: Pareto front", title_justify="left")
-    for heading in ("trial", *paths, *(o.title for o in objectives), "best"):
+    plan = found.plan
+    table = Table(title=f"search {plan.tree.name}: Pareto front", title_justify="left")
+    for heading in ("trial", *plan.space.paths, *(o.title for o in plan.objectives), "best"):
         table.add_column(heading, justify="left" if heading == "best" else "right")
     shown = _ordered(found, on_front=True)
-    for record in shown[:FEW]:
-        table.add_row(*_cells(found, record), _kinds(found, record))
+    for trial in shown[:FEW]:
+        table.add_row(*_cells(found, trial), _kinds(found, trial))
     console.print(table)
     if len(shown) > FEW:
         console.print(f"and {len(shown) - FEW} more on the front; search.parquet has all")
     console.print(_counts(found), highlight=False)
-    for record in found.records:
-        if record.status == "failed":
-            console.print(f"trial {record.number} failed: {record.reason}", highlight=False, soft_wrap=True)
+    for trial in found.trials:
+        if trial.status == "failed":
+            console.print(f"trial {trial.number} failed: {trial.reason}", highlight=False, soft_wrap=True)
     for kind in found.best:
         console.print(f"best by {kind}: {best_path(found, kind)}", highlight=False, soft_wrap=True)
-    console.print(f"report: {found.journal.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {plan.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _ordered(found: Found, on_front: bool) -> list[Record]:
-    first = found.journal.objectives[0]
-    chosen = [r for r in found.finished if (r.number in found.front) == on_front]
-    return sorted(chosen, key=lambda r: first.cost(r.metrics[first.name]))
+def _ordered(found: Found, on_front: bool) -> list[Trial]:
+    """The finished trials by the first objective, the best first."""
+    first = found.plan.objectives[0]
+    chosen = [t for t in found.finished if (t.number in found.front) == on_front]
+    return sorted(chosen, key=lambda t: t.metrics[first.name], reverse=first.mode == "max")
 
 
-def _cells(found: Found, record: Record) -> list[str]:
-    values = [value_text(record.values[path]) for path in found.journal.space.paths]
-    return [str(record.number), *values, *(o.text(record.metrics[o.name]) for o in found.journal.objectives)]
+def _cells(found: Found, trial: Trial) -> list[str]:
+    values = [value_text(trial.value(path)) for path in found.plan.space.paths]
+    return [str(trial.number), *values, *(o.text(trial.metrics[o.name]) for o in found.plan.objectives)]
 
 
-def _kinds(found: Found, record: Record) -> str:
-    return ", ".join(kind for kind, number in found.best.items() if number == record.number)
+def _kinds(found: Found, trial: Trial) -> str:
+    return ", ".join(kind for kind, number in found.best.items() if number == trial.number)
 
 
 def _counts(found: Found) -> str:
-    counts: Counter[str] = Counter(r.status for r in found.records)
+    counts = Counter(t.status for t in found.trials)
     names = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "open": "left to do"}
-    parts = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]
-    trained = len({name for r in found.records for name in r.stages if name.startswith("train-")})
+    parts = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]  # type: ignore[index]
+    trained = len({t.metrics[TRAINING] for t in found.finished})
     trainings = "one training" if trained == 1 else f"{trained} different trainings"
-    return f"{len(found.records)} trials: {', '.join(parts)}; {trainings} before pruning"
+    return f"{len(found.trials)} trials: {', '.join(parts)}; {trainings} before pruning"
 
 
 def _page(found: Found) -> str:
-    journal = found.journal
-    space, objectives, finished = journal.space, journal.objectives, found.finished
-    headings = ("trial", *space.paths, *(o.title for o in objectives))
+    plan = found.plan
+    headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives))
     parts = [f"<p>{escape(_counts(found))}.</p>"]
-    if finished:
-        rows = [[*_cells(found, r), _kinds(found, r)] for r in _ordered(found, on_front=True)]
+    if found.finished:
+        rows = [[*_cells(found, t), _kinds(found, t)] for t in _ordered(found, on_front=True)]
         parts.append(f'<h2>Pareto front</h2><div class="wide">{html_table((*headings, "best"), rows)}</div>')
-        parts += [html_figure(t, svg) for t, svg in front_plots(finished, found.front, objectives)]
-        title = (
-            "Parallel coordinates: searched fields, then objectives (better is higher); the front in colour"
-        )
-        parts.append(html_figure(title, parallel_plot(finished, found.front, space, objectives)))
-        parts.append(html_figure("Share of an objective explained by each field alone", _importance(found)))
-    if rows := [_cells(found, r) for r in _ordered(found, on_front=False)]:
+        parts += [html_figure(title, svg) for title, svg in figures(found.study, plan.objectives)]
+    if rows := [_cells(found, t) for t in _ordered(found, on_front=False)]:
         parts.append(f'<h2>Other trials</h2><div class="wide">{html_table(headings, rows)}</div>')
-    if others := [r for r in found.records if r.status != "finished"]:
-        rows = [
-            [
-                str(r.number),
-                *(value_text(r.values[path]) for path in space.paths),
-                r.status if r.status != "open" else "left to do",
-                r.reason or "",
-            ]
-            for r in others
-        ]
-        table = html_table(("trial", *space.paths, "status", "reason"), rows)
+    rows = [
+        [str(t.number), *(value_text(t.value(path)) for path in plan.space.paths), t.status, t.reason or ""]
+        for t in found.trials
+        if t.status != "finished"
+    ]
+    if rows:
+        table = html_table(("trial", *plan.space.paths, "status", "reason"), rows)
         parts.append(f'<h2>Trials without a result</h2><div class="wide">{table}</div>')
     for kind, number in found.best.items():
         text = escape(best_config(found, kind, number))
         parts.append(f"<details><summary>Best by {escape(kind)}</summary><pre>{text}</pre></details>")
     definitions = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
-    settings = escape(dump_config(found.tree))
+    settings = escape(dump_config(plan.tree))
     parts.append(f"<h2>Definitions</h2><dl>{definitions}{_EXPLAINED}</dl>")
     parts.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
-    return html_page(f"spikeprune search: {found.tree.name}", "\n".join(parts))
+    return html_page(f"spikeprune search: {plan.tree.name}", "\n".join(parts))
 
 
 _EXPLAINED = (
@@ -178,25 +324,6 @@ _EXPLAINED = (
     "while beating it in one</dd>"
     "<dt><b>balanced</b></dt><dd>the trial on the front nearest to the best of every objective, each scaled "
     "by the front's extent</dd>"
-    "<dt><b>share explained</b></dt><dd>adjusted R&sup2; of a fit of the objective on that field alone "
-    "(quadratic, or a mean per listed value); fields can act together, so shares need not add up</dd>"
+    "<dt><b>importance</b></dt><dd>how much being among the best in an objective depends on a field "
+    "(Optuna's PED-ANOVA), in shares of all fields</dd>"
 )
-
-
-def _importance(found: Found) -> str:
-    finished = found.finished
-    shares = [
-        (
-            o.title,
-            [
-                importance(
-                    d,
-                    [r.values[d.path] for r in finished],
-                    np.array([r.metrics[o.name] for r in finished]),
-                )
-                for d in found.journal.space.dimensions
-            ],
-        )
-        for o in found.journal.objectives
-    ]
-    return importance_plot(shares, found.journal.space.paths)

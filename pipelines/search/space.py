@@ -1,18 +1,25 @@
-"""The search space: which fields of the config tree take which values, checked before anything runs."""
+"""The search space: which config fields take which values, as Optuna's distributions, checked at once."""
 
+import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import numpy as np
+import yaml
 
 from pipelines.config import Config, field_paths, is_own
 from pipelines.config.load import with_values
 from pipelines.config.parser import leaf_hint
 from pipelines.errors import UserError
 from pipelines.search.config import Question, SearchTree
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 READY_MADE: dict[Question, dict[str, Any]] = {
     "data": {
@@ -29,199 +36,122 @@ READY_MADE: dict[Question, dict[str, Any]] = {
     },
 }
 _FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
-_FREE_DATA = ("data.frames.", "data.augment.")  # all other data is loaded once, for all trials
+_FREE_DATA = ("data.frames.", "data.augment.")  # all other data is the same for all trials
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
 _RANGE = ("low", "high", "log", "step")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A field that takes one of some values."""
-
-    path: str
-    values: tuple[Any, ...]
-
-    def at(self, u: float) -> Any:
-        """The value at ``u`` in [0, 1)."""
-        return self.values[int(u * len(self.values))]
-
-    def grid(self, points: int) -> tuple[Any, ...]:
-        """All values."""
-        return self.values
-
-    def bounds(self) -> tuple[Any, ...]:
-        """Values that the config must accept."""
-        return self.values
-
-    def position(self, value: Any) -> float:
-        """Where the value lies among all, in [0, 1]."""
-        return self.values.index(value) / max(len(self.values) - 1, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """A field that takes a number between two others, both included."""
-
-    path: str
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-    whole: bool = False
-
-    def __post_init__(self) -> None:
-        if self.step is not None:  # the last step may end below high
-            object.__setattr__(self, "high", self._number(self.low + self.step * (self._steps - 1)))
-
-    @property
-    def _steps(self) -> int:
-        assert self.step is not None
-        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
-
-    def at(self, u: float) -> float:
-        """The value at ``u`` in [0, 1), evenly over the range or its logarithm."""
-        if self.step is not None:
-            return self._number(self.low + self.step * int(u * self._steps))
-        if self.whole and not self.log:
-            return self._number(self.low + math.floor(u * (self.high - self.low + 1)))
-        low, high = self._scale(self.low), self._scale(self.high)
-        value = low + u * (high - low)
-        return self._number(min(max(math.exp(value) if self.log else value, self.low), self.high))
-
-    def grid(self, points: int) -> tuple[float, ...]:
-        """Every step, or ``points`` evenly spaced values."""
-        if self.step is not None:
-            return tuple(self._number(self.low + self.step * i) for i in range(self._steps))
-        spaced = (np.geomspace if self.log else np.linspace)(self.low, self.high, points)
-        return tuple(dict.fromkeys(self._number(float(v)) for v in spaced))
-
-    def bounds(self) -> tuple[float, ...]:
-        """The ends, which the config must accept."""
-        return (self._number(self.low), self._number(self.high))
-
-    def position(self, value: float) -> float:
-        """Where the value lies between the ends, in [0, 1]."""
-        low, high = self._scale(self.low), self._scale(self.high)
-        return (self._scale(value) - low) / (high - low)
-
-    def snap(self, value: float) -> float:
-        """The nearest value of the range to a sampler's."""
-        if self.step is not None:
-            value = self.low + self.step * round((value - self.low) / self.step)
-        return self._number(value)
-
-    def _scale(self, value: float) -> float:
-        return math.log(value) if self.log else value
-
-    def _number(self, value: float) -> float:
-        return round(value) if self.whole else float(f"{value:.12g}")
-
-
-Dimension = Choice | Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """The fields that a search varies."""
 
-    dimensions: tuple[Dimension, ...]
+    distributions: "dict[str, BaseDistribution]"
+    """By the field's path; lists among a field's values are YAML text, as Optuna's choices are scalars."""
     config: Config
-    """What all other fields are."""
+    """All other fields."""
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The varied fields."""
-        return tuple(d.path for d in self.dimensions)
+        return tuple(self.distributions)
 
-    def config_of(self, values: Mapping[str, Any]) -> Config:
-        """The config with these values.
+    def config_of(self, suggested: Mapping[str, Any]) -> Config:
+        """The config of a trial.
 
         Raises:
-            UserError: a value that is impossible beside the others.
+            UserError: a value that is impossible together with the others.
         """
-        return with_values(self.config, values)
+        return with_values(self.config, {path: field_value(v) for path, v in suggested.items()})
 
-    def grid(self, points: int) -> Iterator[dict[str, Any]]:
-        """All combinations. Fields of the training vary fastest, so that neighbours in time train
-        different networks instead of waiting for the same one."""
-        slow_first = sorted(self.dimensions, key=lambda d: not d.path.startswith("weights."))
-        for values in itertools.product(*(d.grid(points) for d in slow_first)):
-            yield dict(zip((d.path for d in slow_first), values, strict=True))
+    def grid(self, points: int) -> list[dict[str, Any]]:
+        """All combinations. Fields of the training vary fastest, so that trials that run side by side
+        train different networks instead of waiting for the same one.
 
-    def grid_size(self, points: int) -> int:
-        """How many combinations there are."""
-        return math.prod(len(d.grid(points)) for d in self.dimensions)
-
-    def draw(self, seed: int, index: int) -> dict[str, Any]:
-        """The values of a random trial: a function of the seed and the trial's place among all."""
-        u = np.random.default_rng([seed, 211, index]).random(len(self.dimensions))
-        return {d.path: d.at(float(x)) for d, x in zip(self.dimensions, u, strict=True)}
+        Args:
+            points: values of a range without a step.
+        """
+        slow_first = sorted(self.paths, key=lambda path: not path.startswith("weights."))
+        values = [_points(self.distributions[path], points) for path in slow_first]
+        return [dict(zip(slow_first, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def make_space(tree: SearchTree, base: Config) -> Space:
+def field_value(suggested: Any) -> Any:
+    """A suggested value as the config takes it: lists from their text, steps without rounding errors."""
+    if isinstance(suggested, str) and suggested.startswith(("[", "{")):
+        return yaml.safe_load(suggested)
+    return float(f"{suggested:.12g}") if isinstance(suggested, float) else suggested
+
+
+def make_space(tree: SearchTree) -> Space:
     """The space of a search.
 
     Args:
-        tree: with the search's settings.
-        base: the config of its trials.
+        tree: a run's config with the search's settings.
 
     Raises:
-        UserError: unknown path, reversed range, a value that the config refuses, fields that exclude one
-            another or that a search cannot vary; all as ``search.space.PATH``.
+        UserError: Optuna is missing, unknown path, reversed range, a value that the config refuses, fields
+            that exclude one another or that a search cannot vary.
     """
+    if find_spec("optuna") is None:
+        raise UserError("search", "needs the extra search: pip install 'spikeprune[search]'")
     given = tree.search.space
     if given is not None and not isinstance(given, dict):
         raise UserError("search.space", f"{given!r} is not possible; it must hold fields by their path")
     question = tree.search.question or (None if given else "both")
     wanted: dict[str, Any] = {**(READY_MADE[question] if question else {}), **(given or {})}
-    space = Space(dimensions=tuple(_dimension(str(path), d) for path, d in wanted.items()), config=base)
-    targets = [p for p in space.paths if p in _TARGETS]
+    distributions = {str(path): _distribution(str(path), values) for path, values in wanted.items()}
+    targets = [path for path in distributions if path in _TARGETS]
     if len(targets) > 1:
         raise UserError(
             f"search.space.{targets[1]}", f"excludes {targets[0]}, which is searched too; keep one"
         )
-    for dimension in space.dimensions:
-        for value in dimension.bounds():
-            _check_value(space, dimension, value)
+    own = {f.name: getattr(tree, f.name) for f in fields(Config)}
+    space = Space(distributions=distributions, config=Config(**{**own, "baseline": "none"}))
+    bounds = {path: _points(d, 2) for path, d in distributions.items()}
+    for path, ends in bounds.items():
+        for value in ends:
+            _check_value(space, path, value, bounds)
     return space
 
 
-def _check_value(space: Space, dimension: Dimension, value: Any) -> None:
+def _check_value(space: Space, path: str, value: Any, bounds: Mapping[str, Sequence[Any]]) -> None:
     """That the config takes the value, as it is or beside some value of another searched field."""
-    others = [{d.path: v} for d in space.dimensions if d is not dimension for v in d.bounds()]
+    others = [{other: v} for other, ends in bounds.items() if other != path for v in ends]
     refusals = []
     for beside in ({}, *others):
         try:
-            space.config_of({**beside, dimension.path: value})
+            space.config_of({**beside, path: value})
             return
         except UserError as error:
             refusals.append(error)
     first = refusals[0]
-    where = f"search.space.{dimension.path}"
-    raise UserError(where, first.what if first.where == dimension.path else f"{value!r}: {first}") from None
+    what = first.what if first.where == path else f"{value!r}: {first}"
+    raise UserError(f"search.space.{path}", what) from None
 
 
-def _dimension(path: str, given: Any) -> Dimension:
-    where, hint = f"search.space.{path}", leaf_hint(path)
+def _distribution(path: str, given: Any) -> "BaseDistribution":
+    where = f"search.space.{path}"
     if path not in field_paths():
-        import difflib
-
         close = difflib.get_close_matches(path, field_paths(), n=1)
-        hint_text = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
-        raise UserError(where, f"is not a field of the config{hint_text}")
+        hint = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
+        raise UserError(where, f"is not a field of the config{hint}")
     if path.split(".")[0] in _FIXED or (path.startswith("data.") and not path.startswith(_FREE_DATA)):
         raise UserError(where, "cannot be searched: all trials of a search share it")
-    if isinstance(given, list):
-        return _choice(path, given, where)
-    if isinstance(given, dict):
-        return _range(path, given, where, {hint, *get_args(hint)})
-    raise UserError(where, f"{given!r} is not possible; list values, or give {{low: , high: }}")
+    if not isinstance(given, list | dict):
+        raise UserError(where, f"{given!r} is not possible; list values, or give {{low: , high: }}")
+    try:
+        with warnings.catch_warnings():  # of a last step that ends below high
+            warnings.simplefilter("ignore")
+            return _choice(path, given, where) if isinstance(given, list) else _range(path, given, where)
+    except UserError:
+        raise
+    except ValueError as error:  # Optuna's own checks
+        raise UserError(where, str(error).replace("`", "")) from None
 
 
-def _choice(path: str, given: Sequence[Any], where: str) -> Choice:
-    if not given:
-        raise UserError(where, "lists no values")
-    hint = leaf_hint(path)
+def _choice(path: str, given: Sequence[Any], where: str) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution
+
     for value in given:
         own = path in ("model.name", "examples.policy", "weights.criterion")
         if own and isinstance(value, str) and is_own(value):
@@ -229,37 +159,36 @@ def _choice(path: str, given: Sequence[Any], where: str) -> Choice:
                 where,
                 f"{value!r} cannot be searched: one search uses one model, policy or criterion of yours",
             )
-    values = [1.0 * v if hint is float and type(v) is int else v for v in given]
-    if any(values[i] in values[:i] for i in range(len(values))):
+    if any(given[i] in given[:i] for i in range(len(given))):
         raise UserError(where, f"{list(given)!r} lists a value twice")
-    return Choice(path=path, values=tuple(tuple(v) if isinstance(v, list) else v for v in values))
+    return CategoricalDistribution([_flow(v) if isinstance(v, list | dict) else v for v in given])
 
 
-def _range(path: str, given: Mapping[str, Any], where: str, hints: set[Any]) -> Range:
+def _range(path: str, given: Mapping[str, Any], where: str) -> "BaseDistribution":
+    from optuna.distributions import FloatDistribution, IntDistribution
+
     for key in given:
         if key not in _RANGE:
             raise UserError(where, f"{key!r} is unknown; a range has {', '.join(_RANGE)}")
+    hints = {leaf_hint(path), *get_args(leaf_hint(path))}
     if not hints & {int, float} or any(get_origin(h) is tuple for h in hints):
         raise UserError(where, "is no number and has no range; list its values")
     for key in ("low", "high"):
         if key not in given:
             raise UserError(where, f"needs {key}; a range has low and high")
-    numbers = {k: _number(given[k], f"{where}.{k}") for k in ("low", "high", "step") if k in given}
+    numbers = {key: _number(given[key], f"{where}.{key}") for key in ("low", "high", "step") if key in given}
     low, high, step = numbers["low"], numbers["high"], numbers.get("step")
     if not isinstance(log := given.get("log", False), bool):
         raise UserError(f"{where}.log", f"{log!r} is not possible; it must be true or false")
     if low >= high:
         raise UserError(where, f"is reversed or empty: low is {low:g} and high is {high:g}")
-    if log and step is not None:
-        raise UserError(where, "has log and step, which exclude one another; list the values instead")
-    if log and low <= 0:
-        raise UserError(where, f"low is {low:g}; a logarithmic range starts above 0")
-    if step is not None and not 0 < step <= high - low:
-        raise UserError(f"{where}.step", f"{step:g} is not possible; it must be in (0, {high - low:g}]")
-    whole = int in hints
-    if whole and any(v != int(v) for v in numbers.values()):
+    if step is not None and step > high - low:
+        raise UserError(f"{where}.step", f"{step:g} is not possible; it must be at most {high - low:g}")
+    if int not in hints:
+        return FloatDistribution(low, high, log=log, step=step)
+    if any(v != int(v) for v in numbers.values()):
         raise UserError(where, f"{dict(given)!r} is not possible; it must be whole numbers")
-    return Range(path=path, low=low, high=high, log=log, step=step, whole=whole)
+    return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
 
 
 def _number(value: Any, where: str) -> float:
@@ -270,3 +199,21 @@ def _number(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise UserError(where, f"{value!r} is not possible; it must be a number")
     return number
+
+
+def _points(distribution: Any, points: int) -> list[Any]:
+    """All choices, all steps, or so many evenly spaced values of a range."""
+    if hasattr(distribution, "choices"):
+        return list(distribution.choices)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    whole = isinstance(low, int)
+    if step is not None and not (whole and step == 1):
+        steps = np.arange(round((high - low) / step) + 1)
+        return [low + int(i) * step if whole else field_value(low + float(i) * step) for i in steps]
+    spaced = (np.geomspace if distribution.log else np.linspace)(low, high, points)
+    values = [round(v) if whole else min(max(field_value(float(v)), low), high) for v in spaced]
+    return list(dict.fromkeys(values))
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip()

@@ -1,7 +1,7 @@
 """The launcher on Ray: one `TorchTrainer.fit` per run, its workers' start, one score table beside them."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,40 +38,13 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
     Raises:
         UserError: a mistake that only the workers could see.
     """
-    train_on_datasets(spec, watch=watch)
-
-
-def train_on_datasets(
-    spec: RunSpec,
-    *,
-    train: Any = None,
-    test: Any = None,
-    watch: Callable[[dict[str, object]], None],
-    callbacks: Sequence[Any] = (),
-    started: Callable[[], None] | None = None,
-) -> None:
-    """As `train_on_ray`, on rows that are in the object store already.
-
-    Args:
-        spec: of the run.
-        train: materialised dataset of the training rows, from `load_rows`; loaded, or read by row groups,
-            as the spec says when not given.
-        test: and of the test rows.
-        watch: is shown progress events.
-        callbacks: for Ray Train's `RunConfig`.
-        started: called by the first worker when a group of workers starts.
-
-    Raises:
-        UserError: a mistake that only the workers could see.
-    """
     prepare_data()
-    if train is None and not spec.shards:
-        train, test = load_rows(spec.train), load_rows(spec.test)
+    train, test = (None, None) if spec.shards else (load_rows(spec.train), load_rows(spec.test))
     cluster = spec.config.cluster
     name = f"score-table-{Path(spec.folder).name}-{uuid4().hex}"
     actor: Any = ray.remote(TableActor)
     table = actor.options(name=name, num_cpus=0, max_restarts=-1).remote(spec.ids, spec.code)
-    job = Job(spec=spec, train=train, test=test, table=table, started=started)
+    job = Job(spec=spec, train=train, test=test, table=table)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -90,7 +63,6 @@ def train_on_datasets(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=list(callbacks),
         ),
     )
     stop = threading.Event()
@@ -136,8 +108,6 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job: Job = config["job"]
     activate(job.spec.code)
-    if job.started is not None and ray.train.get_context().get_world_rank() == 0:
-        job.started()
     if ray.get(job.table.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report
     try:

@@ -38,25 +38,22 @@ class LocalEngine:
         *,
         checkpoints: Path,
         watch: Callable[[dict[str, object]], None],
-        train: pa.Table | None = None,
-        test: pa.Table | None = None,
-        told: Callable[[dict[str, object]], None] = lambda record: None,
-        device: torch.device | None = None,
+        on_record: Callable[[dict[str, object]], None] | None = None,
     ) -> None:
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.table = ScoreTable(spec.ids)
         self._spec = spec
         self._source: ShardSource | None = None
-        self._train = train
-        self._test: TestRows | None = None if test is None else Rows(test)
+        self._train: pa.Table | None = None
+        self._test: TestRows | None = None
         if spec.shards:
             self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
             self._source = ShardSource(spec.train, spec.window_rows, 0, 1, self._read)
-        elif train is None:
+        else:
             self._train = load_rows(spec.train)
         self._checkpoints = checkpoints
         self._watch = watch
-        self._told = told
+        self._on_record = on_record
 
     def warm_up(self) -> None:
         """See `pipelines.training.engine.Engine`, as all that follow: nothing to start."""
@@ -141,12 +138,8 @@ class LocalEngine:
         write(folder)
         for old in sorted(self._checkpoints.glob(f"*/{checkpoint.PROGRESS}"))[:-2]:
             shutil.rmtree(old.parent)
-        self._told(metrics)
-
-
-def train_locally(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -> None:
-    """Run a spec's phases in this process, from its newest checkpoint if there is one."""
-    train_on_tables(spec, watch=watch)
+        if self._on_record is not None:
+            self._on_record(metrics)
 
 
 def load_rows(split: Split) -> pa.Table:
@@ -158,36 +151,22 @@ def load_rows(split: Split) -> pa.Table:
     return read_rows(split.layout, split.ids).combine_chunks()
 
 
-def train_on_tables(
+def train_locally(
     spec: RunSpec,
     *,
-    train: pa.Table | None = None,
-    test: pa.Table | None = None,
     watch: Callable[[dict[str, object]], None],
-    told: Callable[[dict[str, object]], None] = lambda record: None,
-    device: torch.device | None = None,
+    on_record: Callable[[dict[str, object]], None] | None = None,
 ) -> None:
-    """As `train_locally`, on rows that are in memory already.
+    """Run a spec's phases in this process, from its newest checkpoint if there is one.
 
     Args:
         spec: of the run.
-        train: encoded training rows, from `load_rows`; read as the spec says when not given.
-        test: and test rows.
         watch: is shown progress events.
-        told: gets each record once its checkpoint is whole.
-        device: to train on; a GPU where there is one when not given.
+        on_record: gets each record once its checkpoint is whole.
     """
     tune_allocator()
     checkpoints = Path(spec.folder) / "checkpoints"
-    engine = LocalEngine(
-        spec,
-        checkpoints=checkpoints,
-        watch=watch,
-        train=train,
-        test=test,
-        told=told,
-        device=device,
-    )
+    engine = LocalEngine(spec, checkpoints=checkpoints, watch=watch, on_record=on_record)
     resume = checkpoint.latest_checkpoint(checkpoints)
     with explained(Path(spec.folder), spec.remote):
         run_phases(start(spec, engine, resume), resume)

@@ -62,8 +62,6 @@ class Job:
     """As ``train``, for the test rows."""
     table: Any
     """Handle of the score table's actor, which also keeps progress."""
-    started: Callable[[], None] | None = None
-    """Called by the first worker when a group of workers starts."""
 
 
 class RayEngine:

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from pipelines.config.load import load_tree
 from pipelines.search.config import SearchTree
-from pipelines.search.journal import Journal, Record
-from pipelines.search.search import open_search, search
+from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
+from pipelines.search.results import Trial, read_trials
+from pipelines.search.study import search
 
 QUIET = Console(quiet=True)
 BASE: dict[str, Any] = {
@@ -35,14 +36,15 @@ def tree(folder: Path, digits: Path, search: dict[str, Any], **rest: Any) -> Sea
     return load_tree(SearchTree, None, {**BASE, **place, **settings, **rest})
 
 
-def journal_of(found: SearchTree) -> Journal:
-    """The journal of a search."""
-    return open_search(found)[0]
+def plan_of(found: SearchTree) -> Plan:
+    """The plan of a search, as it has begun if it has."""
+    plan = make_plan(found)
+    return read_plan(plan.folder) if (plan.folder / SETTINGS).exists() else plan
 
 
-def records_of(found: SearchTree) -> list[Record]:
-    """The records of a search."""
-    return journal_of(found).records()
+def trials_of(found: SearchTree) -> list[Trial]:
+    """The trials of a search."""
+    return read_trials(make_plan(found))
 
 
 @pytest.fixture(scope="session")

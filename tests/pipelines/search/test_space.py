@@ -1,22 +1,20 @@
 """The search space: what it may hold, what it draws, and one line for every mistake in it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipelines import cli
 from pipelines.config import field_paths
 from pipelines.config.load import dump_config, load_config, load_tree, with_values
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
-from pipelines.search.search import open_search
-from pipelines.search.space import READY_MADE, Choice, Range, Space
-from pipelines.search.stages import stages_of
+from pipelines.search.plan import make_plan
+from pipelines.search.space import READY_MADE, Space, make_space
+from pipelines.search.trial import stages_of
 
 
 def tree(search: dict[str, Any], **rest: Any) -> SearchTree:
@@ -24,7 +22,7 @@ def tree(search: dict[str, Any], **rest: Any) -> SearchTree:
 
 
 def space(search: dict[str, Any], **rest: Any) -> Space:
-    return open_search(tree(search, **rest))[0].space
+    return make_space(tree(search, **rest))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,10 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
             {"space": {"examples.ratio": {"low": 0.1, "high": 1.5}}},
             "search.space.examples.ratio: 1.5 is not possible; it must be in [0, 1)",
         ),
-        ({"space": {"train.lr": {"low": 0, "high": 1, "log": True}}}, "a logarithmic range starts above 0"),
+        (
+            {"space": {"train.lr": {"low": 0, "high": 1, "log": True}}},
+            "search.space.train.lr: low > 0 must hold for log=True, but got (low=0.0, high=1.0)",
+        ),
         ({"space": {"train.lr": {"low": 0.1}}}, "search.space.train.lr: needs high"),
         ({"space": {"train.lr": {"low": "a", "high": 1}}}, "search.space.train.lr.low: 'a' is not possible"),
         (
@@ -52,13 +53,13 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
         ({"space": {"model.T": {"low": 1.5, "high": 4}}}, "it must be whole numbers"),
         (
             {"space": {"train.lr": {"low": 0.1, "high": 1, "step": 0.1, "log": True}}},
-            "log and step, which exclude one another",
+            "search.space.train.lr: The parameter step is not supported when log is true.",
         ),
         ({"space": {"train.lr": {"low": 0.1, "high": 1, "step": 2}}}, "search.space.train.lr.step: 2 is not"),
         ({"space": {"examples.policy": {"low": 0, "high": 1}}}, "is no number and has no range; list"),
         ({"space": {"model.hidden": {"low": 16, "high": 32}}}, "is no number and has no range; list"),
         ({"space": {"examples.policy": ["sadp", "sapd"]}}, "'sapd' is unknown; choose one of"),
-        ({"space": {"examples.policy": []}}, "search.space.examples.policy: lists no values"),
+        ({"space": {"examples.policy": []}}, "The choices must contain one or more elements."),
         ({"space": {"train.lr": [0.1, 0.1]}}, "lists a value twice"),
         ({"space": {"train.lr": 0.1}}, "list values, or give {low: , high: }"),
         ({"space": {"cluster.workers": [1, 2]}}, "search.space.cluster.workers: cannot be searched"),
@@ -86,6 +87,10 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
         (
             {"scheduler": "asha", "objectives": ["synops"]},
             "search.scheduler: asha compares trials by accuracy alone, not by synops",
+        ),
+        (
+            {"space": {"train.lr": {"low": 0.1, "high": 1, "step": -0.1}}},
+            "search.space.train.lr: step > 0 must hold, but got step=-0.1.",
         ),
         (
             {"scheduler": "asha", "objectives": ["accuracy"], "grace_epochs": 99},
@@ -120,19 +125,17 @@ def test_plot_needs_a_search_and_nothing_else(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("question", ["data", "network", "both"])
 def test_ready_made_spaces_are_possible(question: Any) -> None:
-    journal, stages = open_search(tree({"question": question}))
-    assert set(journal.space.paths) == set(READY_MADE[question])
-    assert stages == ("train" if question == "data" else "run")
-    for values in journal.space.grid(3):
-        journal.space.config_of(values)
+    plan = make_plan(tree({"question": question}))
+    assert set(plan.space.paths) == set(READY_MADE[question])
+    assert plan.stages == ("train" if question == "data" else "run")
+    for values in plan.space.grid(3):
+        plan.space.config_of(values)
 
 
 def test_a_space_beside_a_question_adds_to_it() -> None:
     both = space({"question": "data", "space": {"train.lr": [0.1, 0.2], "examples.policy": ["sadp"]}})
     assert set(both.paths) == {"examples.ratio", "examples.policy", "train.lr"}
-    assert next(d for d in both.dimensions if d.path == "examples.policy") == Choice(
-        path="examples.policy", values=("sadp",)
-    )
+    assert {p["examples.policy"] for p in both.grid(2)} == {"sadp"}
 
 
 def test_a_searched_target_replaces_the_configs() -> None:
@@ -141,58 +144,58 @@ def test_a_searched_target_replaces_the_configs() -> None:
     assert (config.weights.budget, config.weights.sparsity) == (0.2, None)
 
 
-numbers = st.floats(0.001, 100).map(lambda x: float(f"{x:.6g}"))
-
-
-@given(
-    low=numbers, span=numbers, log=st.booleans(), u=st.floats(0, 1, exclude_max=True), steps=st.integers(1, 9)
-)
-def test_ranges_stay_within_their_ends(low: float, span: float, log: bool, u: float, steps: int) -> None:
-    plain = Range(path="train.lr", low=low, high=low + span, log=log)
-    stepped = Range(path="train.lr", low=low, high=low + span, step=span / steps)
-    for d in (plain, stepped):
-        assert d.low <= d.at(u) * (1 + 1e-9)
-        assert d.at(u) <= (low + span) * (1 + 1e-9)
-        assert 0 <= d.position(d.at(u)) + 1e-6 <= 1 + 2e-6
-    assert stepped.at(u) in stepped.grid(99)
-    assert len(stepped.grid(99)) == steps + 1
-    assert stepped.snap(stepped.at(u)) == stepped.at(u)
-
-
-@given(
-    low=st.integers(1, 20), span=st.integers(1, 30), log=st.booleans(), u=st.floats(0, 1, exclude_max=True)
-)
-def test_whole_ranges_draw_whole_numbers_at_both_ends(low: int, span: int, log: bool, u: float) -> None:
-    d = Range(path="model.T", low=low, high=low + span, log=log, whole=True)
-    assert isinstance(d.at(u), int)
-    assert low <= d.at(u) <= low + span
-    assert (d.at(0.0), d.at(np.nextafter(1.0, 0))) == (low, low + span)
-
-
-def test_random_draws_cover_the_space_and_depend_on_seed_and_number_alone() -> None:
-    s = space({"space": {"examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.2}, "model.T": [2, 4, 8]}})
-    draws = [s.draw(7, i) for i in range(300)]
-    assert draws == [s.draw(7, i) for i in range(300)]
-    assert draws[:5] != [s.draw(8, i) for i in range(5)]
-    cells = {(d["examples.ratio"], d["model.T"]) for d in draws}
-    assert cells == {(r, t) for r in (0.1, 0.3, 0.5, 0.7, 0.9) for t in (2, 4, 8)}
-
-
 def test_the_grid_is_whole_and_varies_the_training_fastest() -> None:
     s = space(
         {"space": {"examples.ratio": [0.1, 0.5], "weights.budget": {"low": 0.1, "high": 10, "log": True}}}
     )
-    points = list(s.grid(3))
-    assert len(points) == s.grid_size(3) == 6
+    points = s.grid(3)
+    assert len(points) == 6
     assert {p["weights.budget"] for p in points} == {0.1, 1.0, 10.0}
     assert [p["examples.ratio"] for p in points[:2]] == [0.1, 0.5]
 
 
-def test_trials_that_differ_in_the_pruning_half_share_the_training(tmp_path: Path) -> None:
-    base = load_config(None, {"storage": str(tmp_path)})
+def test_the_grid_of_a_range_takes_its_steps_or_so_many_values() -> None:
+    def values(path: str, given: dict[str, Any], points: int) -> list[Any]:
+        return [p[path] for p in space({"space": {path: given}}).grid(points)]
 
-    def names(values: dict[str, Any]) -> list[str]:
-        return [s.name for s in stages_of(with_values(base, values), tmp_path, "run")]
+    assert values("examples.ratio", {"low": 0.1, "high": 0.9, "step": 0.2}, 3) == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert values("examples.ratio", {"low": 0.1, "high": 0.45, "step": 0.2}, 3) == [0.1, 0.3]
+    assert values("model.T", {"low": 2, "high": 10, "step": 4}, 2) == [2, 6, 10]
+    assert values("model.T", {"low": 2, "high": 4}, 9) == [2, 3, 4]
+    assert values("model.T", {"low": 2, "high": 32, "log": True}, 3) == [2, 8, 32]
+    assert values("train.lr", {"low": "1e-3", "high": 1e-1, "log": True}, 3) == [0.001, 0.01, 0.1]
+
+
+def test_what_samplers_suggest_is_what_the_config_takes() -> None:
+    """Lists, which are no choices of Optuna's, and steps without their rounding errors."""
+    import optuna
+
+    s = space(
+        {
+            "space": {
+                "model.hidden": [[16], [32, 32]],
+                "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+                "model.T": {"low": 2, "high": 16, "log": True},
+                "examples.policy": ["sadp", "random"],
+            }
+        }
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    configs = [s.config_of(study.ask(s.distributions).params) for _ in range(60)]
+    assert {c.model.hidden for c in configs} == {(16,), (32, 32)}
+    assert {c.examples.ratio for c in configs} == {round(0.1 * k, 1) for k in range(1, 10)}
+    assert {c.examples.policy for c in configs} == {"sadp", "random"}
+    assert {c.model.T for c in configs} >= {2, 3, 4}
+
+
+def test_trials_that_differ_in_pruning_alone_share_the_training(tmp_path: Path) -> None:
+    plan = make_plan(
+        tree({"space": {"weights.budget": [0.1, 0.2], "train.lr": [0.1, 0.2]}}, storage=str(tmp_path))
+    )
+
+    def names(values: dict[str, Any], **rest: Any) -> list[str]:
+        base = replace(plan.space, config=with_values(plan.space.config, rest))
+        return [s.config.name for s in stages_of(replace(plan, space=base), values)]
 
     first = names({"weights.budget": 0.1})
     assert names({"weights.budget": 0.2})[0] == first[0]
@@ -200,7 +203,7 @@ def test_trials_that_differ_in_the_pruning_half_share_the_training(tmp_path: Pat
     assert len({names({"weights.budget": b})[1] for b in (0.1, 0.2, 0.3)}) == 3
     for path, value in (("train.lr", 0.2), ("seed", 1), ("examples.ratio", 0.1), ("model.T", 2)):
         assert names({"weights.budget": 0.1, path: value})[0] != first[0], path
-    assert names({"weights.budget": 0.1, "cluster.address": "auto", "name": "other"}) == first
+    assert names({"weights.budget": 0.1}, **{"cluster.address": "auto", "name": "other"}) == first
 
 
 def test_search_settings_survive_yaml(tmp_path: Path) -> None:

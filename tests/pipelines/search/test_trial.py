@@ -18,9 +18,10 @@ import yaml
 from pipelines.config.load import dump_config, load_config
 from pipelines.report.summary import summarise
 from pipelines.run import run
-from pipelines.search.search import search
-from pipelines.search.stages import history_of
-from tests.pipelines.search.conftest import QUIET, journal_of, records_of, tree
+from pipelines.run_folder import read_metrics
+from pipelines.search.study import search
+from pipelines.search.trial import stages_of
+from tests.pipelines.search.conftest import QUIET, plan_of, tree, trials_of
 from tests.pipelines.training.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -81,51 +82,53 @@ def test_asha_stops_laggards_and_goes_on(tmp_path: Path, digits: Path, ray_sessi
     }
     found = tree(tmp_path, digits, settings, **{"train.epochs": 6})
     search(found, console=QUIET)
-    records = records_of(found)
-    statuses = Counter(r.status for r in records)
+    trials, plan = trials_of(found), plan_of(found)
+    statuses = Counter(t.status for t in trials)
     assert statuses["finished"] >= 1
     assert statuses["stopped"] >= 4
     assert sum(statuses.values()) == 8
-    journal = journal_of(found)
-    for r in records:
-        done = len(history_of(journal.stage_folders(r)))
-        if r.status == "stopped":
-            assert r.records < 6
-            assert r.records <= done <= r.records + 1
-            assert r.values["train.lr"] < 0.2
-            assert r.reason is not None
-            assert "asha" in r.reason
+    for t in trials:
+        (stage,) = stages_of(plan, t.suggested)
+        done = len(read_metrics(stage.folder))
+        if t.status == "stopped":
+            assert t.metrics["training_iteration"] <= done <= t.metrics["training_iteration"] + 1
+            assert done < 6
+            assert t.value("train.lr") < 0.2
         else:
             assert done == 6
 
 
 def test_a_killed_trial_hands_its_training_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
-    """Two trials want the same training; the process of the one that trains is killed."""
+    """Two trials want the same training; both their processes are killed."""
     settings = {"space": BUDGETS, "sampler": "grid", "concurrent": 2, "objectives": ["accuracy", "density"]}
     found = tree(tmp_path, digits, settings, **{"train.epochs": 40})
-    journal = journal_of(found)
+    stages = plan_of(found).folder / "stages"
     killed: list[int] = []
 
     def kill() -> None:
-        wait_for(lambda: len(list(journal.folder.glob("stages/train-*/metrics.jsonl"))) > 0, "an epoch")
-        owners = [r for r in journal.records() if r.process is not None]
-        (folder,) = journal.folder.glob("stages/train-*")
-        wait_for(lambda: len((folder / "metrics.jsonl").read_text().splitlines()) >= 3, "three epochs")
-        assert len({r.process for r in owners}) == len(owners)
-        for r in owners:  # whichever of them trains, and whoever waits
-            os.kill(r.process or 0, signal.SIGKILL)
-            killed.append(r.number)
+        wait_for(lambda: any(len(read_metrics(p)) >= 3 for p in stages.glob("train-*")), "three epochs")
+        killed.extend(trial_processes())
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
     search(found, console=QUIET)
     thread.join()
     assert killed
-    records = journal.records()
-    assert [r.status for r in records] == ["finished"] * 4
-    assert len({r.stages[0] for r in records}) == 1
-    lines = history_of([journal.stage_folders(records[0])[0]])
-    assert [line["epoch"] for line in lines] == list(range(40))
+    trials = trials_of(found)
+    assert [t.status for t in trials] == ["finished"] * 4
+    (training,) = {t.metrics["training"] for t in trials}
+    assert [line["epoch"] for line in read_metrics(stages / training)] == list(range(40))
+
+
+def trial_processes() -> list[int]:
+    """Tune's trials of this process's cluster."""
+    import ray
+    from ray.util.state import list_actors
+
+    alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+    return [actor.pid for actor in alive if "ImplicitFunc" in actor.class_name]
 
 
 def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path, ray_session: None) -> None:
@@ -143,10 +146,9 @@ def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    journal = journal_of(found)
 
     def finished() -> list[int]:
-        return [r.number for r in journal.records() if r.status == "finished"]
+        return [t.number for t in trials_of(found) if t.status == "finished"]
 
     wait_for(lambda: len(finished()) >= 1 or driver.poll() is not None, "a trial")
     driver.send_signal(signal.SIGTERM)
@@ -154,12 +156,11 @@ def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path,
     assert driver.returncode == 143
     assert errors.splitlines()[-1].startswith("terminated; --resume continues")
     assert "Traceback" not in errors
-    done = finished()
+    done = trials_of(found)[: len(finished())]
     assert 1 <= len(done) < 4
-    before = [journal.path(n).stat().st_mtime_ns for n in done]
     search(found, resume=True, console=QUIET)
     assert finished() == [0, 1, 2, 3]
-    assert [journal.path(n).stat().st_mtime_ns for n in done] == before
+    assert trials_of(found)[: len(done)] == done
 
 
 def test_a_trial_that_always_dies_is_recorded_and_the_rest_goes_on(
@@ -167,25 +168,25 @@ def test_a_trial_that_always_dies_is_recorded_and_the_rest_goes_on(
 ) -> None:
     settings = {"space": {"seed": [0, 1, 2]}, "sampler": "grid", "concurrent": 1, "objectives": ["accuracy"]}
     found = tree(tmp_path, digits, settings, **{"train.epochs": 60, "cluster.max_failures": 1})
-    journal = journal_of(found)
+    stages = plan_of(found).folder / "stages"
     killed: set[int] = set()
 
     def kill() -> None:
+        wait_for(lambda: len(list(stages.glob("train-*/metrics.jsonl"))) == 2, "trial 1")
         while len(killed) < 2:  # the first start and the one after it
-            wait_for(lambda: journal.path(1).exists(), "trial 1")
-            process = journal.read(1).process
-            if process is not None and process not in killed:
-                os.kill(process, signal.SIGKILL)
-                killed.add(process)
+            for process in trial_processes():
+                if process not in killed:
+                    os.kill(process, signal.SIGKILL)
+                    killed.add(process)
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill)
     thread.start()
     search(found, console=QUIET)
     thread.join()
-    records = journal.records()
-    assert [r.status for r in records] == ["finished", "failed", "finished"]
-    assert records[1].reason == "lost its process or node 2 times (cluster.max_failures)"
+    trials = trials_of(found)
+    assert [t.status for t in trials] == ["finished", "failed", "finished"]
+    assert "died" in (trials[1].reason or "")
 
 
 def test_time_runs_out_and_more_time_ends_it(tmp_path: Path, digits: Path, ray_session: None) -> None:
@@ -194,22 +195,20 @@ def test_time_runs_out_and_more_time_ends_it(tmp_path: Path, digits: Path, ray_s
         "sampler": "grid",
         "concurrent": 1,
         "objectives": ["accuracy", "density"],
-        "minutes": 0.2,
+        "minutes": 0.4,
     }
-    found = tree(tmp_path, digits, settings, **{"train.epochs": 150})
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 300})
     search(found, console=QUIET)
-    records = records_of(found)
-    assert [r.status for r in records] == ["open"]
-    before = len(history_of(journal_of(found).stage_folders(records[0])))
-    search(found, resume=True, console=QUIET)  # the minutes are spent
-    assert len(records_of(found)) == 1
-    more = tree(tmp_path, digits, {**settings, "minutes": 60}, **{"train.epochs": 150})
+    trials = trials_of(found)
+    assert [t.status for t in trials] == ["open"]
+    (stage, _) = stages_of(plan_of(found), trials[0].suggested)
+    before = len(read_metrics(stage.folder))
+    assert 0 < before < 300
+    more = tree(tmp_path, digits, {**settings, "minutes": 60}, **{"train.epochs": 300})
     search(more, resume=True, console=QUIET)
-    records = records_of(more)
-    assert [r.status for r in records] == ["finished"] * 4
-    history = history_of([journal_of(more).stage_folders(records[0])[0]])
-    assert [h["epoch"] for h in history] == list(range(150))
-    assert before > 0
+    trials = trials_of(more)
+    assert [t.status for t in trials] == ["finished"] * 4
+    assert [h["epoch"] for h in read_metrics(stage.folder)] == list(range(300))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

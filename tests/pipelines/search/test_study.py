@@ -1,4 +1,4 @@
-"""A real search on real data: its results are those of plain runs, its dense stages are shared."""
+"""A real search on real data: its results are those of plain runs, its training is shared."""
 
 import json
 import os
@@ -8,22 +8,22 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipelines import cli
 from pipelines.config.load import dump_config, load_config, load_tree
-from pipelines.config.plugins import use_own_code
+from pipelines.errors import UserError
 from pipelines.lock import hold
 from pipelines.report.summary import summarise
 from pipelines.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.results import read_results, write_results
-from pipelines.search.search import _begin
-from tests.pipelines.search.conftest import QUIET, SPACE, journal_of, records_of, tree
+from pipelines.search.study import search, trials_at_once
+from tests.pipelines.search.conftest import QUIET, SPACE, plan_of, tree, trials_of
 from tests.pipelines.test_cli import fails_with
 from tests.pipelines.test_own_code import EXAMPLE
 from tests.pipelines.test_provenance import without_some
@@ -31,33 +31,34 @@ from tests.pipelines.training.conftest import wait_for
 
 
 def test_every_combination_is_there_once(searched: SearchTree) -> None:
-    records = records_of(searched)
-    assert [r.number for r in records] == list(range(8))
-    seen = Counter(tuple(sorted(r.values.items())) for r in records)
+    trials = trials_of(searched)
+    assert [t.number for t in trials] == list(range(8))
+    seen = Counter(tuple(sorted(t.suggested.items())) for t in trials)
     assert set(seen.values()) == {1}
     for path, values in SPACE.items():
-        assert {r.values[path] for r in records} == set(values)
+        assert {t.value(path) for t in trials} == set(values)
 
 
 def test_impossible_trials_fail_with_their_reason_and_end_nothing(searched: SearchTree) -> None:
-    for record in records_of(searched):
-        if record.values["examples.warmup_epochs"] + record.values["examples.anneal_epochs"] > 3:
-            assert record.status == "failed"
-            assert record.reason is not None
-            assert record.reason.startswith("examples.warmup_epochs: 2 is not possible; it must be so that")
+    for trial in trials_of(searched):
+        if trial.value("examples.warmup_epochs") + trial.value("examples.anneal_epochs") > 3:
+            assert trial.status == "failed"
+            assert trial.reason is not None
+            assert trial.reason.startswith("examples.warmup_epochs: 2 is not possible; it must be so that")
         else:
-            assert record.status == "finished"
+            assert trial.status == "finished"
 
 
 def test_each_training_is_done_once(searched: SearchTree) -> None:
-    journal = journal_of(searched)
-    finished = [r for r in journal.records() if r.status == "finished"]
-    trainings = Counter(name for r in finished for name in r.trained if name.startswith("train-"))
-    assert sorted(trainings.values()) == [1, 1, 1]  # with two sparsities on each
+    finished = [t for t in trials_of(searched) if t.status == "finished"]
+    trainings = Counter(t.metrics["training"] for t in finished)
+    assert sorted(trainings.values()) == [2, 2, 2]  # two sparsities on each
+    stages = plan_of(searched).folder / "stages"
+    assert {p.parent.name for p in stages.glob("train-*/metrics.jsonl")} == set(trainings)
     for name in trainings:
-        lines = (journal.folder / "stages" / name / "metrics.jsonl").read_text().splitlines()
+        lines = (stages / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
-    assert len({r.stages[1] for r in finished}) == 6
+    assert len(list(stages.glob("prune-*/metrics.jsonl"))) == 6
 
 
 def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -> None:
@@ -96,10 +97,10 @@ def test_the_best_configs_run_as_they_are(searched: SearchTree) -> None:
     assert set(found.best) == {"accuracy", "synops", "balanced"}
     assert set(found.best.values()) <= found.front
     for kind, number in found.best.items():
-        config = load_config(found.journal.folder / "best" / f"{kind}.yaml")
-        record = found.records[number]
-        assert config.examples.warmup_epochs == record.values["examples.warmup_epochs"]
-        assert config.weights.sparsity == record.values["weights.sparsity"]
+        config = load_config(found.plan.folder / "best" / f"{kind}.yaml")
+        trial = found.trials[number]
+        assert config.examples.warmup_epochs == trial.value("examples.warmup_epochs")
+        assert config.weights.sparsity == trial.value("weights.sparsity")
         assert (config.name, config.storage) == (f"search-{kind}", searched.storage)
         assert Path(config.data.path).is_absolute()
 
@@ -114,7 +115,7 @@ def test_plot_redraws_without_running(searched: SearchTree, capsys: pytest.Captu
     assert "8 trials: 6 finished, 2 failed; 3 different trainings before pruning" in printed
     assert str(folder / "best" / "balanced.yaml") in printed
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 3  # front, parallel coordinates, importance
+    assert page.count("<svg") == 5  # the front; of each objective parallel coordinates and importance
     assert "http" not in page.split("</style>")[0]
     assert "src=" not in page
     assert "2 is not possible" in page
@@ -156,17 +157,20 @@ def test_a_search_goes_on_with_the_data_it_began_with(
 
 
 def test_a_search_goes_on_with_the_code_it_began_with(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: Path, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine, other = shutil.copytree(EXAMPLE, tmp_path / "mine"), without_some(digits, tmp_path)
+    mine = shutil.copytree(EXAMPLE, tmp_path / "mine")
     place = {
         "storage": str(tmp_path),
         "data.path": str(digits),
-        "search.question": "data",
-        "search.trials": "1",
+        "search.space": {"train.lr": [0.1]},
+        "search.sampler": "grid",
+        "train.epochs": 3,
+        "data.train_rows": 256,
     }
     begun = load_tree(SearchTree, mine / "own.yaml", place | {"name": "begun", "baseline": "none"})
-    _begin(begun, tmp_path / "begun", use_own_code(begun))
+    search(begun, console=QUIET)
+    assert [t.status for t in trials_of(begun)] == ["finished"]
     path = tmp_path / "begun.yaml"
     path.write_text(dump_config(begun))
     (mine / "my_policy.py").write_text((mine / "my_policy.py").read_text() + "# changed\n")
@@ -174,49 +178,76 @@ def test_a_search_goes_on_with_the_code_it_began_with(
     kept = tmp_path / "begun" / "code"
     line = f"my_policy.py has changed since the search started; resume with --code {kept}, or choose another"
     fails_with(f"code: {line}", args, capsys)
-    # The remedy leads on to what is looked at next.
-    fails_with("data.path: ", [*args, "--code", str(kept), "--data.path", str(other)], capsys)
+    assert cli.main([*args, "--code", str(kept)]) == 0  # the remedy
 
 
-def test_trials_share_one_copy_of_the_rows(digits: Path, ray_session: None) -> None:
-    """What a trial gets of the rows lies in the object store: its process allocates next to nothing."""
-    import ray  # not before Ray is started: it reads its settings when it is imported
-
-    from pipelines.data.dataset import read_split
-    from pipelines.training.local import load_rows
-
-    rows = load_rows(read_split(digits, "train"))
-    copies = pa.concat_tables([rows] * 20).combine_chunks()
-
-    @ray.remote
-    def allocated(shared: tuple[pa.Table]) -> int:
-        return shared[0].num_rows and pa.total_allocated_bytes()
-
-    assert ray.get(allocated.remote(ray.put((copies,)))) < copies.nbytes / 10
-
-
-def test_the_reason_of_workers_is_the_end_of_their_trace(ray_session: None) -> None:
-    from ray.train import WorkerGroupError
-
-    from pipelines.search.trials import _reason
-
-    trace = "Training failed:\n[Rank 0 Error Snippet]:\n  File x.py, line 3\nValueError: no room\n\n"
-    assert _reason(WorkerGroupError(trace, {})) == "ValueError: no room"
-    assert _reason(WorkerGroupError("lost", {})) == "lost"
-    assert _reason(RuntimeError("first\nsecond")) == "RuntimeError: first"
+@pytest.mark.parametrize(
+    ("settings", "nodes", "fit"),
+    [
+        ({"cluster.workers": 1}, [(2, 0)], 2),
+        ({"cluster.workers": 1, "cluster.cpus_per_worker": 2}, [(5, 0), (3, 0)], 3),
+        ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.25}, [(16, 1), (16, 2)], 12),
+        ({"cluster.workers": 2}, [(4, 0)], 2),
+        ({"cluster.workers": 2}, [(64, 0)], 32),
+        ({"cluster.workers": 2, "cluster.gpus_per_worker": 0.5}, [(16, 1), (16, 2)], 3),
+    ],
+)
+def test_as_many_trials_at_once_as_fit(
+    settings: dict[str, Any], nodes: list[tuple[float, float]], fit: int, tmp_path: Path, digits: Path
+) -> None:
+    """Those of several workers with a CPU for scoring each."""
+    assert trials_at_once(plan_of(tree(tmp_path, digits, {}, **settings)), nodes) == fit
+    asked = tree(tmp_path, digits, {"concurrent": fit + 1}, **settings)
+    line = f"search.concurrent: {fit + 1} trials at once do not fit; set it to {fit} or less"
+    with pytest.raises(UserError, match=line):
+        trials_at_once(plan_of(asked), nodes)
 
 
-def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, digits: Path, ray_session: None) -> None:
-    """SIGKILL of the driver in the middle; learned sampler, so that what was learned must come back too."""
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"cluster.workers": 1, "cluster.cpus_per_worker": 3},
+            "cluster.cpus_per_worker: 3 CPUs for a trial do not fit any node of the cluster",
+        ),
+        (
+            {"cluster.workers": 1, "cluster.gpus_per_worker": 2},
+            "cluster.gpus_per_worker: 2 GPUs for a trial do not fit any node of the cluster",
+        ),
+        ({"cluster.workers": 8, "cluster.cpus_per_worker": 1}, "cluster.workers: 8 workers of 1 CPUs"),
+    ],
+)
+def test_a_trial_that_never_fits_is_refused(
+    settings: dict[str, Any], line: str, tmp_path: Path, digits: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        trials_at_once(plan_of(tree(tmp_path, digits, {}, **settings)), [(2, 1), (2, 1)])
+    assert str(refused.value).startswith(line)
+
+
+def test_without_the_extra_the_command_to_install_it_is_named(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.search.space.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"search: needs the extra search: pip install"):
+        search(tree(tmp_path, digits, {}))
+
+
+def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
+    tmp_path: Path, digits: Path, ray_session: None
+) -> None:
+    """SIGKILL of the driver in the middle; a sampler that learns, one trial at a time."""
     settings = {
         "space": {"weights.sparsity": {"low": 0.5, "high": 0.95}},
         "objectives": ["accuracy", "density"],
         "trials": 4,
         "concurrent": 1,
     }
-    wanted = tree(tmp_path, digits, settings)
+    undisturbed = tree(tmp_path, digits, settings, name="undisturbed")
+    search(undisturbed, console=QUIET)
+    killed = tree(tmp_path, digits, settings, name="killed")
     path = tmp_path / "search.yaml"
-    path.write_text(dump_config(wanted))
+    path.write_text(dump_config(killed))
     driver = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "search", str(path)],
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -224,24 +255,42 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, digits: Path, ray_
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    journal = journal_of(wanted)
+    stages = plan_of(killed).folder / "stages"
 
-    def ended() -> dict[int, int]:
-        done = [r.number for r in journal.records() if r.status == "finished"]
-        return {n: journal.path(n).stat().st_mtime_ns for n in done}
+    def pruned() -> dict[Path, int]:
+        """Runs that have ended, and when."""
+        found = [p for p in stages.glob("prune-*/metrics.jsonl") if len(p.read_text().splitlines()) == 2]
+        return {p: p.stat().st_mtime_ns for p in found}
 
-    wait_for(lambda: len(ended()) >= 1 or driver.poll() is not None, "a trial")
+    wait_for(lambda: len(pruned()) >= 1 or driver.poll() is not None, "a trial")
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    before = ended()
+    before = pruned()
     assert 1 <= len(before) < 4
     assert cli.main(["search", str(path), "--resume"]) == 0
-    records = journal.records()
-    assert [(r.number, r.status) for r in records] == [(n, "finished") for n in range(4)]
-    assert {n: t for n, t in ended().items() if n in before} == before
-    trainings = Counter(name for r in records for name in r.trained if name.startswith("train-"))
-    assert len(trainings) == 1  # the dense network was trained before the kill, and not again
-    sparsities = [r.values["weights.sparsity"] for r in records]
-    assert len(set(sparsities)) == 4  # the sampler did not draw its first values again
-    table = pq.read_table(journal.folder / "search.parquet")
+    names = ("accuracy", "density", "examples", "synops")
+    mine, theirs = (
+        [(t.suggested, *(t.metrics[n] for n in names)) for t in trials_of(f)] for f in (killed, undisturbed)
+    )
+    assert mine == theirs
+    assert {p: t for p, t in pruned().items() if p in before} == before  # nothing was done twice
+    assert len(list(stages.glob("train-*/metrics.jsonl"))) == 1
+    table = pq.read_table(plan_of(killed).folder / "search.parquet")
     assert table.column("trial").to_pylist() == list(range(4))
+
+
+def test_a_finished_search_takes_more_trials(tmp_path: Path, digits: Path, ray_session: None) -> None:
+    settings: dict[str, Any] = {
+        "space": {"weights.sparsity": {"low": 0.5, "high": 0.95}},
+        "objectives": ["accuracy", "density"],
+        "concurrent": 1,
+    }
+    search(tree(tmp_path, digits, {**settings, "trials": 2}), console=QUIET)
+    more = tree(tmp_path, digits, {**settings, "trials": 3})
+    before = trials_of(more)
+    search(more, resume=True, console=QUIET)
+    after = trials_of(more)
+    assert [t.number for t in after] == [0, 1, 2]
+    assert after[:2] == before
+    assert after[2].status == "finished"
+    assert len({t.suggested["weights.sparsity"] for t in after}) == 3

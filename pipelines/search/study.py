@@ -1,0 +1,316 @@
+"""Search a space by Ray Tune and Optuna, from the first check to the table of trials."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from cluster.connect import check_cluster_answers, connect, local_cpus
+from cluster.nodes import check_shared
+from cluster.storage import uri_of
+from pipelines.config.load import dump_config
+from pipelines.config.plugins import OURS, check_unchanged, keep_copy, refuse_shadowing, use_own_code
+from pipelines.data.files import write_beside
+from pipelines.errors import UserError
+from pipelines.interrupts import renew
+from pipelines.lock import hold
+from pipelines.places import run_path
+from pipelines.preflight import CheckedData, check_cluster, check_data, check_storage
+from pipelines.provenance import check_same_data, write_provenance
+from pipelines.reading import settle_reading
+from pipelines.run import prepare_engines, tell_skipped
+from pipelines.run_folder import CODE, flat_config
+from pipelines.search.config import SearchTree
+from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
+from pipelines.search.results import (
+    ANALYSES,
+    Trial,
+    objective_values,
+    print_trial,
+    read_results,
+    read_trials,
+    write_results,
+)
+from pipelines.search.trial import run_trial
+from pipelines.training.trackers import check_trackers
+
+FREE_TO_CHANGE = (
+    "cluster.address", "storage", "code", "data.path", "search.trials", "search.minutes", "search.concurrent"
+)  # fmt: skip
+
+
+def search(tree: SearchTree, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Run a search, or what is left of it.
+
+    Args:
+        tree: config and search settings.
+        resume: go on with the search of that name.
+        console: where progress is shown.
+
+    Returns:
+        the search's folder, with its table, best configs and report.
+
+    Raises:
+        UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts;
+            or another process works on the search.
+        KeyboardInterrupt: it was interrupted; its state is written down.
+    """
+    if uri_of(tree.storage) is not None:
+        raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
+    with hold(run_path(tree), "search", tree.storage):
+        return _search(tree, resume, console or Console(stderr=True))
+
+
+def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
+    if uri_of(tree.data.path) is None:
+        tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
+    folder = run_path(tree)
+    if tree.data.reading == "auto" and (folder / SETTINGS).exists():  # as the search began
+        reading = read_plan(folder).tree.data.reading
+        tree = replace(tree, data=replace(tree.data, reading=reading))
+    plan = make_plan(tree)
+    _check_folder(plan, resume)
+    code = use_own_code(plan.space.config)
+    check_unchanged(code, folder / CODE, "search")
+    refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+    if tree.cluster.address is not None:
+        check_cluster_answers(tree.cluster.address)
+    checked = check_data(plan.space.config)
+    check_same_data(folder, tree, "search")
+    check_trackers(plan.space.config)
+    if tree.cluster.address is None:
+        trials_at_once(plan, _this_machine(plan, gpus=float("inf")))
+    check_storage(folder.parent)
+    if not (folder / SETTINGS).exists():
+        write_provenance(folder, tree, sys.argv)
+        keep_copy(code, folder / CODE)
+    _write_settings(plan)
+    tell_skipped(tree, checked, folder, console)
+    if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
+        return folder
+    with console.status("preparing"):
+        prepare_engines()
+    with ExitStack() as stack:
+        with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
+            cluster = stack.enter_context(connect(tree.cluster.address))
+        renew()
+        if cluster.nodes > 1:
+            check_shared(folder.parent, (*checked.train.files, *checked.test.files))
+        nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()
+        concurrent = trials_at_once(plan, nodes)
+        plan = _settled(plan, checked)
+        with redirect_stdout(StringIO()), warnings.catch_warnings():  # Tune's banner
+            warnings.simplefilter("ignore")
+            try:
+                _run_trials(plan, concurrent, quiet=console.quiet)
+            finally:
+                if any(t.status != "open" for t in read_trials(plan)):
+                    write_results(read_results(folder))
+    return folder
+
+
+def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
+    """Finish what Tune has of the search, then start the trials that are still missing."""
+    import optuna
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    cluster, started = plan.tree.cluster, time.monotonic()
+    code = str(plan.folder / CODE) if (plan.folder / CODE).exists() else plan.space.config.code
+    shared = replace(plan, space=replace(plan.space, config=replace(plan.space.config, code=code)))
+    request = {"CPU": 0.01} if plan.nested else {"CPU": max(1.0, cluster.cpus_per_worker)}
+    if cluster.gpus_per_worker and not plan.nested:
+        request["GPU"] = cluster.gpus_per_worker
+    trainable = tune.with_resources(tune.with_parameters(run_trial, plan=shared, command=sys.argv), request)
+    trials = read_trials(plan)
+    parts = sorted(plan.folder.glob(ANALYSES))
+    if trials:
+        tune.Tuner.restore(str(parts[-1]), trainable=trainable).fit()
+        trials = read_trials(plan)
+        if any(t.running for t in trials):
+            raise KeyboardInterrupt
+    ended = sum(t.status != "open" for t in trials)
+    seconds = None if plan.settings.minutes is None else 60 * plan.settings.minutes
+    if seconds is not None:
+        seconds -= time.monotonic() - started
+    if ended == plan.trials or (seconds is not None and seconds <= 0):
+        return
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(plan, trials),
+            scheduler=_scheduler(plan),
+            num_samples=-1 if plan.trials is None else plan.trials - ended,
+            max_concurrent_trials=concurrent,
+            time_budget_s=seconds,
+            reuse_actors=not plan.nested,
+        ),
+        run_config=tune.RunConfig(
+            name=ANALYSES.replace("*", str(len(parts))),
+            storage_path=str(plan.folder),
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[_progress(plan, len(trials), quiet)],
+            verbose=0,
+        ),
+    ).fit()
+    if any(t.running for t in read_trials(plan)):
+        raise KeyboardInterrupt
+
+
+def _searcher(plan: Plan, past: list[Trial]) -> Any:
+    """Optuna's sampler through Tune, told of the trials that ended; a grid is given point by point."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    settings, space = plan.settings, plan.space.distributions
+    study = "search"
+    storage = optuna.storages.InMemoryStorage()
+    directions = [o.direction for o in plan.objectives]
+    optuna.create_study(storage=storage, study_name=study, directions=directions).add_trials(
+        optuna.trial.create_trial(values=values, params=t.suggested, distributions=space)
+        for t in past
+        if (values := objective_values(plan, t)) is not None
+    )
+    seed = plan.tree.seed + 1_000_003 * len(past)  # not the same draws again
+    few = max(4, (plan.trials or 40) // 4)
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, few)),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, few)),
+    }
+    random = lambda: optuna.samplers.RandomSampler(seed=seed)  # noqa: E731
+    first = [t.suggested for t in past if t.status == "open"]
+    if settings.sampler == "grid":
+        seen = [t.suggested for t in past]
+        first += [p for p in plan.space.grid(settings.grid_points) if p not in seen]
+    return OptunaSearch(
+        space,
+        metric=[o.name for o in plan.objectives],
+        mode=[o.mode for o in plan.objectives],
+        points_to_evaluate=first,
+        sampler=samplers.get(settings.sampler, random)(),
+        storage=storage,
+        study_name=study,
+    )
+
+
+def _scheduler(plan: Plan) -> Any:
+    if plan.settings.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        metric="accuracy",
+        mode="max",
+        max_t=plan.steps + 1,  # a trial's last report tells of no epoch, but of its end
+        grace_period=plan.settings.grace_epochs,
+        reduction_factor=plan.settings.reduction,
+        stop_last_trials=False,
+    )
+
+
+def _progress(plan: Plan, before: int, quiet: bool) -> Any:
+    from ray import tune
+
+    class Progress(tune.Callback):
+        """A line for every trial that ends."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            print_trial(plan, trial, before, Console(stderr=True, quiet=quiet))
+
+        on_trial_error = on_trial_complete
+
+    return Progress()
+
+
+def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
+    """How many trials Tune may start at once: as asked for, or as many as fit.
+
+    Tune itself waits for the resources of a trial that trains alone. It does not see the workers of one that
+    launches Ray Train, nor the CPU that feeds them: the limit counts these.
+
+    Args:
+        plan: of the search.
+        nodes: of the cluster, each with its CPUs and GPUs.
+
+    Raises:
+        UserError: not one trial fits, or fewer than asked for.
+    """
+    c = plan.tree.cluster
+    cpus, gpus = sum(n[0] for n in nodes), sum(n[1] for n in nodes)
+    if plan.nested:
+        check_cluster(plan.tree, cpus=cpus, gpus=gpus)
+        fit = cpus // (c.workers * c.cpus_per_worker + 1)
+        if each := c.workers * c.gpus_per_worker + c.gpus_per_scorer:
+            fit = min(fit, gpus // each)
+    else:
+        each_cpus, each_gpus = max(1.0, c.cpus_per_worker), c.gpus_per_worker
+        fit = sum(min(n[0] // each_cpus, n[1] // each_gpus if each_gpus else n[0]) for n in nodes)
+        if fit < 1:
+            field, what = (
+                ("gpus_per_worker", f"{each_gpus:g} GPUs")
+                if each_gpus
+                else ("cpus_per_worker", f"{each_cpus:g} CPUs")
+            )
+            raise UserError(f"cluster.{field}", f"{what} for a trial do not fit any node of the cluster")
+    wanted = plan.settings.concurrent
+    if wanted is not None and wanted > fit:
+        raise UserError(
+            "search.concurrent", f"{wanted} trials at once do not fit; set it to {int(fit)} or less"
+        )
+    return wanted or int(fit)
+
+
+def _this_machine(plan: Plan, gpus: float) -> list[tuple[float, float]]:
+    """By its real cores, where trials compute by themselves."""
+    return [(float(local_cpus() if plan.nested else os.cpu_count() or 1), gpus)]
+
+
+def _nodes() -> list[tuple[float, float]]:
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+
+def _check_folder(plan: Plan, resume: bool) -> None:
+    folder, tree = plan.folder, plan.tree
+    if not (folder / SETTINGS).exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError("name", f"{folder} exists and is not a search; choose another --name")
+        return
+    if not resume:
+        raise UserError(
+            "name",
+            f"search {tree.name!r} exists in {tree.storage}; --resume continues it, --name starts another",
+        )
+    stored, given = flat_config(read_plan(folder).tree), flat_config(tree)
+    for path in sorted(stored.keys() | given.keys()):
+        if stored.get(path) != given.get(path) and path not in FREE_TO_CHANGE:
+            raise UserError(
+                path,
+                f"is {given.get(path)!r} here and {stored.get(path)!r} in the search that {folder} holds; "
+                "resume with the same config or choose another --name",
+            )
+
+
+def _settled(plan: Plan, checked: CheckedData) -> Plan:
+    """The plan with ``data.reading`` decided once for all trials, and written down."""
+    engine: Literal["ray", "local"] = "ray" if plan.nested else "local"  # whose memory the rows must fit
+    asked = replace(plan.tree, cluster=replace(plan.tree.cluster, engine=engine))
+    reading = settle_reading(asked, checked.train, plan.folder).data.reading
+    settled = make_plan(replace(plan.tree, data=replace(plan.tree.data, reading=reading)))
+    _write_settings(settled)
+    return settled
+
+
+def _write_settings(plan: Plan) -> None:
+    write_beside(plan.folder / SETTINGS, lambda p: p.write_text(dump_config(plan.tree)))
