@@ -111,7 +111,8 @@ def lay_out(page: str, folder: Path, digits: Path) -> None:
     if page == "datasets.md":
         write_originals(folder)
         return
-    (folder / "data" / "digits").symlink_to(digits)
+    for name in ("digits", "mnist-sample"):
+        (folder / "data" / name).symlink_to(digits)
     (folder / "my.yaml").write_text(CONFIG)
     if page == "README.md":
         (folder / "FOLDER").mkdir()
@@ -128,7 +129,7 @@ def lay_out(page: str, folder: Path, digits: Path) -> None:
         for i, (label, data) in enumerate(photographs(digits, 120, 8)):
             (folder / "photos" / str(label)).mkdir(parents=True, exist_ok=True)
             (folder / "photos" / str(label) / f"{i}.png").write_bytes(data)
-        assert cli.main(["run", "my.yaml", "--name", "digits"]) == 0
+        assert cli.main(["run", "my.yaml", "--name", "demo"]) == 0
 
 
 COMMANDS = {

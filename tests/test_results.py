@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import (
-    digits_accuracy,
+    demo_accuracy,
     figures,
     ingest,
     input_pipeline,
@@ -62,7 +62,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_overlap.json"),
     ),
     "search.md": (search_front.tables, ("search_front.json",)),
-    "digits.md": (digits_accuracy.tables, ("digits.json",)),
+    "demo.md": (demo_accuracy.tables, ("demo_seeds.json",)),
     "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
     "sadp-training.md": (
         sadp_tables.tables,
@@ -141,7 +141,7 @@ def test_a_stored_result_tells_where_it_is_from(file: str) -> None:
 
 def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     """Accuracies below full data: of SADP, and of SLAMP after retraining."""
-    rows = json.loads((RESULTS / "digits.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "demo_seeds.json").read_text())["rows"]
     accuracy = {
         method: 100 * statistics.mean(r["accuracy"] for r in rows if r["method"] == method)
         for method in ("full", "sadp train", "sadp retrain")
