@@ -63,10 +63,11 @@ def _observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     def hook(i: int) -> Callable[[WeightLayer, tuple[Tensor, ...], Tensor], None]:
         def at_layer(layer: WeightLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0]
-            dense = isinstance(layer, nn.Linear) and x.ndim > 2
-            if x.ndim < 2 or (isinstance(layer, nn.Conv2d) and x.ndim != 4):
+            convolves = isinstance(layer, nn.Conv2d)
+            dense = x.ndim > (4 if convolves else 2)
+            if x.ndim < 2 or (convolves and x.ndim not in (4, 5)):
                 raise _refusal(synapses[i], x, T, B)
-            if len(x) == T * B:
+            if len(x) == T * B and not (convolves and dense):
                 take(i, x.unflatten(0, (T, B)), output.numel() // (T * B))
             elif dense and tuple(x.shape[:2]) == (T, B):
                 take(i, x, output.numel() // (T * B))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pruning.weights.inference import for_inference as for_inference
     from pruning.weights.masks import Masks as Masks
     from pruning.weights.recipe import prune as prune
+    from snn import adapters as adapters
     from snn.activity import measure as measure
     from snn.coding import direct as direct
     from snn.models import build as build
@@ -34,10 +35,12 @@ _MODULES = {
     "prune": "pruning.weights.recipe",
     "score_dataset": "pruning.examples.passes",
 }
-__all__ = sorted(_MODULES)
+__all__ = sorted([*_MODULES, "adapters"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "adapters":
+        return import_module("snn.adapters")
     if name not in _MODULES:
         raise AttributeError(f"module 'spikeprune' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_MODULES[name]), name)

@@ -13,7 +13,10 @@ ALLOWED = {  # which of our floors and which third-party packages a floor may im
     "snn": {"snn", "torch", "numpy"},
     "pruning": {"snn", "pruning", "torch", "numpy"},
 }
-LAZY = {"snn": {"safetensors", "nir", "nirtorch", "triton"}, "pruning": {"safetensors"}}
+LAZY = {
+    "snn": {"safetensors", "nir", "nirtorch", "triton", "spikingjelly", "snntorch", "norse"},
+    "pruning": {"safetensors"},
+}
 
 
 def _imports(file: Path) -> list[tuple[str, bool]]:

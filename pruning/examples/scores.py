@@ -30,6 +30,8 @@ from pruning.examples.bound import (
     readout_gradient,
     wide,
 )
+from pruning.examples.graph_bound import GraphBound
+from snn.adapters.network import Adapted
 from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 from snn.observing import evaluating
@@ -98,8 +100,8 @@ class ExampleScorer:
     """Scores of a network's examples, in a pass of their own or beside a training step.
 
     Args:
-        model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them; the inner
-            module of a wrapped one (``DistributedDataParallel``).
+        model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them, or one of
+            another library (`snn.adapters.wrap`); the inner module of ``DistributedDataParallel``.
         names: the scores wanted, of ``SCORES``.
         loss: the training loss.
         label_smoothing: of the training loss, in [0, 1).
@@ -139,7 +141,8 @@ class ExampleScorer:
         self.timesteps = timesteps
         self._captured: dict[str, Tensor] = {}
         self._hidden: list[Synapses] = []
-        if "sadp" in self.names:
+        self._graph = isinstance(model, Adapted)
+        if "sadp" in self.names and not self._graph:
             if not (hasattr(model, "synapses") and hasattr(model, "readout")):
                 raise ValueError(f"model: {type(model).__name__} must have readout and synapses() for sadp")
             if not isinstance(self._path()[-1], nn.Linear):
@@ -161,10 +164,28 @@ class ExampleScorer:
         """
         if self.timesteps is not None:
             x_TB = x_TB[: self.timesteps]
+        if self._graph:
+            return self._adapted(x_TB, labels_B)
         with evaluating(self.model), torch.no_grad():
             with self.recording():
                 logits_TBK = self.model(x_TB)
             return self.from_recording(logits_TBK, labels_B)
+
+    def _adapted(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """`score` by the graph of the loss."""
+        graph = GraphBound(self.model.synapses(), cut=True)  # type: ignore[operator]
+        try:
+            with evaluating(self.model), torch.enable_grad():
+                logits_TBK = self.model(x_TB)
+                losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
+                bound = graph.bound(losses_B) if "sadp" in self.names else None
+        finally:
+            graph.close()
+        with torch.no_grad():
+            logits_TBK = wide(logits_TBK.detach())
+            e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
+            evidence = Evidence(logits_TBK, e_TBK, losses_B.detach(), labels_B, bound)
+            return {name: SCORES[name](evidence).float() for name in self.names}
 
     @contextmanager
     def recording(self) -> Iterator[None]:

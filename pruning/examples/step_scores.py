@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.examples.graph_bound import GraphBound
 from pruning.examples.scores import ExampleScorer
+from snn.adapters import Adapted, Trace, library_of
+from snn.adapters.network import first_tensor, synapses_of
 from snn.weighted_norm import weighted_statistics
+
+WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
 
 
 class StepScores:
@@ -16,33 +21,37 @@ class StepScores:
 
     Around every forward pass in training mode the batch norms weight their statistics, and what scores need
     is recorded; from the losses that are made of it follow the scores. Outside of training nothing happens.
+    A network that is called once for each timestep runs several times between two losses.
 
     Args:
-        model: the network itself, not a wrapper of it.
-        score: a name of `pruning.examples.scores.SCORES`; ``None`` for none.
+        model: the network itself, not a wrapper of it: one of ours, or of another library, whose structure
+            is then traced in the first step, or as `snn.adapters.wrap` sees it.
+        score: ``sadp``, ``el2n`` or ``loss``; for networks of ours any of `pruning.examples.scores.SCORES`
+            that needs no labels; ``None`` for none.
         weights: gives the next batch's weights in batch statistics, ``[B]``; ``None`` if they are all 1.
 
     Raises:
-        ValueError: what `ExampleScorer` refuses.
+        ValueError: a network that has no such score.
     """
 
     def __init__(self, model: nn.Module, score: str | None, weights: Callable[[], Tensor | None]) -> None:
         self.score = score
         self._weights = weights
-        self._scorer = None if score in (None, "loss") else _scorer(model, str(score))
+        self._record: Any = _recorder(model, score)
         self._open: ExitStack | None = None
-        self._output: Any = None
         self._weights_B: Tensor | None = None
-        self._constant: bool | None = None
+        hooked = model.model if isinstance(model, Adapted) else model
         self._handles = [
-            model.register_forward_pre_hook(self._before),
-            model.register_forward_hook(self._after, always_call=True),
+            hooked.register_forward_pre_hook(self._before),
+            hooked.register_forward_hook(self._after, always_call=True),
         ]
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        if self._record is not None:
+            self._record.remove()
 
     def __call__(self, losses_B: Tensor) -> Tensor | None:
         """Scores of the last batch, ``[B]``, from its losses ``[B]``; ``None`` if none are wanted.
@@ -50,16 +59,10 @@ class StepScores:
         Raises:
             ValueError: losses that do not come from the network's last forward pass in training mode.
         """
-        if self._scorer is None:
+        if self._record is None:
             return losses_B.detach() if self.score == "loss" else None
-        output, self._output = self._output, None
-        if output is None:
-            raise ValueError("loss: the network has not run in training mode since the last batch")
-        logits_TBK = _logits(output)
-        if self._constant is None:  # asked once: on a GPU the answer is waited for
-            self._constant = _is_constant(losses_B, logits_TBK)
-        found = self._scorer.from_losses(losses_B, logits_TBK, self._weights_B, constant=self._constant)
-        return found[self._scorer.names[0]]
+        scores: Tensor = self._record.scores(losses_B, self._weights_B)
+        return scores
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):
@@ -67,32 +70,134 @@ class StepScores:
         self._weights_B = self._weights()
         self._open = ExitStack()
         self._open.enter_context(weighted_statistics(self._weights_B))
-        if self._scorer is not None:
-            self._open.enter_context(self._scorer.recording())
+        if self._record is not None:
+            self._record.begin(self._open)
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._open is not None:
             self._open.close()
-            self._open, self._output = None, output
+            self._open = None
+            if self._record is not None and output is not None:
+                self._record.end(output)
 
 
-def _scorer(model: nn.Module, score: str) -> ExampleScorer:
-    try:
-        return ExampleScorer(model, (score,))
-    except ValueError as error:
-        hint = "; the policies loss, el2n, infobatch and repb need no readout" if score == "sadp" else ""
-        raise ValueError(f"{error}{hint}") from None
+def _recorder(model: nn.Module, score: str | None) -> Any:
+    if score in (None, "loss"):
+        return None
+    if score != "sadp" and not isinstance(model, Adapted) and hasattr(model, "synapses"):
+        return _Own(model, str(score))
+    if score == "sadp" and hasattr(model, "readout") and hasattr(model, "synapses"):
+        return _Own(model, "sadp")
+    if score == "sadp":
+        return _Graph(model)
+    if score == "el2n":
+        return _Outputs()
+    raise ValueError(
+        f"score: {score!r} of a training step is for networks of ours; choose sadp, el2n or loss"
+    )
 
 
-def _logits(output: Any) -> Tensor:
-    """A network's output as logits per timestep."""
-    if not isinstance(output, Tensor) or output.ndim not in (2, 3):
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"model: its output must be logits [T, B, K] or [B, K], not {found}")
-    return output if output.ndim == 3 else output.unsqueeze(0)
+class _Own:
+    """A network with ``readout`` and ``synapses()``, by `ExampleScorer`."""
+
+    def __init__(self, model: nn.Module, score: str) -> None:
+        try:
+            self._scorer = ExampleScorer(model, (score,))
+        except ValueError as error:
+            raise ValueError(f"{error}; {WITHOUT_READOUT}" if score == "sadp" else str(error)) from None
+        self._score = score
+        self._logits: Tensor | None = None
+        self._constant: bool | None = None
+
+    def begin(self, step: ExitStack) -> None:
+        step.enter_context(self._scorer.recording())
+
+    def end(self, output: Any) -> None:
+        self._logits = output
+
+    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
+        logits_TBK, self._logits = self._logits, None
+        if logits_TBK is None:
+            raise ValueError("loss: the network has not run in training mode since the last batch")
+        if self._constant is None:  # asked once: on a GPU the answer is waited for
+            found = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True, allow_unused=True)[0]
+            self._constant = found is not None and bool((found == found[:1]).all())
+        scores = self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=self._constant)
+        return scores[self._score]
+
+    def remove(self) -> None:
+        self._logits = None
 
 
-def _is_constant(losses_B: Tensor, logits_TBK: Tensor) -> bool:
-    """Whether the loss looks at the mean of the logits over time alone."""
-    found = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True, allow_unused=True)[0]
-    return found is not None and bool((found == found[:1]).all())
+class _Graph:
+    """Any network with spiking neurons and a linear readout, by the graph of the loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._trace: Trace | None = None
+        self._bound: GraphBound | None = None
+        if isinstance(model, Adapted):
+            self._bound = GraphBound(model.synapses())
+            self._bound.on = False
+        else:
+            try:
+                self._library = library_of(model)
+            except ValueError as error:
+                raise ValueError(f"{error}; {WITHOUT_READOUT}") from None
+
+    def begin(self, step: ExitStack) -> None:
+        if self._bound is None and self._trace is None:
+            self._trace = Trace(self._model, self._library)
+        if self._bound is not None:
+            self._bound.on = True
+
+    def end(self, output: Any) -> None:
+        if self._bound is not None:
+            self._bound.on = False
+
+    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
+        if self._bound is None:
+            if self._trace is None:
+                raise ValueError("loss: the network has not run in training mode since the last batch")
+            trace, self._trace = self._trace, None
+            trace.close()
+            self._bound = GraphBound(synapses_of(trace, self._library))
+            self._bound.calls = {
+                module: trace.calls[path]
+                for path, module in self._model.named_modules()
+                if path in trace.calls and module in self._bound.modules
+            }
+            self._bound.on = False
+        return self._bound.bound(losses_B, weights_B)
+
+    def remove(self) -> None:
+        for hooked in (self._trace, self._bound):
+            if hooked is not None:
+                hooked.close()
+
+
+class _Outputs:
+    """EL2N of any network: the norm of the loss's gradient at the mean of its outputs over time."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []
+
+    def begin(self, step: ExitStack) -> None:
+        pass
+
+    def end(self, output: Any) -> None:
+        self._found.append(first_tensor(output))
+
+    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
+        outputs, self._found = self._found, []
+        if not outputs:
+            raise ValueError("loss: the network has not run in training mode since the last batch")
+        try:
+            found = torch.autograd.grad(losses_B.sum(), outputs, retain_graph=True)
+        except RuntimeError as error:
+            raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+        by_call = [g.float().reshape(-1, len(losses_B), g.shape[-1]).sum(0) for g in found]
+        return torch.stack(by_call).sum(0).norm(dim=-1)
+
+    def remove(self) -> None:
+        self._found = []

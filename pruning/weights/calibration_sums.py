@@ -190,11 +190,11 @@ def _measure(
 
 
 def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    axis, needed = (-1, s.layer.in_features) if isinstance(s.layer, nn.Linear) else (1, s.layer.in_channels)
+    axis, needed = (-1, s.layer.in_features) if isinstance(s.layer, nn.Linear) else (-3, s.layer.in_channels)
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape = tuple(inputs[0].shape)
-        if shape[axis] != needed or (isinstance(s.layer, nn.Conv2d) and len(shape) != 4):
+        if len(shape) < -axis or shape[axis] != needed:
             raise ValueError(
                 f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
                 " calibration examples have another shape than the network's input"

@@ -12,6 +12,7 @@ from pruning.weights.allocation import Allocation, LayerAllocation, allocate
 from pruning.weights.calibration import Calibration, calibrate
 from pruning.weights.criteria import criterion_of, needs
 from pruning.weights.masks import Hold, Masks
+from snn.adapters import Adapted, wrap
 from snn.batchnorm import reestimate
 
 CALIBRATION_EXAMPLES = 400
@@ -75,7 +76,8 @@ def prune(
     batch norms again; more are not looked at. Take training examples in random order.
 
     Args:
-        model: a network with ``synapses()`` (`snn.models.SpikingNetwork`).
+        model: a network with ``synapses()`` (`snn.models.SpikingNetwork`), or one of another library, as it
+            is or as `snn.adapters.wrap` sees it.
         batches: inputs, or tuples that begin with them (a ``DataLoader`` of inputs and labels); they are
             moved to the network's device.
         sparsity: share of all weights to prune, in [0, 1).
@@ -92,17 +94,17 @@ def prune(
 
     Raises:
         ValueError: not exactly one target, one that cannot be reached, no batch, a network without
-            ``synapses()``, or what `calibrate` and `allocate` refuse.
+            spiking neurons, or what `calibrate` and `allocate` refuse.
     """
     target = {"sparsity": sparsity, "synops": synops, "budget": budget}
     given = [name for name, value in target.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"prune: give exactly one of {', '.join(target)}, not {', '.join(given) or 'none'}")
     criterion_of(criterion)
-    if not hasattr(model, "synapses"):
-        raise ValueError(f"model: {type(model).__name__} has no synapses(), which name its weight layers")
     inputs = _inputs(model, batches, encode)
-    network: Any = model
+    network: Any = model if hasattr(model, "synapses") else wrap(model, inputs[0])
+    if isinstance(network, Adapted):
+        inputs = [network.over_time(x) for x in inputs]
     calibration = calibrate(network, _first(inputs, CALIBRATION_EXAMPLES), measure=needs(criterion))
     allocation = allocate(
         network,
@@ -131,7 +133,7 @@ def _inputs(model: nn.Module, batches: Iterable[Any], encode: Callable[[Tensor],
             raise ValueError(f"batches: must hold tensors, or tuples that begin with one, not {type(x)}")
         with torch.no_grad():
             found.append(encode(x.to(device)))
-        count += found[-1].shape[1]
+        count += max(found[-1].shape[:2])  # [B, ...] of images, or [T, B, ...]
         if count >= NORM_EXAMPLES:
             break
     if not count:

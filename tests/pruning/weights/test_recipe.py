@@ -100,7 +100,7 @@ def test_the_table_names_every_layer() -> None:
         ({"sparsity": 0.5, "exclude": ["nowhere"]}, "exclude: layer 'nowhere' is unknown"),
         ({"sparsity": 0.5, "batches": []}, "batches: there is no example"),
         ({"sparsity": 0.5, "batches": [{"x": 1}]}, "batches: must hold tensors"),
-        ({"sparsity": 0.5, "model": nn.Linear(3, 4)}, r"model: Linear has no synapses\(\)"),
+        ({"sparsity": 0.5, "model": nn.Linear(3, 4)}, "model: no spiking neurons found in Linear; name them"),
     ],
 )
 def test_bad_input_leaves_the_network_alone(options: dict[str, object], message: str) -> None:
