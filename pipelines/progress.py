@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID, TimeElapsedColumn
 
+from pipelines.console import bars
 from pipelines.training.phases import Phase
 
 Event = dict[str, object]
@@ -17,14 +18,7 @@ class TrainingProgress:
     def __init__(self, phases: Sequence[Phase], console: Console) -> None:
         self._console = console
         self._phases = {p.name: p for p in phases}
-        self._bars = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=32),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bars = bars(console, "{task.fields[status]}", TimeElapsedColumn())
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._seen: dict[tuple[str, object], Event] = {}
