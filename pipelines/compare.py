@@ -1,6 +1,5 @@
 """Criteria side by side: one trained network pruned by each at several levels, without retraining."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from cluster.connect import connect
@@ -17,6 +16,7 @@ from cluster.nodes import check_shared
 from cluster.storage import uri_of
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
+from pipelines.console import bars, messages, results
 from pipelines.data.files import write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.needs import needs_of
@@ -127,7 +127,7 @@ def compare(
     local |= overrides or {}
     config = load_config(folder / CONFIG, local)
     worker = _worker(config, checkpoint)
-    with _bar(console or Console(stderr=True)) as bar:
+    with bars(console or messages(), "{task.completed}/{task.total}", TimeRemainingColumn()) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
         calibrated = calibrate(worker, sample, needs(*criteria))
@@ -184,7 +184,7 @@ def compare_on(
     if uri_of(config.data.path) is None:  # nodes have working folders of their own
         overrides = {**(overrides or {}), "data.path": str(Path(config.data.path).absolute())}
     gpus = 1 if config.cluster.gpus_per_worker else 0
-    with (console or Console(stderr=True)).status(f"comparing on {address}"), connect(address) as cluster:
+    with (console or messages()).status(f"comparing on {address}"), connect(address) as cluster:
         if cluster.nodes > 1:
             check_shared(None, (str(checkpoint), *needs_of(config).data))
         comparing: Any = compare  # Ray's stubs know no keyword arguments
@@ -295,17 +295,6 @@ def _outcome(
     )
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 def _title(comparison: Comparison) -> str:
     return f"{comparison.config.name}: criteria compared, one-shot, not retrained"
 
@@ -378,6 +367,6 @@ def main(
     done = run_it(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
     values, page = write_comparison(done, folder)
     give_back(folder)
-    console = Console() if sys.stdout.isatty() else Console(width=112)
+    console = results(width=112)
     console.print(comparison_table(done))
     console.print(f"values: {values}\nplot: {page}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # --help does without it
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 Told = Callable[[int, int], None]
 """Is given how much is done, and of how much."""
@@ -37,13 +38,25 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-@contextmanager
-def progress(what: str, console: "Console | None" = None) -> Iterator[Told]:
-    """A bar while something goes on; nothing where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def bars(console: "Console", *right: "str | ProgressColumn", transient: bool = False) -> "Progress":
+    """Bars with their descriptions on the left; nothing where there is no terminal.
 
-    console = console or messages()
-    columns = (TextColumn(what), BarColumn(bar_width=32), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    Args:
+        console: where they are shown.
+        right: what stands on the right of each, as rich's columns or their text.
+        transient: whether they disappear at the end.
+    """
+    from rich.progress import BarColumn, Progress
+
+    columns = ("{task.description:<9}", BarColumn(bar_width=12), *right)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=transient)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Told]:
+    """A bar of how much is done while something goes on."""
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+    with bars(messages(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

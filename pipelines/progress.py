@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID
 
+from pipelines.console import bars
 from pipelines.training.phases import Phase
 
 Event = dict[str, object]
@@ -26,13 +27,7 @@ class TrainingProgress:
     ) -> None:
         self._console = console
         self._phases = {p.name: p for p in phases}
-        self._bars = Progress(
-            TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bars = bars(console, "{task.fields[status]}")
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._seen: dict[tuple[str, object], Event] = {}

@@ -15,6 +15,7 @@ from cluster.storage import below, parent, uri_of
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
+from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
@@ -68,8 +69,7 @@ def run(
             another process works on the run.
     """
     with hold(run_path(config), "run", config.storage):
-        shown = console or Console(stderr=True)
-        return _run(config, command, resume, initial, profile, on_record, shown)
+        return _run(config, command, resume, initial, profile, on_record, console or messages())
 
 
 def _run(

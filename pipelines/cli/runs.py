@@ -8,7 +8,7 @@ import tyro
 
 from pipelines.cli.reports import print_run
 from pipelines.config import Config
-from pipelines.config.load import load_config, read_command
+from pipelines.config.load import dump_config, load_config, read_command
 from pipelines.console import write
 
 
@@ -24,6 +24,8 @@ class RunCommand:
     """A running Ray cluster (short for --cluster.address)."""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write a chrome trace of some steps and a table of where the time went (profile/ in the run)."""
+    print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the whole config as YAML, as file and options give it, and do nothing else."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -85,6 +87,9 @@ def run(args: list[str]) -> int:
 def _run_phases(verb: Literal["run", "train"], args: list[str], description: str | None) -> int:
     o, overrides = read_command(RunCommand, args, prog=f"spikeprune {verb}", description=description)
     config = load_config(o.config, overrides | _given(o, "address"))
+    if o.print_config:
+        write(dump_config(config), end="")
+        return 0
     from pipelines.run import run
 
     return print_run(run(config, verb, resume=o.resume, profile=o.profile))

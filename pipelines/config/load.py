@@ -110,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves unquoted scalars as they are written; refuses a key that occurs twice."""
+    """Leaves unquoted scalars as they are written; refuses a key that occurs twice, and aliases."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
@@ -119,6 +119,12 @@ class _Loader(yaml.SafeLoader):
 
     def _plain(self, node: yaml.ScalarNode) -> str:
         return Plain(node.value) if node.style is None else str(node.value)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for any amount of memory
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

@@ -8,10 +8,11 @@ from pipelines.errors import UserError
 VERSION = 2
 """Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""
 FIELD = "schema_version"
-RENAMED: dict[int, dict[str, str]] = {
+RENAMED: dict[int, dict[str, str | None]] = {
     2: {"weights.response_examples": "weights.measure_examples"},
 }
-"""By the version that renamed them: the old path of a field or group, and the new one."""
+"""By the version that renamed them: the old path of a field or group, and the new one; ``None`` for what
+is gone and says nothing of how a run goes on."""
 
 
 def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
@@ -34,15 +35,16 @@ def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
 
 
 def new_name(path: str) -> str | None:
-    """What a field of an earlier version is called today."""
+    """What a field of an earlier version is called today; ``None`` where nothing is known of it."""
+    name: str | None = path
     for version in sorted(RENAMED):
-        path_before, path = path, RENAMED[version].get(path, path)
-        if path != path_before:
-            return new_name(path) or path
-    return None
+        for old, new in RENAMED[version].items():
+            if name is not None and f"{name}.".startswith(f"{old}."):
+                name = None if new is None else new + name[len(old) :]
+    return None if name == path else name
 
 
-def _move(tree: dict[str, Any], old: str, new: str, file: str) -> None:
+def _move(tree: dict[str, Any], old: str, new: str | None, file: str) -> None:
     *branches, leaf = old.split(".")
     node: Any = tree
     for branch in branches:
@@ -50,6 +52,8 @@ def _move(tree: dict[str, Any], old: str, new: str, file: str) -> None:
     if not isinstance(node, dict) or leaf not in node:
         return
     value = node.pop(leaf)
+    if new is None:
+        return
     *branches, leaf = new.split(".")
     node = tree
     for branch in branches:

@@ -54,14 +54,13 @@ class OwnCode:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-_active: OwnCode | None = None
-_root: str | None = None  # folder of the code that this process uses
-_sources_seen: set[Path] = set()  # all files that own code was in, of this code and of earlier ones
+_active: tuple[OwnCode, str | None] | None = None
+"""The code that this process uses, and the folder that is on the path for it."""
 
 
 def active() -> OwnCode | None:
     """The code that this process uses."""
-    return _active
+    return _active[0] if _active is not None else None
 
 
 def use_own_code(config: Config) -> OwnCode | None:
@@ -100,12 +99,15 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
         UserError: as `use_own_code`.
     """
     global _active
-    if code is None or (_active is not None and _active.digest == code.digest):
+    old, before = _active if _active is not None else (None, None)
+    if code is None or (old is not None and old.digest == code.digest):
         return
+    root = before
     if code.files:
-        _look_in(folder or _unpack(code), code.files)
+        root = str(folder or _unpack(code))
+        _look_in(root, before, {*code.files, *(old.files if old is not None else ())})
     _register(code)
-    _active = code
+    _active = code, root
 
 
 def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
@@ -195,22 +197,19 @@ def _unpack(code: OwnCode) -> Path:
     return folder
 
 
-def _look_in(folder: Path, files: Iterable[str]) -> None:
-    """Put ``folder`` first on the path and forget modules of other own code.
+def _look_in(root: str, before: str | None, files: Iterable[str]) -> None:
+    """Put a folder first on the path in place of the one before, and import modules of own code anew.
 
-    Nothing else below the folder is forgotten: a virtual environment there holds torch and numpy, which a
-    process can import only once.
+    Only modules of these files are forgotten: a virtual environment below the folder holds torch and
+    numpy, which a process can import only once.
     """
-    global _root
-    if _root is not None and _root in sys.path:
-        sys.path.remove(_root)
-    _root = str(folder)
-    _sources_seen.update(folder / name for name in files)
+    if before in sys.path:
+        sys.path.remove(before)
+    own = {str(Path(folder, file)) for file in files for folder in (root, before) if folder is not None}
     for name, module in list(sys.modules.items()):
-        origin = getattr(module, "__file__", None)
-        if origin is not None and Path(origin) in _sources_seen and name != "__main__":
+        if name != "__main__" and getattr(module, "__file__", None) in own:
             del sys.modules[name]
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, root)
     importlib.invalidate_caches()
 
 

@@ -208,6 +208,16 @@ def test_help_shows_the_values_of_the_config_file(tmp_path: Path, capsys: pytest
     assert "(default: of-the-words)" in text
 
 
+def test_a_printed_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("name: 0123\nweights: {synops: 0.2}\n")
+    words = ["--train.epochs", "5", "--model.hidden", "8", "4", "--no-model.detach-reset", "--print-config"]
+    assert cli.main(["run", str(tmp_path / "c.yaml"), *words]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = load_config(tmp_path / "printed.yaml")
+    assert (config.name, config.train.epochs, config.model.hidden) == ("0123", 5, (8, 4))
+    assert (config.weights.synops, config.weights.sparsity, config.model.detach_reset) == (0.2, None, False)
+
+
 def test_every_option_that_help_shows_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a flag both forms; of what may be null the word null."""
     with pytest.raises(SystemExit):

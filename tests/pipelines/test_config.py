@@ -99,7 +99,7 @@ def test_mistakes_name_field_value_and_what_is_allowed(overrides: dict[str, Any]
         ("weights: {criterion: }", "weights.criterion: has no value"),
         ("train: {epochs: 010x}", "train.epochs: '010x' is not possible"),
         ("train: {epochs: !!int abc}", "is not valid YAML"),
-        ("model: {options: &a {x: *a}}", "is not valid YAML"),
+        ("model: {options: &a {x: *a}}", "aliases (*name) are not read"),
         ("a: " + "[" * 2000, "nested too deeply"),
         ("name: " + "x" * 2**20, "is larger than 1 MiB"),
     ],
@@ -150,12 +150,17 @@ def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Pa
 
 def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through several versions, also into a group that is there."""
-    renamed = {2: {"a": "b", "c.x": "d"}, 3: {"b": "e.f", "d": "e.f.y"}}
+    renamed = {2: {"a": "b", "c.x": "d", "gone": None}, 3: {"b": "e.f", "d": "e.f.y"}}
     monkeypatch.setattr(migration, "RENAMED", renamed)
     monkeypatch.setattr(migration, "VERSION", 3)
-    assert migration.migrate({"a": {"z": 1}, "c": {"x": 2}}, "f") == {"c": {}, "e": {"f": {"z": 1, "y": 2}}}
+    assert migration.migrate({"a": {"z": 1}, "c": {"x": 2}, "gone": 3}, "f") == {
+        "c": {},
+        "e": {"f": {"z": 1, "y": 2}},
+    }
     assert migration.migrate({"schema_version": "2", "a": 1, "b": 2}, "f") == {"a": 1, "e": {"f": 2}}
     assert migration.new_name("c.x") == "e.f.y"
+    assert migration.new_name("a.z") == "e.f.z"
+    assert migration.new_name("gone") is migration.new_name("other") is None
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
