@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.about import about
-from pipelines.data.files import write_json
+from pipelines.storage.atomic import write_json
 
 FEATURES, SHARD, GROUP = 64, 1 << 20, 1 << 13
 MODEL = {"name": "mlp", "hidden": [64], "T": 2}

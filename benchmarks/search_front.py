@@ -25,7 +25,6 @@ from rich.console import Console
 from benchmarks.about import about
 from pipelines.config import Config
 from pipelines.config_io import load_tree, with_values
-from pipelines.data.files import write_beside, write_json
 from pipelines.data.ingest import ingest
 from pipelines.run import run
 from pipelines.search.config import SearchTree
@@ -35,6 +34,7 @@ from pipelines.search.objectives import OBJECTIVES, measure
 from pipelines.search.plots import front_plots
 from pipelines.search.results import read_results
 from pipelines.search.search import search
+from pipelines.storage.atomic import write_beside, write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"
 SPACE = {

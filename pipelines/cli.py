@@ -202,11 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         word, code = ("terminated", TERMINATED) if was_terminated() else ("interrupted", 130)
         print(f"{word}; --resume continues a run from its last epoch", file=sys.stderr)  # noqa: T201
         return code
-    except ValueError as error:
-        if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
-            print(f"spikeprune: {error}", file=sys.stderr)  # noqa: T201
-            return getattr(error, "code", 2)
-        raise
+    except UserError as error:
+        print(f"spikeprune: {error}", file=sys.stderr)  # noqa: T201
+        return getattr(error, "code", 2)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -302,10 +300,10 @@ def _export(args: list[str]) -> int:
     from rich.console import Console
 
     from pipelines.export import export, print_export
-    from pipelines.places import here
+    from pipelines.storage.sync import local_copy
 
     with Console(stderr=True).status("exporting"):
-        done = export(here(o.run), o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
+        done = export(local_copy(o.run), o.output, compacted=o.compact, nir=o.nir, overrides=overrides)
     print_export(done, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 
@@ -315,19 +313,21 @@ def _report(args: list[str]) -> int:
     o = _parse(ReportCommand, args, "report")
     if not o.runs:
         raise UserError("report", "which run? Name its folder, or several")
-    from pipelines.places import here
+    from pipelines.storage.sync import local_copy
 
     if len(o.runs) == 1:
-        return _finish(here(o.runs[0]), o.output)
+        return _finish(local_copy(o.runs[0]), o.output)
     from rich.console import Console
 
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import summarise
     from pipelines.report.tables import print_comparison
+    from pipelines.storage.paths import below, parent, uri_of
 
-    folders = [here(folder) for folder in o.runs]
+    folders = [local_copy(folder) for folder in o.runs]
+    beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
     runs = [summarise(folder) for folder in folders]
-    page = write_comparison(runs, o.output or folders[0].absolute().parent / "comparison.html")
+    page = write_comparison(runs, o.output or Path(beside))
     print_comparison(runs, page, Console() if sys.stdout.isatty() else Console(width=140))
     return 0
 
@@ -376,6 +376,7 @@ def _select(args: list[str]) -> int:
     """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
     o = _parse(SelectCommand, args, "data select")
     from pipelines.selection import select_subset
+    from pipelines.storage.sync import named
 
     plan = select_subset(
         o.folder,
@@ -390,7 +391,7 @@ def _select(args: list[str]) -> int:
         epoch=o.epoch,
         filtered=o.filtered,
     )
-    print(f"{o.output}: {len(plan.ids):,} examples, weights up to {plan.weights.max():.3g}")  # noqa: T201
+    print(f"{named(o.output)}: {len(plan.ids):,} examples, weights up to {plan.weights.max():.3g}")  # noqa: T201
     return 0
 
 
@@ -401,11 +402,12 @@ def _score(args: list[str]) -> int:
     _set_address(options.address, overrides)
     from pipelines.ranking import rank
     from pipelines.run import network_of
+    from pipelines.storage.sync import named
 
     path, checkpoint = network_of(options.source, options.checkpoint)
     config = load_config(path, overrides)
     done = rank(config, checkpoint, options.output, names=options.scores, split=options.split)
-    print(f"{options.output}: {done:,} examples")  # noqa: T201
+    print(f"{named(options.output)}: {done:,} examples")  # noqa: T201
     return 0
 
 
@@ -431,15 +433,15 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 def _finish(folder: Path, output: Path | None = None) -> int:
     from rich.console import Console
 
-    from pipelines.places import give_back
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
     from pipelines.report.tables import print_report
+    from pipelines.storage.sync import upload_changes
 
     summary = summarise(folder)
     page = write_page(summary, output)
     write_summary(summary)
-    give_back(folder)
+    upload_changes(folder)
     print_report(summary, page, Console() if sys.stdout.isatty() else Console(width=120))
     return 0
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster.credentials import secret_in
 from pipelines.errors import UserError
+from pipelines.storage.credentials import secret_in
 
 ModelName = Literal[
     "mlp",

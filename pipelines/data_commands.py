@@ -121,6 +121,7 @@ def ingest(o: IngestCommand, console: "Console") -> str:
     from pipelines.data.ingest import Writing, ingest, summary
     from pipelines.data.sources.base import Options
     from pipelines.errors import UserError
+    from pipelines.storage.sync import named
 
     if not 0 < o.test_share < 1:
         raise UserError("--test-share", f"{o.test_share} is not possible; it must be in (0, 1)")
@@ -155,28 +156,30 @@ def ingest(o: IngestCommand, console: "Console") -> str:
             ),
             told=told,
         )
-    return f"{o.output}: {summary(manifest)}"
+    return f"{named(o.output)}: {summary(manifest)}"
 
 
 def verify(o: VerifyCommand, console: "Console") -> str:
     """Hold a dataset against its manifest; what was found in one line."""
     from pipelines.data.ingest import summary
     from pipelines.data.verify import verify
+    from pipelines.storage.sync import named
 
     with _progress(console, "verifying") as told:
         manifest = verify(o.folder, told)
-    return f"{o.folder}: {summary(manifest)}, all as the manifest says"
+    return f"{named(o.folder)}: {summary(manifest)}, all as the manifest says"
 
 
 def frames(o: FramesCommand, console: "Console") -> str:
     """Cache event frames; what came of it in one line."""
     from pipelines.data.cache import cache_frames
     from pipelines.data.ingest import Writing, summary
+    from pipelines.storage.sync import named
 
     with _progress(console, "framing") as told:
         writing = Writing(workers=o.workers)
         manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
-    return f"{o.output}: {summary(manifest)} of {o.T} frames"
+    return f"{named(o.output)}: {summary(manifest)} of {o.T} frames"
 
 
 def show(o: ShowCommand, console: "Console") -> str | None:
@@ -185,6 +188,7 @@ def show(o: ShowCommand, console: "Console") -> str | None:
 
     from pipelines.data.show import contact_sheet, show
     from pipelines.errors import UserError
+    from pipelines.storage.sync import named
 
     if o.rows < 1:
         raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
@@ -193,7 +197,7 @@ def show(o: ShowCommand, console: "Console") -> str | None:
         return None
     names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
     contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
-    return f"{o.png}: {table.num_rows} examples"
+    return f"{named(o.png)}: {table.num_rows} examples"
 
 
 @contextmanager

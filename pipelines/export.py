@@ -16,12 +16,13 @@ from torch import nn
 
 from pipelines.config import is_own
 from pipelines.config_io import load_config
-from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.data.rows import Inputs, Rows
 from pipelines.errors import UserError
 from pipelines.own_code import keep_copy, use_own_code
-from pipelines.preflight import check_data, check_storage
+from pipelines.preflight import check_data
 from pipelines.run_folder import CODE, CONFIG, read_config, read_metrics
+from pipelines.storage.atomic import check_new_folder, filled_folder, read_json, write_beside, write_json
+from pipelines.storage.paths import below
 from pruning.weights.compaction import Compaction, compact
 from pruning.weights.masks import Masks
 from snn.interchange import Architecture, load_checkpoint, save_checkpoint
@@ -74,7 +75,8 @@ class Compacted:
 class Exported:
     """What was written."""
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
+    """Paths or URIs."""
     phase: str
     layers: tuple[LayerRow, ...]
     compacted: Compacted | None
@@ -107,8 +109,7 @@ def export(
         RuntimeError: the compacted network's outputs are not the whole one's.
     """
     phase, checkpoint = _last(run)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("--output", f"{output} exists; name a new folder")
+    check_new_folder("--output", output)
     code = use_own_code(read_config(run))
     model, architecture = load_checkpoint(checkpoint)
     model.eval()
@@ -116,27 +117,28 @@ def export(
     small = _compacted(run, model, architecture, overrides or {}) if compacted else None
     graph = _graph(small.model if small else model, architecture) if nir else None
     rows = _rows(run, phase, model, small)
-    check_storage(output)
-    names = ["model.safetensors"]
-    save_checkpoint(output / names[0], model, architecture)
-    if masks is not None:
-        names.append("masks.safetensors")
-        masks.save(output / names[-1])
-    if small is not None:
-        names.append("compact.safetensors")
-        save_checkpoint(output / names[-1], small.model, small.architecture)
-    if graph is not None:
-        import nir as package
+    with filled_folder(output, "--output") as folder:
+        names = ["model.safetensors"]
+        save_checkpoint(folder / names[0], model, architecture)
+        if masks is not None:
+            names.append("masks.safetensors")
+            masks.save(folder / names[-1])
+        if small is not None:
+            names.append("compact.safetensors")
+            save_checkpoint(folder / names[-1], small.model, small.architecture)
+        if graph is not None:
+            import nir as package
 
-        names.append("model.nir")
-        write_beside(output / names[-1], lambda p: package.write(p, graph))
-    if code is not None and code.files:
-        keep_copy(code, output / CODE)
-        names += [f"{CODE}/{name}" for name in code.files]
-    names += ["layers.csv", "layers.json"]
-    write_beside(output / "layers.csv", lambda p: p.write_text(_csv(rows)))
-    write_json(output / "layers.json", _json(run, phase, rows, small))
-    return Exported(files=tuple(output / n for n in names), phase=phase, layers=rows, compacted=small)
+            names.append("model.nir")
+            write_beside(folder / names[-1], lambda p: package.write(p, graph))
+        if code is not None and code.files:
+            keep_copy(code, folder / CODE)
+            names += [f"{CODE}/{name}" for name in code.files]
+        names += ["layers.csv", "layers.json"]
+        write_beside(folder / "layers.csv", lambda p: p.write_text(_csv(rows)))
+        write_json(folder / "layers.json", _json(run, phase, rows, small))
+    files = tuple(below(output, n) for n in names)
+    return Exported(files=files, phase=phase, layers=rows, compacted=small)
 
 
 def print_export(exported: Exported, console: Console) -> None:
@@ -163,7 +165,7 @@ def print_export(exported: Exported, console: Console) -> None:
             highlight=False,
         )
     for path in exported.files:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(path, highlight=False, soft_wrap=True)
 
 
 def _last(run: Path) -> tuple[str, Path]:

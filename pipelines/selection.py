@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import name_of
 from pipelines.data.dataset import read_split
-from pipelines.data.files import check_beside, check_new_folder, open_parquet, write_beside
 from pipelines.data.ids import IdCollector, IdSet
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
+from pipelines.storage.atomic import check_beside, check_new_folder, write_beside
+from pipelines.storage.paths import below, name_of, open_parquet
 from pruning.examples.policies import Plan, Policy, make_policy
 
 ROW_GROUP_ROWS = 1024
@@ -100,7 +100,7 @@ def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
     """Let the policy see a file of scores, a bounded number of rows at a time."""
     assert policy.score is not None
     try:
-        parquet = pq.ParquetFile(path)
+        parquet = open_parquet(path)
     except FileNotFoundError:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -128,7 +128,7 @@ def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
 def _write_filtered(folder: Path, split: str, plan: Plan, output: Path) -> None:
     """The chosen rows of every file under its own name, with their weights."""
     for file in split_files(folder, split):
-        write_beside(output / name_of(file), lambda path, file=file: _filter(file, plan, path))  # type: ignore[misc]
+        write_beside(below(output, name_of(file)), lambda path, file=file: _filter(file, plan, path))  # type: ignore[misc]
 
 
 def _filter(file: str, plan: Plan, path: Path) -> None:

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.config_io import dump_config
-from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
 from pipelines.search.front import costs_of, on_front
 from pipelines.search.objectives import Objective
 from pipelines.search.space import Choice, Space
+from pipelines.storage.atomic import read_json, write_beside, write_json
 
 Status = Literal["open", "finished", "stopped", "failed"]
 

@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import prepare_data
-from pipelines.data.files import write_json
 from pipelines.own_code import use_own_code
 from pipelines.preflight import CheckedData
 from pipelines.search.config import SearchTree, Stages
@@ -20,6 +19,7 @@ from pipelines.search.journal import Journal, Record, write_table
 from pipelines.search.progress import SearchProgress
 from pipelines.search.resources import TrialResources
 from pipelines.search.stages import ACCURACY, Claims, history_of, steps_of
+from pipelines.storage.atomic import write_json
 
 SPENT = "spent.json"
 LINGER_SECONDS = 10.0  # Ray frees a Ray Train run's workers some seconds after the trial that started it

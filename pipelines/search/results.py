@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.config_io import dump_config
-from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.search.config import SearchTree, Stages
@@ -19,6 +18,7 @@ from pipelines.search.importance import importance
 from pipelines.search.journal import Journal, Record, front_numbers, value_text, write_table
 from pipelines.search.plots import front_plots, importance_plot, parallel_plot
 from pipelines.search.search import open_search, read_search
+from pipelines.storage.atomic import write_beside
 
 FEW = 40  # trials that the terminal's table shows
 

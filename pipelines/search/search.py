@@ -12,21 +12,17 @@ from typing import Literal
 from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
-from cluster.nodes import check_shared
-from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.config_io import dump_config, load_tree
-from pipelines.data.files import read_json, write_beside
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
 from pipelines.own_code import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
-from pipelines.places import run_path
-from pipelines.preflight import CheckedData, check_data, check_storage
+from pipelines.preflight import CheckedData, check_data
 from pipelines.provenance import check_same_data, write_provenance
 from pipelines.reading import settle_reading
 from pipelines.run import prepare_engines, tell_skipped
-from pipelines.run_folder import CODE, flat_config
+from pipelines.run_folder import CODE, flat_config, run_path
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.journal import Journal, Record, write_table
 from pipelines.search.launch import SPENT, Launch
@@ -34,6 +30,9 @@ from pipelines.search.objectives import Objective, choose_objectives
 from pipelines.search.resources import Node, nests, plan_resources
 from pipelines.search.space import Space, make_space
 from pipelines.search.stages import steps_of
+from pipelines.storage.atomic import check_storage, read_json, write_beside
+from pipelines.storage.paths import uri_of
+from pipelines.storage.shared import check_shared
 from pipelines.training.trackers import check_trackers
 
 SETTINGS = "search.yaml"

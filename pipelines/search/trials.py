@@ -21,7 +21,6 @@ from ray import tune
 from ray.train import Checkpoint, UserCallback
 
 from pipelines.data.dataset import describe
-from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, activate
 from pipelines.preflight import CheckedData
@@ -31,6 +30,7 @@ from pipelines.search.config import Stages
 from pipelines.search.journal import Journal, Record
 from pipelines.search.objectives import measure
 from pipelines.search.stages import ACCURACY, Stage, history_of, stages_of
+from pipelines.storage.atomic import write_beside
 from pipelines.training.worker import RunSpec
 
 WAIT_SECONDS = 0.3

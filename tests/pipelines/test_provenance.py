@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import cli
+from pipelines import cli, provenance
 from pipelines.config_io import dump_config
 from pipelines.data.ingest import ingest
 from pipelines.run_folder import create_run
@@ -65,3 +66,24 @@ def test_a_run_refuses_other_data(
     fails_with(f"data.path: {tmp_path / 'data'} {line}", resumed, capsys)
     (tmp_path / "data" / "manifest.json").unlink()
     fails_with("has no manifest.json, by which the run knows its data", resumed, capsys)
+
+
+def test_the_commit_is_that_of_this_code_s_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a repository that holds the environment in which it is installed."""
+    words = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run([*words, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run([*words, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    installed = tmp_path / "venv" / "site-packages"
+    for root, expected in ((tmp_path, head.strip()), (installed, None)):
+        (root / "pipelines").mkdir(parents=True)
+        monkeypatch.setattr(provenance, "__file__", str(root / "pipelines" / "provenance.py"))
+        assert provenance._git_commit() == expected
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.2)
+    assert provenance._git_commit() is None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.errors import UserError
 from pipelines.search.config import SearchConfig
 from pipelines.search.journal import Record
 from pipelines.search.objectives import OBJECTIVES
@@ -95,8 +96,6 @@ def test_without_the_extra_the_samplers_that_need_none_are_named(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.search.search.find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"search.sampler: tpe needs the extra search \(pip install"
-    ) as error:
+    with pytest.raises(UserError, match=r"search.sampler: tpe needs the extra search \(pip install") as error:
         search(tree(tmp_path, digits, {}))
     assert "random and grid do without" in str(error.value)
