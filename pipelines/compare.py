@@ -174,8 +174,7 @@ def compare_on(
         settings: the further arguments of `compare`.
 
     Raises:
-        UserError: as `compare`.
-        UserError: no such cluster, or a node that cannot read the run or its data.
+        UserError: as `compare`; no such cluster, or a node that cannot read the run or its data.
     """
     import ray
 
