@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import sadp_tables
 from benchmarks.pipeline_overhead import achieved
-from pipelines.data.files import write_beside
+from pipelines.storage.atomic import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

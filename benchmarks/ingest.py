@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.about import about
-from pipelines.data.files import write_json
 from pipelines.data.ingest import Writing, ingest
+from pipelines.storage.atomic import write_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLUMNS = (  # of the table: kind, its ratio, title, width

@@ -31,11 +31,11 @@ from benchmarks.ingest import SETS, SHARED, extract
 from pipelines.data import decode as decoding
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
-from pipelines.data.files import write_json
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.layout import read_rows
 from pipelines.data.rows import Inputs, Rows
 from pipelines.scoring import select
+from pipelines.storage.atomic import write_json
 
 BATCH = 256
 

@@ -60,9 +60,9 @@ from pipelines.config import (
     ModelConfig,
     TrainConfig,
 )
-from pipelines.data.files import write_beside
 from pipelines.run import run
 from pipelines.run_folder import read_metrics
+from pipelines.storage.atomic import write_beside
 from pruning.examples.policies.settings import FORWARD_COST
 
 PARTS = ("score", "select", "train", "norm")

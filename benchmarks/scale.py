@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.about import about
-from pipelines.data.files import write_json
+from pipelines.storage.atomic import write_json
 
 SPAWN = get_context("spawn")
 

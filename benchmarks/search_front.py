@@ -26,13 +26,13 @@ from rich.console import Console
 from benchmarks.about import about
 from pipelines.config import Config
 from pipelines.config.load import load_tree, with_values
-from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.objectives import OBJECTIVES, measure
 from pipelines.search.results import Trial, read_results
 from pipelines.search.study import search
+from pipelines.storage.atomic import write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"
 SPACE = {

@@ -32,11 +32,11 @@ from rich.console import Console
 from benchmarks import cifar16
 from benchmarks.about import about
 from pipelines.config.load import load_config
-from pipelines.data.files import write_json
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
 from pipelines.run import prune, run
 from pipelines.run_folder import read_metrics
+from pipelines.storage.atomic import write_json
 from pruning.examples.policies.settings import FORWARD_COST
 
 EPOCHS = 6

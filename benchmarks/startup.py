@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.about import about
-from pipelines.data.files import write_json
+from pipelines.storage.atomic import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.about import about
-from pipelines.data.files import write_beside, write_json
+from pipelines.storage.atomic import write_beside, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 Result = dict[str, Any]

@@ -14,12 +14,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
 
 MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks a whole one
@@ -29,8 +29,6 @@ SECONDS = 10.0
 """How long a head may take to answer."""
 _WHERE = "cluster.address"
 _PROXY = "RAY_grpc_enable_http_proxy"
-_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a gRPC client says first: the preface and empty settings."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
         token_file: the cluster's token; where Ray looks for it when not given.
 
     Raises:
-        ClusterError: the address has a form that does not work for training, or nobody answers
+        UserError: the address has a form that does not work for training, or nobody answers
             there, or it asks for another token or runs other versions.
     """
     if address is not None:
@@ -81,10 +79,9 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
                 )
         else:
             head = check_cluster_answers(address, token_file=token_file)
-            loopback = check_is_node(head)
-            with _loopback_only() if loopback else nullcontext():
+            with _silent(), _loopback_only() if _check_is_node(head) else nullcontext():
                 ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
-    except ClusterError:
+    except UserError:
         raise
     except Exception as error:
         raise _explained(address, error) from error
@@ -100,12 +97,12 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
     It goes the way that Ray itself goes, past proxies and by TLS where ``RAY_USE_TLS`` asks for it.
 
     Raises:
-        ClusterError: what is wrong with the address, the token or the versions.
+        UserError: what is wrong with the address, the token or the versions.
     """
     check_address(address)
     head = find_head() if address == "auto" else address
     token = use_token(token_file)
-    check_listens(head)
+    _check_listens(head)
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
@@ -114,17 +111,17 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
             told = _head(head).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=SECONDS)
     except AuthenticationError:
         if token is None:
-            raise ClusterError(_WHERE, f"{head} asks for a token; {PLACES}") from None
-        raise ClusterError(_WHERE, f"{head} refuses the token of {token.source}; {PLACES}") from None
+            raise UserError(_WHERE, f"{head} asks for a token; {PLACES}") from None
+        raise UserError(_WHERE, f"{head} refuses the token of {token.source}; {PLACES}") from None
     except RayError as error:
         first = str(error).strip().splitlines()[0]
-        raise ClusterError(_WHERE, f"no Ray cluster answers at {head} ({first})") from None
+        raise UserError(_WHERE, f"no Ray cluster answers at {head} ({first})") from None
     if not told:
-        raise ClusterError(_WHERE, f"{head} is still starting; try again in some seconds")
+        raise UserError(_WHERE, f"{head} is still starting; try again in some seconds")
     about, here = json.loads(told), (ray.__version__, platform.python_version())
     there = (about["ray_version"], about["python_version"])
     if there != here:
-        raise ClusterError(
+        raise UserError(
             _WHERE,
             f"{address} runs Ray {there[0]} and Python {there[1]}, here Ray {here[0]} and Python {here[1]}; "
             "they must agree: install the cluster's versions here, or use an image with these there",
@@ -132,90 +129,72 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
     return head
 
 
-def check_listens(head: str) -> None:
-    """That a gRPC server listens at ``host:port``, before Ray's client, which would try for 40 seconds.
-
-    Raises:
-        ClusterError: nobody listens there, or a dashboard, or something else.
-    """
+def _check_listens(head: str) -> None:
+    """That somebody listens at ``host:port``, before Ray's client, which would try for 40 seconds."""
     if os.environ.get(_PROXY, "0").lower() in ("1", "true"):
         return  # Ray goes through a proxy, and not directly as usual
     host, _, port = head.rpartition(":")
-    greeting = b""
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return  # the rest is said under TLS
-            with suppress(OSError):
-                connection.sendall(_HTTP2)
-                greeting = connection.recv(9)
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS):
+            return
     except TimeoutError:
-        raise ClusterError(
+        raise UserError(
             _WHERE, f"no Ray cluster answers at {head} within {SECONDS:g} s; is it the head's port?"
         ) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ClusterError(
-            _WHERE, f"no Ray cluster answers at {head} ({reason}); is it running there?"
-        ) from None
-    if greeting.startswith(b"HTTP/1"):
-        raise ClusterError(
+        raise UserError(
             _WHERE,
-            f"{head} is a dashboard, which takes jobs: spikeprune submit --address http://{head} -- run ...; "
-            "or give the head's host:port (often port 6379) from one of the cluster's nodes",
-        )
-    if greeting[3:4] != b"\x04":  # settings are the first that an HTTP/2 server says
-        raise ClusterError(
-            _WHERE, f"{head} answers, but is no Ray head; give the head's host:port (often port 6379)"
-        )
+            f"no Ray cluster answers at {head} ({reason}); is it running there? a head's port is often 6379",
+        ) from None
 
 
-def check_is_node(head: str) -> bool:
-    """That this machine is one of the cluster's nodes, as Ray's drivers must be.
+def _check_is_node(head: str) -> bool:
+    """That this machine is one of the cluster's nodes, as Ray's drivers must be; Ray would look for minutes.
 
     Returns:
         whether the cluster is on loopback alone: one node that knows itself as 127.0.0.1. Ray would
         look for its head at this machine's outer address, where nobody listens.
-
-    Raises:
-        ClusterError: it is none of them; Ray would search for minutes.
     """
     deadline = time.monotonic() + SECONDS
-    client = _head(head)
-    while True:
-        nodes = {id.hex(): node for id, node in client.get_all_node_info(timeout=SECONDS).items()}
-        here = _local_nodes()
-        # A head answers before its own node is known, a node runs before it has joined.
-        if nodes.keys() & here or (nodes and not here) or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    if not nodes.keys() & here:
-        raise ClusterError(
+    while not (ips := _node_addresses(head)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a head answers before its own node is known
+    if not any(map(_is_ours, ips)):
+        raise UserError(
             _WHERE,
             f"{head} answers, but this machine is none of its nodes; submit the run as a job instead "
             "(spikeprune submit --address http://HEAD:8265 -- run ...)",
         )
-    return all(node.node_manager_address == "127.0.0.1" for node in nodes.values())
+    return all(ip == "127.0.0.1" for ip in ips)
+
+
+def _is_ours(ip: str) -> bool:
+    """Whether an address is one of this machine's: only those can be bound."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True
 
 
 def find_head() -> str:
-    """``host:port`` of the head that this machine is a node of.
+    """``host:port`` of the head that ``RAY_ADDRESS`` names, or that ``ray start`` wrote down on this machine.
 
     Raises:
-        ClusterError: there is none, or more than one.
+        UserError: there is none.
     """
-    found = {named} if (named := os.environ.get("RAY_ADDRESS")) else _local_heads()
-    if len(found) > 1:
-        raise ClusterError(
-            _WHERE, f"auto finds several Ray instances here ({', '.join(sorted(found))}); name one"
-        )
-    if not found:
-        raise ClusterError(
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    written = Path(temporary) / "ray" / "ray_current_cluster"
+    if not written.exists():
+        raise UserError(
             _WHERE,
-            "auto finds no Ray on this machine; start it (ray start --head --port=6379), or leave the "
-            "address out to have it started for the run",
+            "auto finds no Ray on this machine; start it (ray start --head --port=6379), name its host:port "
+            "(needed with ray start --temp-dir), or leave the address out to have it started for the run",
         )
-    return found.pop()
+    return written.read_text().strip()
 
 
 def use_token(path: Path | None = None) -> Token | None:
@@ -228,7 +207,7 @@ def use_token(path: Path | None = None) -> Token | None:
         the token in use, if any.
 
     Raises:
-        ClusterError: as `find_token`.
+        UserError: as `find_token`.
     """
     token = find_token(path)
     if path is not None:
@@ -244,25 +223,26 @@ def check_address(address: str) -> None:
     """That a driver in this process can use an address of this form.
 
     Raises:
-        ClusterError: it cannot; the other way to reach that cluster.
+        UserError: it cannot; the other way to reach that cluster.
     """
     if address.startswith("ray://"):
-        raise ClusterError(
+        raise UserError(
             _WHERE,
             f"{address} is a Ray Client address, which cannot run training; submit the run as a job "
             "(spikeprune submit --address http://HEAD:8265 -- run ...), or give the head's host:port "
             "from one of the cluster's nodes",
         )
-    if re.match(r"https?://", address):
-        raise ClusterError(
+    if re.match(r"https?://|[^/]*:8265$", address):
+        url = address if "//" in address else f"http://{address}"
+        raise UserError(
             _WHERE,
-            f"{address} is a dashboard, which takes jobs: spikeprune submit --address {address} -- run ...; "
+            f"{address} is a dashboard, which takes jobs: spikeprune submit --address {url} -- run ...; "
             "or give the head's host:port from one of the cluster's nodes",
         )
     if address not in ("auto", "local") and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
-        raise ClusterError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
+        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
     if address == "local":
-        raise ClusterError(_WHERE, "leave it out to start Ray on this machine")
+        raise UserError(_WHERE, "leave it out to start Ray on this machine")
 
 
 def prepare_data() -> None:
@@ -287,8 +267,14 @@ def _describe(address: str | None) -> Cluster:
 
 
 def local_cpus() -> int:
-    """Logical CPUs that Ray is started with on this machine."""
-    return max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
+    """Logical CPUs that Ray is started with on this machine: what may be used, and no fewer than four."""
+    return max(usable_cpus(), MIN_LOCAL_CPUS)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: within its container, as Ray counts it, and its affinity."""
+    counted = _cpus_of_the_container()
+    return min(counted, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else counted
 
 
 def _prepare_environment(local: bool, token_file: Path | None) -> None:
@@ -329,12 +315,12 @@ def _silent() -> Iterator[None]:
         os.close(null)
 
 
-def _explained(address: str | None, error: Exception) -> ClusterError:
+def _explained(address: str | None, error: Exception) -> UserError:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if address is None:
-        return ClusterError("Ray", f"could not be started on this machine ({first})")
-    return ClusterError(_WHERE, f"no Ray cluster answers at {address} ({first})")
+        return UserError("Ray", f"could not be started on this machine ({first})")
+    return UserError(_WHERE, f"no Ray cluster answers at {address} ({first})")
 
 
 # Ray's private names, one to a function.
@@ -348,29 +334,23 @@ def _head(address: str) -> Any:
     return core.GcsClient(address=address)
 
 
-def _local_nodes() -> set[str]:
-    """Ids of the nodes that run on this machine."""
-    from ray._private.services import find_node_ids
-
-    return set(find_node_ids())
-
-
-def _local_heads() -> set[str]:
-    """The head that ``ray start`` wrote down on this machine, or those of all nodes that run here."""
-    from ray._private.services import find_bootstrap_address, find_gcs_addresses
-
-    current = find_bootstrap_address(None)
-    return {current} if current else set(find_gcs_addresses())
+def _node_addresses(head: str) -> set[str]:
+    nodes = _head(head).get_all_node_info(timeout=SECONDS).values()
+    return {node.node_manager_address for node in nodes if node.state == node.ALIVE}
 
 
 def refresh() -> None:
     """Let a Ray that is already imported see the environment's authentication mode and token."""
     if "ray" in sys.modules:
-        import ray._raylet
+        from ray._private.authentication_test_utils import reset_auth_token_state
 
-        core: Any = ray._raylet
-        core.Config.initialize("")
-        core.AuthenticationTokenLoader.instance().reset_cache()
+        reset_auth_token_state()
+
+
+def _cpus_of_the_container() -> int:
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
 @contextmanager

@@ -1,16 +1,18 @@
-"""The one error of this floor."""
+"""The one error that a user's mistake ends in."""
 
 
-class ClusterError(ValueError):
-    """A cluster that cannot be reached or used, and what to do about it; one line.
+class UserError(Exception):
+    """What is wrong, where, and what to do about it; the command prints it as one line.
+
+    It is no `ValueError`, so that nobody who expects a library's takes it for one.
 
     Args:
-        where: the option, config field, variable or address at fault.
-        what: what is wrong, and the remedy.
+        where: the config field, file, option, variable or address at fault.
+        what: what is wrong with it, and what is allowed or how to mend it.
     """
 
     def __init__(self, where: str, what: str) -> None:
-        super().__init__(where, what)
+        super().__init__(where, what)  # both, so that it can be pickled on its way from a worker
         self.where = where
         self.what = what
 

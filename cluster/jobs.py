@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 from cluster.tokens import REMEDY, Token, find_token
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 SECONDS = 10.0
 """How long a dashboard may take to answer."""
-_LOGS = "see dashboard.log and dashboard_agent.log in /tmp/ray/session_latest/logs on the head"
-_log = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -31,7 +29,7 @@ class Jobs:
         token_file: file with the cluster's token; where Ray looks for it when not given.
 
     Raises:
-        ClusterError: no dashboard answers there, or it refuses the token, or it runs another version of Ray.
+        UserError: no dashboard answers there, or it refuses the token, or it runs another version of Ray.
     """
 
     def __init__(self, address: str | None = None, *, token_file: Path | None = None) -> None:
@@ -55,7 +53,7 @@ class Jobs:
         """One job.
 
         Raises:
-            ClusterError: there is no such job.
+            UserError: there is no such job.
         """
         with self.errors(id):
             return self.client.get_job_info(id)
@@ -70,7 +68,7 @@ class Jobs:
         """Everything a job has printed so far.
 
         Raises:
-            ClusterError: there is no such job, or its log is gone.
+            UserError: there is no such job, or its log is gone.
         """
         with self.errors(id):
             return self.client.get_job_logs(id)
@@ -82,7 +80,7 @@ class Jobs:
             whether it was running.
 
         Raises:
-            ClusterError: there is no such job.
+            UserError: there is no such job.
         """
         with self.errors(id):
             return self.client.stop_job(id)
@@ -98,58 +96,29 @@ class Jobs:
             the job as it ended.
 
         Raises:
-            ClusterError: there is no such job, or the connection is lost for good.
+            UserError: there is no such job, or the connection is lost.
         """
-        shown = 0
-
-        def pass_on(text: str) -> None:
-            nonlocal shown
-            if text:
-                shown += len(text)
-                show(text)
-
-        self.get(id)
-        complete, failures = self._tail(id, pass_on), 0
-        while True:
-            job = None
-            try:
-                job = self.get(id)
-                if not (complete and job.status.is_terminal()):
-                    complete = False
-                    pass_on(self.logs(id)[shown:])
-            except ClusterError:
-                failures += 1
-                if failures > 3 and job is not None and job.status.is_terminal():
-                    _log.warning("the end of the log of %s is not available", id)
-                    return job
-                if failures > 3:
-                    how = f"spikeprune jobs status {id} --address {self.url}"
-                    raise ClusterError(
-                        id, f"lost the connection to {self.url}; the job may still be running: {how}"
-                    ) from None
-            else:
-                failures = 0
-                if job.status.is_terminal():
-                    return job
-            time.sleep(1)
-
-    def _tail(self, id: str, show: Callable[[str], None]) -> bool:
-        """Follow a log by Ray's websocket; whether it came to its end."""
         import aiohttp
 
         async def tail() -> None:
             async for text in self.client.tail_job_logs(id):
                 show(text)
 
+        self.get(id)
         try:
             asyncio.run(tail())
-        except (RuntimeError, OSError, aiohttp.ClientError):
-            return False  # a proxy may refuse websockets, and let plain requests through
-        return True
+            while not (job := self.get(id)).status.is_terminal():
+                time.sleep(0.3)
+        except (RuntimeError, OSError, aiohttp.ClientError, UserError):
+            again = f"spikeprune jobs logs {id} --follow --address {self.url}"
+            raise UserError(
+                id, f"lost the connection to {self.url}; the job may still be running: {again}"
+            ) from None
+        return job
 
     @contextmanager
     def errors(self, id: str | None = None) -> Iterator[None]:
-        """Turn the errors of Ray's client into a `ClusterError` of one line.
+        """Turn the errors of Ray's client into a `UserError` of one line.
 
         Args:
             id: the job that the requests within are about.
@@ -160,31 +129,23 @@ class Jobs:
         try:
             yield
         except AuthenticationError:
-            raise ClusterError("--address", f"{self.url} refuses the token; {REMEDY}") from None
+            raise UserError("--address", f"{self.url} refuses the token; {REMEDY}") from None
         except (requests.RequestException, OSError):
-            raise ClusterError("--address", f"no Ray dashboard answers at {self.url} any more") from None
+            raise UserError("--address", f"no Ray dashboard answers at {self.url} any more") from None
         except RuntimeError as error:
             raise self._explained(str(error), id) from None
 
-    def _explained(self, text: str, id: str | None) -> ClusterError:
-        where = "--address"
+    def _explained(self, text: str, id: str | None) -> UserError:
         if id is not None and ("404" in text or "does not exist" in text):
-            return ClusterError(
-                id, f"is not a job at {self.url}; see spikeprune jobs list --address {self.url}"
+            return UserError(id, f"is not a job at {self.url}; see spikeprune jobs list --address {self.url}")
+        if "status code 500" in text or "No available agent" in text:
+            return UserError(
+                "--address",
+                f"the job server at {self.url} takes no jobs ({last_line(text)}); if it was started just "
+                "now, try again, else see dashboard.log and dashboard_agent.log in "
+                "/tmp/ray/session_latest/logs on the head",
             )
-        if "status code 500" in text and "got itself in trouble" in text:
-            return ClusterError(
-                where,
-                f"the job server at {self.url} failed (status 500); {_LOGS} (has its token file moved?)",
-            )
-        if "No available agent" in text:
-            return ClusterError(
-                where,
-                f"{self.url} has no agent that takes jobs; if it was started just now, try again, else "
-                f"{_LOGS} (address in use: another Ray there has its port; ray start "
-                "--dashboard-agent-listen-port)",
-            )
-        return ClusterError(id or where, last_line(text))
+        return UserError(id or "--address", last_line(text))
 
 
 def exit_code(job: "JobDetails") -> int:
@@ -216,24 +177,22 @@ def job_server(address: str | None) -> str:
     """The URL of a job server.
 
     Raises:
-        ClusterError: no address, or one of another kind.
+        UserError: no address, or one of another kind.
     """
     given = address or next((os.environ[v] for v in ADDRESS_VARIABLES if os.environ.get(v)), None)
     where = "--address"
     if given is None:
-        raise ClusterError(
+        raise UserError(
             where, "give the cluster's dashboard, as http://HEAD:8265 (or set RAY_API_SERVER_ADDRESS)"
         )
     if given.startswith("ray://"):
-        raise ClusterError(
-            where, f"{given} is a Ray Client address; jobs go to the dashboard: http://HEAD:8265"
-        )
+        raise UserError(where, f"{given} is a Ray Client address; jobs go to the dashboard: http://HEAD:8265")
     if given == "auto":
         given = "127.0.0.1:8265"
     if "://" not in given:
         given = f"http://{given}"
     if not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?", given):
-        raise ClusterError(where, f"{given!r} is not the URL of a dashboard; give http://HEAD:8265")
+        raise UserError(where, f"{given!r} is not the URL of a dashboard; give http://HEAD:8265")
     return given.rstrip("/")
 
 
@@ -241,7 +200,7 @@ def ask_dashboard(url: str, token: Token | None) -> str:
     """The version of Ray behind a dashboard, asked before Ray's client, which would wait without a limit.
 
     Raises:
-        ClusterError: no dashboard answers there within `SECONDS`, or it refuses the token.
+        UserError: no dashboard answers there within `SECONDS`, or it refuses the token.
     """
     import requests
 
@@ -254,30 +213,30 @@ def ask_dashboard(url: str, token: Token | None) -> str:
             allow_redirects=False,  # the token goes nowhere else
         )
     except requests.exceptions.SSLError:
-        raise ClusterError(where, f"{url} does not speak TLS or has no trusted certificate") from None
+        raise UserError(where, f"{url} does not speak TLS or has no trusted certificate") from None
     except requests.exceptions.Timeout:
-        raise ClusterError(where, f"no Ray dashboard answers at {url} within {SECONDS:g} s") from None
+        raise UserError(where, f"no Ray dashboard answers at {url} within {SECONDS:g} s") from None
     except requests.RequestException:
-        raise ClusterError(
+        raise UserError(
             where,
             f"no Ray dashboard answers at {url}; is the cluster running, with its dashboard, and the port "
             "forwarded (ssh -L 8265:127.0.0.1:8265 HEAD)?",
         ) from None
     if reply.status_code in (401, 403):
         if token is None:
-            raise ClusterError(where, f"{url} asks for a token; {REMEDY}")
-        raise ClusterError(where, f"{url} refuses the token of {token.source}; {REMEDY}")
+            raise UserError(where, f"{url} asks for a token; {REMEDY}")
+        raise UserError(where, f"{url} refuses the token of {token.source}; {REMEDY}")
     try:
         return str(reply.json()["ray_version"])
     except (ValueError, KeyError, TypeError):
-        raise ClusterError(where, f"{url} answers, but is no Ray dashboard; the usual port is 8265") from None
+        raise UserError(where, f"{url} answers, but is no Ray dashboard; the usual port is 8265") from None
 
 
 def _check_version(found: str, url: str) -> None:
     import ray
 
     if found.split(".")[:2] != ray.__version__.split(".")[:2]:
-        raise ClusterError(
+        raise UserError(
             "--address",
             f"{url} runs Ray {found}, here is Ray {ray.__version__}; they must agree: install the "
             "cluster's version here, or use an image with this one there",

@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import PurePosixPath
 from typing import Any
 
-from cluster.credentials import secret_in
-from cluster.errors import ClusterError
-from cluster.storage import uri_of
+from cluster.errors import UserError
 
 TEMPLATES = {
     "kuberay": "kuberay.yaml",
@@ -51,7 +48,7 @@ FIELDS = {
     "memory": Field(16, (1, 10**5)),  # GiB per node
     "gpus": Field(0, (0, 64)),  # per node
     "command": Field(("run", "my.yaml"), (r"(?s).*", "words")),  # of spikeprune, word by word
-    "storage": Field("/shared/runs", (r"/.*|[a-z][a-z0-9+.-]+:.*", "an absolute path or a URI")),
+    "storage": Field("/shared/runs", (r"/.*|[a-z][a-z0-9+.-]+://.+", "an absolute path or a URI")),
     "namespace": Field("default", _LABEL),  # Kubernetes
     "claim": Field("shared", _LABEL),  # Kubernetes: volume claim (ReadWriteMany) mounted at /shared
     "ssh_user": Field("ubuntu", (r"[a-z_][a-z0-9_-]{0,31}", "a user's name")),  # ray up
@@ -80,7 +77,7 @@ def manifest(kind: str, given: Mapping[str, Any]) -> str:
         given: values of `FIELDS`, as YAML gives them; the defaults fill the rest.
 
     Raises:
-        ClusterError: an unknown field, a wrong type or an impossible value.
+        UserError: an unknown field, a wrong type or an impossible value.
     """
     values = _texts(read_values(given), kind)
     text = (files("cluster") / "templates" / TEMPLATES[kind]).read_text()
@@ -93,19 +90,16 @@ def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """Checked values of all `FIELDS`.
 
     Raises:
-        ClusterError: an unknown field, a wrong type or an impossible value.
+        UserError: an unknown field, a wrong type or an impossible value.
     """
     values = {name: field.default for name, field in FIELDS.items()}
     for name, value in given.items():
         if name not in FIELDS:
             known = ", ".join(FIELDS)
-            raise ClusterError(str(name), f"is not a field of a manifest's config; it has {known}")
+            raise UserError(str(name), f"is not a field of a manifest's config; it has {known}")
         values[name] = _checked(name, value, FIELDS[name])
     if not values["command"]:
-        raise ClusterError("command", "is not possible; give a command of spikeprune and its options")
-    for name, text in (("storage", values["storage"]), *(("command", w) for w in values["command"])):
-        if (what := secret_in(text.partition("=")[2] if text.startswith("--") else text)) is not None:
-            raise ClusterError(name, what)
+        raise UserError("command", "is not possible; give a command of spikeprune and its options")
     return values
 
 
@@ -117,27 +111,23 @@ def _checked(name: str, value: Any, field: Field) -> Any:
     if isinstance(field.default, str):
         return _matching(name, value, field)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ClusterError(name, f"{value!r} is not possible; it must be a whole number")
+        raise UserError(name, f"{value!r} is not possible; it must be a whole number")
     least, most = field.allowed
     if not int(least) <= value <= int(most):
-        raise ClusterError(name, f"{value} is not possible; {least} to {most}")
+        raise UserError(name, f"{value} is not possible; {least} to {most}")
     return value
 
 
 def _matching(name: str, value: Any, field: Field) -> str:
     pattern, allowed = (str(part) for part in field.allowed)
     if not isinstance(value, str):
-        raise ClusterError(name, f"{value!r} is not possible; it must be text")
+        raise UserError(name, f"{value!r} is not possible; it must be text")
     fits = re.fullmatch(pattern, value, re.ASCII) is not None and "\0" not in value
     if name in ("storage", "venv"):
-        fits = fits and value.isprintable() and (not value or _absolute(value))
+        fits = fits and value.isprintable()
     if not fits:
-        raise ClusterError(name, f"{value!r} is not possible; it must be {allowed}")
+        raise UserError(name, f"{value!r} is not possible; it must be {allowed}")
     return value
-
-
-def _absolute(path: str) -> bool:
-    return PurePosixPath(path).is_absolute() or uri_of(path) is not None
 
 
 def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
@@ -178,7 +168,7 @@ def _entrypoint(words: Sequence[str], storage: str) -> str:
     """One line for KubeRay, which hands it through two shells and a joining of words on its way."""
     for word in words:
         if not _PLAIN.fullmatch(word):
-            raise ClusterError(
+            raise UserError(
                 "storage" if word == storage else "command",
                 f"{word!r} would not reach the job as it is; use letters, digits and _./:@%+=,- with KubeRay",
             )

@@ -13,8 +13,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster.credentials import names_secret, secret_in
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 from cluster.jobs import Jobs
 from cluster.tokens import Token
 
@@ -29,7 +28,6 @@ EXCLUDES = (
 )  # fmt: skip
 """Names that are never sent: caches, results and secrets; git's own rules are applied here already."""
 PACKAGES = ("snn", "pruning", "pipelines", "cluster")
-_TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +95,9 @@ def submit(jobs: Jobs, job: Submission, packed: Callable[[Package], None] = lamb
         the job's id.
 
     Raises:
-        ClusterError: a folder, id or variable that cannot be used, or the cluster refuses the job.
+        UserError: a folder or id that cannot be used, or the cluster refuses the job.
     """
     name = new_id(job.name) if job.id is None else _checked_id(job.id)
-    check_variables(job.env)
     package = collect(job.working_dir, include=job.include, excludes=job.excludes, token=jobs.token)
     packed(package)
     # A folder of links holds exactly what was listed: git's rules and `excludes` alone could neither add
@@ -139,10 +136,10 @@ def collect(
         token: the cluster's.
 
     Raises:
-        ClusterError: no such folder, a folder that hides this software, or more than `MAX_BYTES`.
+        UserError: no such folder, a folder that hides this software, or more than `MAX_BYTES`.
     """
     if not folder.is_dir():
-        raise ClusterError("--working-dir", f"{folder} is not a folder")
+        raise UserError("--working-dir", f"{folder} is not a folder")
     folder = folder.resolve()
     check_shadowing(folder)
     files = _files(folder, tuple(excludes))
@@ -156,7 +153,7 @@ def collect(
             del files[name], sizes[name]
     package = Package({n: files[n].resolve() for n in sorted(files)}, sizes)
     if package.bytes > MAX_BYTES:
-        raise ClusterError(
+        raise UserError(
             "--working-dir",
             f"{folder} holds {megabytes(package.bytes)}, a job takes {megabytes(MAX_BYTES)}; largest: "
             f"{package.largest()}; leave some out with --exclude PATTERN, and keep data on storage that the "
@@ -171,11 +168,11 @@ def check_shadowing(folder: Path) -> None:
     A checkout of this software is allowed: the job then runs that code.
 
     Raises:
-        ClusterError: a module or folder there has the name of one of ours.
+        UserError: a module or folder there has the name of one of ours.
     """
     hiding = shadows(folder)
     if hiding and len(hiding) < len(PACKAGES):
-        raise ClusterError(
+        raise UserError(
             "--working-dir",
             f"{folder / hiding[0]} hides spikeprune's module of that name; rename it, or send another folder",
         )
@@ -197,45 +194,11 @@ def new_id(name: str) -> str:
     return f"{stem}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables from ``NAME=VALUE``, or from ``NAME`` alone: its value here, which no process list shows.
-
-    Raises:
-        ClusterError: not a name, or one without a value here.
-    """
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ClusterError("--env", f"{text!r} is not NAME=VALUE or NAME")
-        if not equals and name not in environ:
-            raise ClusterError("--env", f"{name} has no value here; give {name}=VALUE")
-        found[name] = value if equals else environ[name]
-    return found
-
-
-def check_variables(env: Mapping[str, str]) -> None:
-    """That no variable of a job is a secret.
-
-    Raises:
-        ClusterError: one is, or its value is a URI with one.
-    """
-    for name, value in env.items():
-        if _TOKEN_VARIABLE.match(name):
-            raise ClusterError("--env", f"{name} stays here; jobs take the token from their cluster")
-        if names_secret(name) or secret_in(value) is not None:
-            raise ClusterError(
-                "--env",
-                f"{name} stays here: whoever lists jobs would read it, and Ray writes it into its logs; "
-                "set it on the cluster's nodes before ray start, or keep it in a file there",
-            )
-
-
 def requirements(given: Sequence[str]) -> list[str]:
     """Requirements one by one, with the lines of ``.txt`` files in their place.
 
     Raises:
-        ClusterError: a file that cannot be read.
+        UserError: a file that cannot be read.
     """
     found: list[str] = []
     for text in given:
@@ -243,7 +206,7 @@ def requirements(given: Sequence[str]) -> list[str]:
             try:
                 lines = Path(text).read_text().splitlines()
             except OSError as error:
-                raise ClusterError("--pip", f"{text} cannot be read ({error.strerror})") from None
+                raise UserError("--pip", f"{text} cannot be read ({error.strerror})") from None
             found += [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         else:
             found.append(text)
@@ -257,7 +220,7 @@ def megabytes(size: float) -> str:
 
 def _checked_id(id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", id):
-        raise ClusterError("--id", f"{id!r} is not possible; letters, digits, dots, dashes and underscores")
+        raise UserError("--id", f"{id!r} is not possible; letters, digits, dots, dashes and underscores")
     return id
 
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 PLACES = f"set {TOKEN_PATH} to its file, or put the token into ~/.ray/auth_token"
@@ -36,7 +36,7 @@ def find_token(path: Path | None = None) -> Token | None:
     """The token to use: of ``path``, or where Ray would look; ``None`` when there is none.
 
     Raises:
-        ClusterError: a file that is named but cannot be read, or holds no token.
+        UserError: a file that is named but cannot be read, or holds no token.
     """
     if path is not None:
         return _read(path, "--token-file")
@@ -55,11 +55,11 @@ def _read(path: Path, where: str) -> Token:
         value = path.expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ClusterError(where, f"no token can be read from {path} ({reason})") from None
+        raise UserError(where, f"no token can be read from {path} ({reason})") from None
     return Token(_checked(value, f"{where} ({path})" if where != str(path) else where), str(path))
 
 
 def _checked(value: str, where: str) -> str:
     if not value or not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
-        raise ClusterError(where, "holds no token; a token is one line of printable characters")
+        raise UserError(where, "holds no token; a token is one line of printable characters")
     return value

@@ -110,9 +110,9 @@ def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
     o = parse(SubmitCommand, args[:split], "submit")
-    from cluster.submit import Submission, requirements, variables
+    from cluster.submit import Submission, requirements
     from cluster.submit import submit as send
-    from pipelines.remote import remote_command
+    from pipelines.remote import job_variables, remote_command
 
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     job = Submission(
@@ -125,7 +125,7 @@ def submit(args: list[str]) -> int:
         excludes=o.exclude,
         extra=command.extra,
         pip=requirements(o.pip),
-        env=variables(o.env, os.environ),
+        env=job_variables(o.env, os.environ),
         metadata={"run": command.run} if command.run else {},
     )
     jobs = _jobs(o.address, o.token_file)
@@ -191,8 +191,7 @@ def doctor(args: list[str]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    from cluster.doctor import examine
-    from pipelines.needs import needs_of
+    from pipelines.doctor import examine
 
     config = load_config(o.config, overrides)
     address = config.cluster.address if o.address is None else o.address
@@ -200,7 +199,7 @@ def doctor(args: list[str]) -> int:
         address if address is not None and address.startswith(("http://", "https://")) else o.dashboard
     )
     lines = examine(
-        needs_of(config),
+        config,
         address=None if address == dashboard else address,
         dashboard=dashboard,
         token_file=o.token_file,
@@ -220,6 +219,7 @@ def manifest(args: list[str]) -> int:
     import yaml
 
     from cluster.manifest import manifest as filled
+    from pipelines.remote import check_no_secret
 
     values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
@@ -230,6 +230,7 @@ def manifest(args: list[str]) -> int:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError("--set", f"{text!r} cannot be read") from None
+    check_no_secret([str(w) for w in values.get("command", ())], "command", str(values.get("storage", "")))
     print(filled(o.kind, values), end="")  # noqa: T201
     return 0
 

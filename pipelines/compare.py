@@ -12,22 +12,22 @@ from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from cluster.connect import connect
-from cluster.nodes import check_shared
-from cluster.storage import uri_of
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.console import bars, messages, results
-from pipelines.data.files import write_beside, write_json
+from pipelines.doctor import data_files
 from pipelines.errors import UserError
-from pipelines.needs import needs_of
-from pipelines.places import give_back, here
-from pipelines.preflight import check_data, check_storage
+from pipelines.preflight import check_data
 from pipelines.pruned_figures import HEADINGS, figure_cells, pruned_figures
 from pipelines.reading import window_rows
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import new_figure, to_svg
 from pipelines.run import checkpoint_of
 from pipelines.run_folder import CONFIG
+from pipelines.storage.atomic import check_storage, write_beside, write_json
+from pipelines.storage.paths import uri_of
+from pipelines.storage.shared import check_shared
+from pipelines.storage.sync import local_copy, named, upload_changes
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.local import LocalEngine
 from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
@@ -174,8 +174,7 @@ def compare_on(
         settings: the further arguments of `compare`.
 
     Raises:
-        UserError: as `compare`.
-        ClusterError: no such cluster, or a node that cannot read the run or its data.
+        UserError: as `compare`; no such cluster, or a node that cannot read the run or its data.
     """
     import ray
 
@@ -186,7 +185,7 @@ def compare_on(
     gpus = 1 if config.cluster.gpus_per_worker else 0
     with (console or messages()).status(f"comparing on {address}"), connect(address) as cluster:
         if cluster.nodes > 1:
-            check_shared(None, (str(checkpoint), *needs_of(config).data))
+            check_shared(None, (str(checkpoint), *data_files(config)))
         comparing: Any = compare  # Ray's stubs know no keyword arguments
         task = ray.remote(num_cpus=1, num_gpus=gpus)(comparing)
         try:
@@ -359,14 +358,14 @@ def main(
     overrides: Mapping[str, str],
 ) -> None:
     """Compare, write and print: the body of ``spikeprune compare``."""
-    source = here(source)
+    source = local_copy(source)
     folder = checkpoint_of(source)[1]
     check_storage(folder)
     address = overrides.get("cluster.address")
     run_it = compare if address is None else partial(compare_on, address)
     done = run_it(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
     values, page = write_comparison(done, folder)
-    give_back(folder)
+    upload_changes(folder)
     console = results(width=112)
     console.print(comparison_table(done))
-    console.print(f"values: {values}\nplot: {page}", highlight=False, soft_wrap=True)
+    console.print(f"values: {named(values)}\nplot: {named(page)}", highlight=False, soft_wrap=True)

@@ -1,18 +1,3 @@
-"""The one error that a user's mistake ends in."""
+"""The one error that a user's mistake ends in, by the name under which this floor knows it."""
 
-
-class UserError(ValueError):
-    """What is wrong, where, and what to do about it; the command prints it as one line.
-
-    Args:
-        where: the config field, file or option at fault.
-        what: what is wrong with it, and what is allowed or how to mend it.
-    """
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(where, what)  # both, so that it can be pickled on its way from a worker
-        self.where = where
-        self.what = what
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+from cluster.errors import UserError as UserError

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.config.plugins import keep_copy, use_own_code
-from pipelines.data.files import read_json, write_beside, write_json
 from pipelines.errors import UserError
-from pipelines.preflight import check_storage
 from pipelines.run_folder import CODE, read_config, read_metrics
+from pipelines.storage.atomic import check_new_folder, filled_folder, read_json, write_beside, write_json
+from pipelines.storage.paths import below
 from pruning.weights.masks import Masks
 from snn.interchange import Architecture, load_checkpoint, save_checkpoint
 from snn.models import SpikingNetwork
@@ -42,7 +42,8 @@ class LayerRow:
 class Exported:
     """What was written."""
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
+    """Paths or URIs."""
     phase: str
     layers: tuple[LayerRow, ...]
 
@@ -63,32 +64,31 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
             Nothing is written then.
     """
     phase, checkpoint = _last(run)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("--output", f"{output} exists; name a new folder")
+    check_new_folder("--output", output)
     code = use_own_code(read_config(run))
     model, architecture = load_checkpoint(checkpoint)
     model.eval()
     masks = _masks(run, model) if phase != "train" else None
     graph = _graph(model, architecture) if nir else None
     rows = _rows(run, phase, model)
-    check_storage(output)
-    names = ["model.safetensors"]
-    save_checkpoint(output / names[0], model, architecture)
-    if masks is not None:
-        names.append("masks.safetensors")
-        masks.save(output / names[-1])
-    if graph is not None:
-        import nir as package
+    with filled_folder(output, "--output") as folder:
+        names = ["model.safetensors"]
+        save_checkpoint(folder / names[0], model, architecture)
+        if masks is not None:
+            names.append("masks.safetensors")
+            masks.save(folder / names[-1])
+        if graph is not None:
+            import nir as package
 
-        names.append("model.nir")
-        write_beside(output / names[-1], lambda p: package.write(p, graph))
-    if code is not None and code.files:
-        keep_copy(code, output / CODE)
-        names += [f"{CODE}/{name}" for name in code.files]
-    names += ["layers.csv", "layers.json"]
-    write_beside(output / "layers.csv", lambda p: p.write_text(_csv(rows)))
-    write_json(output / "layers.json", _json(run, phase, rows))
-    return Exported(files=tuple(output / n for n in names), phase=phase, layers=rows)
+            names.append("model.nir")
+            write_beside(folder / names[-1], lambda p: package.write(p, graph))
+        if code is not None and code.files:
+            keep_copy(code, folder / CODE)
+            names += [f"{CODE}/{name}" for name in code.files]
+        names += ["layers.csv", "layers.json"]
+        write_beside(folder / "layers.csv", lambda p: p.write_text(_csv(rows)))
+        write_json(folder / "layers.json", _json(run, phase, rows))
+    return Exported(files=tuple(below(output, n) for n in names), phase=phase, layers=rows)
 
 
 def print_export(exported: Exported, console: Console) -> None:
@@ -108,7 +108,7 @@ def print_export(exported: Exported, console: Console) -> None:
         )
     console.print(table)
     for path in exported.files:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(path, highlight=False, soft_wrap=True)
 
 
 def _last(run: Path) -> tuple[str, Path]:

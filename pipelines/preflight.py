@@ -1,16 +1,14 @@
 """Everything that can be known to go wrong is refused here, before anything expensive starts."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
-from cluster.storage import uri_of
 from pipelines.config import Config, is_own
 from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_examples, describe, read_split
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
+from pipelines.storage.paths import uri_of
 from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
 from pruning.examples.policies.settings import FORWARD_COST, Settings
@@ -117,21 +115,6 @@ def costly_passes(config: Config) -> str | None:
         f"examples.rescore_every {every}: scoring passes cost {cost:.2f} of a full epoch per pruned epoch, of"
         f" the {e.ratio:.2f} that it saves; 0 takes the scores from the training steps at no cost"
     )
-
-
-def check_storage(folder: Path) -> None:
-    """That files can be written below ``folder``.
-
-    Raises:
-        UserError: they cannot.
-    """
-    probe = folder / f".probe-{uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(os.urandom(1))
-        probe.unlink()
-    except OSError as error:
-        raise UserError("storage", f"{folder} cannot be written ({error.strerror or error})") from None
 
 
 def check_cluster(config: Config, cpus: float, gpus: float) -> None:

@@ -11,13 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.storage import Remote, uri_of
 from pipelines.config import Config
-from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
-from pipelines.places import local_file
+from pipelines.storage.atomic import read_json, write_json
+from pipelines.storage.paths import Folder, below
+from pipelines.storage.sync import local_file
 
 PROVENANCE = "provenance.json"
+GIT_SECONDS = 5.0
 PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -119,12 +120,8 @@ def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"]
 
 
 def _manifest(config: Config) -> bytes | None:
-    uri, name = uri_of(config.data.path), "manifest.json"
-    if uri is not None:
-        remote = Remote.of(uri, where="data.path")
-        return remote.read(name) if remote.exists(name) else None
-    path = Path(config.data.path) / name
-    return path.read_bytes() if path.exists() else None
+    folder, name = Folder.holding(below(config.data.path, "manifest.json"))
+    return folder.read(name) if folder.exists(name) else None
 
 
 def _version(package: str) -> str | None:
@@ -135,16 +132,19 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, where it runs from a checkout."""
-    here = Path(__file__).resolve().parent
+    """The commit of this code where it runs from its own checkout, not of whatever it is installed in."""
+    root = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
             capture_output=True,
             text=True,
-            timeout=5,
+            timeout=GIT_SECONDS,
             check=False,
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    if done.returncode:
+        return None
+    top, commit = done.stdout.split("\n")[:2]
+    return commit if Path(top).resolve() == root else None

@@ -11,16 +11,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from cluster.connect import connect
-from cluster.nodes import check_shared
-from cluster.storage import uri_of
 from pipelines.config import Config
 from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
-from pipelines.data.files import check_beside, write_beside
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
+from pipelines.storage.atomic import check_beside, write_beside
+from pipelines.storage.shared import check_shared
 from pruning.examples.scores import SCORES
 from snn.interchange import load_checkpoint
 from snn.models import SpikingNetwork
@@ -55,8 +54,7 @@ def rank(
     for name in names:
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
-    if uri_of(config.data.path) is None:
-        check_beside("--output", output, Path(config.data.path))
+    check_beside("--output", output, config.data.path)
     use_own_code(config)
     train, scored = _read(config, split, console)
     info = describe(train, scored, config.data.path, config.data, config.model.T)

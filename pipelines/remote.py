@@ -1,16 +1,18 @@
 """What a command needs on a cluster that does not see this machine's files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cluster.credentials import secret_in
-from cluster.storage import below, name_of, parent, uri_of
 from pipelines.config import Config
 from pipelines.config.load import config_files, load_tree
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
+from pipelines.storage.credentials import names_secret, secret_in
+from pipelines.storage.paths import below, name_of, parent, uri_of
 
+_TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
 STORAGE = "~/spikeprune-runs"
 TRAINING = ("run", "train", "search")
 ON_RUNS = ("prune", "compare", "score")
@@ -46,7 +48,7 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     """
     if not words:
         raise UserError("submit", "nothing to run; put the command behind --, as in: -- run my.yaml")
-    _check_no_secret(words, storage)
+    check_no_secret(words, "submit", storage)
     verb, rest = words[0], list(words[1:])
     if verb == "python":
         if not rest:
@@ -70,16 +72,50 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
 
 
-def _check_no_secret(words: Sequence[str], storage: str) -> None:
-    """Whoever may list jobs reads their commands and where their runs lie."""
+def check_no_secret(words: Sequence[str], command: str, storage: str) -> None:
+    """That a command for a cluster holds no secret: whoever may list jobs reads it, and where its run lies.
+
+    Args:
+        words: of the command.
+        command: what names them in an error where no option does.
+        storage: folder of runs.
+
+    Raises:
+        UserError: the storage or one of the words is a URI with a secret.
+    """
     if (what := secret_in(storage)) is not None:
         raise UserError("--storage", what)
-    where = "submit"
+    where = command
     for word in words:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if (what := secret_in(value)) is not None:
             raise UserError(option or where, what)
-        where = option if option and not equals else "submit"
+        where = option if option and not equals else command
+
+
+def job_variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables from ``NAME=VALUE``, or from ``NAME`` alone: its value here, which no process list shows.
+
+    Raises:
+        UserError: not a name, one without a value here, or one that is a secret or a URI with one.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UserError("--env", f"{text!r} is not NAME=VALUE or NAME")
+        if not equals and name not in environ:
+            raise UserError("--env", f"{name} has no value here; give {name}=VALUE")
+        found[name] = value if equals else environ[name]
+        if _TOKEN_VARIABLE.match(name):
+            raise UserError("--env", f"{name} stays here; jobs take the token from their cluster")
+        if names_secret(name) or secret_in(found[name]) is not None:
+            raise UserError(
+                "--env",
+                f"{name} stays here: whoever lists jobs would read it, and Ray writes it into its logs; "
+                "set it on the cluster's nodes before ray start, or keep it in a file there",
+            )
+    return found
 
 
 def _tree(verb: str) -> type[Config]:
@@ -125,7 +161,7 @@ def _training(
     return RemoteCommand(
         words=(*here, *rest),
         name=config.name,
-        run=below(storage, config.name) if uri_of(storage) else f"{storage.rstrip('/')}/{config.name}",
+        run=below(storage, config.name),
         include=include,
         extra=extra,
     )

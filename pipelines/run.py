@@ -1,5 +1,6 @@
 """Run a config: check everything, launch the phases, leave a folder that tells all."""
 
+import atexit
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,8 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
-from cluster.nodes import check_shared
-from cluster.storage import below, parent, uri_of
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
@@ -20,21 +19,23 @@ from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
-from pipelines.places import fetch_run, here, mirror_of, run_path, run_uri
-from pipelines.places import told as storage_told
-from pipelines.preflight import (
-    CheckedData,
-    check_cluster,
-    check_data,
-    check_places,
-    check_storage,
-    costly_passes,
-)
+from pipelines.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
 from pipelines.profile import TRAINING, Startup, told, write_table
 from pipelines.progress import TrainingProgress
 from pipelines.provenance import check_same_data, check_same_start, start_of
 from pipelines.reading import settle_reading, window_rows
-from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config
+from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path, run_uri
+from pipelines.storage.atomic import check_storage
+from pipelines.storage.paths import below, parent, uri_of
+from pipelines.storage.shared import check_shared
+from pipelines.storage.sync import (
+    Mirror,
+    beside_checkpoints,
+    local_copy,
+    mirror_of,
+    remove_working_copy,
+    storage_errors,
+)
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, phases_of
 from pipelines.training.trackers import check_trackers
@@ -68,7 +69,10 @@ def run(
         UserError: whatever is wrong with config, data, storage or cluster, before training starts; or
             another process works on the run.
     """
-    with hold(run_path(config), "run", config.storage):
+    folder = run_path(config)
+    if run_uri(config) is not None:
+        atexit.register(remove_working_copy, folder)
+    with hold(folder, "run", config.storage):
         return _run(config, command, resume, initial, profile, on_record, console or messages())
 
 
@@ -152,13 +156,13 @@ def _run(
             initial=initial,
         )
         if mirror is not None:
-            with storage_told(mirror.remote):
+            with storage_errors(mirror.remote):
                 mirror.push()
         watch = stack.enter_context(TrainingProgress(phases, console))
         launch(spec, watch=watch)
         if mirror is not None:
-            with storage_told(mirror.remote):
-                mirror.pull()
+            with storage_errors(mirror.remote):
+                mirror.pull(beside_checkpoints)  # what other machines have written
         startup.lap(TRAINING)
     startup.lap("stopping Ray")
     if profile:
@@ -188,6 +192,20 @@ def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Co
             console.print(f"{rows:,} bad rows are left out; see {folder / 'skipped.json'}", highlight=False)
 
 
+def fetch_run(mirror: Mirror, *, resume: bool) -> None:
+    """What there is of a run, before it starts or goes on; without its checkpoints where it would start.
+
+    Raises:
+        UserError: the storage cannot be read or written.
+    """
+    with storage_errors(mirror.remote):
+        reason = mirror.remote.why_unwritable()
+        if reason is not None:
+            raise UserError("storage", f"{mirror.remote.uri} cannot be used ({reason})")
+        starts = not resume and mirror.remote.exists(CONFIG)  # and is refused because of it
+        mirror.pull(beside_checkpoints if starts else lambda name: True)
+
+
 def is_finished(folder: Path, phases: int) -> bool:
     """Whether a run's newest checkpoint has all of its phases behind it."""
     newest = latest_checkpoint(folder / "checkpoints")
@@ -212,9 +230,9 @@ def prune(
         UserError: not a run or checkpoint, and as `run`.
     """
     uri = uri_of(source)
-    checkpoint, folder = checkpoint_of(here(source))
+    checkpoint, folder = checkpoint_of(local_copy(source))
     stored = read_config(folder)
-    storage = str(folder.parent) if uri is None else parent(uri)
+    storage = parent(uri or folder)
     config = load_config(folder / CONFIG, {"name": f"{stored.name}-pruned", "storage": storage, **overrides})
     initial = str(checkpoint) if uri is None else below(uri, str(checkpoint.relative_to(folder)))
     return run(config, "prune", resume=resume, initial=initial, console=console)
@@ -226,7 +244,7 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
     Raises:
         UserError: a YAML config without a checkpoint, and as `prune`.
     """
-    source = here(source)
+    source = local_copy(source)
     if source.is_dir() or source.suffix == ".safetensors" or (checkpoint is None and not source.exists()):
         found, folder = checkpoint_of(source)
         return folder / CONFIG, checkpoint or found

@@ -9,18 +9,31 @@ from typing import Any
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
-from pipelines.data.files import write_beside
 from pipelines.errors import UserError
-from pipelines.places import CONFIG as CONFIG
-from pipelines.places import run_path, run_uri
 from pipelines.provenance import knows_data, write_provenance
+from pipelines.storage.atomic import write_beside
+from pipelines.storage.paths import below, uri_of
+from pipelines.storage.sync import working_copy
 
-CODE = "code"
+CODE, CONFIG = "code", "config.yaml"
 FREE_TO_CHANGE = (
     "cluster.address",
     "storage",
     "code",
 )  # on resuming: they change where a run is, not what it is
+
+
+def run_path(config: Config) -> Path:
+    """Where a config's run lies, absolute; the working copy where storage is a URI."""
+    uri = run_uri(config)
+    if uri is not None:
+        return working_copy(uri)
+    return (Path(config.storage).expanduser() / config.name).absolute()
+
+
+def run_uri(config: Config) -> str | None:
+    """The URI of a config's run; ``None`` where storage is a folder."""
+    return None if uri_of(config.storage) is None else below(config.storage, config.name)
 
 
 def check_run(config: Config, *, resume: bool) -> None:

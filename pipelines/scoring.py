@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.connect import prepare_data
+from cluster.connect import prepare_data, usable_cpus
 from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
@@ -257,7 +257,7 @@ def cluster_cores() -> int:
 
     cores = int(ray.cluster_resources().get("CPU", 1))
     if sum(node["Alive"] for node in ray.nodes()) == 1:
-        cores = min(cores, os.cpu_count() or 1)
+        cores = min(cores, usable_cpus())
     return max(cores, 1)
 
 

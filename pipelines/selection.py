@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.connect import connect
-from cluster.storage import name_of
 from pipelines.data.dataset import read_split
-from pipelines.data.files import check_beside, check_new_folder, open_parquet, write_beside
 from pipelines.data.ids import MOST_IDS, IdCollector, IdSet
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.poisson_pass import PoissonDraw, draws_alone, poisson_pass
+from pipelines.storage.atomic import check_beside, check_new_folder, write_beside
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, uri_of
 from pruning.examples.inclusion import subset_size
 from pruning.examples.policies import Policy, make_policy
 
@@ -150,7 +150,8 @@ def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterat
 
     if score is None:
         return poisson_pass(ray.data.range(plan.population), None, plan)
-    return poisson_pass(ray.data.read_parquet(str(scores), columns=["id", score]), score, plan)
+    table = ray.data.read_parquet(uri_of(scores) or str(scores), columns=["id", score])
+    return poisson_pass(table, score, plan)
 
 
 def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
@@ -190,7 +191,7 @@ def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
 
 def _opened(path: Path, score: str) -> pq.ParquetFile:
     try:
-        parquet = pq.ParquetFile(path)
+        parquet = open_parquet(path)
     except FileNotFoundError:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -207,7 +208,7 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
 def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> None:
     """The chosen rows of every file under its own name, with their weights."""
     for file in split_files(folder, split):
-        write_beside(output / name_of(file), lambda path, file=file: _filter(file, subset, path))  # type: ignore[misc]
+        write_beside(below(output, name_of(file)), lambda path, file=file: _filter(file, subset, path))  # type: ignore[misc]
 
 
 def _filter(file: str, subset: Path, path: Path) -> None:
@@ -226,7 +227,10 @@ def _filter(file: str, subset: Path, path: Path) -> None:
 def _chosen(rows: pa.Table, subset: Path) -> pa.Table:
     ids = rows.column("id").to_numpy()
     within = [("id", ">=", int(ids.min())), ("id", "<=", int(ids.max()))]
-    drawn = pq.read_table(subset, columns=["id", "weight"], filters=within)
+    place, name = Folder.holding(subset)
+    drawn = pq.read_table(
+        place.at(name), columns=["id", "weight"], filters=within, filesystem=place.filesystem
+    )
     found, weights = drawn.column("id").to_numpy(), drawn.column("weight")
     keep = np.isin(ids, found)
     return rows.filter(pa.array(keep)).append_column(

@@ -70,7 +70,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[st
     Raises:
         ValueError: an architecture that JSON cannot hold, or that does not describe ``model``.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     try:
         header = json.dumps({"format": FORMAT, "architecture": dict(architecture)}, sort_keys=True)
@@ -82,8 +82,9 @@ def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[st
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(_tensors(model), beside, {_KEY: header})
-        with open(beside, "rb") as file:
+        with open(beside, "wb") as file:  # safetensors' own files are for their owner alone
+            file.write(save(_tensors(model), {_KEY: header}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:

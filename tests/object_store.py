@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from unittest import mock
 
+from pipelines.storage import paths
+
 BUCKET = "bucket"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "tests",
@@ -35,6 +37,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     }
     try:
         with mock.patch.dict(os.environ, variables):
+            paths._opened.cache_clear()  # connections to servers before this one
             _make_bucket(port, process)
             yield variables
     finally:

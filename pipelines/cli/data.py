@@ -151,6 +151,7 @@ def ingest(args: list[str]) -> int:
     from pipelines.data.ingest import Writing, summary
     from pipelines.data.ingest import ingest as write_dataset
     from pipelines.data.sources.base import Options
+    from pipelines.storage.sync import named
 
     options = Options(
         download=o.download,
@@ -170,7 +171,7 @@ def ingest(args: list[str]) -> int:
     )
     with progress("ingesting") as told:
         manifest = write_dataset(o.source, o.output, o.input, options=options, writing=writing, told=told)
-    write(f"{o.output}: {summary(manifest)}")
+    write(f"{named(o.output)}: {summary(manifest)}")
     return 0
 
 
@@ -192,10 +193,11 @@ def verify(args: list[str]) -> int:
     o = parse(VerifyCommand, args, prog="spikeprune data verify", description=verify.__doc__)
     from pipelines.data.ingest import summary
     from pipelines.data.verify import verify as verify_dataset
+    from pipelines.storage.sync import named
 
     with progress("verifying") as told:
         manifest = verify_dataset(o.folder, told)
-    write(f"{o.folder}: {summary(manifest)}, all as the manifest says")
+    write(f"{named(o.folder)}: {summary(manifest)}, all as the manifest says")
     return 0
 
 
@@ -204,11 +206,12 @@ def frames(args: list[str]) -> int:
     o = parse(FramesCommand, args, prog="spikeprune data frames", description=frames.__doc__)
     from pipelines.data.cache import cache_frames
     from pipelines.data.ingest import Writing, summary
+    from pipelines.storage.sync import named
 
     writing = Writing(workers=o.workers)
     with progress("framing") as told:
         manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
-    write(f"{o.output}: {summary(manifest)} of {o.T} frames")
+    write(f"{named(o.output)}: {summary(manifest)} of {o.T} frames")
     return 0
 
 
@@ -221,12 +224,13 @@ def show(args: list[str]) -> int:
 
     from pipelines.data.show import contact_sheet
     from pipelines.data.show import show as show_dataset
+    from pipelines.storage.sync import named
 
     table, sensor = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
     if o.png is not None:
         names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
         contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
-        write(f"{o.png}: {table.num_rows} examples")
+        write(f"{named(o.png)}: {table.num_rows} examples")
     return 0
 
 
@@ -238,6 +242,7 @@ def select(args: list[str]) -> int:
             value = getattr(o, name)
             raise UserError(f"--{name}", f"{value} is not possible; it must be between 0 and 2147483647")
     from pipelines.selection import select_subset
+    from pipelines.storage.sync import named
 
     drawn = select_subset(
         o.folder,
@@ -253,5 +258,5 @@ def select(args: list[str]) -> int:
         filtered=o.filtered,
         address=o.address,
     )
-    write(f"{o.output}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")
+    write(f"{named(o.output)}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")
     return 0

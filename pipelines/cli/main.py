@@ -49,11 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        if isinstance(error, UserError) or type(error).__name__ == "ClusterError":
-            say(f"spikeprune: {error}")
-            return getattr(error, "code", 2)
-        raise
+    except UserError as error:
+        say(f"spikeprune: {error}")
+        return getattr(error, "code", 2)
 
 
 def usage(group: str = "") -> str:

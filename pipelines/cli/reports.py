@@ -78,10 +78,10 @@ def export(args: list[str]) -> int:
     o = parse(ExportCommand, args, prog="spikeprune export", description=export.__doc__)
     from pipelines.export import export as export_run
     from pipelines.export import print_export
-    from pipelines.places import here
+    from pipelines.storage.sync import local_copy
 
     with messages().status("exporting"):
-        done = export_run(here(o.run), o.output, nir=o.nir)
+        done = export_run(local_copy(o.run), o.output, nir=o.nir)
     print_export(done, results())
     return 0
 
@@ -91,17 +91,19 @@ def report(args: list[str]) -> int:
     o = parse(ReportCommand, args, prog="spikeprune report", description=report.__doc__)
     if not o.runs:
         raise UserError("report", "which run? Name its folder, or several")
-    from pipelines.places import here
+    from pipelines.storage.sync import local_copy
 
     if len(o.runs) == 1:
-        return print_run(here(o.runs[0]), o.output)
+        return print_run(local_copy(o.runs[0]), o.output)
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import summarise
     from pipelines.report.tables import print_comparison
+    from pipelines.storage.paths import below, parent, uri_of
 
-    folders = [here(folder) for folder in o.runs]
+    folders = [local_copy(folder) for folder in o.runs]
     summaries = [summarise(folder) for folder in folders]
-    page = write_comparison(summaries, o.output or folders[0].absolute().parent / "comparison.html")
+    beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
+    page = write_comparison(summaries, o.output or Path(beside))
     print_comparison(summaries, page, results(width=140))
     return 0
 
@@ -119,14 +121,14 @@ def bench(args: list[str]) -> int:
 
 def print_run(folder: Path, output: Path | None = None) -> int:
     """A run's report: tables in the terminal and one HTML file."""
-    from pipelines.places import give_back
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
     from pipelines.report.tables import print_report
+    from pipelines.storage.sync import upload_changes
 
     summary = summarise(folder)
     page = write_page(summary, output)
     write_summary(summary)
-    give_back(folder)
+    upload_changes(folder)
     print_report(summary, page, results())
     return 0

@@ -111,11 +111,12 @@ def score(args: list[str]) -> int:
     o, overrides = read_command(ScoreCommand, args, prog="spikeprune score", description=score.__doc__)
     from pipelines.ranking import rank
     from pipelines.run import network_of
+    from pipelines.storage.sync import named
 
     path, checkpoint = network_of(o.source, o.checkpoint)
     config = load_config(path, overrides | _given(o, "address"))
     done = rank(config, checkpoint, o.output, names=o.scores, split=o.split)
-    write(f"{o.output}: {done:,} examples")
+    write(f"{named(o.output)}: {done:,} examples")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cluster.credentials import secret_in
 from pipelines.errors import UserError
+from pipelines.storage.credentials import secret_in
 
 _SHOWN = 80
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.data.files import write_json
 from pipelines.errors import UserError
+from pipelines.storage.atomic import write_json
 
 OnBadRow = Literal["stop", "skip"]
 LISTED_IDS = 100  # of one finding; the rest is counted

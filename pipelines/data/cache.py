@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.data.dataset import read_split
 from pipelines.data.events import Sensor, from_arrow, is_events
-from pipelines.data.files import read_json
 from pipelines.data.frames import By, Frames, smallest
-from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, write_dataset
+from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, absolute, write_dataset
 from pipelines.data.request import check_request
 from pipelines.data.sources.base import Bad, Example, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of, reading
+from pipelines.data.sources.originals import fingerprint_of, reading
 from pipelines.data.sources.tables import class_names
 from pipelines.data.verify import MANIFEST, verify
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below
+from pipelines.storage.paths import Folder, name_of, open_parquet
 
 GROUP_BYTES = 1 << 24  # of frames in a row group
 
@@ -48,7 +48,7 @@ class FramedRows:
 
     def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
         row = 0
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = [n for n in ("image", "label", "path") if n in file.schema_arrow.names]
             for batch in file.iter_batches(32, columns=names):
                 if row < high and row + batch.num_rows > low:
@@ -94,23 +94,23 @@ def cache_frames(
     """
     if T < 1:
         raise UserError("--T", f"{T} is not possible; it must be at least 1")
-    output, writing = Path(output).absolute(), writing or Writing()
+    output, writing = absolute(output), writing or Writing()
     files = {split: read_split(folder, split).files for split in ("train", "test")}
-    schema = pq.read_schema(files["train"][0])
+    with open_parquet(files["train"][0]) as parquet:
+        schema = parquet.schema_arrow
     sensor = Sensor.of(schema)
     if not is_events(schema.field("image").type) or sensor is None:
         raise UserError(str(folder), "holds no recordings of events, or does not tell their sensor_size")
     frames = Frames.of(sensor, T=T, by=by, size=size, where="--size")
     rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
-    local = Folder.of(str(folder))
+    recordings = Folder.of(folder, "data.path")
     source = Source(
         splits={split: FramedRows(paths, _sizes(paths), frames) for split, paths in files.items()},
         class_names=class_names(schema, "label"),
-        fingerprint=fingerprint_of(local, [Path(p).name for f in files.values() for p in f], rule),
+        fingerprint=fingerprint_of(recordings, [name_of(p) for f in files.values() for p in f], rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )
-    if (output / MANIFEST).exists():
-        manifest = read_json(output / MANIFEST)
+    if (manifest := read_json_below(output, MANIFEST)) is not None:
         if manifest.get("frames") != rule:
             raise UserError(str(output), f"holds {manifest.get('frames') or manifest.get('source')} already")
         check_request(output, writing.settings(), {}, lambda: source)
@@ -123,4 +123,8 @@ def cache_frames(
 
 
 def _sizes(files: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(pq.read_metadata(file).num_rows for file in files)
+    sizes = []
+    for file in files:
+        with open_parquet(file) as parquet:
+            sizes.append(parquet.metadata.num_rows)
+    return tuple(sizes)

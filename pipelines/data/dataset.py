@@ -11,12 +11,13 @@ from pipelines.config import DataConfig
 from pipelines.data.bad_rows import BadRows, OnBadRow
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Sensor, is_events
-from pipelines.data.files import open_parquet, read_json_below
 from pipelines.data.frames import Frames
 from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
 from pipelines.data.scan import MANIFEST, check_shards, class_names, scan, split_files
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below
+from pipelines.storage.paths import open_parquet
 
 STATISTICS_ROWS = 2048
 STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images

@@ -7,13 +7,13 @@ the shards that are there.
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.files import read_json, write_json
 from pipelines.data.publish import publish, refuse_bad
 from pipelines.data.request import check_request, request_of, write_request
 from pipelines.data.shards import (
@@ -28,6 +28,16 @@ from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Example, Options, Source, Split
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
+from pipelines.storage.atomic import (
+    check_new_folder,
+    check_storage,
+    read_json,
+    read_json_below,
+    upload_folder,
+    write_json,
+)
+from pipelines.storage.paths import Folder, uri_of
+from pipelines.storage.sync import working_copy
 
 MANIFEST = "manifest.json"
 IMAGE_ROWS = (8192, 1024)  # of a shard and of a row group; 65,536 (a block of the draw) is a multiple
@@ -93,13 +103,12 @@ def ingest(
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
-    output, writing = Path(output).absolute(), writing or Writing()
+    output, writing = absolute(output), writing or Writing()
     chosen = replace(options or Options(), input=None if input is None else str(input))
     request = request_of(chosen)
-    if (output / MANIFEST).exists():
-        manifest = read_json(output / MANIFEST)
+    if (manifest := read_json_below(output, MANIFEST)) is not None:
         if manifest.get("source") != source:
-            raise UserError(str(output), f"holds {manifest.get('source')!r} already; choose another --output")
+            raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
         unfetched = replace(chosen, download=False)
         check_request(output, writing.settings(), request, lambda: SOURCES[source](unfetched))
         verify(output)
@@ -107,16 +116,52 @@ def ingest(
     return write_dataset(source, SOURCES[source](chosen), output, writing, told, request)
 
 
+def absolute(output: Path | str) -> str:
+    """A folder to write as an absolute path, or as its URI."""
+    return uri_of(output) or str(Path(output).absolute())
+
+
 def write_dataset(
     name: str,
     source: Source,
-    output: Path,
+    output: str,
     writing: Writing,
     told: Told,
     request: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write an opened source; see `ingest`. ``request`` is kept beside it, for `check_request`."""
-    _check_output(output)
+    """Write an opened source; see `ingest`. ``request`` is kept beside it, for `check_request`.
+
+    For a URI all is written here first, in the temporary folder, and uploaded at the end.
+    """
+    check_new_folder("--output", output)
+    if uri_of(output) is None:
+        return _write_here(name, source, Path(output), writing, told, request or {})
+    if writing.address is not None:
+        raise UserError(
+            "--address", f"cannot be used for {output}, which is written here first; leave it out"
+        )
+    there = Folder.of(output, "--output")
+    check_storage(output, "--output")
+    here = working_copy(output)
+    try:
+        if (here / MANIFEST).exists():  # an upload that was cut off
+            shutil.rmtree(here)
+        manifest = _write_here(name, source, here, writing, told, request or {})
+        upload_folder(here, there, last=MANIFEST)
+    finally:
+        shutil.rmtree(here, ignore_errors=True)
+        with suppress(OSError):  # what was bad stays beside it
+            here.parent.rmdir()
+    return manifest
+
+
+def _write_here(
+    name: str, source: Source, output: Path, writing: Writing, told: Told, request: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(str(output), f"cannot be written ({error.strerror})") from None
     shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
@@ -128,7 +173,7 @@ def write_dataset(
         manifest = publish(name, source, shards, reports, layout, staging)
         if bad:
             manifest["bad"] = bad
-        write_request(staging, source.fingerprint, writing.settings(), request or {}, complete=not bad)
+        write_request(staging, source.fingerprint, writing.settings(), request, complete=not bad)
         write_json(staging / MANIFEST, manifest)
         for report in staging.glob("*-*.json"):
             report.unlink()
@@ -140,18 +185,6 @@ def write_dataset(
         except OSError as error:
             raise UserError(str(output), f"cannot be written ({error.strerror})") from None
     return manifest
-
-
-def _check_output(output: Path) -> None:
-    try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(
-                str(output),
-                "cannot be written: it is no folder or holds other files; choose another",
-            )
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(str(output), f"cannot be written ({error.strerror})") from None
 
 
 @contextmanager
@@ -251,14 +284,14 @@ def _on_ray(
     source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing
 ) -> Iterator[tuple[Shard, ShardReport]]:
     """One task a shard, never more of them at once than processes."""
-    from cluster.connect import connect
+    from cluster.connect import connect, usable_cpus
 
     with connect(writing.address) as cluster:
         import ray
 
         splits = {name: ray.put(split) for name, split in source.splits.items()}
         task = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
-        limit = writing.workers or (os.cpu_count() or 1 if writing.address is None else int(cluster.cpus))
+        limit = writing.workers or (usable_cpus() if writing.address is None else int(cluster.cpus))
         waiting = list(reversed(shards))
         running: dict[Any, Shard] = {}
         try:

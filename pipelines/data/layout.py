@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import ExampleError
-from pipelines.data.files import open_parquet
 from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
+from pipelines.storage.paths import open_parquet
 
 COLUMNS = ("id", "image", "label")
 UNREADABLE = (pa.ArrowException, OSError)

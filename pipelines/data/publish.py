@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.files import write_beside, write_json
 from pipelines.data.shards import Layout, OnBad, Shard, ShardReport, parquet_writer, sha256_of
 from pipelines.data.sources.base import Bad, Source
 from pipelines.data.statistics import Statistics
 from pipelines.errors import UserError
+from pipelines.storage.atomic import write_beside, write_json
 
 
 def refuse_bad(

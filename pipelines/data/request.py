@@ -8,19 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.files import read_json, write_json
 from pipelines.data.sources.base import Options, Source
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below, write_json
+from pipelines.storage.paths import name_of, uri_of
 
 REQUEST = "ingested.json"
 
 
 def request_of(options: Options) -> dict[str, Any]:
-    """What a user said about the source, for JSON. A local input becomes an absolute path."""
+    """What a user said about the source, for JSON; of the input the name alone: it goes with the dataset."""
     told = {name: value for name, value in vars(options).items() if name != "download"}
-    if options.input is not None and "://" not in options.input:
-        told["input"] = str(Path(options.input).absolute())
-    return _plain(told)
+    return _plain(_with_name(told))
 
 
 def write_request(
@@ -41,7 +40,7 @@ def write_request(
 
 
 def check_request(
-    folder: Path, settings: Mapping[str, Any], request: Mapping[str, Any], opened: Callable[[], Source]
+    folder: str, settings: Mapping[str, Any], request: Mapping[str, Any], opened: Callable[[], Source]
 ) -> None:
     """Refuse a request that would have made another dataset than the one that is there.
 
@@ -57,15 +56,15 @@ def check_request(
     Raises:
         UserError: settings, options or originals differ; or originals other than before cannot be opened.
     """
-    if not (folder / REQUEST).exists():
+    before = read_json_below(folder, REQUEST)
+    if before is None:
         return
-    before = read_json(folder / REQUEST)
     may_be = {"shard_rows": None, "group_rows": None}
     if before["on_bad"] == "refuse":  # nothing was bad
         may_be["on_bad"] = settings["on_bad"]
     asked = {name: value for name, value in settings.items() if (name, value) not in may_be.items()}
     differ = _differences(before, _plain(asked))
-    told = _differences(before["options"], request)
+    told = _differences(_with_name(before["options"]), request)  # older records hold whole paths
     try:
         if opened().fingerprint != before["fingerprint"]:
             differ += told or ["its originals are other files now, or newer ones"]
@@ -74,10 +73,17 @@ def check_request(
             raise
     if differ:
         raise UserError(
-            str(folder),
+            folder,
             f"holds a dataset that was made otherwise ({'; '.join(differ)}); choose another --output, "
             "or remove the folder",
         )
+
+
+def _with_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    path = options.get("input")
+    if path is None:
+        return dict(options)
+    return {**options, "input": name_of(uri_of(path) or Path(path).absolute())}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -12,15 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import ClusterError
-from cluster.storage import Remote, below, short, uri_of
 from pipelines.data.bad_rows import BadRows
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
-from pipelines.data.files import open_parquet, read_json_below
 from pipelines.data.ids import IdCollector, IdSet
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below
+from pipelines.storage.paths import Folder, below, open_parquet, short, uri_of
 
 MANIFEST = "manifest.json"
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
@@ -59,8 +58,8 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
 
 def _remote_files(uri: str, split: str) -> tuple[str, ...]:
     try:
-        found = Remote.of(uri, where="data.path").files()
-    except ClusterError:
+        found = [entry.path for entry in Folder.of(uri, where="data.path").files()]
+    except UserError:
         raise
     except Exception as error:  # fsspec's filesystems raise what they like
         raise UserError("data.path", f"{uri} cannot be read ({short(error)})") from None
@@ -75,7 +74,7 @@ def check_shards(folder: Path | str, split: str, bad: BadRows) -> None:
     manifest = read_json_below(folder, MANIFEST) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
     uri = uri_of(folder)
-    there = set(Remote.of(uri).files()) if uri is not None and listed else set()
+    there = {e.path for e in Folder.of(uri).files()} if uri is not None and listed else set()
     for shard in listed:
         path = Path(folder) / shard["path"] if uri is None else below(uri, shard["path"])
         if not (path.exists() if isinstance(path, Path) else shard["path"] in there):

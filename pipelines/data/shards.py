@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pipelines.data import raw
 from pipelines.data.decode import decode_image
 from pipelines.data.events import UNSORTED, Recording, Sensor, fault, sort, to_arrow
-from pipelines.data.files import write_beside, write_json
 from pipelines.data.sources.base import Bad, Example, Split, Value
 from pipelines.data.statistics import Statistics
+from pipelines.storage.atomic import write_beside, write_json
 
 OnBad = Literal["refuse", "skip", "sort"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

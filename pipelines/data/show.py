@@ -12,11 +12,12 @@ from rich.table import Table
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Sensor
-from pipelines.data.files import open_parquet, read_json_below, write_beside
 from pipelines.data.frames import Frames
 from pipelines.data.sample import uniform_sample
 from pipelines.data.verify import MANIFEST
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below, write_beside
+from pipelines.storage.paths import open_parquet
 
 SHOW_STREAM = 301
 FRAMES = 5  # of a recording on the sheet

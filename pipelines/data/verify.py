@@ -1,5 +1,7 @@
 """Hold a dataset's files against its manifest."""
 
+import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.data.files import read_json
-from pipelines.data.shards import sha256_of
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below
+from pipelines.storage.paths import Folder, below, open_parquet
 
 MANIFEST = "manifest.json"
 
@@ -29,48 +30,52 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
     Raises:
         UserError: no manifest, or the first file that is not as it says.
     """
-    folder = Path(folder)
-    if not (folder / MANIFEST).exists():
-        raise UserError(str(folder), f"has no {MANIFEST}; `spikeprune data ingest` writes one")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json_below(folder, MANIFEST)
+    opened = Folder.of(folder, "data.path")
+    if manifest is None:
+        raise UserError(opened.uri, f"has no {MANIFEST}; `spikeprune data ingest` writes one")
     try:
         files = [(name, file) for name, s in manifest["splits"].items() for file in s["files"]]
         counts = {name: s["class_counts"] for name, s in manifest["splits"].items()}
     except (KeyError, TypeError, AttributeError):
-        raise UserError(str(folder / MANIFEST), "is not a dataset's manifest") from None
+        raise UserError(below(folder, MANIFEST), "is not a dataset's manifest") from None
     classes: dict[str, Counter[int]] = {name: Counter() for name in counts}
     expected: Counter[str] = Counter()
     for done, (split, file) in enumerate(files):
         told(done, len(files))
         if file["first_id"] != expected[split]:
             raise UserError(
-                str(folder / file["path"]), f"begins at id {file['first_id']}, not {expected[split]}"
+                below(folder, file["path"]), f"begins at id {file['first_id']}, not {expected[split]}"
             )
         expected[split] += file["rows"]
-        classes[split].update(_check_file(folder / file["path"], file))
+        classes[split].update(_check_file(opened, file))
     told(len(files), len(files))
     for split, found in classes.items():
         if {str(k): n for k, n in found.items()} != counts[split]:
-            raise UserError(str(folder / MANIFEST), f"counts other classes in {split} than its files hold")
-    left_over = {p.name for p in folder.glob("*.parquet")} - {file["path"] for _, file in files}
-    if left_over:
-        raise UserError(str(folder / min(left_over)), "is not in the manifest; remove it")
+            raise UserError(below(folder, MANIFEST), f"counts other classes in {split} than its files hold")
+    there = {e.path for e in opened.files() if e.path.endswith(".parquet") and "/" not in e.path}
+    if left_over := there - {file["path"] for _, file in files}:
+        raise UserError(below(folder, min(left_over)), "is not in the manifest; remove it")
     return manifest
 
 
-def _check_file(path: Path, file: dict[str, Any]) -> dict[int, int]:
+def _check_file(folder: Folder, file: dict[str, Any]) -> dict[int, int]:
     """How often each label occurs."""
     remedy = "delete the folder and ingest again"
-    if not path.exists():
-        raise UserError(str(path), f"is missing; {remedy}")
-    if sha256_of(path) != file["sha256"]:
-        raise UserError(str(path), f"differs from its manifest; {remedy}")
+    path = below(folder.uri, file["path"])
+    if not folder.exists(file["path"]):
+        raise UserError(path, f"is missing; {remedy}")
     try:
-        table = pq.read_table(path, columns=["id", "label"], partitioning=None)
+        with folder.open(file["path"]) as stream:
+            sha256 = hashlib.file_digest(io.BufferedReader(stream), "sha256").hexdigest()
+        if sha256 != file["sha256"]:
+            raise UserError(path, f"differs from its manifest; {remedy}")
+        with open_parquet(path) as parquet:
+            table = parquet.read(columns=["id", "label"])
+        ids, labels = table.column("id").to_numpy(), table.column("label").to_numpy()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(str(path), f"is not readable ({str(error).splitlines()[0]}); {remedy}") from None
-    ids = np.arange(file["first_id"], file["first_id"] + file["rows"])
-    if not np.array_equal(table.column("id").to_numpy(), ids):
-        raise UserError(str(path), f"has other ids than its manifest says; {remedy}")
-    labels, counts = np.unique(table.column("label").to_numpy(), return_counts=True)
-    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+        raise UserError(path, f"is not readable ({str(error).splitlines()[0]}); {remedy}") from None
+    if not np.array_equal(ids, np.arange(file["first_id"], file["first_id"] + file["rows"])):
+        raise UserError(path, f"has other ids than its manifest says; {remedy}")
+    values, counts = np.unique(labels, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
-from pipelines.data.files import write_json
 from pipelines.errors import UserError
 from pipelines.provenance import read_provenance
 from pipelines.run_folder import flat_config, read_config, read_metrics
+from pipelines.storage.atomic import write_json
 
 TITLES = {
     "baseline": "full data",

@@ -9,6 +9,7 @@ from rich.table import Table
 from pipelines import pruned_figures
 from pipelines.pruned_figures import figure_cells
 from pipelines.report.summary import PhaseSummary, RunSummary
+from pipelines.storage.sync import named
 
 
 def phase_cells(p: PhaseSummary) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ def print_comparison(runs: Sequence[RunSummary], page: Path, console: Console) -
         for p in run.phases:
             table.add_row(run.config.name, *phase_cells(p))
     console.print(table)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {named(page)}", highlight=False, soft_wrap=True)
 
 
 def print_report(run: RunSummary, page: Path, console: Console) -> None:
@@ -63,4 +64,4 @@ def print_report(run: RunSummary, page: Path, console: Console) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {named(page)}", highlight=False, soft_wrap=True)

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.config.load import dump_config
-from pipelines.data.files import write_beside
 from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.search.figures import figures
@@ -23,6 +22,7 @@ from pipelines.search.objectives import OBJECTIVES, Objective
 from pipelines.search.plan import Plan, read_plan
 from pipelines.search.space import field_value
 from pipelines.search.trial import FAILURE, TRAINING
+from pipelines.storage.atomic import write_beside
 
 ANALYSES = "tune-*"
 """Tune's folders in the search's, one for every launch that added trials."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json, write_json
 from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint

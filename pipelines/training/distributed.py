@@ -1,5 +1,6 @@
 """The launcher on Ray: one `TorchTrainer.fit` per run, its workers' start, one score table beside them."""
 
+import json
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,22 +15,23 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from cluster.connect import prepare_data
-from cluster.storage import Remote
 from pipelines.config import ClusterConfig
 from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.ids import IdSet
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
+from pipelines.storage.sync import storage_explained
 from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.loop import run_phases
 from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
 from pipelines.training.score_table import ScoreTable
-from pipelines.training.storage import explained, mend
 from pipelines.training.stored_rows import load_rows
 from pipelines.training.worker import RunSpec, start
 from snn.kernels.allocator import tune_allocator
 
 CHECKPOINTS = "checkpoints"
+_RAY_STATE = "checkpoint_manager_snapshot.json"
 
 
 def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -> None:
@@ -76,7 +78,7 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
     except ray.train.TrainingFailedError:
         mistake = ray.get(table.mistake.remote())
         if mistake is None:
-            with explained(Path(spec.folder), spec.remote):
+            with storage_explained(Path(spec.folder), spec.remote):
                 raise
     except SystemExit:  # how Ray Train's own handler ends on Ctrl-C
         raise KeyboardInterrupt from None
@@ -92,8 +94,23 @@ def _checkpoint_storage(spec: RunSpec) -> dict[str, Any]:
     """Where Ray Train puts checkpoints, from whichever node: the run's folder, wherever that is."""
     if spec.remote is None:
         return {"storage_path": spec.folder}
-    remote = Remote.of(spec.remote)
+    remote = Folder.of(spec.remote)
     return {"storage_path": remote.root, "storage_filesystem": remote.filesystem}
+
+
+def mend(checkpoints: Path) -> None:
+    """Remove Ray Train's list of checkpoints where a full disk has cut it off.
+
+    Ray writes it in place and refuses to start on half a list; a worker then finds the newest whole
+    checkpoint by itself.
+    """
+    state = checkpoints / _RAY_STATE
+    if not state.exists():
+        return
+    try:
+        json.loads(state.read_text())
+    except ValueError:
+        state.unlink()
 
 
 def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
@@ -115,7 +132,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         run = Path(job.spec.folder)
         unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS) if job.spec.remote is None else None)
         with (
-            explained(run, job.spec.remote),
+            storage_explained(run, job.spec.remote),
             resume.as_directory() if resume is not None else unlisted as folder,
         ):
             path = Path(folder) if folder is not None else None

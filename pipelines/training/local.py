@@ -14,13 +14,13 @@ from pipelines.data.dataset import Split
 from pipelines.data.layout import Layout, naming_rows, read_rows, select
 from pipelines.data.rows import Rows
 from pipelines.scoring import Scoring, parts_of, score_layout, score_table
+from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
 from pipelines.training.score_table import Drawn, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
-from pipelines.training.storage import explained
 from pipelines.training.worker import RunSpec, memory_feed, start
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
@@ -134,7 +134,8 @@ class LocalEngine:
         """A folder of that name; the one before is removed once it is whole."""
         folder = self._checkpoints / name
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._checkpoints.mkdir(exist_ok=True)  # never the run's folder, which may have vanished
+        folder.mkdir()
         write(folder)
         for old in sorted(self._checkpoints.glob(f"*/{checkpoint.PROGRESS}"))[:-2]:
             shutil.rmtree(old.parent)
@@ -168,5 +169,5 @@ def train_locally(
     checkpoints = Path(spec.folder) / "checkpoints"
     engine = LocalEngine(spec, checkpoints=checkpoints, watch=watch, on_record=on_record)
     resume = checkpoint.latest_checkpoint(checkpoints)
-    with explained(Path(spec.folder), spec.remote):
+    with storage_explained(Path(spec.folder), spec.remote):
         run_phases(start(spec, engine, resume), resume)

@@ -6,18 +6,20 @@ one machine would be open to its whole network. Here the first worker opens the 
 
 import os
 import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-from cluster.network import choose_interface
-
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 CONNECT_SECONDS = 300.0  # for the slowest worker to find the store
+LEAVE_SECONDS = 10.0
 _stores: list[dist.TCPStore] = []  # of this process, until it joins
 
 
@@ -26,15 +28,16 @@ class NodeTorchConfig(TorchConfig):
     """Ray's, with a store that listens where the node does."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         """What sets the group up."""
         return _NodeBackend
 
 
-class _NodeBackend(_TorchBackend):
+class _NodeBackend(Backend):
+    share_cuda_visible_devices = True
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         host, port = worker_group.execute_single(0, _serve)
-        worker_group.execute(_set_torch_distributed_env_vars)
         joining = [
             worker_group.execute_single_async(
                 rank,
@@ -50,6 +53,10 @@ class _NodeBackend(_TorchBackend):
         ]
         ray.get(joining)
 
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        left = worker_group.execute_async(_leave)
+        ray.wait(left, num_returns=len(left), timeout=LEAVE_SECONDS)  # they are ended anyway
+
 
 def _serve() -> tuple[str, int]:
     """Open the store in this process; where it listens."""
@@ -64,6 +71,11 @@ def _serve() -> tuple[str, int]:
     return host, port
 
 
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _join(*, host: str, port: int, world_rank: int, world_size: int, backend: str, seconds: int) -> None:
     choose_interface()
     if world_rank == 0:
@@ -76,3 +88,30 @@ def _join(*, host: str, port: int, world_rank: int, world_size: int, backend: st
     dist.init_process_group(
         backend=backend, store=store, rank=world_rank, world_size=world_size, timeout=timeout
     )
+
+
+def choose_interface() -> None:
+    """Let gloo use the interface that Ray uses, and nccl too where that is loopback; in a worker's process.
+
+    Gloo takes the one that the host's name resolves to, which is loopback on many systems: workers on
+    different nodes would then wait for one another in vain. On others it is the network's, where workers
+    of one machine have nothing to say. Nccl takes any but loopback.
+    """
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault(GLOO, name)
+    if name == "lo":
+        os.environ.setdefault(NCCL, name)
+
+
+def interface_of(ip: str) -> str | None:
+    """Name of this machine's interface with that IPv4 address, if it has one (Linux)."""
+    import fcntl
+
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            request = struct.pack("256s", name.encode()[:15])
+            reply = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
+            if socket.inet_ntoa(reply[20:24]) == ip:
+                return name
+    return None

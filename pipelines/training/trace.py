@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from pipelines.data.files import write_beside, write_json
+from pipelines.storage.atomic import write_beside, write_json
 
 FOLDER = "profile"
 TRACE, STEPS = "trace.json", "steps.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.config import Config
-from pipelines.data.files import read_json, write_json
 from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json, write_json
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"

@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.mirror import Mirror
 from pipelines.config import Config
 from pipelines.config.plugins import OwnCode
 from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo, Split
-from pipelines.data.files import write_beside
 from pipelines.data.ids import IdSet
 from pipelines.data.rows import Inputs, Rows
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
-from pipelines.places import beside_checkpoints, in_checkpoints, local_file, mirror_of
+from pipelines.storage.atomic import write_beside
+from pipelines.storage.sync import Mirror, beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Engine

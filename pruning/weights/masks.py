@@ -125,12 +125,12 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file with one boolean tensor a layer, complete or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file({n: m.cpu().contiguous() for n, m in self.items()}, beside, dict(metadata or {}))
+            beside.write_bytes(save({n: m.cpu().contiguous() for n, m in self.items()}, dict(metadata or {})))
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 from cluster.manifest import FIELDS, TEMPLATES, manifest
 from pipelines import cli
 from pipelines.cluster_verbs import ManifestCommand
@@ -267,9 +267,9 @@ def test_kuberay_hands_words_on(tmp_path_factory: pytest.TempPathFactory, comman
 
 @pytest.mark.parametrize("word", ODD)
 def test_words_that_would_not_reach_kuberay_s_job_are_refused(word: str) -> None:
-    with pytest.raises(ClusterError, match=r"^command: .* would not reach the job as it is"):
+    with pytest.raises(UserError, match=r"^command: .* would not reach the job as it is"):
         manifest("kuberay", {"command": ["run", word]})
-    with pytest.raises(ClusterError, match=r"^storage: .* would not reach the job as it is"):
+    with pytest.raises(UserError, match=r"^storage: .* would not reach the job as it is"):
         manifest("kuberay", {"storage": f"/runs/{word}"})
     manifest("kuberay-cluster", {"storage": f"/runs/{word}"})
 
@@ -285,12 +285,12 @@ def test_no_value_breaks_a_manifest(field: str, value: str) -> None:
     """Refused with the field's name, or every manifest still is what it was but for that value."""
     made: dict[str, str] = {}
     for kind in TEMPLATES:
-        with suppress(ClusterError):
+        with suppress(UserError):
             made[kind] = manifest(kind, {field: value})
     refused = set(TEMPLATES) - set(made)
     assert refused in (set(), {"kuberay"}, set(TEMPLATES))
     for kind in refused:
-        with pytest.raises(ClusterError, match=f"^{field}: .*$"):  # one line
+        with pytest.raises(UserError, match=f"^{field}: .*$"):  # one line
             manifest(kind, {field: value})
     if not made:
         return

@@ -17,7 +17,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import ClusterError
+from cluster.errors import UserError
 from cluster.jobs import Jobs
 from cluster.submit import Submission, collect, new_id, requirements, submit
 from cluster.tokens import find_token
@@ -83,7 +83,7 @@ def test_what_is_sent_is_listed(folder: Path) -> None:
 def test_too_large_is_refused_with_the_largest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.submit.MAX_BYTES", 2**20)
     (folder / "huge.npy").write_bytes(random.Random(0).randbytes(2**21))
-    with pytest.raises(ClusterError, match=r"holds 2.0 MiB.* largest: huge.npy \(2.0 MiB\)"):
+    with pytest.raises(UserError, match=r"holds 2.0 MiB.* largest: huge.npy \(2.0 MiB\)"):
         collect(folder)
 
 
@@ -148,7 +148,7 @@ def test_ray_sends_what_was_listed(folder: Path, capfd: pytest.CaptureFixture[st
 def test_a_module_that_hides_ours_is_refused(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("")
-    with pytest.raises(ClusterError, match="hides spikeprune's module"):
+    with pytest.raises(UserError, match="hides spikeprune's module"):
         collect(folder)
 
 
@@ -162,5 +162,5 @@ def test_requirements_from_files(tmp_path: Path) -> None:
     file = tmp_path / "r.txt"
     file.write_text("# comment\n\nnir>=1.0\n")
     assert requirements(["optuna", str(file)]) == ["optuna", "nir>=1.0"]
-    with pytest.raises(ClusterError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         requirements(["none.txt"])

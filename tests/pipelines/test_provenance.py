@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import cli
+from pipelines import cli, provenance
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
 from pipelines.run_folder import create_run
@@ -89,3 +90,24 @@ def test_a_run_goes_on_with_the_command_and_the_network_it_began_with(
     capsys.readouterr()
     again = ["prune", str(two), "--name", "pruned", "--resume", "--seed", "0"]
     fails_with("run 'pruned' began with another network than the one that is given", again, capsys)
+
+
+def test_the_commit_is_that_of_this_code_s_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a repository that holds the environment in which it is installed."""
+    words = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run([*words, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run([*words, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    installed = tmp_path / "venv" / "site-packages"
+    for root, expected in ((tmp_path, head.strip()), (installed, None)):
+        (root / "pipelines").mkdir(parents=True)
+        monkeypatch.setattr(provenance, "__file__", str(root / "pipelines" / "provenance.py"))
+        assert provenance._git_commit() == expected
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.2)
+    assert provenance._git_commit() is None

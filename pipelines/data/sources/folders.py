@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.events import Sensor
 from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.originals import Fingerprint, open_originals, reason
 from pipelines.data.sources.recordings import Reader
-from pipelines.data.sources.storage import Fingerprint, Folder, reason
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 
 TRAIN = ("train", "Train", "training")
 TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
@@ -85,7 +86,7 @@ def event_folder(name: str, options: Options) -> Source:
 def _open(
     name: str, options: Options, suffixes: tuple[str, ...], reader: Reader | None, sensor: Sensor | None
 ) -> Source:
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     places = _places(folder)
     official = "test" in places
     share = None if official else options.test_share
@@ -171,7 +172,7 @@ class _Listing:
         for name in classes:
             path = f"{place}/{name}" if place else name
             try:
-                entries = list(self._folder.below(path).files(recursive=True))
+                entries = list(self._folder.below(path).files(hidden=False))
             except OSError as error:
                 self.bad.append(Bad(path, reason(error)))
                 continue

@@ -11,8 +11,9 @@ import numpy as np
 from pipelines.data.events import Recording, Sensor
 from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Fingerprint, Folder, reason
+from pipelines.data.sources.originals import Fingerprint, open_originals, reason
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 
 CLASSES = (
     "hand clapping",
@@ -64,7 +65,7 @@ class Trials:
 
 def dvs_gesture(options: Options) -> Source:
     """The 11 gestures of 29 subjects, official split by subject, in the lists' order."""
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     for place in (folder, folder.below("DvsGesture"), folder.below("extract/DvsGesture")):
         if place.exists(_LISTS["train"]):
             splits = {split: Trials(place, _listed(place, file)) for split, file in _LISTS.items()}
@@ -75,7 +76,7 @@ def dvs_gesture(options: Options) -> Source:
     else:
         raise UserError("--input", f"{folder} holds neither {_LISTS['train']} nor {_TONIC['train']}")
     found = Fingerprint("dvs-gesture", [s.trials for s in splits.values()])
-    found.add(place.files(recursive=True))
+    found.add(place.files(hidden=False))
     return Source(
         splits=dict(splits),
         class_names=CLASSES,
@@ -107,7 +108,7 @@ def _listed(folder: Folder, file: str) -> tuple[tuple[str, int, int, int], ...]:
 
 def _tonic(folder: Folder, name: str) -> tuple[tuple[str, int, int, int], ...]:
     trials = []
-    for entry in folder.below(name).files(recursive=True):
+    for entry in folder.below(name).files(hidden=False):
         stem = entry.path.rpartition("/")[2].removesuffix(".npy")
         if entry.path.endswith(".npy") and stem.isdigit() and int(stem) < len(CLASSES):
             trials.append((f"{name}/{entry.path}", int(stem), 0, 0))

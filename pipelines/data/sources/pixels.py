@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing, reading
+from pipelines.data.sources.originals import fingerprint_of, first_existing, open_originals, reading
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 
 _PYTHON = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]),
@@ -77,7 +78,7 @@ def cifar(name: str, options: Options) -> Source:
     """CIFAR-10 or CIFAR-100 (fine labels), official split, in its files' order."""
     if options.download:
         _download_cifar(name, options)
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     for layout, kind in ((_BINARY[name], "bin"), (_PYTHON[name], "py")):
         for place in (folder.below(layout[0]), folder):
             if place.exists(layout[1][0]):
@@ -89,7 +90,7 @@ def mnist(name: str, options: Options) -> Source:
     """MNIST or Fashion-MNIST from its IDX files, packed or not; official split, in the files' order."""
     if options.download:
         _download_mnist(name, options)
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     below = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
     for place in (folder.below(f"{below}/raw"), folder.below("raw"), folder):
         if any(place.exists(f"train-images-idx3-ubyte{gz}") for gz in ("", ".gz")):

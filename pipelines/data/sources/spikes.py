@@ -7,8 +7,9 @@ import numpy as np
 
 from pipelines.data.events import Recording, Sensor, sort
 from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.storage import Folder, fingerprint_of, first_existing, reading
+from pipelines.data.sources.originals import fingerprint_of, first_existing, open_originals, reading
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 
 CHANNELS = 700
 
@@ -44,7 +45,7 @@ class SpikeTrains:
 
 def shd(options: Options) -> Source:
     """Official split, in the files' order; times in microseconds from the stimulus' start."""
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     files = {
         split: first_existing(
             folder,

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import Recording, Sensor, from_arrow, is_events
 from pipelines.data.sources.base import Bad, Example, Options, Source
+from pipelines.data.sources.originals import Fingerprint, fingerprint_of, open_originals, reading, reason
 from pipelines.data.sources.splits import by_split
-from pipelines.data.sources.storage import Fingerprint, Folder, fingerprint_of, reading, reason
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 
 READ_ROWS = 256
 
@@ -89,9 +90,9 @@ def parquet(options: Options) -> Source:
     The image column holds encoded images (bytes, or a struct with bytes) or lists of numbers, or the columns
     t, x, y and p hold events; the label column holds integers. Their names are found by their types.
     """
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     with reading(str(folder)):
-        entries = [e for e in folder.files(recursive=True) if e.path.endswith(".parquet")]
+        entries = [e for e in folder.files(hidden=False) if e.path.endswith(".parquet")]
     named = by_split(e.path for e in entries)
     found = Fingerprint("parquet", options.sensor, named)
     found.add(entries)
@@ -155,12 +156,12 @@ def arrays(options: Options) -> Source:
     ``x`` is uint8 ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or numbers ``[N, D]``.
     ``y`` is ``[N]``.
     """
-    folder = Folder.of(options.input)
+    folder = open_originals(options.input)
     places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
     single = options.input is not None and options.input.endswith(".npz")
     if single:
         root, _, name = folder.root.rpartition("/")
-        folder = Folder(folder.filesystem, root or ".")
+        folder = replace(folder, root=root or ".")
         places = {s: ((name, f"x_{s}"), (name, f"y_{s}")) for s in ("train", "test")}
     elif folder.exists("train.npz"):
         places = {s: ((f"{s}.npz", "x"), (f"{s}.npz", "y")) for s in ("train", "test")}

@@ -25,9 +25,9 @@ from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Split
 from pipelines.data.sources.pixels import Arrays
 from pipelines.data.sources.spikes import SpikeTrains
-from pipelines.data.sources.storage import Folder
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
+from pipelines.storage.paths import Folder
 from tests.pipelines.data import writers
 from tests.pipelines.data.writers import class_folders, random_recording
 
@@ -176,11 +176,12 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from pipelines.data.ingest import Writing, ingest
+from pipelines.errors import UserError
 ingest("imagefolder", Path(sys.argv[2]).with_name("before"), sys.argv[1])  # imports all there is to import
 os.setgid(65534); os.setuid(65534)
 try:
     ingest("imagefolder", Path(sys.argv[2]), sys.argv[1], writing=Writing(workers=1))
-except ValueError as error:
+except UserError as error:
     print(error)
 """
 
@@ -203,10 +204,11 @@ FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pipelines.data.ingest import Writing, ingest
+from pipelines.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 try:
     ingest("imagefolder", sys.argv[2], sys.argv[1], writing=Writing(workers=1, shard_rows=64))
-except ValueError as error:
+except UserError as error:
     print(error)
 """
 
@@ -227,11 +229,12 @@ ON_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
 from pipelines.data.ingest import Writing, ingest
+from pipelines.errors import UserError
 source, disk = sys.argv[1], Path(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
 try:
     ingest("imagefolder", disk / "out", source, writing=Writing(workers=1, shard_rows=16))
-except ValueError as error:
+except UserError as error:
     print(error)
 print([p.name for p in disk.iterdir()], [p.name for p in (disk / ".out.ingest").glob(".*")])
 subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)

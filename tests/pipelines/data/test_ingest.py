@@ -108,7 +108,7 @@ def test_unknown_sources_and_other_folders_are_refused(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="or is no folder"):
         ingest("digits", tmp_path / "file")
 
 

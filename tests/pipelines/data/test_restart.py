@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -152,6 +153,12 @@ def test_the_same_command_finds_the_dataset_and_any_other_is_refused(photos: Pat
         return ingest("imagefolder", out, source, options=Options(**options), writing=writing)
 
     manifest = again()
+    told = json.loads((out / "ingested.json").read_text())
+    assert told["options"]["input"] == photos.name
+    assert str(photos.parent) not in json.dumps(told), "whoever gets the dataset learns no paths of ours"
+    whole = {**told, "options": {**told["options"], "input": str(photos)}}
+    (out / "ingested.json").write_text(json.dumps(whole))  # as it was kept before
+    assert again() == manifest
     before = contents(out)
     assert again() == again(shard_rows=8192) == manifest
     other = shutil.copytree(photos, tmp_path / "other")
@@ -162,7 +169,7 @@ def test_the_same_command_finds_the_dataset_and_any_other_is_refused(photos: Pat
         ({"test_share": 0.5}, "--test-share was 0.1, is 0.5"),
         ({"on_bad": "refuse"}, "--on-bad was skip, is refuse"),
         ({"shard_rows": 4}, "--shard-rows was 8192, is 4"),
-        ({"source": other}, f"--input was {photos}, is {other}"),
+        ({"source": other}, f"--input was {photos.name}, is {other.name}"),
     ):
         with pytest.raises(UserError) as caught:
             again(**changed)
@@ -229,7 +236,7 @@ def test_two_at_once_are_refused(arrays: Path, tmp_path: Path) -> None:
 
 def test_other_files_are_never_overwritten(arrays: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="cannot be written: it is no folder or holds other files"):
+    with pytest.raises(UserError, match=r"^--output: .* holds other files, or is no folder"):
         ingest("numpy", tmp_path, arrays)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -16,7 +16,7 @@ from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.run import run
 from pipelines.training.checkpoint import latest_checkpoint
-from pipelines.training.storage import mend
+from pipelines.training.distributed import mend
 from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
 
@@ -81,6 +81,7 @@ def test_a_full_disk_is_named_and_the_run_resumes(
     assert str(caught.value).startswith("storage: ")
     assert "No space left" in str(caught.value)
     assert "--resume" in str(caught.value)
+    assert not list(small_disk.rglob(".probe-*"))
     whole = metrics(run(job(tmp_path, digits, engine, name="whole"), "train", console=QUIET))
     assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.data.dataset import Split, read_split
 from pipelines.data.layout import read_rows
+from pipelines.errors import UserError
 from pipelines.training.feed import Batch
 from pipelines.training.order import shard_order
 from pipelines.training.score_table import Drawn, PolicySettings, ScoreTable
@@ -120,5 +121,5 @@ def test_damage_is_named_with_its_file(split: Split, tmp_path: Path) -> None:
     import dataclasses
 
     gone = dataclasses.replace(split.layout, files=tuple(str(tmp_path / Path(f).name) for f in split.files))
-    with pytest.raises(ValueError, match=r"train-0.parquet: row group 0 \(rows 0 to 63\) cannot be read"):
+    with pytest.raises(UserError, match=r"train-0.parquet: row group 0 \(rows 0 to 63\) cannot be read"):
         read_rows(gone, split.ids)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Remote
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config
 from pipelines.errors import UserError
-from pipelines.places import fetch_run, mirror_of, run_path, run_uri
-from pipelines.run import run
-from pipelines.run_folder import check_run
+from pipelines.run import fetch_run, run
+from pipelines.run_folder import check_run, run_path, run_uri
+from pipelines.storage.paths import Folder
+from pipelines.storage.sync import mirror_of
 from tests.object_store import s3_server, uri
 from tests.pipelines.data.object_stores import BUCKET as GOOGLES
 from tests.pipelines.data.object_stores import object_store
@@ -33,7 +33,7 @@ from tests.pipelines.training.test_loop import LOCAL
 def server(digits: Path) -> Iterator[dict[str, str]]:
     """With the digits in it."""
     with s3_server() as variables:
-        data = Remote.of("s3://bucket/digits")
+        data = Folder.of("s3://bucket/digits")
         for path in digits.iterdir():
             data.upload(path.name, path)
         yield variables
@@ -43,7 +43,7 @@ def there(config: Config) -> dict[str, int]:
     """Files of a config's run in the bucket."""
     address = run_uri(config)
     assert address is not None
-    return {name: found.size for name, found in Remote.of(address).files().items()}
+    return {entry.path: entry.size for entry in Folder.of(address).files()}
 
 
 def clean_by_age(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
     assert metrics(folder) == metrics(calm)
     local = {p.relative_to(calm).as_posix() for p in calm.rglob("*") if p.is_file()}
     assert set(there(config)) == local, "nothing more, and no checkpoint that is not kept"
-    remote = Remote.of("s3://bucket/runs/calm")
+    remote = Folder.of("s3://bucket/runs/calm")
     for name in ("checkpoints/retrain.safetensors", "masks.safetensors", "scores.parquet"):
         assert remote.read(name) == (calm / name).read_bytes(), name
 
@@ -104,7 +104,7 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
     assert cli.main(["report", "s3://bucket/runs/calm"]) == 0
     assert remote.exists("report.html")
     assert cli.main(["prune", "s3://bucket/runs/calm", "--sparsity", "0.5", "--no-retrain"]) == 0
-    assert Remote.of("s3://bucket/runs/calm-pruned").exists("checkpoints/prune.safetensors")
+    assert Folder.of("s3://bucket/runs/calm-pruned").exists("checkpoints/prune.safetensors")
     capsys.readouterr()
 
 
@@ -127,10 +127,10 @@ def test_what_is_wrong_with_a_bucket_is_told_before_the_run(
 ) -> None:
     for field, address, line in [
         ("storage", "s3://no-such-bucket/runs", "no such bucket"),
-        ("storage", "nosuch://x", "is not a folder that can be opened"),
+        ("storage", "nosuch://x", "cannot be opened"),
         ("data.path", "s3://bucket/none", r"has no file train\*.parquet"),
     ]:
-        with pytest.raises(ValueError, match=rf"^{field}: {address}.*{line}") as caught:
+        with pytest.raises(UserError, match=rf"^{field}: {address}.*{line}") as caught:
             run(bucket(digits, **LOCAL, **{field: address}), console=QUIET)
         assert "\n" not in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_a_run_on_google_s_storage(
     with object_store(tmp_path) as address:
         place = f"gs://anonymous@{GOOGLES}/%s?scheme=http&endpoint_override={address}&retry_limit_seconds=20"
         for path in digits.iterdir():
-            Remote.of(place % "digits").upload(path.name, path)
+            Folder.of(place % "digits").upload(path.name, path)
         places = {"storage": place % "runs", "data.path": place % "digits", "name": expected.name}
         config = bucket(digits, **{**engine, **places})
         assert metrics(run(config, console=QUIET)) == metrics(expected)
@@ -213,7 +213,7 @@ def test_a_bucket_that_vanishes_is_named(elsewhere: Path, digits: Path) -> None:
     with s3_server() as variables:
         config = bucket(digits, **LOCAL, storage=uri("gone", variables), name="gone")
         config = replace(config, data=replace(config.data, path=str(digits)))
-        Remote.of("s3://bucket/gone").write("never", b"")
+        Folder.of("s3://bucket/gone").write("never", b"")
         port = variables["AWS_ENDPOINT_URL"].rpartition(":")[2]
         killer = kill_after(run_path(config), 2, f"-p\x00{port}\x00")
         with pytest.raises(UserError, match=r"^storage: s3://.* cannot be written \(.*\); checkpoints of"):

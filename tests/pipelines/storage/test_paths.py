@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.doctor import Needs, examine
-from cluster.errors import ClusterError
-from cluster.mirror import STATE, Mirror
-from cluster.nodes import unopened
-from cluster.storage import Remote, below, name_of, parent, uri_of
+from pipelines.errors import UserError
+from pipelines.storage.paths import Folder, below, name_of, parent, uri_of, why_unreadable
+from pipelines.storage.sync import STATE, Mirror
 from tests.object_store import s3_server
 from tests.pipelines.data.object_stores import BUCKET, object_store
 
@@ -29,20 +28,22 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["s3", "gs", "file", "fsspec"])
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
+@pytest.fixture(params=["s3", "gs", "file", "fsspec", "local"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "s3":
         request.getfixturevalue("s3")
-        return Remote.of(f"s3://bucket/{tmp_path.name}")
+        return Folder.of(f"s3://bucket/{tmp_path.name}")
     if request.param == "gs":
         server = request.getfixturevalue("gs")
-        return Remote.of(
+        return Folder.of(
             f"gs://anonymous@{BUCKET}/{tmp_path.name}?scheme=http&endpoint_override={server}"
             "&retry_limit_seconds=9"
         )
     if request.param == "fsspec":
-        return Remote.of(f"memory://{tmp_path}")
-    return Remote.of(f"file://{tmp_path}/there")
+        return Folder.of(f"memory://{tmp_path}")
+    if request.param == "local":
+        return Folder.of(tmp_path / "there")
+    return Folder.of(f"file://{tmp_path}/there")
 
 
 @pytest.mark.parametrize(
@@ -67,17 +68,18 @@ def test_parts_of_a_uri_with_options() -> None:
     assert below(uri, "a/b") == "s3://bucket/runs/a/b?region=eu-west-1"
     assert parent(below(uri, "a")) == uri
     assert name_of(below(uri, "a")) == "a"
+    assert (below("/a?b", "c"), parent("/a?b/c"), name_of("/a?b/c")) == ("/a?b/c", "/a?b", "c")
 
 
-def test_files_are_whole_copies(remote: Remote, tmp_path: Path) -> None:
-    assert remote.files() == {}
-    assert remote.why_not() is None
-    assert remote.files() == {}, "the probe is gone"
+def test_files_are_whole_copies(remote: Folder, tmp_path: Path) -> None:
+    assert remote.files() == []
+    assert remote.why_unwritable() is None
+    assert remote.files() == [], "the probe is gone"
     content = bytes(range(256)) * 40_000  # more than one block
     (tmp_path / "a").write_bytes(content)
     remote.upload("deep/er/a", tmp_path / "a")
     remote.write("b", b"b")
-    assert {name: found.size for name, found in remote.files().items()} == {"deep/er/a": len(content), "b": 1}
+    assert {entry.path: entry.size for entry in remote.files()} == {"deep/er/a": len(content), "b": 1}
     remote.download("deep/er/a", tmp_path / "new" / "a")
     assert (tmp_path / "new" / "a").read_bytes() == content
     remote.write("b", b"other")
@@ -92,7 +94,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
-def test_a_mirror_moves_what_has_changed(remote: Remote, tmp_path: Path) -> None:
+def test_a_mirror_moves_what_has_changed(remote: Folder, tmp_path: Path) -> None:
     one, other = (Mirror(tmp_path / name, remote) for name in ("one", "other"))
     (one.local / "checkpoints" / "0").mkdir(parents=True)
     (one.local / "checkpoints" / "0" / "weights").write_bytes(b"w0")
@@ -115,7 +117,7 @@ def test_a_mirror_moves_what_has_changed(remote: Remote, tmp_path: Path) -> None
 
 
 def test_what_a_cleaner_of_temporary_files_deletes_stays_there(tmp_path: Path) -> None:
-    mirror = Mirror(tmp_path / "here", Remote.of(f"file://{tmp_path}/there"))
+    mirror = Mirror(tmp_path / "here", Folder.of(f"file://{tmp_path}/there"))
     mirror.local.mkdir()
     for name in ("config", "old"):
         (mirror.local / name).write_bytes(name.encode())
@@ -124,7 +126,7 @@ def test_what_a_cleaner_of_temporary_files_deletes_stays_there(tmp_path: Path) -
         (mirror.local / name).unlink()
     for _ in range(2):
         mirror.push(lambda name: name == "old")
-        assert set(mirror.remote.files()) == {"config"}
+        assert [entry.path for entry in mirror.remote.files()] == ["config"]
     mirror.pull()
     assert contents(mirror.local) == {"config": b"config"}
     mirror.remote.remove("config")
@@ -144,7 +146,7 @@ def test_two_mirrors_end_the_same(
 ) -> None:
     """Whoever writes has what the storage has before, as a run that goes on elsewhere does."""
     folder = tmp_path_factory.mktemp("mirror")
-    remote = Remote.of(f"file://{folder}/there")
+    remote = Folder.of(f"file://{folder}/there")
     mirrors = {name: Mirror(folder / name, remote) for name in "abc"}
     expected: dict[str, bytes] = {}
     for who, name, value in steps:
@@ -159,30 +161,31 @@ def test_two_mirrors_end_the_same(
             expected.pop(name, None)
             (mirror.local / name).unlink(missing_ok=True)
         mirror.push(lambda name: True)
-    assert {n: remote.read(n) for n in remote.files()} == expected
+    assert {e.path: remote.read(e.path) for e in remote.files()} == expected
+
+
+def test_names_that_lead_elsewhere_are_not_copied(s3: dict[str, str], tmp_path: Path) -> None:
+    for name in ("fine", "../../outside"):
+        url = f"{s3['AWS_ENDPOINT_URL']}/bucket/odd/x/{name.replace('/', '%2F')}"
+        requests.put(url, data=b"x", timeout=10).raise_for_status()
+    there = Folder.of("s3://bucket/odd/x")
+    assert {e.path for e in there.files()} == {"fine", "../../outside"}
+    Mirror(tmp_path / "a" / "b" / "here", there).pull()
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"fine", STATE}
 
 
 def test_what_is_wrong_is_told_in_one_line(s3: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"^storage: nosuch://x is not a folder that can be opened"):
-        Remote.of("nosuch://x")
-    reason = Remote.of("s3://no-such-bucket/x").why_not()
+    with pytest.raises(UserError, match=r"^storage: nosuch://x cannot be opened"):
+        Folder.of("nosuch://x")
+    reason = Folder.of("s3://no-such-bucket/x").why_unwritable()
     assert reason is not None
     assert "bucket" in reason.lower()
     assert "\n" not in reason
-    assert unopened("s3://bucket/none") is not None
-    Remote.of("s3://bucket/there").write("data", b"x")
-    assert unopened("s3://bucket/there/data") is None
-
-
-def test_doctor_looks_at_a_bucket(s3: dict[str, str], tmp_path: Path) -> None:
-    Remote.of("s3://bucket/data").write("a.parquet", b"x")
-    for bucket, well in (("bucket", True), ("no-such-bucket", False)):
-        needs = Needs(storage=f"s3://{bucket}/runs", data=(f"s3://{bucket}/data/a.parquet",))
-        lines = {line.name: line for line in examine(needs, folder=tmp_path)}
-        assert lines["storage"].ok == lines["data"].ok == well, lines
-        assert well or "give another --storage" in lines["storage"].what
+    assert why_unreadable("s3://bucket/none") is not None
+    Folder.of("s3://bucket/there").write("data", b"x")
+    assert why_unreadable("s3://bucket/there/data") is None
 
 
 def test_credentials_are_not_told(s3: dict[str, str]) -> None:
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
-    assert secret not in repr(Remote.of("s3://bucket/x"))
+    assert secret not in repr(Folder.of("s3://bucket/x"))

@@ -1,0 +1,150 @@
+"""What can be checked of this machine and of a cluster's nodes: one line each, ok or the remedy."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.errors import UserError
+from cluster.tokens import MODE, find_token
+
+PACKAGES = {"torch": "2.11", "ray": "2.60", "pyarrow": "21", "numpy": "2.0"}
+ALIKE = ("spikeprune", *PACKAGES)
+"""Packages whose versions must agree on all nodes."""
+PROBE_SECONDS = 120.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The result of one check."""
+
+    name: str
+    ok: bool
+    what: str
+    """What was found; if not ok, with the remedy."""
+    only_slow: bool = False
+    """What is not ok costs time alone: a run works."""
+
+
+def on_every_node(task: Callable[..., T], *args: object) -> dict[str, T]:
+    """What a function answers on every node of the connected cluster, all asked at once.
+
+    Args:
+        task: of a module that the nodes have as well.
+        args: for it.
+
+    Returns:
+        the answers by the nodes' addresses.
+
+    Raises:
+        UserError: a node that does not answer, or lacks this software.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(task)
+    asked = {
+        node["NodeManagerAddress"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*args)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    answers = {}
+    for ip, answer in asked.items():
+        try:
+            answers[ip] = ray.get(answer, timeout=PROBE_SECONDS)
+        except (ray.exceptions.RayError, ModuleNotFoundError) as error:
+            if "ModuleNotFoundError" in str(error):
+                what = "lacks spikeprune; install the same version there, or submit from a checkout"
+            else:
+                what = f"does not answer ({str(error).strip().splitlines()[0]})"
+            raise UserError("cluster", f"node {ip} {what}") from None
+    return answers
+
+
+def packages(names: tuple[str, ...] = ALIKE) -> dict[str, str | None]:
+    """Installed versions in this process; ``None`` where a package is missing."""
+    return {name: _version(name) for name in names}
+
+
+def check_nodes() -> list[Line]:
+    """Whether all nodes of the connected cluster have the versions of this process."""
+    here = packages()
+    bad = {}
+    for ip, there in on_every_node(packages).items():
+        if different := [n for n in here if there[n] != here[n]]:
+            bad[ip] = [f"{n} {there[n] or 'missing'} (here {here[n]})" for n in different]
+    if not bad:
+        return [Line("versions", True, f"{', '.join(f'{n} {v}' for n, v in here.items())} on every node")]
+    ip = next(iter(bad))
+    more = f" (and {len(bad) - 1} nodes more)" if len(bad) > 1 else ""
+    return [Line("versions", False, f"node {ip} has {', '.join(bad[ip])}{more}; install the same there")]
+
+
+def check_here() -> list[Line]:
+    """Python, packages and settings of this machine."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    lines = [Line("python", sys.version_info >= (3, 11), f"{found}; 3.11 or newer is needed")]
+    for package, least in PACKAGES.items():
+        has = _version(package)
+        if has is None:
+            lines.append(Line(package, False, f"is not installed; pip install '{package}>={least}'"))
+        elif _numbers(has) < _numbers(least):
+            lines.append(Line(package, False, f"{has} is too old; pip install '{package}>={least}'"))
+        else:
+            lines.append(Line(package, True, has))
+    off = "PYTHONDONTWRITEBYTECODE" in os.environ
+    what = "PYTHONDONTWRITEBYTECODE is set: every start of Ray's processes takes twice as long; unset it"
+    return [*lines, Line("bytecode", not off, what if off else "is cached", only_slow=True)]
+
+
+def check_token(token_file: Path | None) -> Line:
+    """Whether the token that would be used can be read, by its owner alone."""
+    try:
+        token = find_token(token_file)
+    except UserError as error:
+        return Line("token", False, str(error))
+    if token is None:
+        if os.environ.get(MODE) == "token":
+            return Line("token", False, f"{MODE} is token, but there is none; unset it, or give --token-file")
+        return Line("token", True, "none; only clusters without authentication can be used")
+    if (exposed := token.exposed()) is not None:
+        return Line("token", False, exposed)
+    return Line("token", True, f"from {token.source}")
+
+
+def check_dashboard(url: str, token_file: Path | None) -> Line:
+    """Whether a dashboard takes our jobs, without giving the token away."""
+    from cluster.jobs import Jobs
+
+    try:
+        jobs = Jobs(url, token_file=token_file)
+        jobs.list()
+    except UserError as error:
+        return Line("dashboard", False, str(error))
+    scheme, _, host = jobs.url.partition("://")
+    here = host.split(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+    if jobs.token is not None and scheme == "http" and not here:
+        return Line(
+            "dashboard",
+            False,
+            f"{jobs.url} takes the token unencrypted; use https, or ssh -L 8265:127.0.0.1:8265 HEAD and "
+            "http://127.0.0.1:8265",
+        )
+    return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.version}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())

@@ -1,0 +1,150 @@
+"""Files that are either whole or absent, here or on other filesystems."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.storage.paths import Folder, below, parent, short, uri_of
+
+
+def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file next to ``path``, then rename it, so that no reader sees half of it.
+
+    For a URI the file is written here and uploaded.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    if uri_of(path) is not None:
+        return _write_there(path, write)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(str(path), f"cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _write_there(path: Path | str, write: Callable[[Path], object]) -> None:
+    folder, name = Folder.holding(path)
+    with tempfile.TemporaryDirectory(prefix="spikeprune-") as here:
+        write(Path(here) / name)
+        try:
+            folder.upload(name, Path(here) / name)
+        except Exception as error:  # fsspec's filesystems raise what they like
+            raise UserError(str(uri_of(path)), f"cannot be written ({short(error)})") from error
+
+
+@contextmanager
+def filled_folder(output: Path | str, where: str) -> Iterator[Path]:
+    """A local folder to fill: ``output``, or one whose files are uploaded to that URI at the end.
+
+    Raises:
+        UserError: it cannot be written, which is checked before anything is filled.
+    """
+    check_storage(output, where)
+    if uri_of(output) is None:
+        yield Path(output)
+        return
+    there = Folder.of(output, where)
+    with tempfile.TemporaryDirectory(prefix="spikeprune-") as here:
+        yield Path(here)
+        upload_folder(Path(here), there)
+
+
+def upload_folder(here: Path, there: Folder, last: str = "") -> None:
+    """Upload all files below a folder, the one named ``last`` after all others.
+
+    Raises:
+        UserError: the other filesystem cannot be written.
+    """
+    files = [p for p in here.rglob("*") if p.is_file()]
+    for path in sorted(files, key=lambda p: (p.name == last, p)):
+        try:
+            there.upload(path.relative_to(here).as_posix(), path)
+        except Exception as error:  # fsspec's filesystems raise what they like
+            raise UserError(there.uri, f"cannot be written ({short(error)})") from error
+
+
+def check_storage(folder: Path | str, where: str = "storage") -> None:
+    """That files can be written below ``folder``; a local one is made.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if (reason := Folder.of(folder, where).why_unwritable()) is not None:
+        raise UserError(where, f"{uri_of(folder) or folder} cannot be written ({reason})")
+
+
+def check_new_folder(where: str, folder: Path | str) -> None:
+    """Refuse a folder to write that holds anything, or is no folder.
+
+    Raises:
+        UserError: it holds files, or is a file.
+    """
+    if uri_of(folder) is not None:
+        taken = bool(Folder.of(folder, where).files())
+    else:
+        there = Path(folder).resolve()  # a .. behind a folder yet to be made leads where writing would
+        taken = there.exists() and (not there.is_dir() or any(there.iterdir()))
+    if taken:
+        shown = uri_of(folder) or folder
+        raise UserError(where, f"{shown} holds other files, or is no folder; name a new or empty one")
+
+
+def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
+    """Refuse a file that would become, or replace, one of a dataset's.
+
+    Raises:
+        UserError: it lies in the dataset's folder.
+    """
+    uri = uri_of(output)
+    if uri is None:
+        same = Path(output).parent.resolve() == Path(dataset).resolve()
+    else:
+        there, beside = (str(p).partition("?")[0].rstrip("/") for p in (uri_of(dataset), parent(uri)))
+        same = there == beside
+    if same:
+        raise UserError(where, f"{uri or output} lies among the dataset's own files; write it elsewhere")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """``value`` as indented JSON."""
+    write_beside(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    """JSON from a local file.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"is not readable JSON ({error})") from None
+
+
+def read_json_below(folder: Path | str, name: str) -> Any:
+    """JSON from a file of a folder, named by a path or a URI; ``None`` where there is none.
+
+    Raises:
+        UserError: it is not JSON, or the filesystem does not answer.
+    """
+    opened, file = Folder.holding(below(folder, name))
+    try:
+        return json.loads(opened.read(file)) if opened.exists(file) else None
+    except (OSError, ValueError) as error:
+        raise UserError(below(folder, name), f"is not readable JSON ({short(error)})") from None

@@ -1,0 +1,308 @@
+"""Folders on this machine and, named by URIs, on others: s3, gs, hdfs, abfs by pyarrow, all else by fsspec.
+
+Configs and commands hold paths as text; `Folder` is what can be opened.
+"""
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from pipelines.errors import UserError
+from pipelines.storage.credentials import secret_in
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+WHOLE_WRITES = ("s3", "gcs", "abfs")  # an object is there as a whole or not at all, and needs no folder
+BLOCK = 8 << 20
+PROBE_BYTES = 1 << 16  # a full disk may still take a few
+
+
+def uri_of(path: str | Path) -> str | None:
+    """The URI that ``path`` is, also after pathlib has folded its slashes; ``None`` for a plain path."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(?:/(.*)|(.+))", str(path))
+    if found is None:
+        return None
+    scheme, whole, folded = found.groups()
+    if whole is None:
+        return f"{scheme}:///{folded}" if scheme == "file" else f"{scheme}://{folded}"
+    return f"{scheme}://{whole}"
+
+
+def below(folder: str | Path, name: str) -> str:
+    """What is called ``name`` in a folder, as a path or a URI."""
+    if (uri := uri_of(folder)) is None:
+        return str(Path(folder) / name)
+    path, mark, options = uri.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def parent(path: str | Path) -> str:
+    """The folder that holds ``path``, as a path or a URI."""
+    if (uri := uri_of(path)) is None:
+        return str(Path(path).parent)
+    path, mark, options = uri.partition("?")
+    return f"{path.rstrip('/').rpartition('/')[0]}{mark}{options}"
+
+
+def name_of(path: str | Path) -> str:
+    """The last part of a path or of a URI's path."""
+    uri = uri_of(path)
+    return Path(path).name if uri is None else uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+class Entry(NamedTuple):
+    """A file below a folder."""
+
+    path: str
+    """Relative to the folder."""
+    size: int
+    modified: int
+    """Nanoseconds; 0 where unknown."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a filesystem; travels to other processes."""
+
+    uri: str
+    """As the user names it: a path or a URI."""
+    filesystem: Any
+    """Of pyarrow."""
+    root: str
+    """The folder's path there."""
+
+    @classmethod
+    def of(cls, path: str | Path, where: str = "storage") -> "Folder":
+        """The folder of a path or URI; asks nobody yet.
+
+        Raises:
+            UserError: a URI of no filesystem, or one with a secret, or a package for it is missing;
+                ``where`` is the field or option that names it.
+        """
+        from pyarrow import fs
+
+        if (uri := uri_of(path)) is None:
+            return cls(str(path), fs.LocalFileSystem(), os.path.expanduser(path).rstrip("/") or "/")
+        return cls(uri, *_resolved(uri, where))
+
+    @classmethod
+    def holding(cls, file: str | Path) -> "tuple[Folder, str]":
+        """The folder of a file, and the file's name there; connections are kept.
+
+        Raises:
+            UserError: as `of`.
+        """
+        return _opened(parent(file)), name_of(file)
+
+    def __str__(self) -> str:
+        return self.root
+
+    def at(self, path: str) -> str:
+        """The filesystem's name of a path below the folder."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def below(self, path: str) -> "Folder":
+        """A folder below this one."""
+        return Folder(below(self.uri, path), self.filesystem, self.at(path))
+
+    def files(self, *, hidden: bool = True) -> list[Entry]:
+        """Files below, however deep, in order of their paths; none where there is no such folder.
+
+        Args:
+            hidden: also those whose name starts with a dot.
+
+        Raises:
+            OSError: the filesystem does not answer, or forbids it.
+        """
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        start = len(self.root)
+        return sorted(
+            Entry(info.path[start:].lstrip("/"), info.size or 0, info.mtime_ns or 0)
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File and (hidden or not info.base_name.startswith("."))
+        )
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted; hidden ones left out."""
+        from pyarrow import fs
+
+        if self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
+            names = {e.path.partition("/")[0] for e in self.files() if "/" in e.path}
+        else:
+            found = self.filesystem.get_file_info(fs.FileSelector(self.root))
+            # Listings of web servers end folders' names with a slash.
+            names = {i.path.rstrip("/").rpartition("/")[2] for i in found if i.type == fs.FileType.Directory}
+        return sorted(n for n in names if not n.startswith("."))
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is a file or folder of that name.
+
+        Raises:
+            OSError: as `files`.
+        """
+        from pyarrow import fs
+
+        return bool(self.filesystem.get_file_info(self.at(path)).type != fs.FileType.NotFound)
+
+    def find(self, names: list[str]) -> list[Entry]:
+        """What the filesystem tells of these files, which exist."""
+        told = self.filesystem.get_file_info([self.at(name) for name in names])
+        return [Entry(n, i.size or 0, i.mtime_ns or 0) for n, i in zip(names, told, strict=True)]
+
+    def open(self, path: str) -> Any:
+        """A file to read from any place.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.filesystem.open_input_file(self.at(path))
+
+    def read(self, path: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self.filesystem.type_name == "local":
+            with open(self.at(path), "rb", buffering=0) as plain:  # a third of the time for small files
+                return plain.readall()
+        with self.open(path) as file:
+            return bytes(file.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file of that content, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._put(name, [content])
+
+    def upload(self, name: str, path: Path) -> None:
+        """Copy a local file there, whole or not at all.
+
+        Raises:
+            OSError: it cannot be read or written.
+        """
+        with path.open("rb") as file:
+            self._put(name, iter(lambda: file.read(BLOCK), b""))
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file to here, whole or not at all.
+
+        Raises:
+            OSError: it cannot be read or written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            with self.filesystem.open_input_stream(self.at(name)) as file, partial.open("wb") as out:
+                while block := file.read(BLOCK):
+                    out.write(block)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.at(name))
+
+    def why_unwritable(self) -> str | None:
+        """What keeps files from being written there and read again, or ``None``."""
+        name, content = f".probe-{uuid4().hex}", os.urandom(PROBE_BYTES)
+        try:
+            try:
+                self.write(name, content)
+                same = self.read(name) == content
+            finally:
+                with suppress(Exception):
+                    self.remove(name)
+        except Exception as error:  # fsspec's filesystems raise what they like
+            return short(error)
+        return None if same else "what is read there is not what was written"
+
+    def _put(self, name: str, blocks: Any) -> None:
+        target = self.at(name)
+        if self.filesystem.type_name in WHOLE_WRITES:
+            with self.filesystem.open_output_stream(target) as out:
+                for block in blocks:
+                    out.write(block)
+            return
+        folder, _, last = target.rpartition("/")
+        self.filesystem.create_dir(folder, recursive=True)
+        partial = f"{folder}/.{last}.partial-{uuid4().hex[:8]}"
+        try:
+            with self.filesystem.open_output_stream(partial) as out:
+                for block in blocks:
+                    out.write(block)
+            self.filesystem.move(partial, target)
+        except BaseException:
+            with suppress(Exception):
+                self.filesystem.delete_file(partial)
+            raise
+
+
+def open_parquet(file: str | Path) -> "pq.ParquetFile":
+    """A Parquet file, named by a path or a URI.
+
+    Raises:
+        OSError: it cannot be opened.
+        pyarrow.ArrowException: it is no such file.
+    """
+    import pyarrow.parquet as pq
+
+    if uri_of(file) is None:
+        return pq.ParquetFile(str(file))
+    folder, name = Folder.holding(file)
+    return pq.ParquetFile(folder.at(name), filesystem=folder.filesystem)
+
+
+def why_unreadable(file: str) -> str | None:
+    """Why a file, named by a path or a URI, cannot be read from here; ``None`` when it can."""
+    try:
+        folder, name = Folder.holding(file)
+        with folder.open(name) as opened:
+            opened.read(1)
+    except Exception as error:  # fsspec's filesystems raise what they like
+        return short(error)
+    return None
+
+
+def short(error: BaseException) -> str:
+    """An error of a filesystem as one line that is not too long."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if found := re.search(r"AWS Error (\w+) during \w+ operation: *(.*)", text):
+        text = f"{found[1].lower().replace('_', ' ')}: {found[2]}"
+    if found := re.search(r"Detail: \[errno \d+\] (.*)", text):  # of pyarrow's local files
+        text = found[1]
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+@lru_cache(maxsize=16)
+def _opened(folder: str) -> Folder:
+    return Folder.of(folder, where="data.path")
+
+
+def _resolved(uri: str, where: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    if (what := secret_in(uri)) is not None:
+        raise UserError(where, what)
+    try:
+        try:
+            filesystem, root = fs.FileSystem.from_uri(uri)
+        except ValueError as error:
+            if "nrecognized filesystem type" not in str(error):
+                raise
+            filesystem, root = fs.FileSystem.from_uri(f"fsspec+{uri}")
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(where, f"{uri} cannot be opened ({short(error)})") from None
+    return filesystem, root.rstrip("/")

@@ -1,0 +1,270 @@
+"""Working copies: local folders that are kept the same as ones on other filesystems.
+
+A run on storage named by a URI is written into a working copy and goes up before and after every
+checkpoint; Ray's checkpoints go there from the workers directly. What is there is what counts: it is
+fetched before a run goes on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.lock import hold
+from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
+
+STATE = ".mirror.json"
+IGNORED = (".partial-", ".probe-", STATE)
+_copies: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
+
+
+class Mirror:
+    """A local folder and the remote one that it is a copy of.
+
+    A file beside the copies remembers what was the same when, so that any process of this machine moves
+    only what has changed since.
+
+    Args:
+        local: the folder here; made when it is needed.
+        remote: the folder there.
+    """
+
+    def __init__(self, local: Path, remote: Folder) -> None:
+        self.local, self.remote = local, remote
+
+    def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
+        """Upload what is new or has changed here, and delete there what its user has deleted here.
+
+        Args:
+            removed: of a file that was the same and is gone here, whether its user has deleted it. Others
+                may have: systems clean their folders of temporary files by age.
+
+        Raises:
+            OSError: the other filesystem cannot be written.
+        """
+        known = self._known()
+        here = self._here()
+        changed = [name for name, now in here.items() if known.get(name, [])[:2] != now]
+        for name in changed:
+            self.remote.upload(name, self.local / name)
+        told = self.remote.find(changed) if changed else []
+        for name in filter(removed, set(known) - set(here)):
+            self.remote.remove(name)
+            del known[name]
+        for entry in told:
+            known[entry.path] = [*here[entry.path], *_of(entry)]
+        self._keep(known)
+
+    def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Download what is new or has changed there, and delete here what is not there.
+
+        Args:
+            wanted: the files that are looked at; others stay as they are here.
+
+        Raises:
+            OSError: the other filesystem cannot be read.
+        """
+        known, here = self._known(), self._here()
+        there = {e.path: e for e in self.remote.files() if wanted(e.path) and not _ignored(e.path)}
+        for name, found in there.items():
+            if name in here and known.get(name) == [*here[name], *_of(found)]:
+                continue
+            self.remote.download(name, self.local / name)
+            known[name] = [*_stamp(self.local / name), *_of(found)]
+        for name in {n for n in here if wanted(n)} - set(there):
+            (self.local / name).unlink(missing_ok=True)
+            known.pop(name, None)
+        for folder in sorted((p for p in self.local.rglob("*") if p.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                shutil.rmtree(folder)
+        self._keep(known)
+
+    def _here(self) -> dict[str, list[int]]:
+        found = {}
+        for root, _, names in os.walk(self.local):
+            for name in names:
+                path = Path(root) / name
+                relative = path.relative_to(self.local).as_posix()
+                if not _ignored(relative):
+                    found[relative] = _stamp(path)
+        return found
+
+    def _known(self) -> dict[str, list[int]]:
+        try:
+            state = json.loads((self.local / STATE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return state["files"] if state.get("uri") == self.remote.uri else {}
+
+    def _keep(self, known: dict[str, list[int]]) -> None:
+        self.local.mkdir(parents=True, exist_ok=True)
+        if not known:
+            (self.local / STATE).unlink(missing_ok=True)
+            return
+        partial = self.local / f"{STATE}.partial-{os.getpid()}"
+        partial.write_text(json.dumps({"uri": self.remote.uri, "files": known}))
+        os.replace(partial, self.local / STATE)
+
+
+def _ignored(name: str) -> bool:
+    return any(mark in name for mark in IGNORED) or ".." in name.split("/")  # which would lead elsewhere
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _of(entry: Entry) -> list[int]:
+    return [entry.size, entry.modified]
+
+
+def in_checkpoints(name: str) -> bool:
+    """Whether a file of a run is in one of its checkpoints, the only ones that a run deletes."""
+    return name.startswith("checkpoints/") and name.count("/") > 1
+
+
+def beside_checkpoints(name: str) -> bool:
+    """Whether a file of a run is in none of its checkpoints (final networks are in none)."""
+    return not in_checkpoints(name)
+
+
+def mirror_of(folder: Path, uri: str | None) -> Mirror | None:
+    """The mirror between a working copy and what it is a copy of; ``None`` without a URI."""
+    return None if uri is None else Mirror(folder, Folder.of(uri))
+
+
+def working_copy(uri: str) -> Path:
+    """The folder that stands for a run's URI: the same on every machine.
+
+    Raises:
+        UserError: somebody else has made the folder that holds it.
+    """
+    ours = Path(tempfile.gettempdir()) / f"spikeprune-{os.getuid()}"
+    ours.mkdir(mode=0o700, exist_ok=True)
+    if ours.stat().st_uid != os.getuid():
+        raise UserError(str(ours), "belongs to somebody else; set TMPDIR to a folder of yours")
+    return ours / hashlib.sha256(uri.encode()).hexdigest()[:12] / name_of(uri)
+
+
+def remove_working_copy(folder: Path) -> None:
+    """Remove a working copy, unless another process works on its run."""
+    with suppress(UserError), hold(folder, "run", str(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def local_copy(source: Path) -> Path:
+    """``source``, or for this process a copy of it where it is a run named by a URI.
+
+    Final networks are copied, the checkpoints to resume from are not.
+
+    Raises:
+        UserError: there is nothing, or the storage cannot be read.
+    """
+    if (uri := uri_of(source)) is None:
+        return source
+    remote = Folder.of(uri, where="run")
+    _copies.append(tempfile.TemporaryDirectory(prefix="spikeprune-"))
+    folder = Path(_copies[-1].name) / name_of(uri)
+    with storage_errors(remote):
+        Mirror(folder, remote).pull(beside_checkpoints)
+    if not any(p.name != STATE for p in folder.iterdir()):
+        raise UserError(uri, "does not exist; name a run's folder")
+    return folder
+
+
+def upload_changes(folder: Path) -> None:
+    """Upload what has changed in a working copy since it was fetched; nothing for any other folder.
+
+    Raises:
+        UserError: the storage cannot be written.
+    """
+    if (uri := copied_from(folder)) is not None:
+        remote = Folder.of(uri)
+        with storage_errors(remote):
+            Mirror(folder, remote).push()
+
+
+def copied_from(folder: Path) -> str | None:
+    """The URI that a folder is a working copy of; ``None`` for any other folder."""
+    try:
+        return str(json.loads((folder / STATE).read_text())["uri"])
+    except (OSError, ValueError):
+        return None
+
+
+def named(path: Path) -> str:
+    """A path as its user knows it: the URI that it is, or that it is a working copy of."""
+    if (uri := uri_of(path)) is not None:
+        return uri
+    for folder in path.parents:
+        if (uri := copied_from(folder)) is not None:
+            return below(uri, path.relative_to(folder).as_posix())
+    return str(path)
+
+
+@contextmanager
+def local_file(path: str) -> Iterator[Path]:
+    """A file here: the one of that path, or for a while a copy of the one of that URI."""
+    if uri_of(path) is None:
+        yield Path(path)
+        return
+    there, name = Folder.holding(path)
+    with tempfile.TemporaryDirectory(prefix="spikeprune-") as folder:
+        there.download(name, Path(folder) / name)
+        yield Path(folder) / name
+
+
+@contextmanager
+def storage_errors(remote: Folder) -> Iterator[None]:
+    """Whatever its filesystem raises, as one line.
+
+    Raises:
+        UserError: instead.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # fsspec's filesystems raise what they like
+        raise UserError("storage", f"{remote.uri} cannot be used ({short(error)})") from error
+
+
+@contextmanager
+def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
+    """Turn any failure within into one line about the storage, if that is what has failed.
+
+    Args:
+        folder: of the run.
+        uri: where the folder is only a working copy, what it is a copy of.
+
+    Raises:
+        UserError: it cannot be written; it says why and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _why_lost(folder, uri)
+        if reason is None:
+            raise
+        raise UserError(
+            "storage",
+            f"{reason}; checkpoints of earlier epochs are whole: mend that, then go on with --resume",
+        ) from error
+
+
+def _why_lost(folder: Path, uri: str | None) -> str | None:
+    if uri is None and not folder.is_dir():
+        return f"{folder} has vanished"
+    reason = Folder.of(uri or folder).why_unwritable()
+    if reason is None:
+        return None
+    free = f", {shutil.disk_usage(folder).free >> 10} KiB free" if uri is None else ""
+    return f"{uri or folder} cannot be written ({reason}{free})"

@@ -1,0 +1,122 @@
+"""Each check on a fault that is really there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from cluster import checks
+from cluster.checks import ALIKE, check_nodes
+from pipelines import cli
+from pipelines.config.load import load_config
+from pipelines.doctor import examine
+from pipelines.storage.paths import Folder
+from tests.cluster.heads import Head, environment, running_head, spikeprune
+from tests.object_store import s3_server
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with running_head() as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path: Path, digits: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(f"name: small\ndata: {{path: {digits}}}\n")
+    return tmp_path
+
+
+def lines(folder: Path, settings: dict[str, str], **env: str) -> dict[str, tuple[bool, str]]:
+    config = load_config(None, settings)
+    with mock.patch.dict(os.environ, environment(HOME=str(folder), **env), clear=True):
+        return {line.name: (line.ok, line.what) for line in examine(config, folder=folder)}
+
+
+def test_nothing_wrong(tmp_path: Path, digits: Path) -> None:
+    found = lines(tmp_path, {"storage": str(tmp_path / "runs"), "data.path": str(digits)})
+    assert all(ok for ok, _ in found.values()), found
+    assert {"python", "torch", "ray", "bytecode", "token", "CPUs", "data", "storage"} <= set(found)
+
+
+def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "snn.py").write_text("")
+    token = tmp_path / "token"
+    token.write_text("x")
+    token.chmod(0o644)
+    (tmp_path / "file").write_text("")
+    settings = {
+        "data.path": str(tmp_path / "none"),
+        "storage": str(tmp_path / "file" / "runs"),
+        "cluster.workers": "1000",
+        "train.batch_size": "1000",
+        "cluster.gpus_per_worker": "1",
+    }
+    found = lines(tmp_path, settings, PYTHONDONTWRITEBYTECODE="1", RAY_AUTH_TOKEN_PATH=str(token))
+    for name, remedy in [
+        ("bytecode", "unset it"),
+        ("own modules", "rename it"),
+        ("token", "chmod 600"),
+        ("CPUs", "lower cluster.workers"),
+        ("GPUs", "lower cluster.gpus_per_worker"),
+        ("data", "cannot be read"),
+        ("storage", "give another --storage"),
+    ]:
+        ok, what = found[name]
+        assert not ok, name
+        assert remedy in what
+
+
+def test_a_bucket_is_looked_at(tmp_path: Path) -> None:
+    with s3_server():
+        Folder.of("s3://bucket/data").write("a.parquet", b"x")
+        for bucket, well in (("bucket", True), ("no-such-bucket", False)):
+            config = load_config(None, {"storage": f"s3://{bucket}/runs", "data.path": f"s3://{bucket}/data"})
+            found = {line.name: line for line in examine(config, folder=tmp_path)}
+            assert found["storage"].ok == found["data"].ok == well, found
+            assert well or "give another --storage" in found["storage"].what
+
+
+@pytest.mark.parametrize("there", ["0.0.1", None])
+def test_a_node_with_other_versions_is_named(there: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes in disagreement need two installations; the comparison is of what they would answer."""
+    well = checks.packages()
+    answers = {"192.0.2.1": well, "192.0.2.2": {**well, "spikeprune": there}}
+    monkeypatch.setattr(checks, "on_every_node", lambda task: answers)
+    [found] = check_nodes()
+    assert not found.ok
+    assert found.what.startswith("node 192.0.2.2 has ")
+    assert f"spikeprune {there or 'missing'} (here " in found.what
+    monkeypatch.setattr(checks, "on_every_node", lambda task: dict.fromkeys(answers, well))
+    [found] = check_nodes()
+    assert found.ok
+    assert all(name in found.what for name in ALIKE)
+
+
+def test_what_costs_speed_alone_is_not_called_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], digits: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ["--data.path", str(digits), "--storage", str(tmp_path)]
+    assert cli.main(["doctor", *settings]) == 0, capsys.readouterr().out
+    assert "slow  bytecode: PYTHONDONTWRITEBYTECODE is set" in capsys.readouterr().out
+
+
+def test_a_cluster(head: Head, project: Path) -> None:
+    said = spikeprune(
+        "doctor", "small.yaml", "--address", head.address, "--dashboard", head.url,
+        "--token-file", str(head.token), cwd=project,
+    )  # fmt: skip
+    assert said.code == 0, said
+    for name in ("dashboard", "cluster", "CPUs", "versions", "storage", "storage and data"):
+        assert f"ok    {name}: " in said.out
+    assert head.token.read_text().strip() not in said.out + said.err
+
+
+def test_a_cluster_that_is_not_there(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--address", "127.0.0.1:9"]) == 1
+    out = capsys.readouterr().out
+    assert "wrong cluster: cluster.address: no Ray cluster answers at 127.0.0.1:9" in " ".join(out.split())
