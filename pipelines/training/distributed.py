@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from cluster.connect import prepare_data
 from cluster.storage import Remote
 from pipelines.config import ClusterConfig
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.own_code import OwnCode, activate
 from pipelines.training.checkpoint import latest_checkpoint
@@ -158,7 +158,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 class TableActor(ScoreTable):
     """The score table as an actor, which also keeps each epoch's latest event."""
 
-    def __init__(self, ids: IdSet, code: OwnCode | None) -> None:
+    def __init__(self, ids: Ids, code: OwnCode | None) -> None:
         activate(code)
         super().__init__(ids)
         self._events: dict[tuple[object, object], dict[str, object]] = {}
