@@ -24,6 +24,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,6 @@ def select(folder: Path, rows: int) -> dict[str, Any]:
     """A tenth of a table of ids and scores by passes, and the same draw in memory."""
     from cluster.connect import connect
     from pipelines.poisson_pass import PoissonDraw, poisson_pass
-    from pipelines.selection import COLUMNS
     from pruning.examples.inclusion import inclusion_probabilities
     from pruning.examples.sampling import draw
 
@@ -231,8 +231,10 @@ def select(folder: Path, rows: int) -> dict[str, Any]:
 
         started = time.perf_counter()
         table = ray.data.read_parquet(str(path), columns=["id", "sadp"])
-        with pq.ParquetWriter(out, COLUMNS, compression="zstd") as writer:
-            for part in poisson_pass(table, "sadp", plan):
+        parts = poisson_pass(table, "sadp", plan)
+        first = next(parts)
+        with pq.ParquetWriter(out, first.schema, compression="zstd") as writer:
+            for part in chain([first], parts):
                 writer.write_table(part)
         seconds = time.perf_counter() - started
     peaks, size_gb = watch.stop(), path.stat().st_size / 1e9

@@ -60,10 +60,8 @@ def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[p
     Raises:
         UserError: ids that are not the rows' positions.
     """
-    import ray
-
     prepare_data()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    table.context.execution_options.preserve_order = True
     if score is None:
         level = WaterLevel(0.0, plan.size / plan.population, np.inf, 1.0)
     else:

@@ -14,6 +14,7 @@ from cluster.connect import connect
 from pipelines.config import Config
 from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
+from pipelines.data.layout import with_source_ids
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture
@@ -34,7 +35,7 @@ def rank(
     split: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Score every example of a split and write columns id and one per score, ordered by id.
+    """Score every example of a split and write columns id (source_id) and one per score, ordered by id.
 
     Args:
         config: says where the data is, how it is presented, and where to run.
@@ -67,9 +68,7 @@ def rank(
         timesteps=config.examples.score_timesteps,
         inputs=Inputs.of(info, config.model.T),
     )
-    layout = scored.layout.by_id()
     with ExitStack() as stack:
-        pieces = scored.layout if layout is None else layout
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
                 cluster = stack.enter_context(connect(config.cluster.address))
@@ -78,13 +77,12 @@ def rank(
             weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
             described = architecture(config.model, info)
             scorers = scorers_alone(config.cluster)
-            parts = stream_scores(pieces, scored.ids, weights, described, scoring, scorers)
+            parts = stream_scores(scored.layout, scored.ids, weights, described, scoring, scorers)
         else:
-            parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(pieces))
+            parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(scored.layout))
         bar = stack.enter_context(_bar(console))
-        counted = _counted(parts, bar, scored.num_examples)
-        if layout is None:  # scattered ids are sorted at the end: 12 bytes and more of memory per example
-            counted = iter([pa.concat_tables(counted).sort_by("id")])
+        scores = with_source_ids(scored.layout, (part for part in parts if part.num_rows))
+        counted = _counted(scores, bar, scored.num_examples)
         metadata = {b"checkpoint": str(checkpoint).encode()}
         write_beside(output, lambda path: _write(path, counted, metadata, scored.num_examples))
     return scored.num_examples

@@ -7,7 +7,6 @@ from pathlib import Path
 from pipelines.config import Config
 from pipelines.data.dataset import Split
 from pipelines.run_folder import CONFIG, read_config
-from pipelines.training.shards import ordered_layout
 
 WINDOW_BYTES = 64 << 20
 MIN_WINDOW, MAX_WINDOW = 1024, 65_536
@@ -20,9 +19,6 @@ def settle_reading(config: Config, train: Split, folder: Path) -> Config:
         config: of the run; with engine ray, Ray is connected.
         train: training rows.
         folder: of the run.
-
-    Raises:
-        UserError: the rows must be read by row groups, and ids lie scattered over these.
     """
     reading = config.data.reading
     if reading == "auto" and (folder / CONFIG).exists():
@@ -31,8 +27,6 @@ def settle_reading(config: Config, train: Split, folder: Path) -> Config:
         given = config.data.memory_gb
         limit = _limit(config.cluster.engine) if given is None else given * 1e9
         reading = "shards" if train.num_bytes > limit else "memory"
-    if reading == "shards":
-        ordered_layout(train)
     return replace(config, data=replace(config.data, reading=reading))
 
 

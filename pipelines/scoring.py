@@ -13,7 +13,7 @@ import torch
 
 from cluster.connect import prepare_data, usable_cpus
 from pipelines.config import ClusterConfig, LossName, plugins
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
 from pipelines.data.rows import Inputs, Rows
 from pipelines.data.transfer import to_device
@@ -88,7 +88,7 @@ def parts_of(layout: Layout, cores: int = 1) -> Iterator[Layout]:
 
 def score_layout(
     layout: Layout,
-    wanted: np.ndarray | IdSet,
+    wanted: np.ndarray | Ids,
     model: SpikingNetwork,
     scoring: Scoring,
     device: torch.device | str = "cpu",
@@ -98,13 +98,11 @@ def score_layout(
     Raises:
         UserError: an image that cannot be decoded or a row group that cannot be read, with its file.
     """
-    found = []
+    layout, found = layout.holding(wanted), []
     for i in range(len(layout)):
         piece = layout.take([i])
-        rows = read_rows(piece, wanted)
-        if rows.num_rows:
-            with naming_rows(piece):
-                found.append(score_table(rows, model, scoring, device))
+        with naming_rows(piece):
+            found.append(score_table(read_rows(piece, wanted), model, scoring, device))
     return pa.concat_tables(found) if found else pa.table({"id": np.zeros(0, np.int64)})
 
 
@@ -178,7 +176,7 @@ def score_dataset(
 
 def stream_scores(
     layout: Layout,
-    wanted: Any,
+    wanted: np.ndarray | Ids,
     weights: dict[str, torch.Tensor],
     architecture: dict[str, Any],
     scoring: Scoring,
@@ -191,7 +189,7 @@ def stream_scores(
 
     Args:
         layout: the row groups.
-        wanted: an `IdSet`, or a score book whose open pass says whom to score.
+        wanted: ascending ids, or a set of ids.
         weights: of the network, on the CPU.
         architecture: of the network.
         scoring: what to compute.
@@ -294,9 +292,9 @@ class _Runner:
             return
         for part in block.column("id").to_pylist():
             layout = job.layout.take(self._parts[part])
-            wanted = job.wanted if isinstance(job.wanted, IdSet) else job.wanted.wanted(layout.ranges)
-            if len(wanted):
-                yield score_layout(layout, wanted, self._model, job.scoring, self._device)
+            scores = score_layout(layout, job.wanted, self._model, job.scoring, self._device)
+            if scores.num_rows:
+                yield scores
 
 
 def _give_way() -> None:

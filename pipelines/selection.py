@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect
 from pipelines.data.dataset import read_split
-from pipelines.data.ids import MOST_IDS, IdCollector, IdSet
+from pipelines.data.ids import MOST_IDS
+from pipelines.data.layout import with_source_ids
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.poisson_pass import PoissonDraw, draws_alone, poisson_pass
@@ -22,7 +24,6 @@ from pruning.examples.policies import Policy, make_policy
 
 ROW_GROUP_ROWS = 1024
 READ_ROWS = 65_536
-COLUMNS = pa.schema({"id": pa.int64(), "weight": pa.float32(), "probability": pa.float64()})
 IN_MEMORY = MOST_IDS
 """Examples that are drawn from in this process; beyond, passes of Ray Data draw by the Poisson design."""
 
@@ -63,8 +64,8 @@ def select_subset(
         design: ``systematic`` or ``poisson``; more than 10^8 examples are drawn from by ``poisson`` alone.
         seed: of the draw.
         epoch: another epoch is another draw with the same seed.
-        filtered: new or empty folder to write the chosen rows to, with a column ``weight``; none when not
-            given.
+        filtered: new or empty folder for a dataset of the chosen rows, with a column ``weight``, numbered
+            anew (``source_id`` keeps what they were); none when not given.
         address: of a running Ray cluster, for more than 10^8 examples.
 
     Raises:
@@ -89,9 +90,7 @@ def select_subset(
     with _naming_options():
         drawn = make_policy(
             policy,
-            num_examples=1 if large else data.id_span,
-            first_id=data.first_id,
-            present=None if large or data.ids.dense else data.ids.mask(),
+            num_examples=1 if large else data.num_examples,
             **settings,  # type: ignore[arg-type]
         )
     if drawn.score is not None and scores is None:
@@ -101,9 +100,9 @@ def select_subset(
         if scores is not None and score is not None:
             _opened(scores, score).close()
         with connect(address):
-            told = _write(output, _passes(plan, scores, score), ratio)
+            told = _write(output, with_source_ids(data.layout, _passes(plan, scores, score)), ratio)
     else:
-        told = _write(output, _in_memory(drawn, scores, data.ids, epoch), ratio)
+        told = _write(output, with_source_ids(data.layout, _in_memory(drawn, scores, epoch)), ratio)
     if filtered is not None:
         _write_filtered(folder, split, output, filtered)
     return told
@@ -118,9 +117,9 @@ def _naming_options() -> Iterator[None]:
         raise UserError(f"--{where}", what) from None
 
 
-def _in_memory(policy: Policy, scores: Path | None, ids: IdSet, epoch: int) -> Iterator[pa.Table]:
+def _in_memory(policy: Policy, scores: Path | None, epoch: int) -> Iterator[pa.Table]:
     if scores is not None and policy.score is not None:
-        _read_scores(scores, policy, ids, epoch)
+        _read_scores(scores, policy, epoch)
     plan = policy.plan(epoch)
     probabilities = np.ones(len(plan.ids)) if plan.probabilities is None else plan.probabilities
     yield pa.table({"id": plan.ids, "weight": plan.weights, "probability": probabilities})
@@ -160,11 +159,14 @@ def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
 
     def write(path: Path) -> None:
         nonlocal examples, largest
-        with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
-            for part in parts:
-                examples += part.num_rows
-                largest = max(largest, part.column("weight").to_numpy().max(initial=0))
-                writer.write_table(part)
+        writer: pq.ParquetWriter | None = None
+        for part in parts:
+            writer = writer or pq.ParquetWriter(path, part.schema, compression="zstd")
+            examples += part.num_rows
+            largest = max(largest, part.column("weight").to_numpy().max(initial=0))
+            writer.write_table(part)
+        if writer is not None:
+            writer.close()
         if not examples:
             what = f"at {ratio:g} the poisson design drew none; lower it, or take --design systematic"
             raise UserError("--ratio", what)
@@ -173,20 +175,21 @@ def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
     return Selected(examples, float(largest))
 
 
-def _read_scores(path: Path, policy: Policy, ids: IdSet, epoch: int) -> None:
+def _read_scores(path: Path, policy: Policy, epoch: int) -> None:
     """Let the policy see a file of scores, a bounded number of rows at a time."""
     assert policy.score is not None
     with _opened(path, policy.score) as parquet:
-        seen, known = IdCollector(), True
+        seen = np.zeros(policy.settings.num_examples, bool)
         for batch in parquet.iter_batches(READ_ROWS, columns=["id", policy.score]):
             found = batch.column("id").to_numpy()
-            known = bool(known and ids.contains(found).all() and not len(seen.add(found)))
-            if known:
+            known = found[(found >= 0) & (found < len(seen))]
+            if len(known) == len(found):
                 policy.observe(found, batch.column(policy.score).to_numpy(), epoch, "pass")
-        if not known or parquet.metadata.num_rows != len(ids):
-            rows = parquet.metadata.num_rows
+            seen[known] = True
+        rows = parquet.metadata.num_rows
+        if not seen.all() or rows != len(seen):
             raise UserError(
-                "--scores", f"{path} scores {rows} examples with other ids than the dataset's {len(ids)}"
+                "--scores", f"{path} scores {rows} examples with other ids than the dataset's {len(seen)}"
             )
 
 
@@ -207,33 +210,49 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
 
 
 def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> None:
-    """The chosen rows of every file under its own name, with their weights."""
-    for file in split_files(folder, split):
-        write_beside(below(output, name_of(file)), lambda path, file=file: _filter(file, subset, path))  # type: ignore[misc]
+    """A dataset of the chosen rows, numbered anew, with their weights; other splits are copied."""
+    next_id, files = 0, split_files(folder, split)
+    for file in files:
+
+        def write(path: Path, file: str = file) -> None:
+            nonlocal next_id
+            next_id = _filter(file, subset, path, next_id)
+
+        write_beside(below(output, name_of(file)), write)
+    names, dataset = {name_of(file) for file in files}, Folder.of(folder, "data")
+    for entry in dataset.files(hidden=False):
+        if entry.path.endswith(".parquet") and "/" not in entry.path and entry.path not in names:
+            write_beside(below(output, entry.path), partial(dataset.download, entry.path))
 
 
-def _filter(file: str, subset: Path, path: Path) -> None:
+def _filter(file: str, subset: Path, path: Path, next_id: int) -> int:
     with open_parquet(file) as parquet:
         metadata = parquet.schema_arrow.metadata
         writer: pq.ParquetWriter | None = None
         for batch in parquet.iter_batches(READ_ROWS):
-            chosen = _chosen(pa.Table.from_batches([batch]), subset).replace_schema_metadata(metadata)
-            if writer is None:
-                writer = pq.ParquetWriter(path, chosen.schema, compression="zstd")
+            chosen = _chosen(pa.Table.from_batches([batch]), subset, next_id).replace_schema_metadata(
+                metadata
+            )
+            next_id += chosen.num_rows
+            writer = writer or pq.ParquetWriter(path, chosen.schema, compression="zstd")
             writer.write_table(chosen, row_group_size=ROW_GROUP_ROWS)
         if writer is not None:
             writer.close()
+    return next_id
 
 
-def _chosen(rows: pa.Table, subset: Path) -> pa.Table:
+def _chosen(rows: pa.Table, subset: Path, next_id: int) -> pa.Table:
     ids = rows.column("id").to_numpy()
-    within = [("id", ">=", int(ids.min())), ("id", "<=", int(ids.max()))]
+    within = [("id", ">=", int(ids[0])), ("id", "<=", int(ids[-1]))]
     place, name = Folder.holding(subset)
     drawn = pq.read_table(
         place.at(name), columns=["id", "weight"], filters=within, filesystem=place.filesystem
     )
-    found, weights = drawn.column("id").to_numpy(), drawn.column("weight")
-    keep = np.isin(ids, found)
-    return rows.filter(pa.array(keep)).append_column(
-        "weight", weights.take(np.searchsorted(found, ids[keep]))
-    )
+    rows = rows.take(pa.array(drawn.column("id").to_numpy() - ids[0]))
+    if "source_id" not in rows.column_names:
+        rows = rows.append_column("source_id", rows.column("id"))
+    number = rows.column_names.index("id")
+    rows = rows.set_column(number, "id", pa.array(np.arange(next_id, next_id + rows.num_rows)))
+    if "weight" in rows.column_names:  # of the draw that made this dataset
+        rows = rows.drop_columns(["weight"])
+    return rows.append_column("weight", drawn.column("weight"))

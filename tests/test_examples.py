@@ -29,16 +29,18 @@ SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md d
 }
 EXPERIMENTS = tuple(expected_time.DATA)
 """Those with a small variant."""
-SHARED = {  # the shared folder that stands for each dataset, and what differs there
-    "cifar10-vgg6": ("cifar10/small", {}),
-    "cifar10-vgg11": ("cifar10/small", {}),
-    "cifar10-sew18": ("cifar10/small", {}),
-    "tiny-imagenet": ("tiny-imagenet", {"data.train_split": "train-00000", "data.test_split": "train-00001"}),
-    "imagenet": ("tiny-imagenet", {"data.train_split": "train-00000", "data.test_split": "train-00001"}),
-    "nmnist": ("nmnist-small", {}),
-    "cifar10-dvs": ("cifar10-dvs-sim", {}),
-    "dvs-objects": ("dvs128-objects", {}),
+SHARED = {  # the shared folder that stands for each dataset, and its files
+    "cifar10-vgg6": ("cifar10/small", "train", "test"),
+    "cifar10-vgg11": ("cifar10/small", "train", "test"),
+    "cifar10-sew18": ("cifar10/small", "train", "test"),
+    "tiny-imagenet": ("tiny-imagenet", "train-00000", "train-00001"),
+    "imagenet": ("tiny-imagenet", "train-00000", "train-00001"),
+    "nmnist": ("nmnist-small", "train", "test"),
+    "cifar10-dvs": ("cifar10-dvs-sim", "train", "test"),
+    "dvs-objects": ("dvs128-objects", "train", "val"),
 }
+ROWS = 160
+"""Of each split that the small variants are given."""
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -101,12 +103,12 @@ def cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return source / "data"
 
 
-def ingested_events(folder: Path, output: Path, rows: int = 160) -> Path:
-    """The first rows of real recordings, ingested as a user would."""
+def ingested(folder: Path, output: Path, files: dict[str, str]) -> Path:
+    """The first rows of real files, ingested as a user would."""
     (output / "source").mkdir(parents=True)
-    for file in sorted(folder.glob("*.parquet")):
-        split = "train" if file.name.startswith("train") else "test"
-        table = pa.Table.from_batches([next(pq.ParquetFile(file).iter_batches(rows))])
+    for split, prefix in files.items():
+        file = min(folder.glob(f"{prefix}*.parquet"))
+        table = pa.Table.from_batches([next(pq.ParquetFile(file).iter_batches(ROWS))])
         pq.write_table(table, output / "source" / f"{split}.parquet")
     ingest("parquet", output / "data", input=output / "source")
     return output / "data"
@@ -130,11 +132,9 @@ def run_small(name: str, data: Path, storage: Path, others: dict[str, str]) -> C
 
 @pytest.mark.parametrize("name", SHARED)
 def test_a_small_variant_runs(name: str, shared_data: Path, tmp_path: Path) -> None:
-    folder, others = SHARED[name]
-    data = shared_data / folder
-    if SHAPES[name][0][0] == 2:  # polarities
-        data = ingested_events(data, tmp_path / "events")
-    run_small(name, data, tmp_path, others)
+    folder, train, test = SHARED[name]
+    data = ingested(shared_data / folder, tmp_path / "ingested", {"train": train, "test": test})
+    run_small(name, data, tmp_path, {})
 
 
 def test_the_small_cifar100_runs(cifar100: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipelines.data.ingest import IMAGE_ROWS, Told, Writing, absolute, write_dat
 from pipelines.data.request import check_request
 from pipelines.data.sources.base import Bad, Example, Source
 from pipelines.data.sources.originals import fingerprint_of, reading
-from pipelines.data.sources.tables import class_names
+from pipelines.data.sources.tables import class_names, source_id_kind
 from pipelines.data.verify import MANIFEST, verify
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below
@@ -49,19 +49,20 @@ class FramedRows:
     def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
         row = 0
         with open_parquet(path) as file:
-            names = [n for n in ("image", "label", "path") if n in file.schema_arrow.names]
+            names = [n for n in ("image", "label", "path", "source_id") if n in file.schema_arrow.names]
             for batch in file.iter_batches(32, columns=names):
                 if row < high and row + batch.num_rows > low:
                     events = from_arrow(batch.column("image"))
                     labels = batch.column("label").to_pylist()
                     paths = batch.column("path").to_pylist() if "path" in names else [path] * len(labels)
+                    ids = batch.column("source_id").to_pylist() if "source_id" in names else None
                     for k in range(max(low - row, 0), min(high - row, batch.num_rows)):
                         try:
                             value = smallest(self.frames.count(events[k]))
                         except ValueError as error:
                             yield Bad(paths[k], str(error))
                         else:
-                            yield Example(value, labels[k], paths[k])
+                            yield Example(value, labels[k], paths[k], ids[k] if ids else None)
                 row += batch.num_rows
 
 
@@ -107,6 +108,7 @@ def cache_frames(
     source = Source(
         splits={split: FramedRows(paths, _sizes(paths), frames) for split, paths in files.items()},
         class_names=class_names(schema, "label"),
+        source_id=source_id_kind(schema),
         fingerprint=fingerprint_of(recordings, [name_of(p) for f in files.values() for p in f], rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )

@@ -12,9 +12,9 @@ from pipelines.data.bad_rows import BadRows, OnBadRow
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Sensor, is_events
 from pipelines.data.frames import Frames
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
-from pipelines.data.scan import MANIFEST, check_shards, class_names, scan, split_files
+from pipelines.data.scan import MANIFEST, check_files, class_names, listed_files, scan, split_files
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below
 from pipelines.storage.paths import open_parquet
@@ -28,11 +28,10 @@ CHEAP_BYTES = 256 << 20  # data up to this size are looked through before a run
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One split of a dataset, checked. What it holds grows by an eighth of a byte per id at most."""
+    """One split of a dataset, checked. What it holds grows with row groups and rows that are left out."""
 
     files: tuple[str, ...]
-    ids: IdSet
-    """Unique."""
+    ids: Ids
     layout: Layout
     num_bytes: int
     """Of its rows in memory, still encoded."""
@@ -51,16 +50,6 @@ class Split:
         """The highest label."""
         return max(self.class_counts)
 
-    @property
-    def first_id(self) -> int:
-        """The lowest id of the range ``[first_id, first_id + id_span)``."""
-        return self.ids.first
-
-    @property
-    def id_span(self) -> int:
-        """Length of that range."""
-        return self.ids.span
-
     def without(self, ids: np.ndarray) -> "Split":
         """The split without these examples."""
         return replace(self, ids=self.ids.without(ids)) if len(ids) else self
@@ -69,16 +58,9 @@ class Split:
         """The split of its first ``rows`` examples in order of file (all for ``None``); its classes stay."""
         if rows is None or rows >= self.num_examples:
             return self
-        found: list[np.ndarray] = []
-        left, pieces = rows, 0
-        while left > 0:
-            ids = read_rows(self.layout.take([pieces]), self.ids).column("id").to_numpy()[:left]
-            found.append(ids)
-            left, pieces = left - len(ids), pieces + 1
-        share = rows / self.num_examples
-        layout = self.layout.take(range(pieces))
-        ids = IdSet.of(np.concatenate(found))
-        return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * share))
+        ids = self.ids.first(rows)
+        layout = self.layout.take(np.flatnonzero(self.layout.low < ids.end))
+        return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * rows / self.num_examples))
 
     def head(self, rows: int) -> pa.Table:
         """At least its first ``rows`` rows in order of file (or all there are), encoded."""
@@ -122,15 +104,16 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
 
     Raises:
         UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
-            duplicate or negative ids, ids spread too far, or a bad label, each with its file.
+            ids that are not the rows' positions, or a bad label, each with its file.
     """
     bad = BadRows(skip=on_bad_row == "skip")
     files = split_files(folder, split)
-    check_shards(folder, split, bad)
-    found = scan(files, bad)
+    listed = listed_files(folder, split)
+    check_files(folder, listed, bad)
+    found = scan(files, bad, listed)
     if not len(found.layout):
         raise UserError(files[0], f"split {split!r} has no rows")
-    whole = Split(
+    return Split(
         files=files,
         ids=found.ids,
         layout=found.layout,
@@ -138,7 +121,6 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
         class_counts=found.class_counts,
         bad=bad,
     )
-    return whole.without(np.concatenate(bad.ids)) if bad.ids else whole
 
 
 def describe(

@@ -214,6 +214,7 @@ def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[Shard],
         size=size,
         shape=None if source.sensor else _first_shape(source.splits["train"], size),
         on_bad=writing.on_bad,
+        source_id=source.source_id,
     )
     shards = []
     for split, rows in source.splits.items():

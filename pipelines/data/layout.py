@@ -5,8 +5,8 @@ names. All readers go through here, so an unreadable row group is named the same
 read has 64-bit offsets, so that all of a split's rows can be one array: 32 bits end at 2 GiB.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import ExampleError
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.storage.paths import open_parquet
 
@@ -37,12 +37,15 @@ class Layout:
     rows: np.ndarray
     """int64 ``[P]``."""
     low: np.ndarray
-    """Lowest id, int64 ``[P]``."""
-    high: np.ndarray
-    """One more than the highest id, int64 ``[P]``."""
+    """Id of its first row, int64 ``[P]``, ascending; those of the others follow."""
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def high(self) -> np.ndarray:
+        """One more than the highest id, int64 ``[P]``."""
+        return self.low + self.rows
 
     @property
     def ranges(self) -> np.ndarray:
@@ -54,14 +57,16 @@ class Layout:
         at = np.asarray(pieces, dtype=np.int64)
         used, file = np.unique(self.file[at], return_inverse=True)
         names = tuple(self.files[i] for i in used)
-        rest = (column[at] for column in (self.group, self.start, self.rows, self.low, self.high))
+        rest = (column[at] for column in (self.group, self.start, self.rows, self.low))
         return Layout(names, file.astype(np.int32), *rest)
 
-    def by_id(self) -> "Layout | None":
-        """The row groups in ascending order of their ids; ``None`` where their id ranges overlap."""
-        order = np.argsort(self.low, kind="stable")
-        low, high = self.low[order], self.high[order]
-        return self.take(order) if (low[1:] >= high[:-1]).all() else None
+    def holding(self, wanted: np.ndarray | Ids) -> "Layout":
+        """The row groups that hold any of these ids (ascending, or a set)."""
+        if isinstance(wanted, Ids):
+            found = wanted.counts(self.ranges) > 0
+        else:
+            found = np.searchsorted(wanted, self.high) > np.searchsorted(wanted, self.low)
+        return self.take(np.flatnonzero(found))
 
     def parts(self, rows: int) -> Iterator["Layout"]:
         """Consecutive row groups of at least ``rows`` rows together (the last part may have fewer)."""
@@ -80,7 +85,7 @@ def chunked(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
         start = stop
 
 
-def read_rows(layout: Layout, wanted: "np.ndarray | IdSet") -> pa.Table:
+def read_rows(layout: Layout, wanted: np.ndarray | Ids) -> pa.Table:
     """The wanted rows of a layout's row groups: columns id, image and label (int64).
 
     Args:
@@ -90,11 +95,11 @@ def read_rows(layout: Layout, wanted: "np.ndarray | IdSet") -> pa.Table:
     Raises:
         UserError: a row group that cannot be read, with its file and rows.
     """
-    found = [rows for rows in read_pieces(layout, wanted) if rows.num_rows]
+    found = [rows for rows in read_pieces(layout.holding(wanted), wanted) if rows.num_rows]
     return pa.concat_tables(found) if found else next(read_pieces(layout.take([0]), np.zeros(0, np.int64)))
 
 
-def read_pieces(layout: Layout, wanted: "np.ndarray | IdSet") -> Iterator[pa.Table]:
+def read_pieces(layout: Layout, wanted: np.ndarray | Ids) -> Iterator[pa.Table]:
     """As `read_rows`, a part of a row group after the other; those without wanted rows are empty tables."""
     opened: tuple[int, pq.ParquetFile] | None = None
     try:
@@ -105,8 +110,10 @@ def read_pieces(layout: Layout, wanted: "np.ndarray | IdSet") -> Iterator[pa.Tab
                     if opened is not None:
                         opened[1].close()
                     opened = (file, open_parquet(layout.files[file]))
+                low = int(layout.low[i])
                 for piece in _decoded(opened[1], group):
-                    yield select(_widened(piece), wanted)
+                    yield _widened(piece, _within(wanted, low, low + piece.num_rows), low)
+                    low += piece.num_rows
             except UNREADABLE as error:
                 start, count = int(layout.start[i]), int(layout.rows[i])
                 raise unreadable(layout.files[file], start, count, group, error) from None
@@ -115,16 +122,41 @@ def read_pieces(layout: Layout, wanted: "np.ndarray | IdSet") -> Iterator[pa.Tab
             opened[1].close()
 
 
-def select(block: pa.Table, wanted: "np.ndarray | IdSet") -> pa.Table:
-    """The block's rows whose id is among ``wanted`` (a set, or ascending ids)."""
-    of_block = block.column("id").to_numpy()
-    if isinstance(wanted, IdSet):
-        keep = wanted.contains(of_block)
-    elif len(wanted) == 0:
+def with_source_ids(layout: Layout, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables with the column source_id behind their ids (ascending), where the files have that column."""
+    with open_parquet(layout.files[0]) as parquet:
+        kept = "source_id" in parquet.schema_arrow.names
+    for part in parts:
+        if kept and part.num_rows:
+            own = pa.chunked_array(_source_ids(layout, part.column("id").to_numpy()))
+            part = part.add_column(1, "source_id", own)
+        yield part
+
+
+def _source_ids(layout: Layout, ids: np.ndarray) -> Iterator[pa.Array]:
+    needed = layout.holding(ids)
+    for number, file in enumerate(needed.files):
+        with open_parquet(file) as parquet:
+            for i in np.flatnonzero(needed.file == number):
+                column = parquet.read_row_group(int(needed.group[i]), columns=["source_id"]).column(0)
+                low = int(needed.low[i])
+                at = _within(ids, low, low + int(needed.rows[i])) - low
+                yield from column.take(pa.array(at)).chunks
+
+
+def _within(wanted: np.ndarray | Ids, low: int, high: int) -> np.ndarray:
+    """The wanted ids in ``[low, high)``."""
+    if isinstance(wanted, Ids):
+        return wanted.array(low, high)
+    return wanted[slice(*np.searchsorted(wanted, [low, high]))]
+
+
+def select(block: pa.Table, wanted: np.ndarray) -> pa.Table:
+    """The rows of read ones whose id is among ``wanted`` (ascending)."""
+    if len(wanted) == 0:
         return block.slice(0, 0)
-    else:
-        at = np.minimum(np.searchsorted(wanted, of_block), len(wanted) - 1)
-        keep = wanted[at] == of_block
+    of_block = block.column("id").to_numpy()
+    keep = wanted[np.minimum(np.searchsorted(wanted, of_block), len(wanted) - 1)] == of_block
     return block if keep.all() else block.filter(pa.array(keep))
 
 
@@ -155,12 +187,7 @@ def naming_rows(layout: Layout) -> Iterator[None]:
 def place_of(layout: Layout, example: int) -> tuple[str, int] | None:
     """File and row of an id; ``None`` where it is in none of the row groups."""
     for i in np.flatnonzero((layout.low <= example) & (example < layout.high)):
-        file = layout.files[layout.file[i]]
-        with suppress(*UNREADABLE), open_parquet(file) as parquet:
-            ids = parquet.read_row_group(int(layout.group[i]), columns=["id"]).column("id").to_numpy()
-            at = np.flatnonzero(ids == example)
-            if len(at):
-                return file, int(layout.start[i] + at[0])
+        return layout.files[layout.file[i]], int(layout.start[i] + example - layout.low[i])
     return None
 
 
@@ -173,17 +200,16 @@ def group_bytes(group: pq.RowGroupMetaData) -> int:
 def _decoded(parquet: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
     meta = parquet.metadata.row_group(group)
     rows = max(1, PIECE_BYTES * meta.num_rows // max(group_bytes(meta), 1))
-    return parquet.iter_batches(min(rows, meta.num_rows), [group], columns=list(COLUMNS), use_threads=False)
+    return parquet.iter_batches(
+        min(rows, meta.num_rows), [group], columns=["image", "label"], use_threads=False
+    )
 
 
-def _widened(piece: pa.RecordBatch) -> pa.Table:
-    rows = pa.Table.from_batches([piece]).select(list(COLUMNS)).replace_schema_metadata(None)
-    for column in (0, 2):  # empty values are those of rows that are left out
-        values = rows.column(column)
-        values = values.fill_null(-1) if values.null_count else values
-        rows = rows.set_column(column, COLUMNS[column], values.cast(pa.int64()))
-    images = rows.column(1)
-    return rows.set_column(1, COLUMNS[1], images.cast(_wide(images.type)))
+def _widened(piece: pa.RecordBatch, ids: np.ndarray, low: int) -> pa.Table:
+    """Some rows of a piece whose first has the id ``low``."""
+    rows = piece if len(ids) == piece.num_rows else piece.take(pa.array(ids - low))
+    images, labels = rows.column("image"), rows.column("label")
+    return pa.table({"id": ids, "image": images.cast(_wide(images.type)), "label": labels.cast(pa.int64())})
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pruning.examples.sampling import uniform
 
 
 def uniform_sample(
-    ids: np.ndarray | IdSet, size: int, *, seed: int, epoch: int, stream: int, rank: int, world_size: int
+    ids: Ids, size: int, *, seed: int, epoch: int, stream: int, rank: int, world_size: int
 ) -> np.ndarray:
     """This worker's share of a uniform sample without replacement, of equal size on every worker.
 
     Args:
-        ids: all examples, int64 ``[N]`` or a set.
+        ids: all examples.
         size: of the sample over all workers; fewer when there are fewer examples.
         seed: of the run.
         epoch: keys the sample together with ``seed`` and ``stream``.
@@ -25,8 +25,7 @@ def uniform_sample(
     """
     size = min(size, len(ids))
     chosen, keys = np.zeros(0, np.int64), np.zeros(0, np.float64)
-    held = ids if isinstance(ids, IdSet) else IdSet.of(ids)
-    for block in held.blocks():  # the lowest keys so far; of equal ones the earlier
+    for block in ids.blocks():  # the lowest keys so far; of equal ones the earlier
         chosen = np.concatenate([chosen, block])
         keys = np.concatenate([keys, uniform(seed, epoch, block, stream=stream)])
         order = np.argsort(keys, kind="stable")[:size]

@@ -1,12 +1,11 @@
-"""Looking through a split before a run: which ids there are, where they lie, and what is wrong with rows."""
+"""Looking through a split before a run: where its rows lie, and what is wrong with them."""
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,23 +14,23 @@ import pyarrow.parquet as pq
 from pipelines.data.bad_rows import BadRows
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
-from pipelines.data.ids import IdCollector, IdSet
+from pipelines.data.ids import Ids
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below
-from pipelines.storage.paths import Folder, below, open_parquet, short, uri_of
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 
 MANIFEST = "manifest.json"
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
+NUMBER = "ids count the rows of a split from 0; `spikeprune data ingest parquet` numbers them"
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
-MAX_ID_GAP = 32  # ids may spread over this many times the number of rows before scores would waste memory
 
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
     """What a look through a split's ids and labels tells."""
 
-    ids: IdSet
+    ids: Ids
     layout: Layout
     num_bytes: int
     """Of the rows in memory, still encoded."""
@@ -69,25 +68,38 @@ def _remote_files(uri: str, split: str) -> tuple[str, ...]:
     return tuple(below(uri, name) for name in names)
 
 
-def check_shards(folder: Path | str, split: str, bad: BadRows) -> None:
-    """That all files which the manifest lists for a split, if there is one, are there."""
+def listed_files(folder: Path | str, split: str) -> list[dict[str, Any]]:
+    """What the manifest, if there is one, tells of a split's files."""
     manifest = read_json_below(folder, MANIFEST) or {}
-    listed = manifest.get("splits", {}).get(split, {}).get("files", [])
+    return manifest.get("splits", {}).get(split, {}).get("files", [])
+
+
+def check_files(folder: Path | str, listed: list[dict[str, Any]], bad: BadRows) -> None:
+    """That all listed files are there."""
     uri = uri_of(folder)
     there = {e.path for e in Folder.of(uri).files()} if uri is not None and listed else set()
-    for shard in listed:
-        path = Path(folder) / shard["path"] if uri is None else below(uri, shard["path"])
-        if not (path.exists() if isinstance(path, Path) else shard["path"] in there):
-            first, rows = shard.get("first_id"), shard.get("rows")
-            of = f" (ids {first} to {first + rows - 1})" if None not in (first, rows) else ""
+    for file in listed:
+        path = Path(folder) / file["path"] if uri is None else below(uri, file["path"])
+        if not (path.exists() if isinstance(path, Path) else file["path"] in there):
+            first, rows = file.get("first_id"), file.get("rows")
+            of = "" if first is None or rows is None else f" (ids {first} to {first + rows - 1})"
             bad.found(
                 str(path), f"is missing, {MANIFEST} lists it{of}; restore it or ingest again", rows=rows
             )
 
 
-def scan(files: tuple[str, ...], bad: BadRows) -> Scanned:
-    """Look through the columns id and label of all files, a bounded number of rows at a time."""
-    found = _Scan(bad, _num_rows(files))
+def scan(files: tuple[str, ...], bad: BadRows, listed: list[dict[str, Any]]) -> Scanned:
+    """Look through the columns id and label of all files, a bounded number of rows at a time.
+
+    Args:
+        files: of the split, in order.
+        bad: is told of rows that cannot be used.
+        listed: what the manifest tells of the files.
+
+    Raises:
+        UserError: ids that are not the rows' positions, and what `BadRows` refuses.
+    """
+    found = _Scan(bad, {file["path"]: file["first_id"] for file in listed if "first_id" in file})
     for index, file in enumerate(files):
         found.file(index, file)
     return found.result(files)
@@ -96,10 +108,11 @@ def scan(files: tuple[str, ...], bad: BadRows) -> Scanned:
 class _Scan:
     """Gathers what is known of a split, file by file."""
 
-    def __init__(self, bad: BadRows, num_rows: int) -> None:
-        self.bad, self.num_rows = bad, num_rows
+    def __init__(self, bad: BadRows, first_ids: dict[str, int]) -> None:
+        self.bad, self.first_ids = bad, first_ids
         self.schema: pa.Schema | None = None
-        self.ids = IdCollector()
+        self.end = 0
+        self.lost = False  # whether a file was left out since, and with it nobody knows how many rows
         self.groups: list[np.ndarray] = []
         self.num_bytes, self.num_classes = 0, 0
         self.class_counts: Counter[int] = Counter()
@@ -110,26 +123,33 @@ class _Scan:
             self.schema = _check_schema(file, self.schema)
         except UserError as error:
             self.bad.mistake(error)
+            self.lost = True
             return
         self.num_classes = self.num_classes or len(class_names(self.schema))
         with open_parquet(file) as parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
             self.num_bytes += sum(group_bytes(g) for g in groups)
+            first_id = self.first_ids.get(name_of(file), _told_first(parquet) if self.lost else self.end)
+            if first_id < self.end:
+                raise UserError(
+                    file, f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
+                )
+            self.end, self.lost = first_id + int(rows.sum()), False
             starts = np.cumsum(rows) - rows
             for part in chunked(rows, SCANNED_ROWS):
                 part = part[rows[part] > 0]
                 try:
-                    self._part(index, file, parquet, part, starts[part], rows[part])
+                    self._part(index, file, parquet, part, starts[part], rows[part], first_id)
                 except UNREADABLE:
                     for g in part:
                         at = np.array([g])
                         try:
-                            self._part(index, file, parquet, at, starts[at], rows[at])
+                            self._part(index, file, parquet, at, starts[at], rows[at], first_id)
                         except UNREADABLE as error:
-                            count = int(rows[g])
-                            mistake = unreadable(file, int(starts[g]), count, int(g), error)
-                            self.bad.mistake(mistake, first_row=int(starts[g]), rows=count)
+                            start, count = int(starts[g]), int(rows[g])
+                            mistake = unreadable(file, start, count, int(g), error)
+                            self.bad.mistake(mistake, first_row=start, rows=count)
 
     def _part(
         self,
@@ -139,93 +159,55 @@ class _Scan:
         groups: np.ndarray,
         starts: np.ndarray,
         rows: np.ndarray,
+        first_id: int,
     ) -> None:
         if not len(groups):
             return
         table = parquet.read_row_groups(groups.tolist(), columns=["id", "label"], use_threads=False)
-        columns = {name: table.column(name) for name in ("id", "label")}
-        ids, labels = (columns[n].cast(pa.int64()).fill_null(-1).to_numpy() for n in ("id", "label"))
-        good = np.ones(len(ids), bool)
+        ids, labels = (table.column(n).cast(pa.int64()).fill_null(-1).to_numpy() for n in ("id", "label"))
+        empty = table.column("label").is_null().to_numpy()
         first = int(starts[0])
-        for name, column in columns.items():
-            if column.null_count:
-                empty = column.is_null().to_numpy()
-                what = f"column {name!r} has {column.null_count} empty values"
-                good &= self._good(file, first, ids, ~empty, _saying(what), ids)
-        good &= self._good(file, first, ids, (ids >= 0) | ~good, _negative_id, ids)
-        good &= self._good(file, first, ids, (labels >= 0) | ~good, _negative_label, labels)
-        if self.num_classes:
-            known = f"the schema names {self.num_classes} classes"
-            below = (labels < self.num_classes) | ~good
-            good &= self._good(
-                file, first, ids, below, lambda v: f"label {v} is out of range; {known}", labels
-            )
-        if not good.any():
-            return
-        for label, count in zip(*np.unique(labels[good], return_counts=True), strict=True):
-            self.class_counts[int(label)] += int(count)
-        self._check_span(file, ids[good])
-        for twice in self.ids.add(ids[good]).tolist():
-            row = first + int(np.flatnonzero(ids == twice)[-1])
-            self.bad.found(file, f"id {twice} occurs twice in this split", first_row=row, rows=1, ids=[twice])
-        at = starts - first
-        low = np.minimum.reduceat(np.where(good, ids, np.iinfo(np.int64).max), at)
-        high = np.maximum.reduceat(np.where(good, ids, -1), at) + 1
-        used = high > 0
-        place = np.full(len(groups), index)
-        self.groups.append(np.stack([place, groups, starts, rows, low, high], axis=1)[used])
-
-    def _good(
-        self,
-        file: str,
-        first: int,
-        ids: np.ndarray,
-        good: np.ndarray,
-        say: Callable[[int], str],
-        values: np.ndarray,
-    ) -> np.ndarray:
-        for row in np.flatnonzero(~good):
-            self.bad.found(file, say(int(values[row])), first_row=first + int(row), rows=1, ids=ids[[row]])
-        return good
-
-    def _check_span(self, file: str, ids: np.ndarray) -> None:
-        seen = self.ids.high > self.ids.low
-        low = min(self.ids.low, int(ids.min())) if seen else int(ids.min())
-        span = max(self.ids.high, int(ids.max()) + 1) - low
-        if span > MAX_ID_GAP * self.num_rows + 65536:
+        positions = np.arange(first_id + first, first_id + first + len(ids))
+        if 2 * (wrong := ids != positions).sum() > len(ids):  # not bad rows, but other ids
+            row = int(np.argmax(wrong))
             raise UserError(
-                file,
-                f"ids spread over {span} values for {self.num_rows} rows; "
-                "`spikeprune data ingest parquet` numbers them densely",
+                file, f"row {first + row}: id {ids[row]} is not its position, {positions[row]}; {NUMBER}"
             )
+        good = np.ones(len(ids), bool)
+        known = f"the schema names {self.num_classes} classes" if self.num_classes else "labels start at 0"
+        for found, say in (
+            (wrong, lambda row: f"id {ids[row]} is not its position, {positions[row]}; {NUMBER}"),
+            (empty, lambda row: f"column 'label' has {empty.sum()} empty values"),
+            (labels < 0, lambda row: f"label {labels[row]} is out of range; labels start at 0"),
+            (
+                labels >= (self.num_classes or np.iinfo(np.int64).max),
+                lambda row: f"label {labels[row]} is out of range; {known}",
+            ),
+        ):
+            for row in np.flatnonzero(found & good).tolist():
+                self.bad.found(file, say(row), first_row=first + row, rows=1, ids=positions[[row]])
+            good &= ~found
+        for label, number in zip(*np.unique(labels[good], return_counts=True), strict=True):
+            self.class_counts[int(label)] += int(number)
+        place = np.full(len(groups), index)
+        self.groups.append(np.stack([place, groups, starts, rows, first_id + starts], axis=1))
 
     def result(self, files: tuple[str, ...]) -> Scanned:
-        """All files' findings together."""
-        groups = np.concatenate(self.groups) if self.groups else np.zeros((0, 6), np.int64)
-        file, group, start, rows, low, high = groups.T.copy()
-        layout = Layout(files, file.astype(np.int32), group.astype(np.int32), start, rows, low, high)
-        return Scanned(self.ids.result(), layout, self.num_bytes, dict(self.class_counts))
+        """All files' findings together; ids of rows that nobody could read are absent."""
+        groups = np.concatenate(self.groups) if self.groups else np.zeros((0, 5), np.int64)
+        file, group, start, rows, low = groups.T.copy()
+        layout = Layout(files, file.astype(np.int32), group.astype(np.int32), start, rows, low)
+        before, after = np.append(0, layout.high), np.append(low, self.end)
+        gaps = [np.arange(before[i], after[i]) for i in np.flatnonzero(before < after)]
+        ids = Ids(self.end).without(np.concatenate([np.zeros(0, np.int64), *gaps, *self.bad.ids]))
+        return Scanned(ids, layout, self.num_bytes, dict(self.class_counts))
 
 
-def _saying(what: str) -> Callable[[int], str]:
-    return lambda value: what
-
-
-def _negative_id(value: int) -> str:
-    return f"id {value} is negative; ids start at 0"
-
-
-def _negative_label(value: int) -> str:
-    return f"label {value} is out of range; labels start at 0"
-
-
-def _num_rows(files: tuple[str, ...]) -> int:
-    """Rows that the files' footers tell of; what cannot be read is found later."""
-    rows = 0
-    for file in files:
-        with suppress(*UNREADABLE), open_parquet(file) as parquet:
-            rows += parquet.metadata.num_rows
-    return rows
+def _told_first(parquet: pq.ParquetFile) -> int:
+    """The first id by the file's footer; -1 where it tells none."""
+    names = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
+    told = parquet.metadata.row_group(0).column(names.index("id")).statistics
+    return told.min if told is not None and told.has_min_max else -1
 
 
 def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:

@@ -37,6 +37,8 @@ class Layout:
     shape: tuple[int, ...] | None
     """Height and width that all images must have (or the number of features)."""
     on_bad: OnBad
+    source_id: Literal["int64", "string"] | None = None
+    """Type of the column source_id, if there is one."""
 
     def metadata(self) -> dict[bytes, bytes]:
         """For the Parquet schema."""
@@ -152,11 +154,11 @@ def _groups(rows: Iterator[Example | Bad], report: ShardReport, layout: Layout) 
             continue
         good.append(found)
         if len(good) == layout.group_rows:
-            yield _table(good)
+            yield _table(good, layout.source_id)
             checked.flush()
             good = []
     if good:
-        yield _table(good)
+        yield _table(good, layout.source_id)
     checked.flush()
 
 
@@ -251,7 +253,15 @@ def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray
     return buffer.getvalue(), decode_image(buffer.getvalue())
 
 
-def _table(rows: list[Example]) -> pa.Table:
+def _table(rows: list[Example], source_id: str | None) -> pa.Table:
+    table = _examples(rows)
+    if source_id is None:
+        return table
+    ids = pa.array([r.source_id for r in rows])
+    return table.append_column("source_id", ids.cast(source_id))
+
+
+def _examples(rows: list[Example]) -> pa.Table:
     labels = pa.array([r.label for r in rows], pa.int64())
     values = [r.value for r in rows]
     paths = pa.array([r.path for r in rows], pa.string())

@@ -13,6 +13,7 @@ from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Sensor
 from pipelines.data.frames import Frames
+from pipelines.data.layout import read_rows
 from pipelines.data.sample import uniform_sample
 from pipelines.data.verify import MANIFEST
 from pipelines.errors import UserError
@@ -46,7 +47,7 @@ def show(
     with open_parquet(checked.files[0]) as parquet:
         schema = parquet.schema_arrow
     chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM, rank=0, world_size=1)
-    table = _rows(checked.files, chosen)
+    table = read_rows(checked.layout.holding(chosen), chosen)
     names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
     console.print(_classes(checked.class_counts, [str(n) for n in names]))
@@ -110,19 +111,6 @@ def _pictures(x: np.ndarray) -> list[np.ndarray]:
         off, on = (frame[0], frame[1]) if len(frame) == 2 else (frame[0] * 0, frame[0])
         out.append((np.stack([on, np.minimum(on, off), off], -1) * 255).astype(np.uint8))
     return out
-
-
-def _rows(files: tuple[str, ...], ids: np.ndarray) -> pa.Table:
-    found = []
-    for file in files:
-        with open_parquet(file) as parquet:
-            for group in range(parquet.num_row_groups):
-                of_group = parquet.read_row_group(group, columns=["id"]).column("id").to_numpy()
-                wanted = np.isin(of_group, ids)
-                if wanted.any():
-                    rows = parquet.read_row_group(group, columns=["id", "image", "label"])
-                    found.append(rows.filter(pa.array(wanted)))
-    return pa.concat_tables(found).sort_by("id")
 
 
 def _classes(found: dict[int, int], names: list[str]) -> Table:

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.config.plugins import OwnCode, activate
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import storage_explained
@@ -145,7 +145,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 class TableActor(ScoreTable):
     """The score table as an actor, which also keeps each epoch's latest event."""
 
-    def __init__(self, ids: IdSet, code: OwnCode | None) -> None:
+    def __init__(self, ids: Ids, code: OwnCode | None) -> None:
         activate(code)
         super().__init__(ids)
         self._events: dict[tuple[object, object], dict[str, object]] = {}

@@ -147,5 +147,4 @@ class ShardFeed:
         if not self._order.rows:
             weights = np.zeros_like(weights)
         wanted = np.sort(ids)
-        needed = np.searchsorted(wanted, pieces.high) > np.searchsorted(wanted, pieces.low)
-        return ids, weights, self._read(pieces.take(np.flatnonzero(needed)), wanted)
+        return ids, weights, self._read(pieces.holding(wanted), wanted)

@@ -20,7 +20,7 @@ from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
 from pipelines.training.score_table import Drawn, ScoreTable
-from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
+from pipelines.training.shards import ShardSource, StreamedRows
 from pipelines.training.worker import RunSpec, memory_feed, start
 from snn.kernels.allocator import tune_allocator
 from snn.models import SpikingNetwork
@@ -86,7 +86,7 @@ class LocalEngine:
         if ids is None:
             return lambda: 0
         if self._spec.shards:
-            for part in parts_of(ordered_layout(self._spec.train)):
+            for part in parts_of(self._spec.train.layout):
                 wanted = ids[slice(*np.searchsorted(ids, [part.low[0], part.high[-1]]))]
                 if len(wanted):
                     self._deliver(score_layout(part, wanted, model, scoring, self.device), scoring, stamp)

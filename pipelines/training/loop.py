@@ -95,8 +95,6 @@ def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
     assert phase.examples is not None
     settings = PolicySettings(
         name=phase.examples.policy,
-        num_examples=spec.ids.span,
-        first_id=spec.ids.first,
         ratio=phase.examples.ratio,
         ratio_from=phase.examples.ratio_from,
         weight_power=phase.examples.weight_power,

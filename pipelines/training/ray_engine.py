@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.config.plugins import OwnCode, activate
-from pipelines.data.ids import IdSet
 from pipelines.data.layout import Layout, read_rows
 from pipelines.data.rows import Rows
 from pipelines.networks import architecture
@@ -41,7 +40,7 @@ from pipelines.scoring import (
 from pipelines.training.engine import Shared, TestRows
 from pipelines.training.feed import Feed
 from pipelines.training.score_table import Drawn, RemoteTable, ScoreTable
-from pipelines.training.shards import ShardSource, StreamedRows, ordered_layout
+from pipelines.training.shards import ShardSource, StreamedRows
 from pipelines.training.stored_rows import select_rows
 from pipelines.training.worker import RunSpec, memory_feed
 from snn.models import SpikingNetwork
@@ -87,8 +86,7 @@ class RayEngine:
 
     def warm_up(self) -> None:
         """Ray Data's executor and task processes."""
-        first = self._job.spec.ids.first
-        self.fetch(self._job.spec.ids.array(first, first + 1))
+        self.fetch(self._job.spec.ids.first(1).array())
         self.barrier()
 
     def fetch(self, ids: np.ndarray) -> Rows:
@@ -126,7 +124,7 @@ class RayEngine:
         if ids is None:
             return lambda: 0
         if spec.shards:  # straight into the table
-            ref = beside.stream.remote(pass_, ordered_layout(spec.train), ids, self._job.table, stamp)
+            ref = beside.stream.remote(pass_, spec.train.layout, ids, self._job.table, stamp)
             return lambda: _result(ref) or len(ids)
         ref = beside.score.remote(pass_, self._job.train, ids)
 
@@ -215,8 +213,8 @@ class Beside:
 
     def stream(self, pass_: ScoringPass, layout: Layout, ids: np.ndarray, table: Any, stamp: int) -> None:
         """Scores of some rows of row groups, delivered as they come."""
-        p, wanted = pass_, IdSet.of(ids)
-        for part in stream_scores(layout, wanted, p.weights, p.architecture, p.scoring, p.scorers):
+        p = pass_
+        for part in stream_scores(layout, ids, p.weights, p.architecture, p.scoring, p.scorers):
             scores = part.column(p.scoring.scores[0]).to_numpy()
             ray.get(table.observe.remote(part.column("id").to_numpy(), scores, stamp, "pass"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.ids import MOST_IDS, IdSet
+from pipelines.data.ids import MOST_IDS, Ids
 from pipelines.errors import UserError
 from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Policy, make_policy
@@ -24,8 +24,6 @@ class PolicySettings:
     """Everything a phase's policy is made from."""
 
     name: str
-    num_examples: int
-    first_id: int
     ratio: float
     ratio_from: float | None = None
     seed: int
@@ -78,7 +76,7 @@ class ScoreTable:
         ids: the examples that exist.
     """
 
-    def __init__(self, ids: IdSet) -> None:
+    def __init__(self, ids: Ids) -> None:
         self._ids = ids
         self._policy: Policy | None = None
         self._drawn: Drawn | None = None
@@ -92,8 +90,7 @@ class ScoreTable:
             the scores that the policy lives on, if it needs any.
         """
         given = {name: value for name, value in asdict(settings).items() if value is not None}
-        given |= {"num_examples": self._ids.span, "first_id": self._ids.first}
-        self._policy = policy = make_policy(present=None if self._ids.dense else self._ids.mask(), **given)
+        self._policy = policy = make_policy(num_examples=self._ids.end, present=self._ids.present(), **given)
         self._drawn = self._chosen = self._drawn_by = None
         if policy.score is None:
             return None
@@ -120,8 +117,7 @@ class ScoreTable:
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""
-        policy = self._current()
-        return policy.scores[ids - policy.settings.first_id]
+        return self._current().scores[ids]
 
     # Draws.
 
@@ -148,7 +144,7 @@ class ScoreTable:
         """How many examples of each id range ``[low, high)`` are in the last draw, int64 ``[P]``."""
         self._current()
         if self._chosen is None:
-            return np.array([self._ids.mask(low, high).sum() for low, high in ranges.tolist()], np.int64)
+            return self._ids.counts(ranges)
         low, high = np.searchsorted(self._chosen[0], ranges.T)
         return high - low
 
@@ -156,8 +152,8 @@ class ScoreTable:
         """Ids int64 and weights float32 of the last draw's examples in these ranges, range by range."""
         self._current()
         if self._chosen is None:
-            found = [self._ids.array(low, high) for low, high in self._own(ranges).tolist()]
-            ids = np.concatenate(found) if found else np.zeros(0, np.int64)
+            found = [self._ids.array(low, high) for low, high in ranges.tolist()]
+            ids = np.concatenate([np.zeros(0, np.int64), *found])
             return ids, np.ones(len(ids), np.float32)
         ids, weights = self._chosen
         at = [slice(a, b) for a, b in np.searchsorted(ids, ranges).tolist()]
@@ -199,18 +195,12 @@ class ScoreTable:
             self._drawn_by = epoch, None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
         probabilities = self._drawn_by[1]
         ids = self._ids.array(low, high)
-        at = ids - policy.settings.first_id
         return {
             "id": ids,
-            "score": policy.scores[at],
-            "scored_at": np.where(policy.stamps[at] < 0, -1, policy.stamps[at] // 2).astype(np.int32),
-            "probability": np.ones(len(ids)) if probabilities is None else probabilities[at],
+            "score": policy.scores[ids],
+            "scored_at": np.where(policy.stamps[ids] < 0, -1, policy.stamps[ids] // 2).astype(np.int32),
+            "probability": np.ones(len(ids)) if probabilities is None else probabilities[ids],
         }
-
-    def _own(self, ranges: np.ndarray) -> np.ndarray:
-        """The parts of id ranges that lie in the table's own."""
-        own = np.clip(ranges, self._ids.first, self._ids.end)
-        return own[own[:, 0] < own[:, 1]]
 
     def _current(self) -> Policy:
         if self._policy is None:
@@ -260,6 +250,6 @@ def hexadecimal(number: int) -> str:
     return f"{number % (1 << 64):016x}"
 
 
-def everything(ids: IdSet) -> np.ndarray:
+def everything(ids: Ids) -> np.ndarray:
     """The one range that holds all ids of a set."""
-    return np.array([[ids.first, ids.end]])
+    return np.array([[0, ids.end]])

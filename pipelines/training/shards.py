@@ -7,9 +7,8 @@ import pyarrow as pa
 
 from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
-from pipelines.data.layout import Layout, chunked, naming_rows
+from pipelines.data.layout import chunked, naming_rows
 from pipelines.data.rows import Rows
-from pipelines.errors import UserError
 from pipelines.training.feed import Feed, Reader, ShardFeed
 from pipelines.training.order import shard_order
 from pipelines.training.score_table import Drawn, ScoreTable
@@ -29,15 +28,14 @@ class ShardSource:
     """
 
     def __init__(self, train: Split, window_rows: int, rank: int, world_size: int, read: Reader) -> None:
-        self._layout = ordered_layout(train)
+        self._layout = train.layout
         self._window_rows, self._read = window_rows, read
         self._rank, self._world_size = rank, world_size
         self._also: Rows | None = None
 
     def fetch(self, ids: np.ndarray) -> Rows:
         """The rows with these ids (ascending, unique): for a few, scattered ones."""
-        at = np.unique(np.searchsorted(self._layout.high, ids, side="right"))
-        return Rows(self._read(self._layout.take(at), ids)())
+        return Rows(self._read(self._layout.holding(ids), ids)())
 
     def feed(
         self, table: ScoreTable, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
@@ -62,8 +60,8 @@ class StreamedRows:
     """A worker's equal share of a split, read anew each time it is gone through."""
 
     def __init__(self, split: Split, rank: int, world_size: int, read: Reader) -> None:
-        self._layout, self._ids, self._read = ordered_layout(split), split.ids, read
-        self._counts = np.array([split.ids.mask(a, b).sum() for a, b in self._layout.ranges.tolist()])
+        self._layout, self._ids, self._read = split.layout, split.ids, read
+        self._counts = split.ids.counts(self._layout.ranges)
         n = int(self._counts.sum())
         self._low, self._high = n * rank // world_size, n * (rank + 1) // world_size
         self._head: Rows | None = None
@@ -102,19 +100,3 @@ class StreamedRows:
             ahead = begun
         if ahead is not None:
             yield ahead()
-
-
-def ordered_layout(split: Split) -> Layout:
-    """The split's row groups in order of their ids.
-
-    Raises:
-        UserError: ids that lie scattered over the row groups.
-    """
-    layout = split.layout.by_id()
-    if layout is None:
-        raise UserError(
-            split.files[0],
-            "ids of different row groups overlap, so rows cannot be read by row groups; "
-            "`spikeprune data ingest parquet` orders them; data.reading memory takes them so",
-        )
-    return layout

@@ -16,7 +16,7 @@ from pipelines.config import Config
 from pipelines.config.plugins import OwnCode
 from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo, Split
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.data.rows import Inputs, Rows
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
@@ -65,7 +65,7 @@ class RunSpec:
     """Checkpoint file (path or URI) of the network that a first phase without new weights starts from."""
 
     @property
-    def ids(self) -> IdSet:
+    def ids(self) -> Ids:
         """Training ids."""
         return self.train.ids
 
@@ -157,11 +157,11 @@ class Worker:
     def keep_scores(self, epoch: int) -> None:
         """Write scores.parquet: what ``epoch``, just drawn, was drawn by. Others must not train meanwhile."""
         ids = self.spec.ids
-        if self.engine.rank != 0 or self.engine.table.rows(epoch, ids.first, ids.first) is None:
+        if self.engine.rank != 0 or self.engine.table.rows(epoch, 0, 0) is None:
             return
         parts = (
             pa.table(self.engine.table.rows(epoch, low, min(low + TABLE_IDS, ids.end)))
-            for low in range(ids.first, ids.end, TABLE_IDS)
+            for low in range(0, ids.end, TABLE_IDS)
         )
         write_beside(Path(self.spec.folder) / "scores.parquet", lambda path: _write_parts(path, parts))
 

@@ -1,5 +1,6 @@
 """Ranking a dataset and drawing a subset of it, for training elsewhere."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -95,8 +96,42 @@ def test_a_subset_follows_the_scores(scores: Path, digits: Path, tmp_path: Path)
     assert written.column("weight").to_numpy() == pytest.approx(431 / 1437 / pi[ids], rel=1e-5)
     rows = pq.read_table(tmp_path / "rows" / "train-00000.parquet")
     original = pq.read_table(digits / "train-00000.parquet")
-    assert rows.drop_columns(["weight"]).equals(original.filter(pa.array(np.isin(np.arange(1437), ids))))
+    kept = original.filter(pa.array(np.isin(np.arange(1437), ids)))
+    assert rows.select(["image", "label"]).equals(kept.select(["image", "label"]))
+    assert rows.column("id").to_pylist() == list(range(431))
+    assert rows.column("source_id").equals(kept.column("id"))
     assert rows.column("weight").equals(written.column("weight"))
+
+
+def test_a_selection_is_a_dataset_and_ids_of_its_own_go_along(
+    trained: Path, scores: Path, digits: Path, tmp_path: Path
+) -> None:
+    options = {"policy": "sadp", "ratio": 0.7, "filtered": tmp_path / "half"}
+    select_subset(digits, scores=scores, output=tmp_path / "s.parquet", **options)  # type: ignore[arg-type]
+    own = pq.read_table(tmp_path / "s.parquet")["id"].to_pylist()
+    config = load_config(trained / "config.yaml", {"data.path": str(tmp_path / "half"), "name": "again"})
+    folder = run(config, "train", console=QUIET)
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["examples"] == 431
+    checkpoint = folder / "checkpoints" / "train.safetensors"
+    assert rank(config, checkpoint, tmp_path / "again.parquet", console=QUIET) == 431
+    scored = pq.read_table(tmp_path / "again.parquet")
+    assert scored.column_names == ["id", "source_id", "sadp"]
+    assert scored["id"].to_pylist() == list(range(431))
+    assert scored["source_id"].to_pylist() == own
+    out, rows = tmp_path / "t.parquet", tmp_path / "quarter"
+    select_subset(
+        tmp_path / "half",
+        policy="sadp",
+        ratio=0.5,
+        scores=tmp_path / "again.parquet",
+        output=out,
+        filtered=rows,
+    )
+    drawn, chosen = pq.read_table(out), pq.read_table(rows / "train-00000.parquet")
+    assert drawn.column_names == ["id", "source_id", "weight", "probability"]
+    assert drawn["source_id"].to_pylist() == [own[i] for i in drawn["id"].to_pylist()]
+    assert chosen["source_id"].equals(drawn["source_id"])
+    assert chosen["id"].to_pylist() == list(range(len(drawn)))
 
 
 def test_epochs_draw_anew_and_seeds_repeat(digits: Path, tmp_path: Path) -> None:

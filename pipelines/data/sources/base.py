@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Example(NamedTuple):
     label: int
     path: str
     """Where it comes from, for humans."""
+    source_id: int | str | None = None
+    """Its id in the original, where that has ids of its own."""
 
 
 class Bad(NamedTuple):
@@ -51,6 +53,8 @@ class Source:
     """Changes when what would be read changes: a started ingestion goes on only with the same."""
     sensor: Sensor | None = None
     """For recordings."""
+    source_id: Literal["int64", "string"] | None = None
+    """Type of the originals' own ids, where they have any: kept in a column of that name."""
     bad: tuple[Bad, ...] = ()
     """What opening the source found amiss."""
     notes: dict[str, object] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,8 @@ class ParquetRows:
     columns: tuple[str, ...]
     """Of the example: one image column, or t, x, y, p."""
     label: str
+    ids: str | None = None
+    """Of their own ids."""
 
     @property
     def rows(self) -> int:
@@ -54,7 +56,8 @@ class ParquetRows:
             begins = np.concatenate([[0], np.cumsum(sizes)])
             groups = [g for g in range(len(sizes)) if begins[g] < high and begins[g + 1] > low]
             row = int(begins[groups[0]])
-            for batch in file.iter_batches(READ_ROWS, groups, columns=[*self.columns, self.label]):
+            names = [*self.columns, self.label, *([self.ids] if self.ids else [])]
+            for batch in file.iter_batches(READ_ROWS, groups, columns=names):
                 cut = slice(max(low - row, 0), min(high - row, batch.num_rows))
                 if cut.start < cut.stop:
                     part = batch.slice(cut.start, cut.stop - cut.start)
@@ -64,6 +67,7 @@ class ParquetRows:
     def _examples(self, batch: pa.RecordBatch, name: str, row: int) -> Iterator[Example | Bad]:
         labels = batch.column(self.label).to_pylist()
         parts = [batch.column(c) for c in self.columns]
+        kept = batch.column(self.ids).to_pylist() if self.ids else [None] * len(labels)
         recordings = from_arrow(parts[0]) if is_events(parts[0].type) else None
         for k, label in enumerate(labels):
             where = f"{name}{row + k}"
@@ -71,24 +75,25 @@ class ParquetRows:
             if label is None or any(not v.is_valid for v in values):
                 yield Bad(where, "has no label" if label is None else "has no image")
             elif len(values) == 4:
-                yield Example(
-                    Recording(*(v.values.to_numpy().astype(np.int64) for v in values)), int(label), where
-                )
+                recording = Recording(*(v.values.to_numpy().astype(np.int64) for v in values))
+                yield Example(recording, int(label), where, kept[k])
             elif recordings is not None:
-                yield Example(Recording(*(v.astype(np.int64) for v in recordings[k])), int(label), where)
+                recording = Recording(*(v.astype(np.int64) for v in recordings[k]))
+                yield Example(recording, int(label), where, kept[k])
             elif is_numeric(parts[0].type):
-                yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where)
+                yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where, kept[k])
             else:
                 value = values[0].as_py()
                 data, path = (value["bytes"], value.get("path")) if isinstance(value, dict) else (value, None)
-                yield Example(data or b"", int(label), path or where)
+                yield Example(data or b"", int(label), path or where, kept[k])
 
 
 def parquet(options: Options) -> Source:
     """Files named after their split (`pipelines.data.sources.splits`), numbered as they come.
 
     The image column holds encoded images (bytes, or a struct with bytes) or lists of numbers, or the columns
-    t, x, y and p hold events; the label column holds integers. Their names are found by their types.
+    t, x, y and p hold events; the label column holds integers. Their names are found by their types. A
+    column source_id, or id, of integers or text is kept as source_id: ids of the dataset are positions.
     """
     folder = open_originals(options.input)
     with reading(str(folder)):
@@ -111,7 +116,8 @@ def parquet(options: Options) -> Source:
             sizes.append(size)
         assert schema is not None
         columns, label = _columns(schema, folder.at(files[0]))
-        splits[split] = ParquetRows(folder, files, tuple(sizes), columns, label)
+        ids = next((n for n in ("source_id", "id") if source_id_kind(schema, n)), None)
+        splits[split] = ParquetRows(folder, files, tuple(sizes), columns, label, ids)
     assert schema is not None
     sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
     events = len(columns) == 4 or is_events(schema.field(columns[0]).type)
@@ -121,6 +127,7 @@ def parquet(options: Options) -> Source:
         splits=splits,
         class_names=class_names(schema, label),
         sensor=sensor if events else None,
+        source_id=source_id_kind(schema, ids or ""),
         fingerprint=found.result(),
         notes={"split": "by file name", "order": "as in the files"},
     )
@@ -224,6 +231,16 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
     if not fitting:
         raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
     return (fitting[0],), label
+
+
+def source_id_kind(schema: pa.Schema, name: str = "source_id") -> Literal["int64", "string"] | None:
+    """How a column of ids is kept, if there is one and it can be."""
+    if name not in schema.names:
+        return None
+    kind = schema.field(name).type
+    if pa.types.is_integer(kind):
+        return "int64"
+    return "string" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def test_bad_images(tmp_path: Path, name: str, data: bytes | None, what: str) ->
     assert manifest["bad"]["skipped"][0]["path"] == f"train/a/{name}"
     assert manifest["splits"]["train"]["rows"] == 40
     verify(out)  # ids are dense although a row is left out
-    assert read_split(out, "train").id_span == 40
+    assert read_split(out, "train").ids.end == 40
 
 
 def test_a_mended_source_goes_on(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.data.dataset import check_examples, read_split
+from pipelines.data.layout import read_rows
 from pipelines.errors import UserError
 from pipelines.ranking import rank
 from pipelines.run import run
@@ -102,20 +103,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str, set[int]]] = {
     "duplicate id": (
         lambda f: changed(f, 2, with_value("id", 3, 4)),
         "train-2.parquet",
-        "row 3: id 4 occurs twice",
-        {4, 1003},
+        "row 3: id 4 is not its position, 1003",
+        {1003},
     ),
     "negative id": (
         lambda f: changed(f, 0, with_value("id", 3, -4)),
         "train-0.parquet",
-        "row 3: id -4 is negative",
+        "row 3: id -4 is not its position, 3",
         {3},
     ),
     "id out of range": (
         lambda f: changed(f, 0, with_value("id", 3, 10**9)),
         "train-0.parquet",
-        "ids spread over",
-        set(),
+        "row 3: id 1000000000 is not its position, 3",
+        {3},
     ),
     "label out of range": (
         lambda f: changed(f, 1, with_value("label", 450, 10)),
@@ -159,7 +160,7 @@ def test_it_stops_before_training_with_file_and_row(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.parametrize("name", [n for n, d in DAMAGE.items() if n != "id out of range"])
+@pytest.mark.parametrize("name", DAMAGE)
 def test_skipping_leaves_out_exactly_the_bad_rows(name: str, data: Path) -> None:
     damage, file, line, gone = DAMAGE[name]
     damage(data)
@@ -168,6 +169,20 @@ def test_skipping_leaves_out_exactly_the_bad_rows(name: str, data: Path) -> None
     (found,) = split.bad.skipped
     assert found.file.endswith(file)
     assert line.partition(": ")[2] in found.reason or line in found.reason
+
+
+def test_rows_that_are_lost_between_others_leave_their_ids(data: Path) -> None:
+    (data / "train-1.parquet").unlink()
+    with pytest.raises(UserError, match=r"train-2.parquet: row 0: id 1000 is not its position, 500"):
+        read_split(data, "train", "skip")
+    missing(data)
+    split = read_split(data, "train", "skip")
+    assert split.ids.array().tolist() == [*range(500), *range(1000, 1437)]
+    rows = read_rows(split.layout, np.array([499, 1000, 1436]))
+    assert rows["label"].to_pylist() == [
+        pq.read_table(data / f"train-{part}.parquet")["label"][at].as_py()
+        for part, at in ((0, 499), (2, 0), (2, 436))
+    ]
 
 
 def test_a_run_that_skips_trains_on_the_rest_and_lists_what_it_left_out(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
+from pipelines.data.ingest import ingest
 from pipelines.errors import UserError
 
 
@@ -39,15 +40,26 @@ def test_features_and_their_statistics(tmp_path: Path) -> None:
     assert info.std == pytest.approx((np.std(rows),))
 
 
-def test_real_cifar10_layout_with_sparse_ids(shared_data: Path) -> None:
+def test_other_ids_are_refused_with_the_remedy_and_kept_when_ingested(
+    shared_data: Path, tmp_path: Path
+) -> None:
     folder = shared_data / "cifar10" / "small"
-    train, test = read_split(folder, "train"), read_split(folder, "test")
-    info = describe(train, test, folder)
-    assert (train.num_examples, test.num_examples) == (2000, 1000)
-    assert train.id_span > train.num_examples
-    assert train.ids.mask().sum() == 2000
+    for on_bad_row in ("stop", "skip"):
+        with pytest.raises(
+            UserError, match=r"row 0: id \d+ is not its position, 0; .*`spikeprune data ingest"
+        ):
+            read_split(folder, "train", on_bad_row)  # type: ignore[arg-type]
+    ingest("parquet", tmp_path / "data", folder)
+    train, test = read_split(tmp_path / "data", "train"), read_split(tmp_path / "data", "test")
+    info = describe(train, test, tmp_path / "data")
+    assert (len(train.ids), train.ids.end, len(test.ids)) == (2000, 2000, 1000)
     assert info.input_shape == (3, 32, 32)
     assert info.class_names[0] == "airplane"
+    given = [pq.read_table(f, columns=["id"])["id"] for f in sorted(folder.glob("train*.parquet"))]
+    kept = [pq.read_table(f, columns=["source_id"])["source_id"] for f in train.files]
+    assert pa.concat_arrays([c.combine_chunks() for c in kept]).equals(
+        pa.concat_arrays([c.combine_chunks() for c in given])
+    )
 
 
 def test_decoding_equals_pillow(shared_data: Path) -> None:
@@ -70,9 +82,10 @@ def test_decoding_equals_pillow(shared_data: Path) -> None:
         ({"image": None}, "column 'image' is missing"),
         ({"label": np.array([0.0] * 6)}, "column 'label' is double; it must be an integer"),
         ({"label": np.array([0, 1, 0, 1, 0, -1])}, "label -1 is out of range"),
-        ({"id": np.array([0, 1, 2, 3, 4, 4])}, "id 4 occurs twice"),
-        ({"id": np.array([-1, 1, 2, 3, 4, 5])}, "id -1 is negative"),
-        ({"id": np.array([0, 1, 2, 3, 4, 10**9])}, "ids spread over"),
+        ({"id": np.array([0, 1, 2, 3, 4, 4])}, "row 5: id 4 is not its position, 5"),
+        ({"id": np.array([-1, 1, 2, 3, 4, 5])}, "row 0: id -1 is not its position, 0"),
+        ({"id": np.array([0, 7, 8, 9, 4, 5])}, "row 1: id 7 is not its position, 1"),
+        ({"id": np.array([0, 7, 8, 9, 10, 5])}, "`spikeprune data ingest parquet` numbers them"),
         ({"id": np.arange(6).astype(np.int32)}, "column 'id' is int32; it must be int64"),
         ({"label": pa.array([0, 1, None, 1, 0, 1])}, "column 'label' has 1 empty values"),
         ({"image": pa.array(["x"] * 6)}, "column 'image' is string"),
@@ -165,16 +178,16 @@ def test_class_names_bound_the_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12])
 def test_the_first_rows_in_order_of_files(tmp_path: Path, rows: int) -> None:
-    ids = [40, 3, 17, 8, 29, 11, 90, 62, 71, 85, 77, 66]  # two files of two row groups each
-    for file in (0, 1):
-        some = ids[6 * file : 6 * file + 6]
-        table = pa.table({"id": pa.array(some), "image": [[float(i), 0.0] for i in some], "label": [0] * 6})
+    for file in (0, 1):  # two files of two row groups each
+        some = range(6 * file, 6 * file + 6)
+        table = pa.table({"id": list(some), "image": [[float(i), 0.0] for i in some], "label": [0] * 6})
         pq.write_table(table, tmp_path / f"train-{file}.parquet", row_group_size=3)
     split = read_split(tmp_path, "train").first(rows)
     assert split.num_examples == rows
-    assert split.ids.array().tolist() == sorted(ids[:rows])
+    assert split.ids.array().tolist() == list(range(rows))
     assert split.layout.rows.sum() == -(-rows // 3) * 3  # what lies beyond is not read
-    assert sorted(split.head(100)["id"].to_pylist()) == sorted(ids[:rows])
+    assert split.head(100)["id"].to_pylist() == list(range(rows))
+    assert split.head(100)["image"].to_pylist() == [[float(i), 0.0] for i in range(rows)]
 
 
 @pytest.mark.parametrize("label", [500, 10_000_000])

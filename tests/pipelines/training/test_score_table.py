@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.ids import IdSet
+from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.training import score_table
 from pipelines.training.checkpoint import load_table
@@ -18,12 +18,10 @@ N = 3000
 
 
 def opened(name: str = "sadp", design: str = "systematic", ratio: float = 0.5) -> ScoreTable:
-    table = ScoreTable(IdSet(0, N))
+    table = ScoreTable(Ids(N))
     table.begin(
         PolicySettings(
             name=name,
-            num_examples=N,
-            first_id=0,
             ratio=ratio,
             seed=5,
             epochs=8,
@@ -59,7 +57,7 @@ def test_ranges_add_up_and_a_restored_table_draws_the_same(
     drawn = table.draw(epoch)
     bounds = np.array([0, *sorted(cuts), N])
     ranges = np.stack([bounds[:-1], bounds[1:]], axis=1)
-    for part, whole in zip(table.chosen(ranges), table.chosen(everything(IdSet(0, N))), strict=True):
+    for part, whole in zip(table.chosen(ranges), table.chosen(everything(Ids(N))), strict=True):
         assert np.array_equal(part, whole)
         assert len(whole) == drawn.size == table.counts(ranges).sum()
     folder = tmp_path_factory.mktemp("state")
