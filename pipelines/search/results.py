@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -72,21 +74,33 @@ class Found:
 
 def read_trials(plan: Plan) -> list[Trial]:
     """The trials of a search by number, as far as Tune has written them down."""
+    trials: list[Trial] = []
+    for _, found in read_analyses(plan.folder):
+        trials = [t for t in trials if t.status != "open"]  # the next launch did them again
+        before = next_number(trials)
+        trials += sorted((_trial(trial, before) for trial in found), key=lambda t: t.number)
+    return trials
+
+
+def read_analyses(folder: Path) -> list[tuple[Path, list[Any]]]:
+    """Tune's folders in order, with its trials; without one that was killed before it began."""
     from ray.tune import ExperimentAnalysis
 
-    trials: list[Trial] = []
-    before = 0
-    parts = sorted(plan.folder.glob(ANALYSES), key=lambda p: int(p.name.rpartition("-")[2]))
-    for part in parts:
-        try:
-            found = ExperimentAnalysis(str(part)).trials or []
-        except ValueError:  # killed before it began
-            continue
-        trials = [t for t in trials if t.status != "open"]  # they were done again
-        made = [_trial(trial, before) for trial in found]
-        trials += sorted(made, key=lambda t: t.number)
-        before += len(made)
-    return trials
+    analyses = []
+    for part in sorted(folder.glob(ANALYSES), key=part_number):
+        with suppress(ValueError):  # no state yet
+            analyses.append((part, ExperimentAnalysis(str(part)).trials or []))
+    return analyses
+
+
+def part_number(part: Path) -> int:
+    """The place of one of Tune's folders."""
+    return int(part.name.rpartition("-")[2])
+
+
+def next_number(trials: Sequence[Trial]) -> int:
+    """The number that the first trial of the next launch gets."""
+    return 1 + max((t.number for t in trials if t.status != "open"), default=-1)
 
 
 def _trial(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
@@ -94,7 +108,7 @@ def _trial(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
 
     Args:
         trial: Tune's.
-        before: trials of earlier launches.
+        before: number of the launch's first trial.
         ended: whether it has; as Tune says when not given.
     """
     last = {k: v for k, v in (trial.last_result or {}).items() if v == v}  # without what is not a number
@@ -235,7 +249,7 @@ def best_config(found: Found, kind: str, number: int) -> str:
 
 
 def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
-    """A line for one of Tune's trials that has just ended; ``before`` as there are of earlier launches."""
+    """A line for one of Tune's trials that has just ended; ``before`` is its launch's first number."""
     done = _trial(trial, before, ended=True)
     values = ", ".join(f"{path} {value_text(done.value(path))}" for path in plan.space.paths)
     if done.status == "finished":

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config.load import dump_config
-from pipelines.config.plugins import OURS, check_unchanged, keep_copy, refuse_shadowing, use_own_code
+from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.errors import UserError
 from pipelines.interrupts import renew
 from pipelines.lock import hold
@@ -29,8 +29,11 @@ from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
 from pipelines.search.results import (
     ANALYSES,
     Trial,
+    next_number,
     objective_values,
+    part_number,
     print_trial,
+    read_analyses,
     read_results,
     read_trials,
     write_results,
@@ -88,10 +91,7 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if tree.cluster.address is None:
         trials_at_once(plan, _this_machine(plan, gpus=float("inf")))
     check_storage(folder.parent)
-    if not (folder / SETTINGS).exists():
-        write_provenance(folder, tree, sys.argv)
-        keep_copy(code, folder / CODE)
-    _write_settings(plan)
+    _begin(plan, code)
     tell_skipped(tree, checked, folder, console)
     if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
         return folder
@@ -106,7 +106,7 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
         nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()
         concurrent = trials_at_once(plan, nodes)
         plan = _settled(plan, checked)
-        with redirect_stdout(StringIO()), warnings.catch_warnings():  # Tune's banner
+        with redirect_stdout(StringIO()), warnings.catch_warnings():  # Tune's banner, Optuna's warnings
             warnings.simplefilter("ignore")
             try:
                 _run_trials(plan, concurrent, quiet=console.quiet)
@@ -121,7 +121,7 @@ def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
     import optuna
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told in the end
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     cluster, started = plan.tree.cluster, time.monotonic()
     code = str(plan.folder / CODE) if (plan.folder / CODE).exists() else plan.space.config.code
@@ -130,19 +130,16 @@ def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
     if cluster.gpus_per_worker and not plan.nested:
         request["GPU"] = cluster.gpus_per_worker
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=shared, command=sys.argv), request)
-    trials = read_trials(plan)
-    parts = sorted(plan.folder.glob(ANALYSES))
-    if trials:
-        tune.Tuner.restore(str(parts[-1]), trainable=trainable).fit()
-        trials = read_trials(plan)
-        if any(t.running for t in trials):
-            raise KeyboardInterrupt
+    if analyses := read_analyses(plan.folder):
+        tune.Tuner.restore(str(analyses[-1][0]), trainable=trainable).fit()
+    trials = _uninterrupted(plan)
     ended = sum(t.status != "open" for t in trials)
-    seconds = None if plan.settings.minutes is None else 60 * plan.settings.minutes
-    if seconds is not None:
-        seconds -= time.monotonic() - started
-    if ended == plan.trials or (seconds is not None and seconds <= 0):
+    seconds = None
+    if plan.settings.minutes is not None:
+        seconds = 60 * plan.settings.minutes - (time.monotonic() - started)
+    if (plan.trials is not None and ended >= plan.trials) or (seconds is not None and seconds <= 0):
         return
+    part = 1 + max(map(part_number, plan.folder.glob(ANALYSES)), default=-1)
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -154,15 +151,26 @@ def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
             reuse_actors=not plan.nested,
         ),
         run_config=tune.RunConfig(
-            name=ANALYSES.replace("*", str(len(parts))),
+            name=ANALYSES.replace("*", str(part)),
             storage_path=str(plan.folder),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_progress(plan, len(trials), quiet)],
+            callbacks=[_progress(plan, next_number(trials), quiet)],
             verbose=0,
         ),
     ).fit()
-    if any(t.running for t in read_trials(plan)):
+    _uninterrupted(plan)
+
+
+def _uninterrupted(plan: Plan) -> list[Trial]:
+    """The trials, after Tune has come to an end.
+
+    Raises:
+        KeyboardInterrupt: it was not theirs: Tune takes Ctrl-C for itself, writes its state and returns.
+    """
+    trials = read_trials(plan)
+    if any(t.running for t in trials):
         raise KeyboardInterrupt
+    return trials
 
 
 def _searcher(plan: Plan, past: list[Trial]) -> Any:
@@ -181,11 +189,11 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
     )
     seed = plan.tree.seed + 1_000_003 * len(past)  # not the same draws again
     few = max(4, (plan.trials or 40) // 4)
-    samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, few)),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, few)),
-    }
-    random = lambda: optuna.samplers.RandomSampler(seed=seed)  # noqa: E731
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if settings.sampler == "tpe":
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, few))
+    elif settings.sampler == "nsga2":
+        sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, few))
     first = [t.suggested for t in past if t.status == "open"]
     if settings.sampler == "grid":
         seen = [t.suggested for t in past]
@@ -195,7 +203,7 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
         metric=[o.name for o in plan.objectives],
         mode=[o.mode for o in plan.objectives],
         points_to_evaluate=first,
-        sampler=samplers.get(settings.sampler, random)(),
+        sampler=sampler,
         storage=storage,
         study_name=study,
     )
@@ -299,6 +307,14 @@ def _check_folder(plan: Plan, resume: bool) -> None:
                 f"is {given.get(path)!r} here and {stored.get(path)!r} in the search that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
+
+
+def _begin(plan: Plan, code: OwnCode | None) -> None:
+    """Write down what a search is, and where it came from if it is new."""
+    if not (plan.folder / SETTINGS).exists():
+        write_provenance(plan.folder, plan.tree, sys.argv)
+        keep_copy(code, plan.folder / CODE)
+    _write_settings(plan)
 
 
 def _settled(plan: Plan, checked: CheckedData) -> Plan:

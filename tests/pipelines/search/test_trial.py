@@ -236,3 +236,56 @@ def test_rows_are_read_by_row_groups_where_asked(
     assert "reading: shards" in before
     search(found, resume=True, console=QUIET)  # what was decided holds
     assert (tmp_path / "search" / "search.yaml").read_text() == before
+
+
+LOST_NODE = """
+import sys, tempfile, threading, time
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from pipelines.config.load import load_tree
+from pipelines.search.config import SearchTree
+from pipelines.search.plan import make_plan
+from pipelines.search.results import read_trials
+from pipelines.search.study import search
+
+tree = load_tree(SearchTree, Path(sys.argv[1]))
+place = tempfile.mkdtemp(prefix="sp-")  # others on this machine would take it for their cluster
+head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": place}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+second = cluster.add_node(num_cpus=1)
+tree.cluster.address = cluster.address
+
+def lose():
+    plan = make_plan(tree)
+    while sum(t.status == "finished" for t in read_trials(plan)) < 1:
+        time.sleep(0.2)
+    cluster.remove_node(second, allow_graceful=False)
+    print("lost", file=sys.__stdout__, flush=True)  # search keeps Tune's banner from stdout
+
+threading.Thread(target=lose, daemon=True).start()
+search(tree, console=Console(quiet=True))
+"""
+
+
+def test_two_nodes_of_which_one_is_lost(tmp_path: Path, digits: Path) -> None:
+    """On a cluster whose address is given."""
+    space = {"seed": [0, 1, 2, 3, 4, 5], "weights.sparsity": [0.8]}
+    settings = {"space": space, "sampler": "grid", "objectives": ["accuracy", "density"]}
+    found = tree(tmp_path, digits, settings, **{"cluster.address": "auto", "train.epochs": 12})
+    (script := tmp_path / "script.py").write_text(LOST_NODE)
+    (path := tmp_path / "settings.yaml").write_text(dump_config(found))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, str(script), str(path)],
+        env=env | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lost" in done.stdout
+    trials = trials_of(found)
+    assert [t.status for t in trials] == ["finished"] * 6
+    assert len({t.metrics["training"] for t in trials}) == 6
