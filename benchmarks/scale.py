@@ -157,7 +157,14 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         from pipelines.data.dataset import describe, read_split
         from pipelines.data.rows import Inputs
         from pipelines.networks import architecture, make_network
-        from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
+        from pipelines.scoring import (
+            Scoring,
+            ScoringPass,
+            parts_of,
+            score_layout,
+            scorers_alone,
+            stream_scores,
+        )
 
         torch.set_num_threads(1)
         split, test = read_split(folder, "train"), read_split(folder, "test")
@@ -172,10 +179,15 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         layout = split.layout.take(np.arange(min(len(split.layout), rows // GROUP)))
         n = int(layout.rows.sum())
 
-        described, scorers = architecture(config, info), scorers_alone(ClusterConfig())
+        pass_ = ScoringPass(
+            weights=weights,
+            architecture=architecture(config, info),
+            scoring=settings,
+            scorers=scorers_alone(ClusterConfig()),
+        )
 
         def on_ray() -> None:
-            scored = stream_scores(layout, split.ids, weights, described, settings, scorers)
+            scored = stream_scores(layout, split.ids, pass_)
             assert sum(table.num_rows for table in scored) == n
 
         @ray.remote

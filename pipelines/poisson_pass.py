@@ -1,4 +1,4 @@
-"""Poisson draws from tables of any size: passes of Ray Data over a column of scores, in flat memory.
+"""Poisson draws from tables of any size: passes of Ray Data over a column of scores, in bounded memory.
 
 Two passes find the water level from histograms, which add up exactly (`pruning.examples.inclusion`); a third
 lets each id decide by a hash of (seed, epoch, id). Subset and weights are those of the same draw in memory,

@@ -18,7 +18,7 @@ from pipelines.data.layout import with_source_ids
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture
-from pipelines.scoring import Scoring, parts_of, score_layout, scorers_alone, stream_scores
+from pipelines.scoring import Scoring, ScoringPass, parts_of, score_layout, scorers_alone, stream_scores
 from pipelines.storage.atomic import check_beside, write_beside
 from pipelines.storage.shared import check_shared
 from pruning.examples.scores import SCORES
@@ -75,9 +75,13 @@ def rank(
                 if cluster.nodes > 1:
                     check_shared(None, scored.files)
             weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-            described = architecture(config.model, info)
-            scorers = scorers_alone(config.cluster)
-            parts = stream_scores(scored.layout, scored.ids, weights, described, scoring, scorers)
+            pass_ = ScoringPass(
+                weights=weights,
+                architecture=architecture(config.model, info),
+                scoring=scoring,
+                scorers=scorers_alone(config.cluster),
+            )
+            parts = stream_scores(scored.layout, scored.ids, pass_)
         else:
             parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(scored.layout))
         bar = stack.enter_context(_bar(console))

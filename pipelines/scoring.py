@@ -139,49 +139,41 @@ def scorers_alone(cluster: ClusterConfig) -> Scorers:
     return replace(scorers_of(cluster), cpus=max(1.0, math.floor(cpus / tasks * 1e4) / 1e4))
 
 
-def score_dataset(
-    dataset: Any,
-    weights: dict[str, torch.Tensor],
-    architecture: dict[str, Any],
-    ids: np.ndarray,
-    scoring: Scoring,
-    scorers: Scorers = Scorers(),
-) -> np.ndarray:
-    """The first score of the rows with these ids in a Ray Dataset, computed by its tasks.
+@dataclass(frozen=True, kw_only=True)
+class ScoringPass:
+    """A network that scores, and how: what travels once, through the object store, to whoever scores."""
 
-    The weights travel once, through the object store; tasks keep the network between blocks.
+    weights: dict[str, torch.Tensor]
+    """On the CPU."""
+    architecture: dict[str, Any]
+    scoring: Scoring
+    scorers: Scorers = Scorers()
+    code: plugins.OwnCode | None = field(default_factory=plugins.active)
+
+
+def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarray:
+    """The first score of the rows with these ids in a Ray Dataset, computed by its tasks.
 
     Args:
         dataset: materialised rows with columns id, image and label.
-        weights: of the network that scores, on the CPU.
-        architecture: of the network.
         ids: ascending.
-        scoring: what to compute.
-        scorers: who does it.
+        pass_: what scores.
 
     Returns:
         float32, in the order of ``ids``.
     """
     import ray
 
-    job = _Job(architecture, weights, scoring, wanted=ids)
-    blocks = _mapped(dataset, job, scorers).to_arrow_refs()
+    blocks = _scored(dataset, pass_, ids, None).to_arrow_refs()
     table = pa.concat_tables([t for t in ray.get(blocks) if t.num_rows])
-    found, scores = table.column("id").to_numpy(), table.column(scoring.scores[0]).to_numpy()
+    found, scores = table.column("id").to_numpy(), table.column(pass_.scoring.scores[0]).to_numpy()
     order = np.argsort(found, kind="stable")
     if not np.array_equal(found[order], ids):
         raise RuntimeError(f"scored {len(found)} rows of {len(ids)}: the dataset changed under the run")
     return scores[order]
 
 
-def stream_scores(
-    layout: Layout,
-    wanted: np.ndarray | Ids,
-    weights: dict[str, torch.Tensor],
-    architecture: dict[str, Any],
-    scoring: Scoring,
-    scorers: Scorers = Scorers(),
-) -> Iterator[pa.Table]:
+def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) -> Iterator[pa.Table]:
     """Tables of scores of row groups, in their order, as Ray Data finishes them; nothing is kept.
 
     Every task reads and scores the row groups of its own, so that no more rows than theirs are in
@@ -190,10 +182,7 @@ def stream_scores(
     Args:
         layout: the row groups.
         wanted: ascending ids, or a set of ids.
-        weights: of the network, on the CPU.
-        architecture: of the network.
-        scoring: what to compute.
-        scorers: who does it.
+        pass_: what scores.
 
     Raises:
         UserError: an image that cannot be decoded or a row group that cannot be read, with its file.
@@ -201,48 +190,33 @@ def stream_scores(
     import ray.data
 
     prepare_data()
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    rows = part_rows(layout, cluster_cores())
-    parts = sum(1 for _ in chunked(layout.rows, rows))
-    job = _Job(architecture, weights, scoring, wanted=wanted, layout=layout, part_rows=rows)
-    numbers = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(parts)])  # a block each
-    scored = _mapped(numbers, job, scorers)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    parts = list(parts_of(layout.holding(wanted), cluster_cores()))
+    numbers = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(len(parts))])  # a block each
     try:
-        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in _scored(numbers, pass_, wanted, parts).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        ):
             if table.num_rows:
                 yield table
     except ray.exceptions.RayError as error:
         raise mistake(error) or error from None
 
 
-@dataclass(frozen=True)
-class _Job:
-    architecture: dict[str, Any]
-    weights: dict[str, torch.Tensor]
-    scoring: Scoring
-    wanted: Any
-    layout: Layout | None = None
-    part_rows: int = 0
-    code: plugins.OwnCode | None = field(default_factory=plugins.active)
-    device: str = "cpu"
-    spare: bool = False
-
-
-def _mapped(dataset: Any, job: _Job, scorers: Scorers) -> Any:
+def _scored(dataset: Any, pass_: ScoringPass, wanted: np.ndarray | Ids, parts: list[Layout] | None) -> Any:
+    """A dataset of scores: of rows, or of the row groups whose numbers it holds."""
     import ray
 
-    device = "cuda" if scorers.gpus else "cpu"
-    ref = ray.put(replace(job, device=device, spare=scorers.spare and device == "cpu"))
+    scorers = pass_.scorers
+    given = {"given": [ray.put((pass_, wanted, parts))]}
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
-        told = {"job": [ref], "key": ref.hex()}
         return dataset.map_batches(
-            _score_block, fn_kwargs=told, concurrency=scorers.tasks, num_cpus=scorers.cpus, **shared
+            _score_block, fn_kwargs=given, concurrency=scorers.tasks, num_cpus=scorers.cpus, **shared
         )
     return dataset.map_batches(
         _ScoringActor,
-        fn_constructor_kwargs={"job": [ref]},
+        fn_constructor_kwargs=given,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         **({"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}),
         **shared,
@@ -259,42 +233,39 @@ def cluster_cores() -> int:
     return max(cores, 1)
 
 
-class _Runner:
-    """A job with its network, ready for blocks."""
+class Scorer:
+    """A pass's network, ready for blocks of rows, or of numbers of parts."""
 
-    def __init__(self, job: _Job) -> None:
-        plugins.activate(job.code)
+    def __init__(self, pass_: ScoringPass, wanted: np.ndarray | Ids, parts: list[Layout] | None) -> None:
+        plugins.activate(pass_.code)
         tune_allocator()
         torch.set_num_threads(1)
-        self._job = job
-        self._device = job.device
+        self._scoring, self._wanted, self._parts = pass_.scoring, wanted, parts
+        self._device = "cuda" if pass_.scorers.gpus else "cpu"
+        self._spare = pass_.scorers.spare and self._device == "cpu"
         self._model = in_layout(
-            build_described(job.architecture), channels_last=is_channels_last(job.weights)
+            build_described(pass_.architecture), channels_last=is_channels_last(pass_.weights)
         )
-        self._model.load_state_dict(job.weights)
+        self._model.load_state_dict(pass_.weights)
         self._model.to(self._device)
-        self._parts = [] if job.layout is None else list(chunked(job.layout.rows, job.part_rows))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Tables of scores of a block's rows."""
-        if not self._job.spare:
-            yield from self._scored(block)
+        """Tables of scores of a block's rows, of those that are wanted."""
+        if not self._spare:
+            yield from self._scores(block)
             return
         with ThreadPoolExecutor(1, "scoring", initializer=_give_way) as thread:
-            yield from thread.submit(lambda: list(self._scored(block))).result()
+            yield from thread.submit(lambda: list(self._scores(block))).result()
 
-    def _scored(self, block: pa.Table) -> Iterator[pa.Table]:
-        job = self._job
-        if job.layout is None:
-            rows = select(block, job.wanted)
-            if rows.num_rows:
-                yield score_table(rows, self._model, job.scoring, self._device)
+    def _scores(self, block: pa.Table) -> Iterator[pa.Table]:
+        if self._parts is not None:
+            for part in block.column("id").to_pylist():
+                yield score_layout(self._parts[part], self._wanted, self._model, self._scoring, self._device)
             return
-        for part in block.column("id").to_pylist():
-            layout = job.layout.take(self._parts[part])
-            scores = score_layout(layout, job.wanted, self._model, job.scoring, self._device)
-            if scores.num_rows:
-                yield scores
+        assert isinstance(self._wanted, np.ndarray)
+        rows = select(block, self._wanted)
+        if rows.num_rows:
+            yield score_table(rows, self._model, self._scoring, self._device)
 
 
 def _give_way() -> None:
@@ -307,24 +278,25 @@ def _give_way() -> None:
 class _ScoringActor:
     """A member of a pool of scoring actors."""
 
-    def __init__(self, job: list[Any]) -> None:
+    def __init__(self, given: list[Any]) -> None:
         import ray
 
-        self._runner = _Runner(ray.get(job[0]))
+        self._scorer = Scorer(*ray.get(given[0]))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        return self._runner(block)
+        return self._scorer(block)
 
 
-_cached: tuple[str, _Runner] | None = None
+_cached: tuple[str, Scorer] | None = None  # a task's process keeps the network for the pass's other blocks
 
 
-def _score_block(block: pa.Table, job: list[Any], key: str) -> Iterator[pa.Table]:
+def _score_block(block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
     global _cached
+    key = given[0].hex()
     if _cached is None or _cached[0] != key:
         import ray
 
-        _cached = (key, _Runner(ray.get(job[0])))
+        _cached = (key, Scorer(*ray.get(given[0])))
     return _cached[1](block)
 
 

@@ -129,8 +129,10 @@ class _Scan:
         with open_parquet(file) as parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
+            if not rows.sum():
+                return
             self.num_bytes += sum(group_bytes(g) for g in groups)
-            first_id = self.first_ids.get(name_of(file), _told_first(parquet) if self.lost else self.end)
+            first_id = self.first_ids.get(name_of(file), _first_id(parquet) if self.lost else self.end)
             if first_id < self.end:
                 raise UserError(
                     file, f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
@@ -203,11 +205,11 @@ class _Scan:
         return Scanned(ids, layout, self.num_bytes, dict(self.class_counts))
 
 
-def _told_first(parquet: pq.ParquetFile) -> int:
+def _first_id(parquet: pq.ParquetFile) -> int:
     """The first id by the file's footer; -1 where it tells none."""
     names = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    told = parquet.metadata.row_group(0).column(names.index("id")).statistics
-    return told.min if told is not None and told.has_min_max else -1
+    statistics = parquet.metadata.row_group(0).column(names.index("id")).statistics
+    return statistics.min if statistics is not None and statistics.has_min_max else -1
 
 
 def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:

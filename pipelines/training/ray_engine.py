@@ -29,8 +29,8 @@ from pipelines.data.layout import Layout, read_rows
 from pipelines.data.rows import Rows
 from pipelines.networks import architecture
 from pipelines.scoring import (
-    Scorers,
     Scoring,
+    ScoringPass,
     cluster_cores,
     mistake,
     score_dataset,
@@ -118,7 +118,8 @@ class RayEngine:
         scorers = scorers_of(spec.config.cluster)
         if epoch > stamp:
             scorers = replace(scorers, spare=True, tasks=_spare_cores(self.world_size, spec.config.cluster))
-        pass_ = ScoringPass(weights, architecture(spec.config.model, spec.info), scoring, scorers)
+        described = architecture(spec.config.model, spec.info)
+        pass_ = ScoringPass(weights=weights, architecture=described, scoring=scoring, scorers=scorers)
         beside = self._beside = self._beside or _start_beside(spec.code)
         ids = self.table.rescore(epoch)
         if ids is None:
@@ -189,16 +190,6 @@ def _spare_cores(workers: int, cluster: ClusterConfig) -> int:
     return max(1, cluster_cores() - int(workers * max(cluster.cpus_per_worker, 1)))
 
 
-@dataclass(frozen=True)
-class ScoringPass:
-    """One pass's network and settings, on their way to a task."""
-
-    weights: dict[str, Tensor]
-    architecture: dict[str, Any]
-    scoring: Scoring
-    scorers: Scorers
-
-
 class Beside:
     """Runs passes on Ray Data beside the worker that asks for them: one process for all of a run's."""
 
@@ -208,14 +199,12 @@ class Beside:
 
     def score(self, pass_: ScoringPass, rows: Any, ids: np.ndarray) -> np.ndarray:
         """Scores of some rows of a dataset."""
-        p = pass_
-        return score_dataset(rows, p.weights, p.architecture, ids, p.scoring, p.scorers)
+        return score_dataset(rows, ids, pass_)
 
     def stream(self, pass_: ScoringPass, layout: Layout, ids: np.ndarray, table: Any, stamp: int) -> None:
         """Scores of some rows of row groups, delivered as they come."""
-        p = pass_
-        for part in stream_scores(layout, ids, p.weights, p.architecture, p.scoring, p.scorers):
-            scores = part.column(p.scoring.scores[0]).to_numpy()
+        for part in stream_scores(layout, ids, pass_):
+            scores = part.column(pass_.scoring.scores[0]).to_numpy()
             ray.get(table.observe.remote(part.column("id").to_numpy(), scores, stamp, "pass"))
 
 

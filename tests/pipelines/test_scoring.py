@@ -14,7 +14,7 @@ from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
-from pipelines.scoring import Scoring, _Job, _Runner, parts_of
+from pipelines.scoring import Scorer, Scorers, Scoring, ScoringPass, parts_of
 from snn.interchange import describe
 from snn.models import build
 
@@ -29,7 +29,7 @@ BLOCK = pa.table(
 
 
 @pytest.fixture(scope="module")
-def job():
+def network():
     shape = {"input_shape": (12,), "num_classes": 4, "hidden": [8]}
     model = build("mlp", **shape)
     inputs = Inputs(mean=(0.0,), std=(1.0,), T=3)
@@ -40,18 +40,23 @@ def job():
         "architecture": describe("mlp", **shape),
         "weights": model.state_dict(),
         "scoring": what,
-        "wanted": np.arange(0, 300, 3),
     }
 
 
-def test_spare_time_gives_the_same_scores(job):
-    plain, spare = (pa.concat_tables(_Runner(_Job(**job, spare=s))(BLOCK)) for s in (False, True))
+def scores(network, block=BLOCK, *, spare=False):
+    """Of every third row."""
+    pass_ = ScoringPass(**network, scorers=Scorers(spare=spare))
+    return pa.concat_tables(Scorer(pass_, np.arange(0, 300, 3), None)(block))
+
+
+def test_spare_time_gives_the_same_scores(network):
+    plain, spare = (scores(network, spare=s) for s in (False, True))
     assert plain.num_rows == 100
     assert plain.equals(spare)
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no idle scheduling class")
-def test_spare_time_binds_the_scoring_thread_alone(job, monkeypatch):
+def test_spare_time_binds_the_scoring_thread_alone(network, monkeypatch):
     seen = []
 
     def watched(*args, **kwargs):
@@ -61,16 +66,16 @@ def test_spare_time_binds_the_scoring_thread_alone(job, monkeypatch):
     score_table = scoring.score_table
     monkeypatch.setattr(scoring, "score_table", watched)
     before = os.sched_getscheduler(0)
-    list(_Runner(_Job(**job, spare=True))(BLOCK))
-    list(_Runner(_Job(**job, spare=False))(BLOCK))
+    scores(network, spare=True)
+    scores(network, spare=False)
     assert seen == [(os.SCHED_IDLE, 1), (before, 1)]
     assert os.sched_getscheduler(0) == before
 
 
-def test_a_mistake_in_spare_time_is_told(job):
+def test_a_mistake_in_spare_time_is_told(network):
     ragged = BLOCK.set_column(1, "image", pa.array([[1.0] * (12 + (i == 3)) for i in range(300)]))
     with pytest.raises(UserError, match="id 3 has 13 values"):
-        list(_Runner(_Job(**job, spare=True))(ragged))
+        scores(network, ragged, spare=True)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 96, 1024])
@@ -91,16 +96,16 @@ def test_a_small_dataset_is_not_torn_into_tasks():
     assert len(list(parts_of(layout, 1024))) == 1
 
 
-def test_scores_do_not_depend_on_the_parts(tmp_path, job):
+def test_scores_do_not_depend_on_the_parts(tmp_path, network):
     path = tmp_path / "train.parquet"
     pq.write_table(BLOCK, path, row_group_size=50)
     at = np.arange(6)
     layout = Layout((str(path),), 0 * at, at, at * 50, np.full(6, 50), at * 50)
-    told = job | {"wanted": Ids(300), "layout": layout}
     found = []
     for part_rows in (50, 100, 300):
-        runner = _Runner(_Job(**told, part_rows=part_rows))
-        tables = list(runner(pa.table({"id": np.arange(300 // part_rows)})))
+        parts = list(layout.parts(part_rows))
+        scorer = Scorer(ScoringPass(**network), Ids(300), parts)
+        tables = list(scorer(pa.table({"id": np.arange(len(parts))})))
         assert len(tables) == 300 // part_rows
         found.append(pa.concat_tables(tables).combine_chunks())
     assert found[0].num_rows == 300
