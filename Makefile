@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 export UV_COMPILE_BYTECODE := 1
 export UV_LINK_MODE := copy
 # Cached bytecode halves the start of every Ray process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint types bench bench-check docs pins clean
+.PHONY: demo test test-all peers lint types bench bench-check docs pins clean
 
 demo: $(READY)
 	$(BIN)/spikeprune data ingest mnist-sample --output data/mnist-sample
@@ -18,7 +19,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-test-all: $(READY)
+test-all: $(READY) $(PEERS)
 	$(BIN)/pytest -m ""
 
 lint: $(READY)
@@ -38,10 +39,16 @@ bench-check: bench
 docs: $(READY)
 	$(BIN)/mkdocs build --quiet --site-dir build/site
 
-# The tested set of versions, with hashes and without any index address.
+# The libraries that ours is compared with, and whose networks it takes.
+peers: $(PEERS)
+
+# The tested set of versions, with hashes and without any index address; that of the peers is what they add.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
+  --generate-hashes --no-annotate --no-header --upgrade --quiet
 pins: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --generate-hashes --no-annotate --no-header --upgrade --quiet -o constraints.txt
+	$(COMPILE) $(foreach e,demo search nir events docs dev,--extra $(e)) -o constraints.txt
+	$(COMPILE) --extra peers -c constraints.txt -o constraints-peers.txt \
+	  $$(sed -n 's/^\([a-zA-Z0-9._-]*\)==.*/--no-emit-package \1/p' constraints.txt)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +56,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $(READY)
+
+$(PEERS): $(READY) constraints-peers.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints-peers.txt
+	touch $(PEERS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

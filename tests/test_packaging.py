@@ -34,6 +34,19 @@ def test_classifiers_are_those_of_the_index() -> None:
     assert any(f"3.{sys.version_info.minor}" in c for c in PROJECT["classifiers"])
 
 
+def test_the_peers_are_pinned_apart_and_by_hash() -> None:
+    def pinned(file: str) -> dict[str, str]:
+        text = (ROOT / file).read_text()
+        assert "://" not in text
+        return dict(re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash=sha256", text, re.MULTILINE))
+
+    peers, common = pinned("constraints-peers.txt"), pinned("constraints.txt")
+    names = [re.split("[><=]", name)[0] for name in PROJECT["optional-dependencies"]["peers"]]
+    assert set(names) <= set(peers)
+    assert not set(peers) & set(common)
+    assert set(names) == {"spikingjelly", "snntorch", "norse"}
+
+
 def call(*words: object, cwd: Path, **env: str) -> str:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(

@@ -115,10 +115,14 @@ class DataPruner(Indexed):
         return Indexed, (self.dataset,)
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left; each is scored, if asked for, and planned before it is given."""
+        """The epochs that are left; each is scored, if asked for, and planned before it is given.
+
+        After the last one the network is let go.
+        """
         for epoch in range(self.sampler.next_epoch, self.policy.settings.epochs):
             self.sampler.set_epoch(epoch)
             yield epoch
+        self.close()
 
     def loss(self, per_example_loss: Tensor, index: Tensor) -> Tensor:
         """The batch's loss, to go backward from: weighted, over the nominal batch size.

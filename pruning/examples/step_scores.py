@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,16 @@ from snn.weighted_norm import weighted_statistics
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
 
 
+_LAST: "WeakKeyDictionary[nn.Module, StepScores]" = WeakKeyDictionary()
+
+
 class StepScores:
     """Hooks on a network that is trained by somebody else's loop.
 
     Around every forward pass in training mode the batch norms weight their statistics, and what scores need
     is recorded; from the losses that are made of it follow the scores. Outside of training nothing happens.
-    A network that is called once for each timestep runs several times between two losses.
+    A network that is called once for each timestep runs several times between two losses. A network has the
+    hooks that were made last.
 
     Args:
         model: the network itself, not a wrapper of it: one of ours, or of another library, whose structure
@@ -41,6 +46,9 @@ class StepScores:
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
         hooked = model.model if isinstance(model, Adapted) else model
+        if (before := _LAST.get(hooked)) is not None:
+            before.remove()
+        _LAST[hooked] = self
         self._handles = [
             hooked.register_forward_pre_hook(self._before),
             hooked.register_forward_hook(self._after, always_call=True),

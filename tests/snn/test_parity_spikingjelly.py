@@ -1,6 +1,6 @@
 """Our networks against spikingjelly 2.0.0: same weights, same logits, same gradients, in float64.
 
-spikingjelly is no dependency; these tests skip where it is absent.
+spikingjelly comes with the extra `peers`; these tests skip where it is absent.
 """
 
 import pytest
