@@ -27,6 +27,7 @@ MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 SECONDS = 10.0
 """How long a head may take to answer."""
+START_SECONDS = 60.0  # a head answers before its own node is known
 _WHERE = "cluster.address"
 _PROXY = "RAY_grpc_enable_http_proxy"
 
@@ -156,9 +157,11 @@ def _check_is_node(head: str) -> bool:
         whether the cluster is on loopback alone: one node that knows itself as 127.0.0.1. Ray would
         look for its head at this machine's outer address, where nobody listens.
     """
-    deadline = time.monotonic() + SECONDS
-    while not (ips := _node_addresses(head)) and time.monotonic() < deadline:
-        time.sleep(0.1)  # a head answers before its own node is known
+    deadline = time.monotonic() + START_SECONDS
+    while not (ips := _node_addresses(head)):
+        if time.monotonic() > deadline:
+            raise UserError(_WHERE, f"{head} has no nodes yet; try again when it has started")
+        time.sleep(0.1)
     if not any(map(_is_ours, ips)):
         raise UserError(
             _WHERE,
