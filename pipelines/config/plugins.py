@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,12 +31,8 @@ MOST_BYTES = 16 << 20
 class OwnCode:
     """What a run needs of its user's code; plain values that travel to workers."""
 
-    model: str | None
-    """``module:attribute`` of a function or class that makes the network."""
-    policy: str | None
-    """``module:attribute`` of a subclass of `pruning.examples.policies.base.Policy`."""
-    criterion: str | None
-    """``module:attribute`` of a `pruning.weights.criteria.Criterion`."""
+    names: Mapping[str, str]
+    """``module:attribute`` by the config's field: model.name, examples.policy, weights.criterion."""
     folder: str | None
     """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
     files: Mapping[str, bytes]
@@ -45,22 +41,19 @@ class OwnCode:
     @property
     def digest(self) -> str:
         """Of names and sources."""
-        parts = [
-            str(self.model),
-            str(self.policy),
-            str(self.criterion),
-            *(f"{k}\0{v.hex()}" for k, v in sorted(self.files.items())),
-        ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        told = [sorted(self.names.items()), sorted((k, v.hex()) for k, v in self.files.items())]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-_active: tuple[OwnCode, str | None] | None = None
-"""The code that this process uses, and the folder that is on the path for it."""
+_active: OwnCode | None = None
+"""The code that this process uses."""
+_place: tuple[str, frozenset[str]] | None = None
+"""The folder that is on the path for own code, and its files, also where their import failed."""
 
 
 def active() -> OwnCode | None:
     """The code that this process uses."""
-    return _active[0] if _active is not None else None
+    return _active
 
 
 def use_own_code(config: Config) -> OwnCode | None:
@@ -69,22 +62,24 @@ def use_own_code(config: Config) -> OwnCode | None:
     Raises:
         UserError: module or attribute missing, its import fails, or it is not of that kind.
     """
-    model = config.model.name if is_own(config.model.name) else None
-    policy = config.examples.policy if is_own(config.examples.policy) else None
-    criterion = config.weights.criterion if is_own(config.weights.criterion) else None
-    if model is None and policy is None and criterion is None:
+    fields = {
+        "model.name": config.model.name,
+        "examples.policy": config.examples.policy,
+        "weights.criterion": config.weights.criterion,
+    }
+    names = {field: name for field, name in fields.items() if is_own(name)}
+    if not names:
         return None
     folder = Path(config.code or ".").absolute()
     if not folder.is_dir():
         raise UserError("code", f"{folder} is not a folder")
-    tops = {name.split(":")[0].split(".")[0] for name in (model, policy, criterion) if name is not None}
-    if not any(_holds(folder, top) for top in tops):
-        code = OwnCode(model=model, policy=policy, criterion=criterion, folder=None, files={})
-    else:
+    files: dict[str, bytes] = {}
+    tops = {name.split(":")[0].split(".")[0] for name in names.values()}
+    if any(_holds(folder, top) for top in tops):
         refuse_shadowing(folder, (*OURS, *_LEANED_ON), "code")
         files = _sources(folder, tops)
-        code = OwnCode(model=model, policy=policy, criterion=criterion, folder=str(folder), files=files)
-    activate(code, folder if code.folder is not None else None)
+    code = OwnCode(names=names, folder=str(folder) if files else None, files=files)
+    activate(code, folder)
     return code
 
 
@@ -99,15 +94,12 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
         UserError: as `use_own_code`.
     """
     global _active
-    old, before = _active if _active is not None else (None, None)
-    if code is None or (old is not None and old.digest == code.digest):
+    if code is None or (_active is not None and _active.digest == code.digest):
         return
-    root = before
     if code.files:
-        root = str(folder or _unpack(code))
-        _look_in(root, before, {*code.files, *(old.files if old is not None else ())})
+        _look_in(str(folder or _unpack(code)), frozenset(code.files))
     _register(code)
-    _active = code, root
+    _active = code
 
 
 def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
@@ -197,19 +189,22 @@ def _unpack(code: OwnCode) -> Path:
     return folder
 
 
-def _look_in(root: str, before: str | None, files: Iterable[str]) -> None:
+def _look_in(folder: str, files: frozenset[str]) -> None:
     """Put a folder first on the path in place of the one before, and import modules of own code anew.
 
     Only modules of these files are forgotten: a virtual environment below the folder holds torch and
     numpy, which a process can import only once.
     """
-    if before in sys.path:
-        sys.path.remove(before)
-    own = {str(Path(folder, file)) for file in files for folder in (root, before) if folder is not None}
+    global _place
+    places = [(folder, files), *([_place] if _place is not None else [])]
+    own = {str(Path(place, file)) for place, names in places for file in names}
     for name, module in list(sys.modules.items()):
         if name != "__main__" and getattr(module, "__file__", None) in own:
             del sys.modules[name]
-    sys.path.insert(0, root)
+    if _place is not None and _place[0] in sys.path:
+        sys.path.remove(_place[0])
+    sys.path.insert(0, folder)
+    _place = folder, files
     importlib.invalidate_caches()
 
 
@@ -218,34 +213,37 @@ def _register(code: OwnCode) -> None:
     from pruning.weights import criteria
     from snn import models
 
-    if code.model is not None:
-        models.register(code.model, _model(code.model, code))
-    if code.policy is not None:
-        policies.register(code.policy, _policy(code.policy, code))
-    if code.criterion is not None:
-        criteria.register(code.criterion, _criterion(code.criterion, code))
+    kinds: dict[str, tuple[Callable[[str, Any], None], Callable[[str, Any], None]]] = {
+        "model.name": (_check_model, models.register),
+        "examples.policy": (_check_policy, policies.register),
+        "weights.criterion": (_check_criterion, criteria.register),
+    }
+    for field, name in code.names.items():
+        check, register = kinds[field]
+        made = _load(name, field, code)
+        check(name, made)
+        register(name, made)
 
 
-def _model(name: str, code: OwnCode) -> Any:
-    where, made = "model.name", _load(name, "model.name", code)
+def _check_model(name: str, made: Any) -> None:
+    where = "model.name"
     if not callable(made):
         raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function or class")
     taken = inspect.signature(made).parameters
     if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return made
+        return
     for argument in ("input_shape", "num_classes", "neuron"):
         if argument not in taken:
             raise UserError(
                 where, f"{name} must take input_shape, num_classes, neuron; {argument} is missing"
             )
-    return made
 
 
-def _policy(name: str, code: OwnCode) -> Any:
-    from pruning.examples.policies.base import Policy
+def _check_policy(name: str, made: Any) -> None:
+    from pruning.examples.policies import Policy
     from pruning.examples.scores import SCORES
 
-    where, made = "examples.policy", _load(name, "examples.policy", code)
+    where = "examples.policy"
     if not (isinstance(made, type) and issubclass(made, Policy)):
         raise UserError(where, f"{name} must be a subclass of pruning.examples.policies.base.Policy")
     if made.score is not None and made.score not in SCORES:
@@ -254,11 +252,10 @@ def _policy(name: str, code: OwnCode) -> Any:
         )
     if "name" not in vars(made):
         made.name = name
-    return made
 
 
-def _criterion(name: str, code: OwnCode) -> Any:
-    where, made = "weights.criterion", _load(name, "weights.criterion", code)
+def _check_criterion(name: str, made: Any) -> None:
+    where = "weights.criterion"
     if not callable(made):
         raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function")
     taken = len(inspect.signature(made).parameters)
@@ -266,7 +263,6 @@ def _criterion(name: str, code: OwnCode) -> Any:
         raise UserError(
             where, f"{name} takes {taken} arguments; it must take synapses, calibration, objective"
         )
-    return made
 
 
 def _load(name: str, where: str, code: OwnCode) -> Any:
