@@ -103,8 +103,13 @@ class DataPruner(Indexed):
             policy, num_examples=len(dataset), ratio=ratio, epochs=epochs, seed=seed, **options
         )
         self.model, self.policy, self.encode = model, made, encode
-        if made.settings.rescore_every and made.score and encode is None:
-            raise ValueError("encode: needed for scoring passes (rescore_every); inputs of a batch to x_TB")
+        self._scorer: ExampleScorer | None = None
+        if made.settings.rescore_every and made.score:
+            if encode is None:
+                raise ValueError(
+                    "encode: needed for scoring passes (rescore_every); inputs of a batch to x_TB"
+                )
+            self._scorer = ExampleScorer(model, (made.score,))
         self.sampler = PlanSampler(
             made, batch_size=batch_size or 0, rank=rank, world_size=world_size, before=self._rescored
         )
@@ -188,15 +193,13 @@ class DataPruner(Indexed):
     def _rescored(self, epoch: int) -> Scored | None:
         """This rank's share of the scores that the policy wants fresh before an epoch."""
         ids = self.policy.rescore(epoch)
-        if ids is None or self.encode is None:
+        if ids is None or self._scorer is None or self.encode is None:
             return None
         ids = ids[self.sampler.rank :: self.sampler.world_size]
         if not len(ids):
             return None
-        assert self.policy.score is not None
         loader = DataLoader(Subset(self.dataset, ids.tolist()), self.sampler.batch_size or SCORING_BATCH)
-        scorer = ExampleScorer(self.model, (self.policy.score,))
-        found = score_dataset(scorer, loader, encode=self.encode)[self.policy.score]
+        found = score_dataset(self._scorer, loader, encode=self.encode)[self._scorer.names[0]]
         return ids, found.numpy(), np.zeros(len(ids), np.int64)
 
 

@@ -144,7 +144,10 @@ class ExampleScorer:
         self._graph = isinstance(model, Adapted)
         if "sadp" in self.names and not self._graph:
             if not (hasattr(model, "synapses") and hasattr(model, "readout")):
-                raise ValueError(f"model: {type(model).__name__} must have readout and synapses() for sadp")
+                raise ValueError(
+                    f"model: {type(model).__name__} must have readout and synapses() for sadp, or be shown by"
+                    " snn.adapters.wrap"
+                )
             if not isinstance(self._path()[-1], nn.Linear):
                 raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
             hidden = model.synapses()[:-1]  # type: ignore[operator]

@@ -15,8 +15,10 @@ from pruning.examples.loader import DataPruner
 from pruning.examples.policies import make_policy
 from pruning.examples.sampling import shuffled
 from pruning.examples.scores import ExampleScorer
+from snn.adapters import wrap
 from snn.coding import direct
 from snn.models import SpikingNetwork, build
+from snn.neurons import LIF
 from snn.weighted_norm import weighted_statistics
 
 N, B, T, EPOCHS = 90, 16, 4, 6
@@ -223,6 +225,32 @@ def test_scoring_passes_are_those_of_the_scorer() -> None:
             assert (pruner.policy.stamps == 2).all()
     with pytest.raises(ValueError, match="encode: needed for scoring passes"):
         pruner_of(model, **options)
+    plain = nn.Sequential(nn.Linear(9, 4), LIF(), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"model: Sequential must have .* snn.adapters.wrap"):
+        pruner_of(plain, encode=lambda x: direct(x, T), **options)
+    adapted = wrap(plain, direct(x[:3], T), neurons=[LIF])
+    other = pruner_of(adapted, encode=lambda x: direct(x, T), **options)
+    other.sampler.set_epoch(1)
+    expected = ExampleScorer(adapted).score(direct(x, T), y)["sadp"]
+    np.testing.assert_allclose(other.policy.scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_mixed_precision(adapted: bool) -> None:
+    """Scores are float32; half of a bfloat16's precision is left in what they are made of."""
+    found = []
+    for enabled in (False, True):
+        model = network()
+        pruner = pruner_of(wrap(model, direct(torch.rand(3, 9), T), neurons=[LIF]) if adapted else model)
+        pruner.sampler.set_epoch(0)
+        for x, y, index in DataLoader(pruner, batch_size=N, sampler=pruner.sampler):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                losses = losses_of(model.train()(direct(x, T)), y)
+            pruner.loss(losses, index).backward()
+        pruner.sampler.share_scores()
+        found.append(pruner.policy.scores)
+    assert np.corrcoef(found[0], found[1])[0, 1] > 0.8
+    assert not np.array_equal(found[0], found[1])
 
 
 def mean_squared(logits_TBK: Tensor, y: Tensor) -> Tensor:
