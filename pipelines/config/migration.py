@@ -9,7 +9,7 @@ VERSION = 2
 """Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""
 FIELD = "schema_version"
 RENAMED: dict[int, dict[str, str | None]] = {
-    2: {"weights.response_examples": "weights.measure_examples"},
+    2: {"weights.response_examples": "weights.measure_examples", "cluster.ids_per_book": None},
 }
 """By the version that renamed them: the old path of a field or group, and the new one; ``None`` for what
 is gone and says nothing of how a run goes on."""
