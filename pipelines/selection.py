@@ -150,7 +150,7 @@ def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterat
 
     if score is None:
         return poisson_pass(ray.data.range(plan.population), None, plan)
-    return poisson_pass(ray.data.read_parquet(str(scores), columns=["id", score]), score, plan)
+    return poisson_pass(ray.data.read_parquet(str(scores)).select_columns(["id", score]), score, plan)
 
 
 def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
