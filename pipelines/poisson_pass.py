@@ -67,9 +67,11 @@ def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[p
         level = _water_level(table, score, plan)
     waiting: dict[int, tuple[int, pa.Table]] = {}
     expected = 0
-    for part in _gathered(table, _drawn, score=score, plan=plan, level=level):
-        rows = {name: part[name] for name in ("id", "weight", "probability")}
-        waiting[int(part["first"])] = int(part["rows"]), pa.table(rows)
+    given = {"score": score, "plan": plan, "level": level}
+    drawn_by = table.map_batches(_drawn, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
+    for part in _rows(drawn_by):
+        columns = {name: part[name].values for name in ("id", "weight", "probability")}
+        waiting[part["first"].as_py()] = part["rows"].as_py(), pa.table(columns)
         while expected in waiting:  # Ray Data finishes blocks in an order of its own
             count, drawn = waiting.pop(expected)
             expected += count
@@ -108,6 +110,13 @@ def _gathered(table: Any, function: Any, **given: Any) -> Iterator[dict[str, Any
     """What a function makes of each batch, a row each, as they are done."""
     found = table.map_batches(function, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
     return found.iter_rows()
+
+
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Rows as Arrow's scalars: Python's own numbers would be slow, and forget that they are float32."""
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for k in range(block.num_rows):
+            yield {name: block.column(name)[k] for name in block.column_names}
 
 
 def _range(batch: pa.Table) -> dict[str, int]:
