@@ -242,7 +242,7 @@ def select(folder: Path, rows: int) -> dict[str, Any]:
         import ray.data
 
         started = time.perf_counter()
-        table = ray.data.read_parquet(str(path), columns=["id", "sadp"])
+        table = ray.data.read_parquet(str(path)).select_columns(["id", "sadp"])
         parts = poisson_pass(table, "sadp", plan)
         first = next(parts)
         with pq.ParquetWriter(out, first.schema, compression="zstd") as writer:

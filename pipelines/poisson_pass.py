@@ -61,48 +61,74 @@ def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[p
         UserError: ids that are not the rows' positions.
     """
     prepare_data()
-    table.context.execution_options.preserve_order = True
     if score is None:
         level = WaterLevel(0.0, plan.size / plan.population, np.inf, 1.0)
     else:
         level = _water_level(table, score, plan)
+    waiting: dict[int, tuple[int, pa.Table]] = {}
+    expected = 0
     given = {"score": score, "plan": plan, "level": level}
-    drawn = table.map_batches(_drawn, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
-    for part in drawn.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if part.num_rows:
-            yield part
+    drawn_by = table.map_batches(_drawn, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
+    for part in _rows(drawn_by):
+        columns = {name: part[name].values for name in ("id", "weight", "probability")}
+        waiting[part["first"].as_py()] = part["rows"].as_py(), pa.table(columns)
+        while expected in waiting:  # Ray Data finishes blocks in an order of its own
+            count, drawn = waiting.pop(expected)
+            expected += count
+            if drawn.num_rows:
+                yield drawn
+    _check(not waiting and expected == plan.population, plan)
 
 
 def _water_level(table: Any, score: str, plan: PoissonDraw) -> WaterLevel:
-    histogram, expected = None, 0
+    ends: dict[int, int] = {}
+    histogram: ScoreHistogram | None = None
     for row in _gathered(table, _histogram, score=score):
-        if row["first"] != expected:
-            break
-        expected += int(row["rows"])
-        part = ScoreHistogram(row["counts"], row["low"], int(row["zeros"]), int(row["replaced"]), row["top"])
-        histogram = part if histogram is None else histogram + part
-    if histogram is None or expected != plan.population:
-        raise UserError(
-            "--scores",
-            f"its ids are not 0 to {plan.population - 1:,} in this order; `spikeprune score` writes them so",
-        )
+        ends[int(row["first"])] = int(row["first"] + row["rows"])
+        counts = int(row["zeros"]), int(row["replaced"])
+        found = ScoreHistogram(row["counts"], row["low"], *counts, float(row["top"]))
+        histogram = found if histogram is None else histogram + found
+    expected = 0
+    while expected in ends:
+        expected = ends.pop(expected)
+    _check(not ends and expected == plan.population, plan)
+    assert histogram is not None
+    _check(histogram.total == plan.population, plan)
     which = bracketing_bin(histogram, plan.size, plan.alpha)
     given = {"score": score, "which": which, "fill": histogram.completed().top}
     inside = reduce(add, (row["inside"] for row in _gathered(table, _inside, **given)))
     return water_level(histogram, which, inside, plan.size, plan.alpha)
 
 
+def _check(whole: bool, plan: PoissonDraw) -> None:
+    if not whole:
+        what = f"its ids are not 0 to {plan.population - 1:,} in this order"
+        raise UserError("--scores", f"{what}; `spikeprune score` writes them so")
+
+
 def _gathered(table: Any, function: Any, **given: Any) -> Iterator[dict[str, Any]]:
-    """What a function makes of each batch, in order."""
+    """What a function makes of each batch, a row each, as they are done."""
     found = table.map_batches(function, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
     return found.iter_rows()
 
 
+def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Rows as Arrow's scalars: Python's own numbers would be slow, and forget that they are float32."""
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for k in range(block.num_rows):
+            yield {name: block.column(name)[k] for name in block.column_names}
+
+
+def _range(batch: pa.Table) -> dict[str, int]:
+    """First id and number of a batch's rows; -1 where its ids do not follow each other."""
+    ids = batch.column("id").to_numpy()
+    follow = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
+    return {"first": int(ids[0]) if follow else -1, "rows": len(ids)}
+
+
 def _histogram(batch: pa.Table, score: str) -> dict[str, Any]:
-    ids, found = batch.column("id").to_numpy(), ScoreHistogram.of(batch.column(score).to_numpy())
-    in_order = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
-    told = {"first": ids[0] if in_order else -1, "rows": len(ids), **vars(found)}
-    return {name: np.asarray(value)[None] for name, value in told.items()}
+    found = _range(batch) | vars(ScoreHistogram.of(batch.column(score).to_numpy()))
+    return {name: np.asarray(value)[None] for name, value in found.items()}
 
 
 def _inside(batch: pa.Table, score: str, which: int, fill: float) -> dict[str, Any]:
@@ -110,15 +136,22 @@ def _inside(batch: pa.Table, score: str, which: int, fill: float) -> dict[str, A
 
 
 def _drawn(batch: pa.Table, score: str | None, plan: PoissonDraw, level: WaterLevel) -> pa.Table:
-    ids = batch.column("id").to_numpy()
-    scores = np.zeros(len(ids), np.float32) if score is None else batch.column(score).to_numpy()
+    found = _range(batch)
+    n = found["rows"]
+    scores = np.zeros(n, np.float32) if score is None else batch.column(score).to_numpy()
     subset = draw(
         level.probabilities(scores),
         size=plan.size,
         seed=plan.seed,
         epoch=plan.epoch,
         design="poisson",
-        first_id=int(ids[0]),
+        first_id=max(found["first"], 0),
         population=plan.population,
     )
-    return pa.table({"id": subset.ids, "weight": subset.weights, "probability": subset.probabilities})
+    columns: dict[str, np.ndarray] = {
+        "id": subset.ids,
+        "weight": subset.weights,
+        "probability": subset.probabilities,
+    }
+    lists = {name: pa.LargeListArray.from_arrays([0, len(v)], pa.array(v)) for name, v in columns.items()}
+    return pa.table({name: [value] for name, value in found.items()} | lists)

@@ -150,7 +150,7 @@ def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterat
     if score is None:
         return poisson_pass(ray.data.range(plan.population), None, plan)
     assert scores is not None
-    table = ray.data.read_parquet(uri_of(scores) or str(scores), columns=["id", score])
+    table = ray.data.read_parquet(uri_of(scores) or str(scores)).select_columns(["id", score])
     return poisson_pass(table, score, plan)
 
 
