@@ -16,7 +16,9 @@ from pruning.weights.calibration import calibrate
 from snn.activity import measure
 from snn.adapters import Adapted, wrap
 from snn.batchnorm import reestimate
-from snn.models import SpikingNetwork
+from snn.interchange import from_spikingjelly_sew_resnet
+from snn.models import SpikingNetwork, build
+from snn.parameters import NeuronParameters
 from snn.weighted_norm import weighted_statistics
 from spikeprune import DataPruner, ExampleScorer, prune
 from tests.spikeprune.peers import CONSTANTS, PEERS, B, T, batch, ours, spikingjelly
@@ -215,6 +217,35 @@ def test_pruning_in_one_call_and_retraining_under_the_masks(name: str) -> None:
             theirs(x).sum().backward()
             optimizer.step()
     assert all((paths[path].weight[~mask] == 0).all() for path, mask in found.masks.items())
+
+
+def test_a_residual_network() -> None:
+    """spikingjelly's own SEW-ResNet-18: shortcuts, downsampling, pooling by functions."""
+    pytest.importorskip("spikingjelly", reason="spikingjelly is not installed (extra peers)")
+    from spikingjelly.activation_based import functional, neuron, surrogate
+    from spikingjelly.activation_based.model import sew_resnet
+
+    torch.manual_seed(0)
+    options = {"tau": 2.0, "detach_reset": True, "surrogate_function": surrogate.ATan()}
+    theirs = sew_resnet.sew_resnet18(num_classes=5, cnf="ADD", spiking_neuron=neuron.LIFNode, **options)
+    functional.set_step_mode(theirs.double(), "m")
+    for m in theirs.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.fill_(1.5)
+            m.bias.data.fill_(0.4)
+    constants = NeuronParameters(beta=0.5, decay_input=True)
+    net = build("sew_resnet18", input_shape=(3, 32, 32), num_classes=5, neuron=constants, stem="large")
+    net.double().load_state_dict(from_spikingjelly_sew_resnet(theirs.state_dict()))
+    x, y = torch.rand(3, 4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    adapted = wrap(theirs, x)
+    assert len(adapted.synapses()) == len(net.synapses()) == 21
+    driven = {s.name: getattr(s.neuron, "path", None) for s in adapted.synapses()}
+    assert driven["layer2.0.conv2"] == "layer2.0.sn2"
+    assert driven["layer2.0.downsample.0"] == "layer2.0.downsample_sn"
+    assert driven["fc"] is None
+    torch.testing.assert_close(adapted.eval()(x), net.eval()(x))
+    close(ExampleScorer(adapted).score(x, y)["sadp"], ExampleScorer(net).score(x, y)["sadp"])
+    assert measure(adapted, [x]).synops == measure(net, [x]).synops
 
 
 def test_a_network_that_makes_its_own_timesteps() -> None:

@@ -300,6 +300,20 @@ def test_evaluation_and_passes_without_gradients_are_left_alone() -> None:
     assert not model._forward_pre_hooks
 
 
+def test_a_network_has_the_hooks_of_one_pruner() -> None:
+    model = network()
+    first = pruner_of(model)
+    second = pruner_of(model)
+    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+    train(model, second)
+    assert not model._forward_pre_hooks  # the run is over
+    first.sampler.set_epoch(0)
+    x, y = dataset().tensors
+    at = torch.from_numpy(first.sampler.ids[:B].copy())
+    with pytest.raises(ValueError, match="loss: the network has not run in training mode"):
+        first.loss(losses_of(model(direct(x[at], T)), y[at]), at)
+
+
 def test_a_forward_pass_that_fails_leaves_no_weights_behind() -> None:
     model = network()
     pruner = pruner_of(model, batch_size=B, warmup_epochs=0)
