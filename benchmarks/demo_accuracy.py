@@ -18,7 +18,7 @@ from benchmarks.about import about
 from pipelines.config.load import load_config
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.storage.atomic import write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "demo.yaml"

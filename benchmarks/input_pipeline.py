@@ -34,7 +34,7 @@ from pipelines.data.decode import decode
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.layout import read_rows
 from pipelines.data.rows import Inputs, Rows
-from pipelines.scoring import select
+from pipelines.scoring.scorer import select
 from pipelines.storage.atomic import write_json
 
 BATCH = 256

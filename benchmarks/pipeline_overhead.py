@@ -41,8 +41,8 @@ from benchmarks import cifar16, snn_speed
 from benchmarks.about import about
 from benchmarks.snn_peers import network_variants
 from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, ModelConfig, TrainConfig
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.storage.atomic import write_json
 from snn.kernels.allocator import tune_allocator
 

@@ -60,8 +60,8 @@ from pipelines.config import (
     ModelConfig,
     TrainConfig,
 )
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.storage.atomic import write_beside
 from pruning.examples.policies.settings import FORWARD_COST
 

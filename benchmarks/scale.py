@@ -157,7 +157,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         from pipelines.data.dataset import describe, read_split
         from pipelines.data.rows import Inputs
         from pipelines.networks import architecture, make_network
-        from pipelines.scoring import (
+        from pipelines.scoring.scorer import (
             Scoring,
             ScoringPass,
             parts_of,
@@ -224,7 +224,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 def select(folder: Path, rows: int) -> dict[str, Any]:
     """A tenth of a table of ids and scores by passes, and the same draw in memory."""
     from cluster.connect import connect
-    from pipelines.poisson_pass import PoissonDraw, poisson_pass
+    from pipelines.scoring.poisson import PoissonDraw, poisson_pass
     from pruning.examples.inclusion import inclusion_probabilities
     from pruning.examples.sampling import draw
 

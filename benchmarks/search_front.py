@@ -27,7 +27,7 @@ from benchmarks.about import about
 from pipelines.config import Config
 from pipelines.config.load import load_tree, with_values
 from pipelines.data.ingest import ingest
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.objectives import OBJECTIVES, measure
 from pipelines.search.results import Trial, read_results

@@ -3,7 +3,7 @@
     python -m benchmarks.slamp_retraining [--tasks digits cifar16] [--seeds 3] [--output FILE.json]
 
 Per task and seed one dense network (convolutional, T = 4, all data) is trained by the product itself, with
-the local engine, and pruned from there by `pipelines.run.prune`:
+the local engine, and pruned from there by `pipelines.runs.run.prune`:
 
 - ``examples``: 90 % of the weights away, then EPOCHS epochs on all data, on half of it drawn uniformly, on
   half of it by SADP with scores from the training steps (stale) or a pass before every epoch (fresh); for
@@ -34,8 +34,8 @@ from benchmarks.about import about
 from pipelines.config.load import load_config
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
-from pipelines.run import prune, run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import prune, run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.storage.atomic import write_json
 from pruning.examples.policies.settings import FORWARD_COST
 

@@ -17,7 +17,7 @@ from pipelines.data.dataset import DatasetInfo
 from pipelines.data.ingest import ingest
 from pipelines.networks import make_network
 from pipelines.report.summary import summarise
-from pipelines.run import run
+from pipelines.runs.run import run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md describes the datasets

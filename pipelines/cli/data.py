@@ -241,7 +241,7 @@ def select(args: list[str]) -> int:
         if not 0 <= getattr(o, name) < 2**31:
             value = getattr(o, name)
             raise UserError(f"--{name}", f"{value} is not possible; it must be between 0 and 2147483647")
-    from pipelines.selection import select_subset
+    from pipelines.scoring.select import select_subset
     from pipelines.storage.sync import named
 
     drawn = select_subset(

@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pipelines import cluster_verbs
+from pipelines.cli import cluster as cluster_verbs
 from pipelines.cli import data, reports, runs
 from pipelines.console import say, write
 from pipelines.errors import UserError
-from pipelines.interrupts import TERMINATED, end_on_sigterm, was_terminated
+from pipelines.runs.interrupts import TERMINATED, end_on_sigterm, was_terminated
 from pipelines.search import command as search
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

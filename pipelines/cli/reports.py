@@ -67,7 +67,7 @@ def compare(args: list[str]) -> int:
     o, overrides = read_command(CompareCommand, args, prog="spikeprune compare", description=compare.__doc__)
     if o.address is not None:
         overrides["cluster.address"] = o.address
-    from pipelines import compare as comparing
+    from pipelines.report import compare as comparing
 
     comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
     return 0
@@ -76,8 +76,8 @@ def compare(args: list[str]) -> int:
 def export(args: list[str]) -> int:
     """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
     o = parse(ExportCommand, args, prog="spikeprune export", description=export.__doc__)
-    from pipelines.export import export as export_run
-    from pipelines.export import print_export
+    from pipelines.report.export import export as export_run
+    from pipelines.report.export import print_export
     from pipelines.storage.sync import local_copy
 
     with messages().status("exporting"):

@@ -90,7 +90,7 @@ def _run_phases(verb: Literal["run", "train"], args: list[str], description: str
     if o.print_config:
         write(dump_config(config), end="")
         return 0
-    from pipelines.run import run
+    from pipelines.runs.run import run
 
     return print_run(run(config, verb, resume=o.resume, profile=o.profile))
 
@@ -101,7 +101,7 @@ def prune(args: list[str]) -> int:
     overrides |= _given(o, "address", "sparsity", "budget", "synops", "criterion")
     if o.no_retrain:
         overrides["weights.retrain_epochs"] = "0"
-    from pipelines.run import prune as prune_run
+    from pipelines.runs.run import prune as prune_run
 
     return print_run(prune_run(o.source, overrides, resume=o.resume))
 
@@ -109,8 +109,8 @@ def prune(args: list[str]) -> int:
 def score(args: list[str]) -> int:
     """Score every example of a dataset by a trained network: a ranking of the data, as Parquet."""
     o, overrides = read_command(ScoreCommand, args, prog="spikeprune score", description=score.__doc__)
-    from pipelines.ranking import rank
-    from pipelines.run import network_of
+    from pipelines.runs.run import network_of
+    from pipelines.scoring.rank import rank
     from pipelines.storage.sync import named
 
     path, checkpoint = network_of(o.source, o.checkpoint)

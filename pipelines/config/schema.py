@@ -1,7 +1,7 @@
 """The one config tree. YAML files, dotted command-line overrides and Python share it.
 
 Every field says what it means below itself; ``spikeprune train --help`` shows the same text. Checks
-that need no data run when a config is made; `pipelines.preflight` holds it against data and cluster.
+that need no data run when a config is made; `pipelines.runs.preflight` holds it against data and cluster.
 """
 
 from collections.abc import Sequence

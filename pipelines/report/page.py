@@ -4,7 +4,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import pruned_figures
 from pipelines.config.load import dump_config
 from pipelines.report.plots import (
     accuracy_plot,
@@ -16,6 +15,7 @@ from pipelines.report.plots import (
 from pipelines.report.summary import RunSummary, different_settings
 from pipelines.report.tables import HEADINGS, phase_cells, pruned_rows
 from pipelines.storage.atomic import write_beside
+from pipelines.training import pruned_figures
 from snn.activity import AC_PICOJOULES, MAC_PICOJOULES
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.provenance import read_provenance
-from pipelines.run_folder import flat_config, read_config, read_metrics
+from pipelines.runs.provenance import read_provenance
+from pipelines.runs.run_folder import flat_config, read_config, read_metrics
 from pipelines.storage.atomic import write_json
 
 TITLES = {
@@ -38,7 +38,7 @@ class PhaseSummary:
     synops: float | None
     """Synaptic operations per inference."""
     figures: dict[str, float] | None = None
-    """Of a pruned network (`pipelines.pruned_figures`), at the phase's end."""
+    """Of a pruned network (`pipelines.training.pruned_figures`), at the phase's end."""
 
 
 @dataclass(frozen=True, kw_only=True)

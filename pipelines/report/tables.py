@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from pipelines import pruned_figures
-from pipelines.pruned_figures import figure_cells
 from pipelines.report.summary import PhaseSummary, RunSummary
 from pipelines.storage.sync import named
+from pipelines.training import pruned_figures
+from pipelines.training.pruned_figures import figure_cells
 
 
 def phase_cells(p: PhaseSummary) -> tuple[str, ...]:

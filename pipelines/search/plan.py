@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.config.load import load_tree
 from pipelines.errors import UserError
-from pipelines.run_folder import run_path
+from pipelines.runs.run_folder import run_path
 from pipelines.search.config import SearchConfig, SearchTree, Stages
 from pipelines.search.objectives import Objective, choose_objectives
 from pipelines.search.space import Space, make_space

@@ -17,13 +17,12 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.errors import UserError
-from pipelines.interrupts import renew
-from pipelines.lock import hold
-from pipelines.preflight import CheckedData, check_cluster, check_data
-from pipelines.provenance import check_same_data, write_provenance
-from pipelines.reading import settle_reading
-from pipelines.run import prepare_engines, tell_skipped
-from pipelines.run_folder import CODE, flat_config, run_path
+from pipelines.runs.interrupts import renew
+from pipelines.runs.preflight import CheckedData, check_cluster, check_data
+from pipelines.runs.provenance import check_same_data, write_provenance
+from pipelines.runs.reading import settle_reading
+from pipelines.runs.run import prepare_engines, tell_skipped
+from pipelines.runs.run_folder import CODE, flat_config, run_path
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
 from pipelines.search.results import (
@@ -40,6 +39,7 @@ from pipelines.search.results import (
 )
 from pipelines.search.trial import run_trial
 from pipelines.storage.atomic import check_storage, write_beside
+from pipelines.storage.lock import hold
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.training.trackers import check_trackers

@@ -19,8 +19,8 @@ from rich.console import Console
 from pipelines.config import ClusterConfig, Config, WeightsConfig
 from pipelines.config.load import dump_config
 from pipelines.errors import UserError
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.search.objectives import RECORDED, measure
 from pipelines.search.plan import Plan
 

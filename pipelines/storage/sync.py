@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.lock import hold
+from pipelines.storage.lock import hold
 from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
 
 STATE = ".mirror.json"

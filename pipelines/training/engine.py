@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.rows import Rows
-from pipelines.scoring import Scoring
+from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed
 from pipelines.training.score_table import Drawn, ScoreTable
 from snn.models import SpikingNetwork

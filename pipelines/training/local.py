@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipelines.data.dataset import Split
 from pipelines.data.layout import Layout, naming_rows, read_rows, select
 from pipelines.data.rows import Rows
-from pipelines.scoring import Scoring, parts_of, score_layout, score_table
+from pipelines.scoring.scorer import Scoring, parts_of, score_layout, score_table
 from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
 from pipelines.training.engine import Shared, TestRows

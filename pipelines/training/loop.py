@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.data.sample import uniform_sample
 from pipelines.networks import make_network
-from pipelines.scoring import Scoring
+from pipelines.scoring.scorer import Scoring
 from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm

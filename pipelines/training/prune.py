@@ -13,10 +13,10 @@ from torch import Tensor
 from pipelines.config import WeightsConfig
 from pipelines.data.sample import uniform_sample
 from pipelines.errors import UserError
-from pipelines.pruned_figures import pruned_figures
 from pipelines.storage.atomic import read_json, write_json
 from pipelines.training.distortion import measure_distortion
 from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
+from pipelines.training.pruned_figures import pruned_figures
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread

@@ -28,7 +28,7 @@ from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.layout import Layout, read_rows
 from pipelines.data.rows import Rows
 from pipelines.networks import architecture
-from pipelines.scoring import (
+from pipelines.scoring.scorer import (
     Scoring,
     ScoringPass,
     cluster_cores,

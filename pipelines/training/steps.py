@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.data.transfer import to_device
 from pipelines.errors import UserError
-from pipelines.scoring import Scoring
+from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Batch, Feed
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase

@@ -10,7 +10,7 @@ import ray.data
 
 from pipelines.data.dataset import Split
 from pipelines.data.layout import read_pieces, select
-from pipelines.scoring import mistake
+from pipelines.scoring.scorer import mistake
 
 SMALL_BYTES = 256 << 20
 

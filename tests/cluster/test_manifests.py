@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cluster.errors import UserError
 from cluster.manifest import FIELDS, TEMPLATES, manifest
 from pipelines import cli
-from pipelines.cluster_verbs import ManifestCommand
+from pipelines.cli.cluster import ManifestCommand
 
 NASTY = st.text(
     st.one_of(

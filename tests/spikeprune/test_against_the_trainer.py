@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipelines.data.dataset import DatasetInfo
 from pipelines.networks import make_network
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
 from pruning.examples.policies import Policy
 from pruning.examples.policies.plan import Plan

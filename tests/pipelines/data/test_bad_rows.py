@@ -17,8 +17,8 @@ from pipelines.config.load import load_config
 from pipelines.data.dataset import check_examples, read_split
 from pipelines.data.layout import read_rows
 from pipelines.errors import UserError
-from pipelines.ranking import rank
-from pipelines.run import run
+from pipelines.runs.run import run
+from pipelines.scoring.rank import rank
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
 
@@ -211,7 +211,7 @@ def check_that_it_can_be_scored(run: Path, output: Path, gone: set[int]) -> None
 
 def test_an_example_that_breaks_while_training_is_named(data: Path, tmp_path: Path) -> None:
     """Data too large to look through: the run stops where it meets the row."""
-    from pipelines import preflight
+    from pipelines.runs import preflight
 
     undecodable(data)
     settings = {"cluster.engine": "local", "cluster.workers": "1", "data.reading": "shards"}

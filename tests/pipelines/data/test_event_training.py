@@ -16,9 +16,9 @@ from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
-from pipelines.preflight import check_data
-from pipelines.run import run
-from pipelines.run_folder import read_config
+from pipelines.runs.preflight import check_data
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_config
 from pipelines.training import local
 from tests.pipelines.training.conftest import metrics
 

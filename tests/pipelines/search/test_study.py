@@ -18,17 +18,17 @@ from pipelines import cli
 from pipelines.config.load import dump_config, load_config, load_tree
 from pipelines.config.plugins import use_own_code
 from pipelines.errors import UserError
-from pipelines.lock import hold
 from pipelines.report.summary import summarise
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.results import read_results, write_results
 from pipelines.search.study import _begin, search, trials_at_once
+from pipelines.storage.lock import hold
+from tests.pipelines.cli.test_cli import fails_with
+from tests.pipelines.config.test_plugins import EXAMPLE
+from tests.pipelines.runs.test_provenance import without_some
 from tests.pipelines.search.conftest import QUIET, SPACE, plan_of, tree, trials_of
-from tests.pipelines.test_cli import fails_with
-from tests.pipelines.test_own_code import EXAMPLE
-from tests.pipelines.test_provenance import without_some
 from tests.pipelines.training.conftest import wait_for
 
 

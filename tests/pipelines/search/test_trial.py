@@ -17,8 +17,8 @@ import yaml
 
 from pipelines.config.load import dump_config, load_config
 from pipelines.report.summary import summarise
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.search.study import search
 from pipelines.search.trial import stages_of
 from tests.pipelines.search.conftest import QUIET, plan_of, tree, trials_of

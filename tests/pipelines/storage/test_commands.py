@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import STATE, local_copy
 from tests.object_store import s3_server, uri

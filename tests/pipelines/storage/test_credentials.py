@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import cli
+from pipelines.cli.remote import remote_command
 from pipelines.config.load import load_config, load_tree
 from pipelines.errors import UserError
-from pipelines.remote import remote_command
 from pipelines.search.config import SearchTree
 from pipelines.storage.credentials import names_secret, secret_in
 from pipelines.storage.paths import Folder, uri_of, why_unreadable

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipelines.config import Config
 from pipelines.config.load import load_config
-from pipelines.run import run
+from pipelines.runs.run import run
 
 QUIET = Console(quiet=True)
 SMALL = {

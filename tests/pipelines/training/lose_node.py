@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.connect import connect
 from pipelines.config.load import load_config
-from pipelines.run import run
+from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, wait_for
 
 SECOND = {"num_cpus": 2}

@@ -18,8 +18,8 @@ from pipelines.data.dataset import describe, read_split
 from pipelines.data.rows import Inputs, Rows
 from pipelines.data.sample import uniform_sample
 from pipelines.errors import UserError
-from pipelines.lock import hold
-from pipelines.run import run
+from pipelines.runs.run import run
+from pipelines.storage.lock import hold
 from pipelines.training.local import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.score_table import fingerprint, hexadecimal

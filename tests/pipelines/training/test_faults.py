@@ -14,7 +14,7 @@ import pytest
 from pipelines.config import Config
 from pipelines.config.load import dump_config
 from pipelines.errors import UserError
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.training.checkpoint import latest_checkpoint
 from pipelines.training.distributed import mend
 from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
@@ -141,7 +141,7 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
 
 def test_sigterm_ends_what_a_script_started_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shells make such commands ignore Ctrl-C."""
-    from pipelines import interrupts
+    from pipelines.runs import interrupts
 
     for name in ("_wanted", "_received"):
         monkeypatch.setattr(interrupts, name, False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.run import run
+from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
 LOCAL = {

@@ -22,7 +22,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import write_page
 from pipelines.report.summary import summarise
-from pipelines.run import prune, run
+from pipelines.runs.run import prune, run
 from pipelines.training import prune as stage
 from pipelines.training.prune import target_of
 from pipelines.training.worker import Worker

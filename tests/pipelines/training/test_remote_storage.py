@@ -18,8 +18,8 @@ from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config
 from pipelines.errors import UserError
-from pipelines.run import fetch_run, run
-from pipelines.run_folder import check_run, run_path, run_uri
+from pipelines.runs.run import fetch_run, run
+from pipelines.runs.run_folder import check_run, run_path, run_uri
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import mirror_of
 from tests.object_store import s3_server, uri

@@ -89,7 +89,7 @@ def test_a_state_of_another_dataset_is_refused(tmp_path: Path) -> None:
 def test_more_examples_than_a_table_holds_are_refused(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.run import run
+    from pipelines.runs.run import run
 
     monkeypatch.setattr(score_table, "MOST_IDS", 1000)
     with pytest.raises(

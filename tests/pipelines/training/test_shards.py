@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.run import run
+from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "weights.retrain_epochs": "1"}

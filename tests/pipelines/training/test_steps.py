@@ -11,7 +11,7 @@ from torch import nn
 from pipelines.config import ModelConfig
 from pipelines.data.dataset import describe, read_split
 from pipelines.networks import is_channels_last, make_network
-from pipelines.run import run
+from pipelines.runs.run import run
 from pipelines.training.steps import WeightAverage
 from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, metrics, small

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.errors import UserError
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.training.pace import pace, told
 from pipelines.training.trackers import scalars
 from tests.pipelines.training.conftest import QUIET, metrics, small

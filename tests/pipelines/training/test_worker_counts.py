@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.load import dump_config
-from pipelines.run import run
+from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small
 
 SHORT = {"train.epochs": "4", "weights.retrain_epochs": "0"}

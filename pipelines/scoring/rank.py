@@ -18,7 +18,14 @@ from pipelines.data.layout import with_source_ids
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture
-from pipelines.scoring import Scoring, ScoringPass, parts_of, score_layout, scorers_alone, stream_scores
+from pipelines.scoring.scorer import (
+    Scoring,
+    ScoringPass,
+    parts_of,
+    score_layout,
+    scorers_alone,
+    stream_scores,
+)
 from pipelines.storage.atomic import check_beside, write_beside
 from pipelines.storage.shared import check_shared
 from pruning.examples.scores import SCORES

@@ -17,10 +17,10 @@ from pipelines.config.load import load_config
 from pipelines.config.plugins import check_unchanged, keep_copy, use_own_code
 from pipelines.errors import UserError
 from snn.interchange import read_architecture
-from tests.pipelines.test_cli import fails_with
+from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "own"
 
 
 @pytest.fixture

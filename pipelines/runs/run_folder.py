@@ -10,7 +10,7 @@ from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
-from pipelines.provenance import knows_data, write_provenance
+from pipelines.runs.provenance import knows_data, write_provenance
 from pipelines.storage.atomic import write_beside
 from pipelines.storage.paths import below, uri_of
 from pipelines.storage.sync import working_copy

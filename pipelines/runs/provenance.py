@@ -133,7 +133,7 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of this code where it runs from its own checkout, not of whatever it is installed in."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import poisson_pass, selection
 from pipelines.errors import UserError
-from pipelines.poisson_pass import PoissonDraw
-from pipelines.selection import select_subset
+from pipelines.scoring import poisson as poisson_pass
+from pipelines.scoring import select as selection
+from pipelines.scoring.poisson import PoissonDraw
+from pipelines.scoring.select import select_subset
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.sampling import draw
 

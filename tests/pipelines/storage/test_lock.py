@@ -13,13 +13,13 @@ import pytest
 
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.lock import hold
-from pipelines.run_folder import create_run
+from pipelines.runs.run_folder import create_run
+from pipelines.storage.lock import hold
 
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from pipelines.lock import hold
+from pipelines.storage.lock import hold
 
 with hold(Path(sys.argv[1]), "run", "runs"):
     started = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL).pid

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.connect import local_cpus
-from pipelines import cli, cluster_verbs
+from pipelines import cli
+from pipelines.cli import cluster as cluster_verbs
 from pipelines.cli import data, reports, runs
 from pipelines.cli.main import VERBS
 from pipelines.config import field_paths
@@ -257,6 +258,6 @@ def test_help_of_a_group_lists_its_verbs(group: str, capsys: pytest.CaptureFixtu
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
     code = f"{shlex.quote(sys.executable)} -m pipelines.cli train --help | head -1"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.startswith("usage: spikeprune train")
     assert done.stderr == ""

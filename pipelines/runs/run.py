@@ -17,14 +17,14 @@ from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, us
 from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
-from pipelines.interrupts import renew
-from pipelines.lock import hold
-from pipelines.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
-from pipelines.profile import TRAINING, Startup, told, write_table
-from pipelines.progress import TrainingProgress
-from pipelines.provenance import check_same_data, check_same_start, start_of
-from pipelines.reading import settle_reading, window_rows
-from pipelines.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path, run_uri
+from pipelines.runs.interrupts import renew
+from pipelines.storage.lock import hold
+from pipelines.runs.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
+from pipelines.runs.profile import TRAINING, Startup, told, write_table
+from pipelines.runs.progress import TrainingProgress
+from pipelines.runs.provenance import check_same_data, check_same_start, start_of
+from pipelines.runs.reading import settle_reading, window_rows
+from pipelines.runs.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path, run_uri
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import below, parent, uri_of
 from pipelines.storage.shared import check_shared
@@ -58,7 +58,7 @@ def run(
         command: which phases.
         resume: continue the run of that name.
         initial: checkpoint file of the network to prune (a path or a URI), for ``prune``.
-        profile: write a trace of some steps and a table of where the time went (`pipelines.profile`).
+        profile: write a trace of some steps and a table of where the time went (`pipelines.runs.profile`).
         on_record: with engine local, gets each new record once its checkpoint is whole.
         console: where progress is shown.
 

@@ -12,7 +12,7 @@ from pipelines.config.load import dump_config, load_config
 from pipelines.config.migration import VERSION
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
-from pipelines.preflight import costly_passes
+from pipelines.runs.preflight import costly_passes
 
 
 def test_dump_and_load_round_trip(tmp_path: Path) -> None:

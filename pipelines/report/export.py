@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.errors import UserError
-from pipelines.run_folder import CODE, read_config, read_metrics
+from pipelines.runs.run_folder import CODE, read_config, read_metrics
 from pipelines.storage.atomic import check_new_folder, filled_folder, read_json, write_beside, write_json
 from pipelines.storage.paths import below
 from pruning.weights.masks import Masks

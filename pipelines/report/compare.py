@@ -15,15 +15,14 @@ from cluster.connect import connect
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.console import bars, messages, results
-from pipelines.doctor import data_files
 from pipelines.errors import UserError
-from pipelines.preflight import check_data
-from pipelines.pruned_figures import HEADINGS, figure_cells, pruned_figures
-from pipelines.reading import window_rows
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import new_figure, to_svg
-from pipelines.run import checkpoint_of
-from pipelines.run_folder import CONFIG
+from pipelines.runs.doctor import data_files
+from pipelines.runs.preflight import check_data
+from pipelines.runs.reading import window_rows
+from pipelines.runs.run import checkpoint_of
+from pipelines.runs.run_folder import CONFIG
 from pipelines.storage.atomic import check_storage, write_beside, write_json
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
@@ -31,6 +30,7 @@ from pipelines.storage.sync import local_copy, named, upload_changes
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.local import LocalEngine
 from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
+from pipelines.training.pruned_figures import HEADINGS, figure_cells, pruned_figures
 from pipelines.training.worker import RunSpec, Worker, start
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs
@@ -53,7 +53,7 @@ class Outcome:
     loss: float
     """Test loss per example, batch norm re-estimated."""
     figures: dict[str, float]
-    """Accuracy, connectivity, SynOps and energy (`pipelines.pruned_figures`)."""
+    """Accuracy, connectivity, SynOps and energy (`pipelines.training.pruned_figures`)."""
     budget: float
     """Distortion spent, in the criterion's own units."""
 

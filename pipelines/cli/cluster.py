@@ -112,7 +112,7 @@ def submit(args: list[str]) -> int:
     o = parse(SubmitCommand, args[:split], "submit")
     from cluster.submit import Submission, requirements
     from cluster.submit import submit as send
-    from pipelines.remote import job_variables, remote_command
+    from pipelines.cli.remote import job_variables, remote_command
 
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     job = Submission(
@@ -191,7 +191,7 @@ def doctor(args: list[str]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    from pipelines.doctor import examine
+    from pipelines.runs.doctor import examine
 
     config = load_config(o.config, overrides)
     address = config.cluster.address if o.address is None else o.address
@@ -219,7 +219,7 @@ def manifest(args: list[str]) -> int:
     import yaml
 
     from cluster.manifest import manifest as filled
-    from pipelines.remote import check_no_secret
+    from pipelines.cli.remote import check_no_secret
 
     values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:

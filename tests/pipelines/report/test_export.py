@@ -9,10 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import cli, export
+from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.run import prune, run
+from pipelines.report import export
+from pipelines.runs.run import prune, run
 from pruning.weights.masks import Masks
 from snn.interchange import load_checkpoint
 from snn.models import SpikingNetwork

@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import cli, provenance
+from pipelines import cli
+from pipelines.runs import provenance
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
-from pipelines.run_folder import create_run
-from tests.pipelines.test_cli import fails_with
+from pipelines.runs.run_folder import create_run
+from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import small
 
 
@@ -102,8 +103,8 @@ def test_the_commit_is_that_of_this_code_s_own_checkout(
     head = subprocess.run([*words, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
     installed = tmp_path / "venv" / "site-packages"
     for root, expected in ((tmp_path, head.strip()), (installed, None)):
-        (root / "pipelines").mkdir(parents=True)
-        monkeypatch.setattr(provenance, "__file__", str(root / "pipelines" / "provenance.py"))
+        (root / "pipelines" / "runs").mkdir(parents=True)
+        monkeypatch.setattr(provenance, "__file__", str(root / "pipelines" / "runs" / "provenance.py"))
         assert provenance._git_commit() == expected
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")

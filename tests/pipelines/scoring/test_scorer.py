@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines import scoring
 from pipelines.config import ClusterConfig
 from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout
 from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
-from pipelines.scoring import Scorer, Scorers, Scoring, ScoringPass, parts_of
+from pipelines.scoring import scorer as scoring
+from pipelines.scoring.scorer import Scorer, Scorers, Scoring, ScoringPass, parts_of
 from snn.interchange import describe
 from snn.models import build
 

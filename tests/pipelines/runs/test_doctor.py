@@ -11,7 +11,7 @@ from cluster import checks
 from cluster.checks import ALIKE, check_nodes
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.doctor import examine
+from pipelines.runs.doctor import examine
 from pipelines.storage.paths import Folder
 from tests.cluster.heads import Head, environment, running_head, spikeprune
 from tests.object_store import s3_server

@@ -18,7 +18,7 @@ from pipelines.report.page import STYLE, write_comparison, write_page
 from pipelines.report.plots import COLOURS
 from pipelines.report.summary import PhaseSummary, summarise
 from pipelines.report.tables import phase_cells
-from pipelines.run import run
+from pipelines.runs.run import run
 
 
 @pytest.fixture(scope="module")

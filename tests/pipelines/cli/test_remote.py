@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.remote import remote_command
 from pipelines.errors import UserError
-from pipelines.remote import remote_command
 
 AUTO = ("--cluster.address", "auto")
 HERE = ("-m", "pipelines.cli")

@@ -15,9 +15,9 @@ from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.data.decode import decode
 from pipelines.errors import UserError
-from pipelines.ranking import rank
-from pipelines.run import network_of, run
-from pipelines.selection import select_subset
+from pipelines.runs.run import network_of, run
+from pipelines.scoring.rank import rank
+from pipelines.scoring.select import select_subset
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import load_checkpoint

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from pipelines import cli
-from pipelines.compare import Comparison, compare, compare_on, write_comparison
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
-from pipelines.run import prune, run
+from pipelines.report.compare import Comparison, compare, compare_on, write_comparison
+from pipelines.runs.run import prune, run
 
 QUIET = Console(quiet=True)
 CRITERIA = ("magnitude", "slamp", "uniform")

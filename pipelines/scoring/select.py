@@ -16,7 +16,7 @@ from pipelines.data.ids import MOST_IDS
 from pipelines.data.layout import with_source_ids
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
-from pipelines.poisson_pass import PoissonDraw, draws_alone, poisson_pass
+from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass
 from pipelines.storage.atomic import check_beside, check_new_folder, write_beside
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, uri_of
 from pruning.examples.inclusion import subset_size

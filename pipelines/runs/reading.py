@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.config import Config
 from pipelines.data.dataset import Split
-from pipelines.run_folder import CONFIG, read_config
+from pipelines.runs.run_folder import CONFIG, read_config
 
 WINDOW_BYTES = 64 << 20
 MIN_WINDOW, MAX_WINDOW = 1024, 65_536

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.config.load import load_config
-from pipelines.run import run
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_metrics
 from pipelines.training.trace import PARTS
 
 

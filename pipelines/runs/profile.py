@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.run_folder import read_metrics
+from pipelines.runs.run_folder import read_metrics
 from pipelines.storage.atomic import read_json, write_beside
 from pipelines.training.trace import FOLDER, PARTS, STEPS, TRACE
 

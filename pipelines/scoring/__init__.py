@@ -1,0 +1,1 @@
+"""Scores of whole datasets on Ray Data, rankings, and subsets drawn from them."""
