@@ -66,6 +66,8 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
     import ray
 
     if ray.is_initialized():  # whoever connected this process disconnects it
+        if address is not None:
+            check_cluster_answers(address, token_file=token_file)
         yield _describe(address)
         return
     try:

@@ -110,7 +110,8 @@ def test_scores_subsets_and_exports_go_there(
     there = Folder.of("s3://bucket/out")
     subset = pq.read_table(io.BytesIO(there.read("subset.parquet")))
     rows = pq.read_table(io.BytesIO(there.read("rows/train-00000.parquet")))
-    assert np.array_equal(subset.column("id").to_numpy(), rows.column("id").to_numpy())
+    assert np.array_equal(subset.column("id").to_numpy(), rows.column("source_id").to_numpy())
+    assert there.read("rows/test-00000.parquet") == (digits / "test-00000.parquet").read_bytes()
     assert cli.main(["export", str(trained), "--output", "s3://bucket/out/net"]) == 0
     assert cli.main(["export", str(trained), "--output", str(tmp_path / "net")]) == 0
     assert names("out/net") == {p.name for p in (tmp_path / "net").iterdir()}
