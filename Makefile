@@ -15,6 +15,7 @@ demo: $(READY)
 	$(BIN)/spikeprune data ingest mnist-sample --output data/mnist-sample
 	rm -rf runs/demo
 	$(BIN)/spikeprune run examples/demo.yaml
+	$(BIN)/spikeprune score runs/demo --output runs/demo-scores.parquet
 
 test: $(READY)
 	$(BIN)/pytest
