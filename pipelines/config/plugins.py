@@ -190,7 +190,7 @@ def _unpack(code: OwnCode) -> Path:
 
 
 def _look_in(folder: str, files: frozenset[str]) -> None:
-    """Put a folder first on the path in place of the one before, and import modules of own code anew.
+    """Put a folder first on the path in place of the one before, and import modules of own code again.
 
     Only modules of these files are forgotten: a virtual environment below the folder holds torch and
     numpy, which a process can import only once.

@@ -33,7 +33,7 @@ class ExamplesConfig:
     """Which examples each epoch trains on."""
 
     policy: PolicyName | str = "sadp"
-    """full (all examples), random (uniform, drawn anew each epoch), sadp (by spike-aware
+    """full (all examples), random (uniform, a new draw each epoch), sadp (by spike-aware
     importance), a rival, or package.module:attribute of your own."""
     ratio: float = 0.5
     """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""

@@ -13,7 +13,7 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """The ids 0 to ``end - 1``, but for those of rows that are left out."""
+    """The ids 0 to ``end - 1``, except those of rows that are left out."""
 
     end: int
     absent: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))

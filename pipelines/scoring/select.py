@@ -65,7 +65,7 @@ def select_subset(
         seed: of the draw.
         epoch: another epoch is another draw with the same seed.
         filtered: new or empty folder for a dataset of the chosen rows, with a column ``weight``, numbered
-            anew (``source_id`` keeps what they were); none when not given.
+            from 0 (``source_id`` keeps what they were); none when not given.
         address: of a running Ray cluster, for more than 10^8 examples.
 
     Raises:
@@ -210,7 +210,7 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
 
 
 def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> None:
-    """A dataset of the chosen rows, numbered anew, with their weights; other splits are copied."""
+    """A dataset of the chosen rows, renumbered, with their weights; other splits are copied."""
     next_id, files = 0, split_files(folder, split)
     for file in files:
 

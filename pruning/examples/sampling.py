@@ -151,7 +151,7 @@ def settle(units: Ints, size: int) -> None:
     """Correct units in place until they sum to ``size`` exactly.
 
     All examples with ``0 < pi < 1`` that can move do, by the same number of units and, the first of them in
-    id order, by one more; once or twice, but for contrived inputs.
+    id order, by one more; once or twice, except for contrived inputs.
 
     Raises:
         ValueError: the probabilities do not sum to ``size``.

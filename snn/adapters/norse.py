@@ -50,4 +50,4 @@ class Norse(Library):
         )
 
     def reset(self, model: nn.Module) -> None:
-        """Nothing: a call without a state begins anew."""
+        """Nothing: a call without a state starts from rest."""

@@ -71,7 +71,7 @@ def build(
     """A network of a registered architecture with random weights (torch's global generator).
 
     Args:
-        name: a key of ``MODELS``, or a registered one of one's own.
+        name: a key of ``MODELS``, or one of your own that is registered.
         input_shape: of one example, without time and batch.
         num_classes: ``K``.
         neuron: constants of the neurons; the defaults when not given.

@@ -33,7 +33,7 @@ def pair(name: str) -> tuple[SpikingNetwork, Adapted]:
 
 
 def data_for(name: str, seed: int = 1, size: int = B) -> tuple[Tensor, Tensor]:
-    """Float64, but for snntorch, whose spikes are float32."""
+    """Float64, except for snntorch, whose spikes are float32."""
     x, y = batch(seed, size)
     return (x.float() if name == "snntorch" else x), y
 

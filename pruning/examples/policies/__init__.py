@@ -31,7 +31,7 @@ _OWN: dict[str, type[Policy]] = {}
 
 
 def register(name: str, policy: type[Policy]) -> None:
-    """Let `make_policy` know a policy of one's own.
+    """Register your own policy for `make_policy`.
 
     Args:
         name: ``module:attribute``; the colon keeps it apart from the names in ``POLICIES``.
@@ -80,7 +80,7 @@ def make_policy(
     """A registered policy.
 
     Args:
-        name: a key of ``POLICIES``, or a registered one of one's own.
+        name: a key of ``POLICIES``, or one of your own that is registered.
         num_examples: ``N``; ids run from ``first_id`` to ``first_id + N - 1``.
         first_id: the first id.
         present: mask ``[N]`` of ids that exist; all of them when not given.

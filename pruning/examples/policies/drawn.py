@@ -15,7 +15,7 @@ class Full(Policy):
 
 
 class Random(Policy):
-    """A uniform subset, drawn anew for every epoch."""
+    """A uniform subset, a new draw for every epoch."""
 
     name = "random"
 

@@ -321,7 +321,7 @@ def test_a_forward_pass_that_fails_leaves_no_weights_behind() -> None:
     with pytest.raises(RuntimeError):
         model(torch.zeros(T, B, 9, dtype=torch.float64))
     assert pruner._scores._open is None
-    model(torch.zeros(T, B, 9))  # and the next one is recorded anew
+    model(torch.zeros(T, B, 9))  # and the next one is recorded again
 
 
 class Stream(IterableDataset[Any]):

@@ -11,14 +11,14 @@ T, B = 3, 5
 
 
 class Neurons(nn.Module):
-    """A neuron of one's own, over whole sequences."""
+    """A user's neuron, over whole sequences."""
 
     def forward(self, current_TB: Tensor) -> Tensor:
         return lif(current_TB, NeuronParameters(beta=0.7))[0]
 
 
 class Counting(nn.Module):
-    """A neuron of one's own, one timestep a call, with a state of its own."""
+    """A user's neuron, one timestep a call, with its own state."""
 
     def __init__(self) -> None:
         super().__init__()
