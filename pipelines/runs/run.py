@@ -18,7 +18,6 @@ from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import renew
-from pipelines.storage.lock import hold
 from pipelines.runs.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
 from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
@@ -26,6 +25,7 @@ from pipelines.runs.provenance import check_same_data, check_same_start, start_o
 from pipelines.runs.reading import settle_reading, window_rows
 from pipelines.runs.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path, run_uri
 from pipelines.storage.atomic import check_storage
+from pipelines.storage.lock import hold
 from pipelines.storage.paths import below, parent, uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import (

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
-from pipelines.runs import provenance
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
+from pipelines.runs import provenance
 from pipelines.runs.run_folder import create_run
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import small
