@@ -33,7 +33,7 @@ def check_no_secret(where: str, uri: str, remedy: str | None = None) -> None:
     """That an address holds no key or password: the config is kept with the run.
 
     Raises:
-        UserError: it does.
+        UserError: the address holds one.
     """
     if (what := secret_in(uri, remedy)) is not None:
         raise UserError(where, what)

@@ -106,7 +106,7 @@ def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
     """Raise where ``folder`` holds a module or package called like one that we import.
 
     Raises:
-        UserError: it does.
+        UserError: it holds one.
     """
     here = Path(__file__).resolve().parents[2]
     if folder.resolve() == here:
