@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 TASKS = {"digits": "digits", "nmnist": "N-MNIST", "cifar10": "CIFAR-10", "dvs128": "DVS128 objects"}
-MORE_TASKS = {**TASKS, "cifar-dvs": "simulated"}
+TITLES = {
+    "sew18": "SEW-ResNet-18", "vgg9": "VGG-9", "ms18": "MS-ResNet-18", **TASKS, "cifar-dvs": "simulated DVS"
+}  # fmt: skip
+CRITERIA = ("uniform", "lamp", "slamp", "slamp_curve", "response", "membrane", "root", "gradient_root")
 # Okabe and Ito's palette: told apart by colour-blind readers.
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
 MARKERS = "os^vDP*X"
@@ -78,51 +81,30 @@ def sadp_quality() -> "Figure":
 
 
 def slamp_quality() -> "Figure":
-    """Accuracy over the weights that are left, one-shot; and over the SynOps left, retrained."""
-    runs = _stored("slamp_quality")["runs"] + _stored("slamp_quality_longer")["runs"]
-    tasks = [t for t in TASKS if any(r["task"] == t for r in runs)]
-    criteria = ("uniform", "magnitude", "erk", "wanda", "lamp", "slamp_root")
-    figure, grid = _grid(2, len(tasks))
-    for a, b, task in zip(grid[0], grid[1], tasks, strict=True):
-        of = [run for run in runs if run["task"] == task]
-        for a_or_b in (a, b):
-            _level(a_or_b, [run["dense_accuracy"] for run in of], "dense")
-        rows = [row for run in of for row in run["rows"]]
-        for i, criterion in enumerate(criteria, 1):
-            mine = [r for r in rows if r["criterion"] == criterion]
-            one_shot = _grouped((r for r in mine if r["part"] == "one-shot"), "level")
-            _with_spread(a, [1 - v for v in one_shot], _accuracies(one_shot), _named(criterion), i)
-            for objective, line in (("weights", ":"), ("synops", "-")):
-                kept = (r for r in mine if r["part"] == "synops" and r["objective"] == objective)
-                levels = _grouped(kept, "level")
-                if levels:
-                    label = _named(criterion) + (" priced by SynOps" if objective == "synops" else "")
-                    _with_spread(b, list(levels), _accuracies(levels), label, i, line)
-        a.set_xscale("log")
-        a.set_xticks([0.2, 0.1, 0.05, 0.02], ["0.2", "0.1", "0.05", "0.02"], minor=False)
-        a.minorticks_off()
-        a.set_title(TASKS[task])
-        a.set_xlabel("density, one-shot")
-        b.set_xlabel("SynOps left, retrained")
-        b.set_xticks([0.1, 0.2])
-    for row in grid:
+    """Accuracy over the SynOps left and over the weights left, after the same retraining."""
+    rows = [r for r in _stored("slamp_quality")["rows"] if r["part"] in ("synops", "weights", "dense")]
+    tasks = [t for t in TITLES if any(r["task"] == t and r["part"] != "dense" for r in rows)]
+    parts = [p for p in ("synops", "weights") if any(r["part"] == p for r in rows)]
+    figure, grid = _grid(len(parts), len(tasks))
+    for part, row in zip(parts, grid, strict=True):
+        for a, task in zip(row, tasks, strict=True):
+            own = [r for r in rows if r["task"] == task]
+            _level(a, [r["accuracy"] for r in own if r["part"] == "dense"], "dense")
+            mine = [r for r in own if r["part"] == part and r["objective"] == part]
+            for criterion, of in _grouped(mine, "criterion").items():
+                if criterion not in CRITERIA:
+                    continue
+                levels = _grouped(of, "level")
+                xs = [level if part == "synops" else 1 - level for level in levels]
+                _with_spread(a, xs, _accuracies(levels), _named(criterion), CRITERIA.index(criterion))
+            a.set_xscale("log")
+            ticks = (0.2, 0.1, 0.05) if part == "synops" else (0.1, 0.05, 0.02)
+            a.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
+            a.minorticks_off()
+            a.set_xlabel("SynOps left" if part == "synops" else "weights left")
+            a.set_title(TITLES[task])
         row[0].set_ylabel("test accuracy")
-    return _keyed(figure, [*grid[0], *grid[1]])
-
-
-def slamp_distortion() -> "Figure":
-    """Spread of the measured distortion of single layers around each criterion's prediction."""
-    runs = _stored("slamp_distortion")["runs"] + _stored("slamp_quality_longer")["runs"]
-    tasks = list(dict.fromkeys(run["task"] for run in runs))
-    criteria = ("lamp", "slamp_time", "slamp_membrane", "slamp_local", "slamp_root", "slamp_response")
-    figure, (a,) = _panels(1, "", "sd of log(measured / predicted)")
-    width = 0.8 / len(criteria)
-    for i, criterion in enumerate(criteria):
-        means = [statistics.mean(_spreads(runs, task, criterion)) for task in tasks]
-        at = [k + (i - (len(criteria) - 1) / 2) * width for k in range(len(tasks))]
-        a.bar(at, means, width, label=_named(criterion), color=PALETTE[(i + 7) % 8])
-    a.set_xticks(range(len(tasks)), [MORE_TASKS[t] for t in tasks])
-    return _keyed(figure, [a])
+    return _keyed(figure, [a for row in grid for a in row])
 
 
 def slamp_retraining() -> "Figure":
@@ -180,7 +162,6 @@ FIGURES: dict[str, Callable[[], "Figure"]] = {
     "sadp-training": sadp_training,
     "sadp-quality": sadp_quality,
     "slamp-quality": slamp_quality,
-    "slamp-distortion": slamp_distortion,
     "slamp-retraining": slamp_retraining,
     "pipeline": pipeline_speedup,
     "search": search_front,
@@ -218,18 +199,13 @@ def _accuracies(groups: dict[Any, list[Row]]) -> list[list[float]]:
     return [[r["accuracy"] for r in g] for g in groups.values()]
 
 
-def _spreads(runs: Sequence[Row], task: str, criterion: str) -> list[float]:
-    """Of a task's runs; the two files name the two orders of (prediction, criterion) differently."""
-    found = []
-    for run in runs:
-        if run["task"] == task:
-            by = run["sd_log_measured_over_predicted"]
-            found.append(by[criterion]["c phi"] if criterion in by else by["phi"][criterion])
-    return found
-
-
 def _named(criterion: str) -> str:
-    return criterion.upper() if criterion in ("lamp", "erk") else criterion.replace("slamp_", "SLAMP, ")
+    names = {
+        "slamp_curve": "SLAMP, curves",
+        "gradient_root": "gradient, root",
+        "response": "measured response",
+    }
+    return names.get(criterion, criterion.upper())
 
 
 def _style(i: int, line: str = "-") -> dict[str, Any]:

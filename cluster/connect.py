@@ -165,11 +165,7 @@ def _check_is_node(head: str) -> bool:
             raise UserError(_WHERE, f"{head} has no nodes yet; try again when it has started")
         time.sleep(0.1)
     if not any(map(_is_ours, ips)):
-        raise UserError(
-            _WHERE,
-            f"{head} answers, but this machine is none of its nodes; submit the run as a job instead "
-            "(spikeprune submit --address http://HEAD:8265 -- run ...)",
-        )
+        raise _no_node(head)
     return all(ip == "127.0.0.1" for ip in ips)
 
 
@@ -325,7 +321,17 @@ def _explained(address: str | None, error: Exception) -> UserError:
     first = text.splitlines()[0] if text else type(error).__name__
     if address is None:
         return UserError("Ray", f"could not be started on this machine ({first})")
-    return UserError(_WHERE, f"no Ray cluster answers at {address} ({first})")
+    if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
+        return _no_node(address)
+    return UserError(_WHERE, f"{address} cannot be used ({first})")
+
+
+def _no_node(head: str) -> UserError:
+    return UserError(
+        _WHERE,
+        f"{head} answers, but this machine is none of its nodes; submit the run as a job instead "
+        "(spikeprune submit --address http://HEAD:8265 -- run ...)",
+    )
 
 
 # Ray's private names, one to a function.

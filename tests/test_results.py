@@ -22,7 +22,6 @@ from benchmarks import (
     sadp_tables,
     scale,
     search_front,
-    slamp_first,
     slamp_retraining,
     slamp_tables,
     snn_levels,
@@ -73,16 +72,8 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
         ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
     ),
     "slamp-retraining.md": (slamp_retraining.tables, ("slamp_retraining.json",)),
-    "slamp-distortion.md": (
-        slamp_first.distortion_tables,
-        ("slamp_distortion.json", "slamp_quality_longer.json"),
-    ),
-    "slamp-deep.md": (lambda result: slamp_tables.tables(result["rows"]), ("slamp_deep.json",)),
+    "slamp-quality.md": (lambda result: slamp_tables.tables(result["rows"]), ("slamp_quality.json",)),
     "sparse-inference.md": (sparse_inference.tables, ("sparse_inference.json",)),
-    "slamp-quality.md": (
-        slamp_first.quality_tables,
-        ("slamp_quality.json", "slamp_quality_longer.json"),
-    ),
 }
 """How a page's tables are printed from which files."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pruning.weights.calibration import Calibration
-from pruning.weights.criteria import Objective, criterion_of
+from pruning.weights.criteria import LayerRule, Objective, criterion_of
 from pruning.weights.masks import Masks
 from pruning.weights.order import LayerRanking, Prefix
 from pruning.weights.targets import BudgetOver, Target
@@ -136,45 +136,31 @@ def allocate(
     if objective is None:
         objective = "weights" if synops_fraction is None else "synops"
     _check(calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
-    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
-        raise ValueError(f"min_keep: {min_keep!r} must be a whole number of at least 1")
-    if not 0 <= max_layer_sparsity <= 1:
-        raise ValueError(f"max_layer_sparsity: {max_layer_sparsity!r} must be in [0, 1]")
     synapses = model.synapses()
-    names = [s.name for s in synapses]
-    for name in exclude:
-        if name not in names:
-            raise ValueError(f"exclude: layer {name!r} is unknown; the model has {', '.join(names)}")
-    if calibration is not None and [layer.name for layer in calibration.layers] != names:
+    protected = _protected(synapses, min_keep, max_layer_sparsity, exclude)
+    if calibration is not None and [layer.name for layer in calibration.layers] != list(protected):
         raise ValueError("calibration: of a network with other layers")
     if previous is not None:
         previous.check(model)
 
     rules = criterion_of(criterion)(synapses, calibration, objective)
-    if budget_over == "max_t" and any(rule.curve is None for rule in rules):
-        if calibration is None or calibration.T > 1:
-            raise ValueError(
-                f"budget_over: max_t needs the distortion of every timestep, which {criterion!r} does not"
-                " measure; choose slamp_curve, or sum"
-            )
-        budget_over = "sum"  # of one timestep
+    if budget_over == "max_t":
+        budget_over = _over_timesteps(rules, calibration, criterion)
     numel = np.array([s.layer.weight.numel() for s in synapses])
-    price = None if calibration is None else np.array([calibration[n].price for n in names])
-    layers: list[LayerRanking] = []
-    for s, rule in zip(synapses, rules, strict=True):
-        kept = s.layer.weight.numel() - floor(max_layer_sparsity * s.layer.weight.numel() + 1e-9)
-        alive = None if previous is None else previous[s.name].cpu().flatten().numpy()
-        layers.append(
-            LayerRanking(
-                s.name,
-                rule,
-                alive,
-                s.layer.weight.numel() if s.name in exclude else max(min_keep, kept),
-                price=float(price[len(layers)]) if objective == "synops" and price is not None else 1.0,
-                cached=int(numel.sum()) <= CACHED_WEIGHTS,
-            )
+    price = None if calibration is None else np.array([layer.price for layer in calibration.layers])
+    divisors = np.ones(len(synapses)) if objective == "weights" or price is None else price
+    layers = [
+        LayerRanking(
+            s.name,
+            rule,
+            None if previous is None else previous[s.name].cpu().flatten().numpy(),
+            protected[s.name],
+            price=float(divisor),
+            cached=int(numel.sum()) <= CACHED_WEIGHTS,
         )
-    target = Target(layers, rules, numel, price, [n not in exclude for n in names], budget_over)
+        for s, rule, divisor in zip(synapses, rules, divisors, strict=True)
+    ]
+    target = Target(layers, rules, numel, price, [s.name not in exclude for s in synapses], budget_over)
     if budget is not None:
         prefix, steps = target.budget(budget, objective)
     elif sparsity is not None:
@@ -221,6 +207,38 @@ def _check(
         raise ValueError(f"sparsity: {sparsity!r} must be in [0, 1)")
     if synops_fraction is not None and not 0 < synops_fraction <= 1:
         raise ValueError(f"synops_fraction: {synops_fraction!r} must be in (0, 1]")
+
+
+def _protected(
+    synapses: Sequence[Synapses], min_keep: int, max_layer_sparsity: float, exclude: Sequence[str]
+) -> dict[str, int]:
+    """Surviving weights that each layer keeps at least, by name."""
+    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
+        raise ValueError(f"min_keep: {min_keep!r} must be a whole number of at least 1")
+    if not 0 <= max_layer_sparsity <= 1:
+        raise ValueError(f"max_layer_sparsity: {max_layer_sparsity!r} must be in [0, 1]")
+    found = {}
+    for s in synapses:
+        numel = s.layer.weight.numel()
+        found[s.name] = max(min_keep, numel - floor(max_layer_sparsity * numel + 1e-9))
+    for name in exclude:
+        if name not in found:
+            raise ValueError(f"exclude: layer {name!r} is unknown; the model has {', '.join(found)}")
+    return found | {s.name: s.layer.weight.numel() for s in synapses if s.name in exclude}
+
+
+def _over_timesteps(
+    rules: Sequence[LayerRule], calibration: Calibration | None, criterion: str
+) -> BudgetOver:
+    """``max_t``, or ``sum`` where there is one timestep and no curve to tell it by."""
+    if all(rule.curve is not None for rule in rules):
+        return "max_t"
+    if calibration is None or calibration.T > 1:
+        raise ValueError(
+            f"budget_over: max_t needs the distortion of every timestep, which {criterion!r} does not"
+            " measure; choose slamp_curve, or sum"
+        )
+    return "sum"
 
 
 def _masks(
