@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import sadp_tables
-from benchmarks.pipeline_overhead import achieved
 from pipelines.storage.atomic import write_beside
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ SADP_METHODS = (
     "random", "sadp", "el2n", "infobatch matched", "repb matched", "orderdp", "seta matched",
     "full, fewer epochs",
 )  # fmt: skip
+SCALED = {"driver_mb": "driver", "worker_mb": "largest worker", "table_mb": "score table"}
 Result = dict[str, Any]
 Row = dict[str, Any]
 
@@ -58,25 +58,6 @@ def sadp_training() -> "Figure":
             bars = [100 * sadp_tables.half_interval([r["accuracy"] for r in g]) for g in groups]
             a.errorbar(xs, means, yerr=bars, label=method, elinewidth=0.7, capsize=2, **_style(i))
         a.set_title(task)
-    return _keyed(figure, axes)
-
-
-def sadp_quality() -> "Figure":
-    """Variance of a draw by each score over the exact norms' at four stages of training."""
-    rows = _stored("sadp_quality_rate_ce")["rows"]
-    tasks = list(dict.fromkeys(r["data"] for r in rows))
-    scores = ("uniform", "infobatch", "loss", "el2n", "sadp")
-    figure, axes = _panels(len(tasks), "epochs trained", "variance over the oracle's")
-    for a, task in zip(axes, tasks, strict=True):
-        for i, score in enumerate(scores, 1):
-            of = [r for r in rows if r["data"] == task and r["score"] == score]
-            stages = [str(r["epoch"]) for r in of]
-            a.plot(stages, [r["single_draw_to_oracle"] for r in of], label=score, **_style(i))
-        a.set_yscale("log")
-        ticks = [v for v in (1, 1.5, 2, 3, 5, 10, 20, 50) if v <= a.get_ylim()[1]]
-        a.set_yticks(ticks, [f"{v:g}" for v in ticks])
-        a.minorticks_off()
-        a.set_title(TASKS[task])
     return _keyed(figure, axes)
 
 
@@ -107,29 +88,34 @@ def slamp_quality() -> "Figure":
     return _keyed(figure, [a for row in grid for a in row])
 
 
-def slamp_retraining() -> "Figure":
-    """Accuracy after retraining a network of a tenth of the weights over what the retraining cost."""
-    rows = [r for r in _stored("slamp_retraining")["rows"] if r["part"] == "examples"]
-    tasks = {"digits": "digits, three seeds", "cifar16": "CIFAR-10 at 16x16, one seed"}
-    figure, axes = _panels(len(tasks), "compute of the retraining, share of all data", "test accuracy")
-    for a, (task, title) in zip(axes, tasks.items(), strict=True):
-        for i, (method, of) in enumerate(_grouped((r for r in rows if r["task"] == task), "method").items()):
-            x = statistics.mean(r["compute"] for r in of)
-            _with_spread(a, [x], [[r["accuracy"] for r in of]], method, i)
-        a.set_title(title)
-    return _keyed(figure, axes)
+def speed() -> "Figure":
+    """Time of a training step over that of the same network without neurons, beside other libraries."""
+    cases = {
+        "VGG-6, batch 8": ("snn-speed-cpu", "vgg6", 8),
+        "VGG-6, batch 32": ("snn-speed-cpu", "vgg6", 32),
+        "SEW-ResNet-18, batch 4": ("snn-speed-sew", "sew_resnet18", 4),
+    }
+    variants = {"ours, norm apart": "spikeprune", "spikingjelly": "spikingjelly",
+                "snntorch": "snntorch", "norse": "norse"}  # fmt: skip
+    figure, (a,) = _panels(1, "", "training step over that without neurons")
+    width = 0.8 / len(variants)
+    for i, (variant, label) in enumerate(variants.items()):
+        ratios = [_over_limit(*case, variant) for case in cases.values()]
+        at = [k + (i - (len(variants) - 1) / 2) * width for k in range(len(cases))]
+        a.bar(at, ratios, width, label=label, color=PALETTE[(6, 5, 2, 7)[i]])
+    a.axhline(1, color="gray", linestyle="--", linewidth=1)
+    a.set_xticks(range(len(cases)), list(cases))
+    return _keyed(figure, [a])
 
 
-def pipeline_speedup() -> "Figure":
-    """Achieved over theoretical speed-up of pruned epochs under Ray."""
-    rows = [r for r in _stored("pipeline_speedup")["rows"] if r["case"] == "ratios"]
-    figure, (a,) = _panels(1, "theoretical speed-up, 1 / (1 - r)", "achieved")
-    most = max(achieved(r).theoretical for r in rows) * 1.05
-    a.plot([1, most], [1, most], "--", color="gray", label="theory", linewidth=1)
-    a.plot([1, most], [0.9, most * 0.9], ":", color="gray", label="0.9 of it", linewidth=1)
-    for i, (mode, of) in enumerate(_grouped(rows, "mode").items(), 5):
-        found = [achieved(r) for r in of]
-        a.plot([f.theoretical for f in found], [f.speedup for f in found], label=mode, **_style(i))
+def scale() -> "Figure":
+    """Peak memory of a run's processes over the rows of its dataset."""
+    runs = _stored("scale")["runs"]
+    figure, (a,) = _panels(1, "rows of the dataset", "peak memory of a process, MB")
+    for i, (field, label) in enumerate(SCALED.items()):
+        a.plot([r["rows"] for r in runs], [r[field] for r in runs], label=label, **_style(i))
+    a.set_xscale("log")
+    a.set_ylim(0)
     return _keyed(figure, [a])
 
 
@@ -160,11 +146,10 @@ def search_front() -> "Figure":
 
 FIGURES: dict[str, Callable[[], "Figure"]] = {
     "sadp-training": sadp_training,
-    "sadp-quality": sadp_quality,
     "slamp-quality": slamp_quality,
-    "slamp-retraining": slamp_retraining,
-    "pipeline": pipeline_speedup,
     "search": search_front,
+    "speed": speed,
+    "scale": scale,
 }
 
 
@@ -193,6 +178,16 @@ def _grouped(rows: Iterable[Row], key: str) -> dict[Any, list[Row]]:
     for row in rows:
         groups[row[key]].append(row)
     return dict(groups)
+
+
+def _over_limit(file: str, network: str, batch: int, variant: str) -> float:
+    """Of forward and backward, medians."""
+    seconds = {
+        r["variant"]: r["seconds"]["forward+backward"]["median"]
+        for r in _stored(file)["rows"]
+        if (r["case"], r.get("network"), r.get("batch")) == ("B1", network, batch)
+    }
+    return float(seconds[variant] / seconds["limit"])
 
 
 def _accuracies(groups: dict[Any, list[Row]]) -> list[list[float]]:

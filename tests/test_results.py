@@ -14,10 +14,7 @@ from rich.console import Console
 from benchmarks import (
     demo_accuracy,
     figures,
-    ingest,
-    input_pipeline,
     pipeline_overhead,
-    sadp_cost,
     sadp_quality,
     sadp_tables,
     scale,
@@ -27,7 +24,6 @@ from benchmarks import (
     snn_levels,
     sparse_inference,
     startup,
-    suite,
 )
 from pipelines.report.summary import PhaseSummary
 from pipelines.report.tables import phase_table
@@ -36,44 +32,33 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 Result = dict[str, Any]
 
 
-def data_tables(result: Result) -> str:
-    """Of ingestion, or of training input."""
-    return input_pipeline.tables(result) if "sets" in result else ingest.tables(result)
-
-
-def whole_tables(result: Result) -> str:
-    """Of the suite, of the demo's start, or of steps inside the pipeline."""
-    if "cases" in result:
-        return suite.markdown(result)
-    return (startup if "seconds" in result["rows"][0] else pipeline_overhead).tables(result["rows"])
-
-
-PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
-    "data.md": (data_tables, ("ingest.json", "ingest_memory.json", "input_pipeline.json")),
-    "snn-speed-cpu.md": (
-        lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
-        ("snn-speed-cpu.json", "snn-speed-sew.json", "snn-memory.json", "snn-compile.json"),
-    ),
-    "performance.md": (whole_tables, ("suite.json", "startup.json", "pipeline_steps.json")),
-    "scale.md": (scale.tables, ("scale.json",)),
-    "pipeline.md": (
-        lambda result: pipeline_overhead.tables(result["rows"]),
-        ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_overlap.json"),
-    ),
-    "search.md": (search_front.tables, ("search_front.json",)),
-    "demo.md": (demo_accuracy.tables, ("demo_seeds.json",)),
-    "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
+Tables = tuple[Callable[[Result], str], tuple[str, ...]]
+PRINTED: dict[str, tuple[Tables, ...]] = {
     "sadp-training.md": (
-        sadp_tables.tables,
-        ("sadp_training.json",),
+        (sadp_tables.tables, ("sadp_training.json",)),
+        (lambda result: sadp_quality.table(result["rows"]), ("sadp_quality_rate_ce.json",)),
     ),
-    "sadp-quality.md": (
-        lambda result: sadp_quality.table(result["rows"]),
-        ("sadp_quality_rate_ce.json", "sadp_quality_tet.json"),
+    "slamp-quality.md": (
+        (lambda result: slamp_tables.tables(result["rows"]), ("slamp_quality.json",)),
+        (slamp_retraining.tables, ("slamp_retraining.json",)),
     ),
-    "slamp-retraining.md": (slamp_retraining.tables, ("slamp_retraining.json",)),
-    "slamp-quality.md": (lambda result: slamp_tables.tables(result["rows"]), ("slamp_quality.json",)),
-    "sparse-inference.md": (sparse_inference.tables, ("sparse_inference.json",)),
+    "search.md": (
+        (search_front.tables, ("search_front.json",)),
+        (demo_accuracy.tables, ("demo_seeds.json",)),
+    ),
+    "speed.md": (
+        (
+            lambda result: snn_levels.page("snn-speed-cpu.json", result["about"], result["rows"]),
+            ("snn-speed-cpu.json", "snn-speed-sew.json"),
+        ),
+        (
+            lambda result: pipeline_overhead.tables(result["rows"]),
+            ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_steps.json"),
+        ),
+        (lambda result: startup.tables(result["rows"]), ("startup.json",)),
+        (sparse_inference.tables, ("sparse_inference.json",)),
+    ),
+    "scale.md": ((scale.tables, ("scale.json",)),),
 }
 """How a page's tables are printed from which files."""
 
@@ -87,9 +72,9 @@ def table_lines(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PRINTED)
 def test_tables_are_what_the_stored_result_prints(page: str) -> None:
-    tables, files = PRINTED[page]
     printed = {
         line.rstrip()
+        for tables, files in PRINTED[page]
         for name in files
         for line in tables(json.loads((RESULTS / name).read_text())).splitlines()
     }
@@ -98,13 +83,12 @@ def test_tables_are_what_the_stored_result_prints(page: str) -> None:
     assert [line for line in lines if line not in printed] == []
 
 
-def test_every_result_page_is_listed_and_names_its_file() -> None:
-    index = (RESULTS / "README.md").read_text()
-    for page in RESULTS.glob("*.md"):
-        if page.name != "README.md":
-            assert f"({page.name})" in index, page.name
-    for name in re.findall(r"\]\(([\w-]+\.json)\)", index):
-        assert (RESULTS / name).exists(), name
+def test_every_page_is_listed_and_every_stored_result_is_named() -> None:
+    pages = {page.name: page.read_text() for page in RESULTS.glob("*.md")}
+    listed = re.findall(r"\]\(([\w-]+\.(?:md|json))\)", "".join(pages.values()))
+    assert all(f"({name})" in pages["README.md"] for name in pages if name != "README.md")
+    assert {name for name in listed if not (RESULTS / name).exists()} == set()
+    assert {path.name for path in RESULTS.glob("*.json")} - set(listed) == set()
 
 
 def test_the_readme_shows_the_stored_demo() -> None:
