@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn.coding import direct
 from snn.layers import is_static
 from snn.observing import evaluating
+from snn.torch_private import BatchNorm
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     """The batch norms of ``model`` that keep running statistics, by their path."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        if isinstance(module, BatchNorm) and module.running_mean is not None
     }
 
 
@@ -71,7 +71,7 @@ def reestimate(
 
 
 def _accumulate(
-    model: nn.Module, norms: dict[str, _BatchNorm], sums: dict[str, Tensor], batches: Iterable[Tensor]
+    model: nn.Module, norms: dict[str, BatchNorm], sums: dict[str, Tensor], batches: Iterable[Tensor]
 ) -> None:
     """Add (values, values x mean, values x mean square) of every call of every norm to ``sums``."""
     momenta = {name: m.momentum for name, m in norms.items()}
@@ -80,7 +80,7 @@ def _accumulate(
 
     def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(module, _BatchNorm)
+            assert isinstance(module, BatchNorm)
             assert module.running_mean is not None
             assert module.running_var is not None
             # With momentum 1 the running statistics are this call's: mean and unbiased variance.

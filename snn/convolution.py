@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from snn.packing import pack, unpack
+from snn.torch_private import transforms_active
 
 SMALL_MAP, MANY_WEIGHTS = 16, 1 << 21
 """Pixels up to which, and weights from which, the matrix product wins: beyond a core's own cache."""
@@ -28,7 +29,9 @@ class Conv2d(nn.Conv2d):
     pack = False
     """Keep inputs that are spikes as bits or bytes; set by `snn.activations.keep_activations`."""
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """As `torch.nn.Conv2d`."""
+        weight, bias = self.weight, self.bias
         if self._deep(input) and weight.is_contiguous():
             input = input.contiguous()
         if self._plain(input, weight):
@@ -40,7 +43,7 @@ class Conv2d(nn.Conv2d):
                     bias = None if bias is None else bias.to(dtype)
                 y: Tensor = _Gradient.apply(input, weight, bias, self.stride, self.padding, way, self.pack)
                 return y
-        return super()._conv_forward(input, weight, bias)
+        return super().forward(input)
 
     def _deep(self, x: Tensor) -> bool:
         """On CPUs, where maps are small and channels many: NCHW is faster there than channels_last."""
@@ -63,7 +66,7 @@ class Conv2d(nn.Conv2d):
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
-            and not torch._C._are_functorch_transforms_active()
+            and not transforms_active()
         )
 
     def _way(self, x: Tensor, weight: Tensor) -> str:

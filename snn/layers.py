@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from snn.neurons import LIF
 from snn.recompute import recomputed
+from snn.torch_private import has_hooks
 
 WeightLayer = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -48,13 +48,9 @@ def folded(function: Callable[[Tensor], Tensor], x_TB: Tensor) -> Tensor:
     return y.unflatten(0, (T, B))
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _only_computes(module: nn.Module) -> bool:
     """Whether calling the module does nothing that its class does not say."""
-    watched = any(getattr(module, hooks) for hooks in _HOOKS)
-    return not (watched or _has_any_global_hook() or "forward" in vars(module))
+    return not has_hooks(module) and "forward" not in vars(module)
 
 
 class Recomputable(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn.packing import pack, unpack
+from snn.torch_private import BatchNorm
 from snn.weighted_norm import active_weights, weighted_statistics
 
 
@@ -21,14 +21,14 @@ def recomputed(module: nn.Module, run: Any, x: Tensor) -> Tensor:
         run: deterministic; from a tensor like ``x`` to spikes.
         x: dense.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     y: Tensor = _Recomputed.apply(x, run, norms, *module.parameters())
     return y
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Any, norms: list[_BatchNorm], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, run: Any, norms: list[BatchNorm], *parameters: Tensor) -> Tensor:
         packed, ctx.how = pack(x)
         ctx.save_for_backward(packed)
         ctx.run, ctx.norms, ctx.parameters, ctx.weights = run, norms, parameters, active_weights()
@@ -56,7 +56,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 @contextmanager
-def _unseen(norms: list[_BatchNorm]) -> Iterator[None]:
+def _unseen(norms: list[BatchNorm]) -> Iterator[None]:
     """What batch norms compute on their batch is not counted in their running statistics."""
     counted = [norm for norm in norms if norm.training and norm.track_running_stats]
     for norm in counted:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipelines.data.transfer import to_device
 from pipelines.errors import UserError
@@ -46,7 +47,7 @@ class WeightAverage:
         """Take in the parameters as they are."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._average, list(self._model.parameters()), 1 - decay)
+        get_ema_multi_avg_fn(decay)(self._average, list(self._model.parameters()), None)
 
     @contextmanager
     def applied(self, *, keep: bool) -> Iterator[None]:

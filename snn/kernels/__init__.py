@@ -22,6 +22,7 @@ from torch import Tensor
 
 from snn.kernels import cpu, eager, fused, triton
 from snn.parameters import NeuronParameters
+from snn.torch_private import transforms_active
 
 __all__ = ["ENGINES", "choose", "eager", "lif", "prepare"]
 
@@ -93,7 +94,7 @@ def _unsupported(engine: fused.Engine, current_TB: Tensor) -> str | None:
         return f"a tensor on {current_TB.device.type}"
     if current_TB.dtype not in engine.dtypes:
         return f"dtype {current_TB.dtype}"
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         return "inside torch.compile or torch.func"
     if type(current_TB) not in (Tensor, torch.nn.Parameter):
         return f"a tensor of type {type(current_TB).__name__}"

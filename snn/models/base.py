@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from snn.layers import SpikingLayer, Synapses, folded
+from snn.torch_private import transforms_active
 
 
 class SpikingNetwork(nn.Module):
@@ -46,7 +47,7 @@ class SpikingNetwork(nn.Module):
         if x_TB.shape[0] < 1:
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must have at least one timestep")
         # vmap knows no channels_last; outside of it the format changes speed, not the function.
-        if self.channels_last and x_TB.ndim == 5 and not torch._C._are_functorch_transforms_active():
+        if self.channels_last and x_TB.ndim == 5 and not transforms_active():
             x_TB = folded(lambda x: x.contiguous(memory_format=torch.channels_last), x_TB)
         return folded(self.readout, self.features(x_TB))
 
