@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := tests/test_docs.py tests/test_prose.py tests/test_results.py
 PEERS := $(VENV)/.peers
 export UV_COMPILE_BYTECODE := 1
 export UV_LINK_MODE := copy
 # Cached bytecode halves the start of every Ray process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all peers lint types bench bench-check docs pins clean
+.PHONY: demo test test-all check-docs peers lint types bench bench-check docs pins clean
 
 demo: $(READY)
 	$(BIN)/spikeprune data ingest mnist-sample --output data/mnist-sample
@@ -18,7 +19,11 @@ demo: $(READY)
 	$(BIN)/spikeprune score runs/demo --output runs/demo-scores.parquet
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest $(addprefix --ignore=,$(DOCS))
+
+# Pages, their blocks of code, figures and words, and the site.
+check-docs: $(READY)
+	$(BIN)/pytest $(DOCS)
 
 test-all: $(READY) $(PEERS)
 	$(BIN)/pytest -m ""
