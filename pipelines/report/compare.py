@@ -17,16 +17,17 @@ from pipelines.config.load import dump_config, load_config
 from pipelines.console import bars, messages, results
 from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
-from pipelines.report.plots import new_figure, to_svg
+from pipelines.report.plots import SPLITS, new_figure, to_svg
 from pipelines.runs.doctor import data_files
-from pipelines.runs.preflight import check_data
+from pipelines.runs.preflight import check_data, check_same_validation
 from pipelines.runs.reading import window_rows
 from pipelines.runs.run import checkpoint_of
-from pipelines.runs.run_folder import CONFIG
+from pipelines.runs.run_folder import CONFIG, read_config
 from pipelines.storage.atomic import check_storage, write_beside, write_json
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import local_copy, named, upload_changes
+from pipelines.training.engine import HeldOut
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
 from pipelines.training.local import LocalEngine
 from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
@@ -51,7 +52,7 @@ class Outcome:
     level: float
     """Share of weights removed, or of SynOps kept at the calibrated activity, as asked for."""
     loss: float
-    """Test loss per example, batch norm re-estimated."""
+    """Loss per example of the split that is measured, batch norm re-estimated."""
     figures: dict[str, float]
     """Accuracy, connectivity, SynOps and energy (`pipelines.training.pruned_figures`)."""
     budget: float
@@ -65,6 +66,8 @@ class Comparison:
     checkpoint: Path
     config: Config
     objective: Objective
+    split: HeldOut
+    """What accuracy is measured on: validation, if the config has any."""
     dense_accuracy: float
     dense_synops: float
     dense_macs: float
@@ -84,6 +87,7 @@ class Comparison:
         return {
             "checkpoint": self.checkpoint.name,
             "objective": self.objective,
+            "split": self.split,
             "dense": {
                 "accuracy": self.dense_accuracy,
                 "synops": self.dense_synops,
@@ -126,14 +130,16 @@ def compare(
     local = {"cluster.engine": "local", "cluster.workers": "1", "cluster.min_workers": "null"}
     local |= overrides or {}
     config = load_config(folder / CONFIG, local)
+    check_same_validation(read_config(folder), config)
     worker = _worker(config, checkpoint)
+    split = worker.spec.watched
     with bars(console or messages(), "{task.completed}/{task.total}", TimeRemainingColumn()) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
         calibrated = calibrate(worker, sample, needs(*criteria))
-        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine)
-        activity = measure_activity(worker.model, worker.inputs, worker.engine)
-        of_dense = {"dense_accuracy": dense["test_accuracy"], "dense_activity": activity}
+        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine, split)
+        activity = measure_activity(worker.model, worker.inputs, worker.engine, split)
+        of_dense = {"dense_accuracy": dense[f"{split}_accuracy"], "dense_activity": activity}
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
         bar.advance(task)
         outcomes = []
@@ -147,7 +153,8 @@ def compare(
         checkpoint=checkpoint,
         config=config,
         objective=objective,
-        dense_accuracy=dense["test_accuracy"],
+        split=split,
+        dense_accuracy=dense[f"{split}_accuracy"],
         dense_synops=activity["synops"],
         dense_macs=activity["macs"],
         dense_energy_nj=activity["energy_pj"] / 1000,
@@ -249,6 +256,7 @@ def _worker(config: Config, checkpoint: Path) -> Worker:
         folder=str(checkpoint.parent),
         train=checked.train,
         test=checked.test,
+        val=checked.val,
         shards=config.data.reading == "shards",
         window_rows=window_rows(config, checked.train),
         initial=str(checkpoint),
@@ -266,7 +274,7 @@ def _outcome(
     objective: Objective,
     of_dense: Mapping[str, Any],
 ) -> Outcome:
-    config, model = worker.spec.config, worker.model
+    config, model, split = worker.spec.config, worker.model, worker.spec.watched
     try:
         allocation = allocate(
             model,
@@ -283,19 +291,20 @@ def _outcome(
         raise UserError("--levels", f"{criterion} at {level:g}: {error}") from None
     allocation.masks.apply_(model)
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, worker.engine)
-    tested = evaluate(model, worker.inputs, config.train, worker.engine)
-    activity = measure_activity(model, worker.inputs, worker.engine)
+    tested = evaluate(model, worker.inputs, config.train, worker.engine, split)
+    activity = measure_activity(model, worker.inputs, worker.engine, split)
     return Outcome(
         criterion=criterion,
         level=level,
-        loss=tested["test_loss"],
-        figures=pruned_figures(tested["test_accuracy"], activity, **of_dense),
+        loss=tested[f"{split}_loss"],
+        figures=pruned_figures(tested[f"{split}_accuracy"], activity, **of_dense),
         budget=allocation.budget,
     )
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.config.name}: criteria compared, one-shot, not retrained"
+    name = SPLITS[comparison.split]
+    return f"{comparison.config.name}: criteria compared by {name} accuracy, one-shot, not retrained"
 
 
 def _headings(comparison: Comparison) -> tuple[str, ...]:
@@ -321,7 +330,7 @@ def _page(comparison: Comparison) -> str:
     definitions = "".join(
         f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>"
         for k, v in DEFINITIONS
-        if k in ("test accuracy", "density", "SynOps per inference", "energy")
+        if k in (f"{SPLITS[comparison.split]} accuracy", "density", "SynOps per inference", "energy")
     )
     return html_page(
         f"spikeprune: {_title(comparison)}",
@@ -345,7 +354,7 @@ def _plot(comparison: Comparison) -> str:
     for a, label in zip(axes, ("density", "SynOps over dense"), strict=True):
         a.set_xlabel(label)
         a.axhline(comparison.dense_accuracy, color="gray", linestyle="--", linewidth=1)
-    axes[0].set_ylabel("test accuracy")
+    axes[0].set_ylabel(f"{SPLITS[comparison.split]} accuracy")
     axes[0].legend(frameon=False)
     return to_svg(figure)
 

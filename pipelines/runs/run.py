@@ -18,7 +18,14 @@ from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import renew
-from pipelines.runs.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
+from pipelines.runs.preflight import (
+    CheckedData,
+    check_cluster,
+    check_data,
+    check_places,
+    check_same_validation,
+    costly_passes,
+)
 from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
 from pipelines.runs.provenance import check_same_data, check_same_start, start_of
@@ -127,7 +134,7 @@ def _run(
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
             if cluster.nodes > 1:
                 storage = folder.parent if mirror is None else config.storage
-                check_shared(storage, (*checked.train.files, *checked.test.files))
+                check_shared(storage, checked.files)
             from pipelines.training.distributed import train_on_ray
 
             launch: Callable[..., None] = train_on_ray
@@ -149,6 +156,7 @@ def _run(
             remote=run_uri(config),
             train=checked.train,
             test=checked.test,
+            val=checked.val,
             shards=config.data.reading == "shards",
             window_rows=window_rows(config, checked.train),
             code=code,
@@ -186,6 +194,8 @@ def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Co
     """Write down, in the run's folder, and tell which bad rows are left out."""
     if config.data.on_bad_row == "skip":
         splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
+        if config.data.val_split is not None and checked.val is not None:
+            splits[config.data.val_split] = checked.val.bad
         write_skipped(folder / "skipped.json", splits)
         rows = sum(bad.num_rows for bad in splits.values())
         if rows:
@@ -234,6 +244,7 @@ def prune(
     stored = read_config(folder)
     storage = parent(uri or folder)
     config = load_config(folder / CONFIG, {"name": f"{stored.name}-pruned", "storage": storage, **overrides})
+    check_same_validation(stored, config)
     initial = str(checkpoint) if uri is None else below(uri, str(checkpoint.relative_to(folder)))
     return run(config, "prune", resume=resume, initial=initial, console=console)
 

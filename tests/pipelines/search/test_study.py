@@ -68,6 +68,7 @@ def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -
     table = pq.read_table(searched.storage + "/search/search.parquet").to_pylist()
     finished = [row for row in table if row["status"] == "finished"]
     assert len(finished) == 6
+    assert all("val_share: 0.1\n" in row["config"] for row in finished)  # never by test accuracy
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     points = {}
@@ -78,11 +79,11 @@ def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -
             again = {"cluster.engine": "local", "storage": str(tmp_path), "name": f"run-{row['trial']}"}
             summary = summarise(run(load_config(path, again), "run", console=QUIET))
             last = summary.phases[-1]
-            assert row["accuracy"] == last.accuracy
+            assert row["accuracy"] == last.val_accuracy
             assert row["synops"] == last.synops
             assert row["density"] == last.density
             assert row["examples"] == sum(p.examples for p in summary.phases)
-            points[row["trial"]] = (last.accuracy, last.synops)
+            points[row["trial"]] = (last.val_accuracy, last.synops)
     finally:
         torch.set_num_threads(threads)
     front = {
