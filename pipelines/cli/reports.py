@@ -1,4 +1,4 @@
-"""The verbs that show, compare and hand on what runs have come to: report, compare, export, bench."""
+"""The verbs that show and hand on what runs have come to: report, compare, evaluate, export, bench."""
 
 import sys
 from dataclasses import dataclass, field
@@ -30,6 +30,20 @@ class CompareCommand:
     """A running Ray cluster (short for --cluster.address); without one, this process compares."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here."""
+
+
+@dataclass(kw_only=True)
+class EvaluateCommand:
+    """Options of ``evaluate``."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder."""
+    checkpoint: Path | None = None
+    """The network's file (checkpoints/train.safetensors); the run's last network when not given."""
+    split: str = "test"
+    """test, val or train as the run's config names them, or the prefix of other files of the dataset."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the run's, and what is set here."""
 
 
 @dataclass(kw_only=True)
@@ -70,6 +84,20 @@ def compare(args: list[str]) -> int:
     from pipelines.report import compare as comparing
 
     comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """Measure a run's last network: accuracy, loss, firing rates, SynOps; in this process."""
+    o, overrides = read_command(
+        EvaluateCommand, args, prog="spikeprune evaluate", description=evaluate.__doc__
+    )
+    from pipelines.report.evaluate import evaluate_run, print_evaluated
+    from pipelines.storage.sync import local_copy
+
+    with messages().status("evaluating"):
+        found = evaluate_run(local_copy(o.run), checkpoint=o.checkpoint, split=o.split, overrides=overrides)
+    print_evaluated(found, results())
     return 0
 
 

@@ -16,11 +16,11 @@ from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.console import bars, messages, results
 from pipelines.errors import UserError
+from pipelines.report.evaluate import LOCAL, local_worker
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
 from pipelines.report.plots import SPLITS, new_figure, to_svg
 from pipelines.runs.doctor import data_files
 from pipelines.runs.preflight import check_data, check_same_validation
-from pipelines.runs.reading import window_rows
 from pipelines.runs.run import checkpoint_of
 from pipelines.runs.run_folder import CONFIG, read_config
 from pipelines.storage.atomic import check_storage, write_beside, write_json
@@ -29,10 +29,9 @@ from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import local_copy, named, upload_changes
 from pipelines.training.engine import HeldOut
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.local import LocalEngine
 from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
 from pipelines.training.pruned_figures import HEADINGS, figure_cells, pruned_figures
-from pipelines.training.worker import RunSpec, Worker, start
+from pipelines.training.worker import Worker
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs
 
@@ -127,11 +126,9 @@ def compare(
     criteria, levels = list(dict.fromkeys(criteria)), sorted(set(levels or LEVELS[objective]))
     _check(criteria, levels)
     checkpoint, folder = checkpoint_of(source)
-    local = {"cluster.engine": "local", "cluster.workers": "1", "cluster.min_workers": "null"}
-    local |= overrides or {}
-    config = load_config(folder / CONFIG, local)
+    config = load_config(folder / CONFIG, {**LOCAL, **(overrides or {})})
     check_same_validation(read_config(folder), config)
-    worker = _worker(config, checkpoint)
+    worker = local_worker(config, checkpoint, check_data(config))
     split = worker.spec.watched
     with bars(console or messages(), "{task.completed}/{task.total}", TimeRemainingColumn()) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
@@ -245,24 +242,6 @@ def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
     for level in levels:
         if not 0 < level < 1:
             raise UserError("--levels", f"{level:g} is not possible; each must be in (0, 1)")
-
-
-def _worker(config: Config, checkpoint: Path) -> Worker:
-    checked = check_data(config)
-    spec = RunSpec(
-        config=config,
-        info=checked.info,
-        phases=(),
-        folder=str(checkpoint.parent),
-        train=checked.train,
-        test=checked.test,
-        val=checked.val,
-        shards=config.data.reading == "shards",
-        window_rows=window_rows(config, checked.train),
-        initial=str(checkpoint),
-    )
-    engine = LocalEngine(spec, checkpoints=checkpoint.parent, watch=lambda event: None)
-    return start(spec, engine, None)
 
 
 def _outcome(
