@@ -50,6 +50,8 @@ class PruneCommand:
     """Pruning criterion (short for --weights.criterion)."""
     no_retrain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Stop after pruning."""
+    print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the new run's whole config as YAML and do nothing else."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here; the new run is named SOURCE-pruned."""
 
@@ -102,7 +104,11 @@ def prune(args: list[str]) -> int:
     if o.no_retrain:
         overrides["weights.retrain_epochs"] = "0"
     from pipelines.runs.run import prune as prune_run
+    from pipelines.runs.run import prune_config
 
+    if o.print_config:
+        write(dump_config(prune_config(o.source, overrides)), end="")
+        return 0
     return print_run(prune_run(o.source, overrides, resume=o.resume))
 
 

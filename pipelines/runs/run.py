@@ -241,12 +241,23 @@ def prune(
     """
     uri = uri_of(source)
     checkpoint, folder = checkpoint_of(local_copy(source))
-    stored = read_config(folder)
-    storage = parent(uri or folder)
-    config = load_config(folder / CONFIG, {"name": f"{stored.name}-pruned", "storage": storage, **overrides})
-    check_same_validation(stored, config)
+    config = prune_config(source, overrides)
     initial = str(checkpoint) if uri is None else below(uri, str(checkpoint.relative_to(folder)))
     return run(config, "prune", resume=resume, initial=initial, console=console)
+
+
+def prune_config(source: Path, overrides: dict[str, str]) -> Config:
+    """The config of `prune`'s new run: the source run's, beside it and under a name of its own.
+
+    Raises:
+        UserError: not a run or checkpoint, a field's value, or other validation examples than the source's.
+    """
+    folder = checkpoint_of(local_copy(source))[1]
+    stored = read_config(folder)
+    place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
+    config = load_config(folder / CONFIG, {**place, **overrides})
+    check_same_validation(stored, config)
+    return config
 
 
 def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
