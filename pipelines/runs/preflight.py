@@ -156,10 +156,15 @@ def check_places(config: Config) -> None:
         )
 
 
-def costly_passes(config: Config) -> str | None:
-    """A warning where scoring passes cost more than half of what the pruned epochs save."""
+def advice(config: Config) -> str | None:
+    """A warning where no epoch is pruned, or scoring passes cost more than half of what is saved."""
     e, T = config.examples, config.model.T
     policy = class_of(e.policy)
+    if e.policy != "full" and e.warmup_epochs + e.anneal_epochs >= config.train.epochs:
+        return (
+            f"train.epochs {config.train.epochs}: examples.warmup_epochs {e.warmup_epochs} and anneal_epochs"
+            f" {e.anneal_epochs} leave no epoch to prune; all train on all data"
+        )
     every = policy.rescore_every if e.rescore_every is None else e.rescore_every
     if policy.score is None or not every or e.overlap or not e.ratio:
         return None

@@ -2,7 +2,7 @@
 
 import atexit
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from pipelines.errors import UserError
 from pipelines.runs.interrupts import renew
 from pipelines.runs.preflight import (
     CheckedData,
+    advice,
     check_cluster,
     check_data,
     check_places,
     check_same_validation,
-    costly_passes,
 )
 from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
@@ -44,7 +44,7 @@ from pipelines.storage.sync import (
     storage_errors,
 )
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
-from pipelines.training.phases import Command, phases_of
+from pipelines.training.phases import Command, Phase, phases_of
 from pipelines.training.trackers import check_trackers
 
 
@@ -118,10 +118,10 @@ def _run(
     check_same_data(folder, config)
     check_trackers(config)
     check_storage(folder.parent)
-    if command != "prune" and (warning := costly_passes(config)) is not None:
+    if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
     phases = phases_of(config, command)
-    if is_finished(folder, len(phases)):
+    if is_finished(folder, phases):
         return folder
     with console.status("preparing"):
         prepare_engines()
@@ -216,10 +216,10 @@ def fetch_run(mirror: Mirror, *, resume: bool) -> None:
         mirror.pull(beside_checkpoints if starts else lambda name: True)
 
 
-def is_finished(folder: Path, phases: int) -> bool:
+def is_finished(folder: Path, phases: Sequence[Phase]) -> bool:
     """Whether a run's newest checkpoint has all of its phases behind it."""
     newest = latest_checkpoint(folder / "checkpoints")
-    return newest is not None and load_progress(newest).phase >= phases
+    return newest is not None and load_progress(newest, phases).phase >= len(phases)
 
 
 def prune(

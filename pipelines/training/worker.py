@@ -197,7 +197,7 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         ),
     )
     if resume is not None:
-        worker.progress = checkpoint.load_progress(resume)
+        worker.progress = checkpoint.load_progress(resume, spec.phases)
         worker.masks = checkpoint.load_model(resume, worker.model)
     elif spec.initial is not None:
         try:
