@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,9 @@ from pipelines.config.load import read_command
 from pipelines.config.parser import parse
 from pipelines.console import messages, results
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.report.summary import RunSummary
 
 
 @dataclass(kw_only=True)
@@ -149,14 +152,21 @@ def bench(args: list[str]) -> int:
 
 def print_run(folder: Path, output: Path | None = None) -> int:
     """A run's report: tables in the terminal and one HTML file."""
+    from pipelines.report.tables import print_report
+
+    summary, page = write_report(folder, output)
+    print_report(summary, page, results())
+    return 0
+
+
+def write_report(folder: Path, output: Path | None = None) -> "tuple[RunSummary, Path]":
+    """A run's report as files; its summary, and where the page lies."""
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
-    from pipelines.report.tables import print_report
     from pipelines.storage.sync import upload_changes
 
     summary = summarise(folder)
     page = write_page(summary, output)
     write_summary(summary)
     upload_changes(folder)
-    print_report(summary, page, results())
-    return 0
+    return summary, page

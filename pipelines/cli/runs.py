@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.cli.reports import print_run
+from pipelines.cli.reports import print_run, write_report
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config, read_command
-from pipelines.console import write
+from pipelines.console import results, write
 
 
 @dataclass(kw_only=True)
@@ -26,6 +26,9 @@ class RunCommand:
     """Also write a chrome trace of some steps and a table of where the time went (profile/ in the run)."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole config as YAML, as file and options give it, and do nothing else."""
+    seeds: int | None = None
+    """Run the config over so many seeds, its own and those after it, as runs NAME-seed-0, ...; what is
+    there already goes on where it stopped."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -92,9 +95,25 @@ def _run_phases(verb: Literal["run", "train"], args: list[str], description: str
     if o.print_config:
         write(dump_config(config), end="")
         return 0
+    if o.seeds is not None:
+        return _run_seeds(verb, config, o)
     from pipelines.runs.run import run
 
     return print_run(run(config, verb, resume=o.resume, profile=o.profile))
+
+
+def _run_seeds(verb: Literal["run", "train"], config: Config, o: RunCommand) -> int:
+    from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
+
+    assert o.seeds is not None
+    folders = run_seeds(config, verb, o.seeds, profile=o.profile)
+    for folder in folders:
+        write_report(folder)
+    found = over_seeds(folders)
+    path = write_seeds(found, config)
+    print_seeds(found, config.name, results(width=140))
+    write(f"values: {path}")
+    return 0
 
 
 def prune(args: list[str]) -> int:
