@@ -50,7 +50,7 @@ def measure(seeds: int) -> list[dict[str, Any]]:
                     {
                         "seed": seed,
                         "method": "full" if p.phase == "baseline" else f"{policy} {p.phase}",
-                        "accuracy": p.accuracy,
+                        "accuracy": p.test_accuracy,
                         "examples": p.examples,
                         "seconds": p.seconds,
                         "density": p.density,

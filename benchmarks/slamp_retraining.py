@@ -86,7 +86,7 @@ def outcome(source: Path, name: str, overrides: Overrides) -> Row:
     records = read_metrics(folder)
     return {
         "method": name,
-        "accuracy": retrained[-1].accuracy,
+        "accuracy": retrained[-1].test_accuracy,
         "masked": next(r["test_accuracy"] for r in reversed(records) if r["phase"] == "prune"),
         "examples": sum(p.examples for p in retrained),
         "scored": sum(p.scored for p in retrained),

@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "prune": runs.prune,
     "compare": reports.compare,
     "run": runs.run,
+    "evaluate": reports.evaluate,
     "search": search.main,
     "export": reports.export,
     "report": reports.report,

@@ -1,9 +1,9 @@
-"""The verbs that show, compare and hand on what runs have come to: report, compare, export, bench."""
+"""The verbs that show and hand on what runs have come to: report, compare, evaluate, export, bench."""
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,9 @@ from pipelines.config.load import read_command
 from pipelines.config.parser import parse
 from pipelines.console import messages, results
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.report.summary import RunSummary
 
 
 @dataclass(kw_only=True)
@@ -30,6 +33,20 @@ class CompareCommand:
     """A running Ray cluster (short for --cluster.address); without one, this process compares."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here."""
+
+
+@dataclass(kw_only=True)
+class EvaluateCommand:
+    """Options of ``evaluate``."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder."""
+    checkpoint: Path | None = None
+    """The network's file (checkpoints/train.safetensors); the run's last network when not given."""
+    split: str = "test"
+    """test, val or train as the run's config names them, or the prefix of other files of the dataset."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    """Config: the run's, and what is set here."""
 
 
 @dataclass(kw_only=True)
@@ -70,6 +87,20 @@ def compare(args: list[str]) -> int:
     from pipelines.report import compare as comparing
 
     comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """Measure a run's last network: accuracy, loss, firing rates, SynOps; in this process."""
+    o, overrides = read_command(
+        EvaluateCommand, args, prog="spikeprune evaluate", description=evaluate.__doc__
+    )
+    from pipelines.report.evaluate import evaluate_run, print_evaluated
+    from pipelines.storage.sync import local_copy
+
+    with messages().status("evaluating"):
+        found = evaluate_run(local_copy(o.run), checkpoint=o.checkpoint, split=o.split, overrides=overrides)
+    print_evaluated(found, results())
     return 0
 
 
@@ -121,14 +152,21 @@ def bench(args: list[str]) -> int:
 
 def print_run(folder: Path, output: Path | None = None) -> int:
     """A run's report: tables in the terminal and one HTML file."""
+    from pipelines.report.tables import print_report
+
+    summary, page = write_report(folder, output)
+    print_report(summary, page, results())
+    return 0
+
+
+def write_report(folder: Path, output: Path | None = None) -> "tuple[RunSummary, Path]":
+    """A run's report as files; its summary, and where the page lies."""
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
-    from pipelines.report.tables import print_report
     from pipelines.storage.sync import upload_changes
 
     summary = summarise(folder)
     page = write_page(summary, output)
     write_summary(summary)
     upload_changes(folder)
-    print_report(summary, page, results())
-    return 0
+    return summary, page

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.cli.reports import print_run
+from pipelines.cli.reports import print_run, write_report
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config, read_command
-from pipelines.console import write
+from pipelines.console import results, write
 
 
 @dataclass(kw_only=True)
@@ -26,6 +26,9 @@ class RunCommand:
     """Also write a chrome trace of some steps and a table of where the time went (profile/ in the run)."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole config as YAML, as file and options give it, and do nothing else."""
+    seeds: int | None = None
+    """Run the config over so many seeds, its own and those after it, as runs NAME-seed-0, ...; what is
+    there already goes on where it stopped."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -50,6 +53,8 @@ class PruneCommand:
     """Pruning criterion (short for --weights.criterion)."""
     no_retrain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Stop after pruning."""
+    print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the new run's whole config as YAML and do nothing else."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the source run's, and what is set here; the new run is named SOURCE-pruned."""
 
@@ -90,9 +95,25 @@ def _run_phases(verb: Literal["run", "train"], args: list[str], description: str
     if o.print_config:
         write(dump_config(config), end="")
         return 0
+    if o.seeds is not None:
+        return _run_seeds(verb, config, o)
     from pipelines.runs.run import run
 
     return print_run(run(config, verb, resume=o.resume, profile=o.profile))
+
+
+def _run_seeds(verb: Literal["run", "train"], config: Config, o: RunCommand) -> int:
+    from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
+
+    assert o.seeds is not None
+    folders = run_seeds(config, verb, o.seeds, profile=o.profile)
+    for folder in folders:
+        write_report(folder)
+    found = over_seeds(folders)
+    path = write_seeds(found, config)
+    print_seeds(found, config.name, results(width=140))
+    write(f"values: {path}")
+    return 0
 
 
 def prune(args: list[str]) -> int:
@@ -102,7 +123,11 @@ def prune(args: list[str]) -> int:
     if o.no_retrain:
         overrides["weights.retrain_epochs"] = "0"
     from pipelines.runs.run import prune as prune_run
+    from pipelines.runs.run import prune_config
 
+    if o.print_config:
+        write(dump_config(prune_config(o.source, overrides)), end="")
+        return 0
     return print_run(prune_run(o.source, overrides, resume=o.resume))
 
 

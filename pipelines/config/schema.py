@@ -112,19 +112,6 @@ class Config:
             self.train.batch_size,
             f"a multiple of cluster.workers ({self.cluster.workers})",
         )
-        full_epochs = self.examples.warmup_epochs + self.examples.anneal_epochs
-        check(
-            self.examples.policy == "full" or full_epochs <= self.train.epochs,
-            "examples.warmup_epochs",
-            self.examples.warmup_epochs,
-            f"so that warm-up and anneal epochs fit into train.epochs ({self.train.epochs})",
-        )
-        check(
-            self.examples.policy == "full" or self.examples.score_from <= self.train.epochs,
-            "examples.score_from",
-            self.examples.score_from,
-            f"at most train.epochs ({self.train.epochs})",
-        )
 
 
 def field_paths(cls: type = Config, prefix: str = "") -> Sequence[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.config.checks import check, check_no_secret
+from pipelines.errors import UserError
 
 MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 65_536
@@ -71,11 +72,16 @@ class DataConfig:
     train_split: str = "train"
     """Prefix of the files with training examples."""
     test_split: str = "test"
-    """Prefix of the files with held-out examples."""
+    """Prefix of the files with test examples; with validation, measured only at the end of a phase."""
+    val_split: str | None = None
+    """Prefix of the files with validation examples, which every epoch is evaluated on."""
+    val_share: float | None = None
+    """Without a split of its own, the share of the training examples that is kept for validation, in (0, 1);
+    which ones depends on the seed. Reading by shards, every evaluation reads all training files."""
     train_rows: int | None = None
     """Train on so many examples only, the first in the files; all when not given."""
     test_rows: int | None = None
-    """Evaluate on so many held-out examples only, the first in the files; all when not given."""
+    """Test on so many examples only, the first in the files; all when not given."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Event frames."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -99,6 +105,10 @@ class DataConfig:
         for name in ("train_rows", "test_rows"):
             rows = getattr(self, name)
             check(rows is None or rows >= 1, f"data.{name}", rows, "at least 1")
+        ok = self.val_share is None or 0 < self.val_share < 1
+        check(ok, "data.val_share", self.val_share, "in (0, 1)")
+        if self.val_share is not None and self.val_split is not None:
+            raise UserError("data", "val_split and val_share exclude one another; give one of them")
         ok = self.shuffle_rows is None or self.shuffle_rows >= 1
         check(ok, "data.shuffle_rows", self.shuffle_rows, "at least 1")
 

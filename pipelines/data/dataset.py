@@ -18,11 +18,13 @@ from pipelines.data.scan import MANIFEST, check_files, class_names, listed_files
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below
 from pipelines.storage.paths import open_parquet
+from pruning.examples.sampling import uniform
 
 STATISTICS_ROWS = 2048
 STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images
 CHECKED_ROWS = 1024  # examples that are decoded together
 MOST_ABSENT = 10  # classes by the highest label over labels that occur, from which on a label is a mistake
+VALIDATION_STREAM = 106
 CHEAP_BYTES = 256 << 20  # data up to this size are looked through before a run
 
 
@@ -53,6 +55,24 @@ class Split:
     def without(self, ids: np.ndarray) -> "Split":
         """The split without these examples."""
         return replace(self, ids=self.ids.without(ids)) if len(ids) else self
+
+    def parted(self, share: float, seed: int) -> tuple["Split", "Split"]:
+        """The split without a share of its examples, and that share, drawn by a hash of (seed, id).
+
+        Raises:
+            UserError: one of the two is empty.
+        """
+        drawn = np.concatenate(
+            [ids[uniform(seed, 0, ids, VALIDATION_STREAM) < share] for ids in self.ids.blocks()]
+        )
+        rest = self.without(drawn)
+        if not 0 < len(drawn) < self.num_examples:
+            raise UserError(
+                "data.val_share",
+                f"{share:g} of {self.num_examples:,} examples leaves {rest.num_examples:,} to train on and "
+                f"{len(drawn):,} to validate on; each needs some",
+            )
+        return rest, self.without(rest.ids.array())
 
     def first(self, rows: int | None) -> "Split":
         """The split of its first ``rows`` examples in order of file (all for ``None``); its classes stay."""
@@ -149,11 +169,7 @@ def describe(
             f"label {train.max_label:,} would make {num_classes:,} classes, but only {present} labels occur;"
             " number the classes from 0, or name them in the schema's metadata (class_names)",
         )
-    if test.max_label >= num_classes:
-        raise UserError(
-            test.files[0],
-            f"label {test.max_label} is out of range; training has {num_classes} classes",
-        )
+    check_labels(test, num_classes)
     event_frames = _frames(schema, train.files[0], data or DataConfig(), T)
     rows = train.head(STATISTICS_FRAMES if event_frames else STATISTICS_ROWS)
     with naming_rows(train.layout):
@@ -173,6 +189,18 @@ def describe(
         frames=event_frames,
         timesteps=x.shape[1] if x.ndim == 5 and event_frames is None else None,
     )
+
+
+def check_labels(split: Split, num_classes: int) -> None:
+    """That no label of held-out examples is beyond the classes of training.
+
+    Raises:
+        UserError: one is.
+    """
+    if split.max_label >= num_classes:
+        raise UserError(
+            split.files[0], f"label {split.max_label} is out of range; training has {num_classes} classes"
+        )
 
 
 def _stored_statistics(

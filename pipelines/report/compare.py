@@ -16,22 +16,22 @@ from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.console import bars, messages, results
 from pipelines.errors import UserError
+from pipelines.report.evaluate import LOCAL, local_worker
 from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
-from pipelines.report.plots import new_figure, to_svg
+from pipelines.report.plots import SPLITS, new_figure, to_svg
 from pipelines.runs.doctor import data_files
-from pipelines.runs.preflight import check_data
-from pipelines.runs.reading import window_rows
+from pipelines.runs.preflight import check_data, check_same_validation
 from pipelines.runs.run import checkpoint_of
-from pipelines.runs.run_folder import CONFIG
+from pipelines.runs.run_folder import CONFIG, read_config
 from pipelines.storage.atomic import check_storage, write_beside, write_json
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import local_copy, named, upload_changes
+from pipelines.training.engine import HeldOut
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.local import LocalEngine
 from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
 from pipelines.training.pruned_figures import HEADINGS, figure_cells, pruned_figures
-from pipelines.training.worker import RunSpec, Worker, start
+from pipelines.training.worker import Worker
 from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs
 
@@ -51,7 +51,7 @@ class Outcome:
     level: float
     """Share of weights removed, or of SynOps kept at the calibrated activity, as asked for."""
     loss: float
-    """Test loss per example, batch norm re-estimated."""
+    """Loss per example of the split that is measured, batch norm re-estimated."""
     figures: dict[str, float]
     """Accuracy, connectivity, SynOps and energy (`pipelines.training.pruned_figures`)."""
     budget: float
@@ -65,6 +65,8 @@ class Comparison:
     checkpoint: Path
     config: Config
     objective: Objective
+    split: HeldOut
+    """What accuracy is measured on: validation, if the config has any."""
     dense_accuracy: float
     dense_synops: float
     dense_macs: float
@@ -84,6 +86,7 @@ class Comparison:
         return {
             "checkpoint": self.checkpoint.name,
             "objective": self.objective,
+            "split": self.split,
             "dense": {
                 "accuracy": self.dense_accuracy,
                 "synops": self.dense_synops,
@@ -123,17 +126,17 @@ def compare(
     criteria, levels = list(dict.fromkeys(criteria)), sorted(set(levels or LEVELS[objective]))
     _check(criteria, levels)
     checkpoint, folder = checkpoint_of(source)
-    local = {"cluster.engine": "local", "cluster.workers": "1", "cluster.min_workers": "null"}
-    local |= overrides or {}
-    config = load_config(folder / CONFIG, local)
-    worker = _worker(config, checkpoint)
+    config = load_config(folder / CONFIG, {**LOCAL, **(overrides or {})})
+    check_same_validation(read_config(folder), config)
+    worker = local_worker(config, checkpoint, check_data(config))
+    split = worker.spec.watched
     with bars(console or messages(), "{task.completed}/{task.total}", TimeRemainingColumn()) as bar:
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
         calibrated = calibrate(worker, sample, needs(*criteria))
-        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine)
-        activity = measure_activity(worker.model, worker.inputs, worker.engine)
-        of_dense = {"dense_accuracy": dense["test_accuracy"], "dense_activity": activity}
+        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine, split)
+        activity = measure_activity(worker.model, worker.inputs, worker.engine, split)
+        of_dense = {"dense_accuracy": dense[f"{split}_accuracy"], "dense_activity": activity}
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
         bar.advance(task)
         outcomes = []
@@ -147,7 +150,8 @@ def compare(
         checkpoint=checkpoint,
         config=config,
         objective=objective,
-        dense_accuracy=dense["test_accuracy"],
+        split=split,
+        dense_accuracy=dense[f"{split}_accuracy"],
         dense_synops=activity["synops"],
         dense_macs=activity["macs"],
         dense_energy_nj=activity["energy_pj"] / 1000,
@@ -240,23 +244,6 @@ def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
             raise UserError("--levels", f"{level:g} is not possible; each must be in (0, 1)")
 
 
-def _worker(config: Config, checkpoint: Path) -> Worker:
-    checked = check_data(config)
-    spec = RunSpec(
-        config=config,
-        info=checked.info,
-        phases=(),
-        folder=str(checkpoint.parent),
-        train=checked.train,
-        test=checked.test,
-        shards=config.data.reading == "shards",
-        window_rows=window_rows(config, checked.train),
-        initial=str(checkpoint),
-    )
-    engine = LocalEngine(spec, checkpoints=checkpoint.parent, watch=lambda event: None)
-    return start(spec, engine, None)
-
-
 def _outcome(
     worker: Worker,
     sample: Sample,
@@ -266,7 +253,7 @@ def _outcome(
     objective: Objective,
     of_dense: Mapping[str, Any],
 ) -> Outcome:
-    config, model = worker.spec.config, worker.model
+    config, model, split = worker.spec.config, worker.model, worker.spec.watched
     try:
         allocation = allocate(
             model,
@@ -283,19 +270,20 @@ def _outcome(
         raise UserError("--levels", f"{criterion} at {level:g}: {error}") from None
     allocation.masks.apply_(model)
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, worker.engine)
-    tested = evaluate(model, worker.inputs, config.train, worker.engine)
-    activity = measure_activity(model, worker.inputs, worker.engine)
+    tested = evaluate(model, worker.inputs, config.train, worker.engine, split)
+    activity = measure_activity(model, worker.inputs, worker.engine, split)
     return Outcome(
         criterion=criterion,
         level=level,
-        loss=tested["test_loss"],
-        figures=pruned_figures(tested["test_accuracy"], activity, **of_dense),
+        loss=tested[f"{split}_loss"],
+        figures=pruned_figures(tested[f"{split}_accuracy"], activity, **of_dense),
         budget=allocation.budget,
     )
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.config.name}: criteria compared, one-shot, not retrained"
+    name = SPLITS[comparison.split]
+    return f"{comparison.config.name}: criteria compared by {name} accuracy, one-shot, not retrained"
 
 
 def _headings(comparison: Comparison) -> tuple[str, ...]:
@@ -321,7 +309,7 @@ def _page(comparison: Comparison) -> str:
     definitions = "".join(
         f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>"
         for k, v in DEFINITIONS
-        if k in ("test accuracy", "density", "SynOps per inference", "energy")
+        if k in (f"{SPLITS[comparison.split]} accuracy", "density", "SynOps per inference", "energy")
     )
     return html_page(
         f"spikeprune: {_title(comparison)}",
@@ -345,7 +333,7 @@ def _plot(comparison: Comparison) -> str:
     for a, label in zip(axes, ("density", "SynOps over dense"), strict=True):
         a.set_xlabel(label)
         a.axhline(comparison.dense_accuracy, color="gray", linestyle="--", linewidth=1)
-    axes[0].set_ylabel("test accuracy")
+    axes[0].set_ylabel(f"{SPLITS[comparison.split]} accuracy")
     axes[0].legend(frameon=False)
     return to_svg(figure)
 

@@ -63,7 +63,7 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
         UserError: an unfinished run, a network that NIR cannot express, or a folder that cannot be written.
             Nothing is written then.
     """
-    phase, checkpoint = _last(run)
+    phase, checkpoint = last_network(run)
     check_new_folder("--output", output)
     code = use_own_code(read_config(run))
     model, architecture = load_checkpoint(checkpoint)
@@ -111,8 +111,12 @@ def print_export(exported: Exported, console: Console) -> None:
         console.print(path, highlight=False, soft_wrap=True)
 
 
-def _last(run: Path) -> tuple[str, Path]:
-    """The phase that a run ends with, and the checkpoint file of its network."""
+def last_network(run: Path) -> tuple[str, Path]:
+    """The phase that a run ends with, and the checkpoint file of its network.
+
+    Raises:
+        UserError: not a run, or one that has not finished the phase.
+    """
     config = read_config(run)
     phase = "train"
     if (run / "masks.safetensors").exists():

@@ -13,7 +13,7 @@ from pipelines.report.plots import (
     variance_plot,
 )
 from pipelines.report.summary import RunSummary, different_settings
-from pipelines.report.tables import HEADINGS, phase_cells, pruned_rows
+from pipelines.report.tables import phase_rows, pruned_rows
 from pipelines.storage.atomic import write_beside
 from pipelines.training import pruned_figures
 from snn.activity import AC_PICOJOULES, MAC_PICOJOULES
@@ -73,7 +73,12 @@ for (const table of document.querySelectorAll("table")) {
 DEFINITIONS = (
     (
         "test accuracy",
-        "share of held-out examples whose time-averaged logits peak at their label, at the phase's end",
+        "share of test examples whose time-averaged logits peak at their label, at the phase's end; with "
+        "validation, nothing before it has seen them",
+    ),
+    (
+        "validation accuracy",
+        "as test accuracy, of the validation examples, by which every choice is made",
     ),
     (
         "examples processed",
@@ -86,8 +91,8 @@ DEFINITIONS = (
     ("density", "surviving weights / all weights of the weight layers; also called connectivity"),
     (
         "SynOps per inference",
-        "nonzero inputs times the surviving weights they meet, over all timesteps, mean over test examples; "
-        "a first layer on analog pixels counts multiply-accumulates",
+        "nonzero inputs times the surviving weights they meet, over all timesteps, mean over held-out "
+        "examples; a first layer on analog pixels counts multiply-accumulates",
     ),
     (
         "energy",
@@ -97,9 +102,9 @@ DEFINITIONS = (
 )
 
 FIGURES = {
-    "Accuracy over examples processed": "Test accuracy after every epoch, over the examples trained on until "
-    "then; every line is a phase, which starts from nothing (full data, data pruned) or from the pruned "
-    "network.",
+    "Accuracy over examples processed": "Accuracy on validation examples, or on test examples where there "
+    "are none, after every epoch, over the examples trained on until then; every line is a phase, which "
+    "starts from nothing (full data, data pruned) or from the pruned network.",
     "Inclusion probabilities in the last pruned epoch": "How many examples had which chance of being drawn; "
     "the dashed line is the mean, the share that is kept.",
     "Variance and bias of the gradient on a probe": "Left: variance of the gradient estimate with fixed norm "
@@ -107,7 +112,7 @@ FIGURES = {
     "over the best design is the best possible. Right: bias of the mean gradient over the full gradient's "
     "norm as training computes it, with batch statistics and weights to their power.",
     "Density and SynOps per layer": "Surviving weights over all weights, and mean synaptic operations per "
-    "test example, before and after weight pruning and retraining.",
+    "held-out example, before and after weight pruning and retraining.",
 }
 """What each plot shows, under its title."""
 
@@ -155,12 +160,11 @@ def write_comparison(runs: "Sequence[RunSummary]", path: Path) -> Path:
 
 
 def _comparison(runs: "Sequence[RunSummary]") -> str:
-    rows = [(run.config.name, *phase_cells(p)) for run in runs for p in run.phases]
     settings = different_settings([run.config for run in runs])
     table = html_table(
         ("field", *(run.config.name for run in runs)), [(field, *values) for field, values in settings]
     )
-    body = f"""<div class="wide">{html_table(("run", "phase", *HEADINGS[1:]), rows)}</div>
+    body = f"""<div class="wide">{html_table(*phase_rows(runs))}</div>
 {_figures((("Accuracy over examples processed", comparison_plot(runs)),))}
 <h2>What differs</h2><div class="wide">{table}</div>
 {_definitions()}"""
@@ -174,7 +178,7 @@ def _page(run: RunSummary) -> str:
         ("Variance and bias of the gradient on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
     )
-    body = f"""<div class="wide">{html_table(HEADINGS, [phase_cells(p) for p in run.phases])}</div>
+    body = f"""<div class="wide">{html_table(*phase_rows([run]))}</div>
 {_pruned(run)}{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {_figures(plots)}
 {_definitions()}

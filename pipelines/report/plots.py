@@ -1,32 +1,36 @@
 """The report's plots, as SVG text."""
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.report.summary import RunSummary, kind_of
+from pipelines.training.pace import accuracies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SPLITS = {"val": "validation", "test": "test"}
+"""What a split is called."""
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on light and dark grounds.
 COLOURS = {"baseline": "#0072B2", "train": "#D55E00", "retrain": "#009E73", "prune": "#CC79A7"}
 
 
 def accuracy_plot(run: RunSummary) -> str | None:
-    """Test accuracy over examples processed, one line per phase that trains; ``None`` without one."""
+    """Accuracy over examples processed, one line per phase that trains; ``None`` without one."""
     if not _trained(run):
         return None
-    figure, axes = _figure("examples processed", "test accuracy")
+    figure, axes = _figure("examples processed", _accuracy_name([run]))
     for p in run.phases:
         records = [r for r in run.records if r["phase"] == p.phase]
         examples = np.cumsum([r.get("examples", 0) for r in records])
         if examples[-1] == 0:
             continue
-        accuracy = [r["test_accuracy"] for r in records]
+        accuracy = [_accuracy(r) for r in records]
         kind = kind_of(p.phase)
         style = "-" if p.phase == kind else ":"  # rounds before the last
         axes.plot(examples, accuracy, style, marker="o", markersize=3, label=p.title, color=COLOURS[kind])
@@ -35,12 +39,12 @@ def accuracy_plot(run: RunSummary) -> str | None:
 
 
 def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
-    """Test accuracy over examples processed: a colour per run, a dash per phase; ``None`` if none trained."""
+    """Accuracy over examples processed: a colour per run, a dash per phase; ``None`` if none trained."""
     from matplotlib import colormaps
 
     if not any(map(_trained, runs)):
         return None
-    figure, axes = _figure("examples processed", "test accuracy")
+    figure, axes = _figure("examples processed", _accuracy_name(runs))
     dashes = {"baseline": "--", "train": "-", "retrain": ":"}
     for i, run in enumerate(runs):
         for p in run.phases:
@@ -49,7 +53,7 @@ def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
             if examples[-1]:
                 axes.plot(
                     examples,
-                    [r["test_accuracy"] for r in records],
+                    [_accuracy(r) for r in records],
                     dashes[kind_of(p.phase)],
                     marker="o",
                     markersize=3,
@@ -58,6 +62,16 @@ def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
                 )
     axes.legend(frameon=False, fontsize="small")
     return to_svg(figure)
+
+
+def _accuracy(record: Mapping[str, Any]) -> float:
+    """What every epoch of the run measures."""
+    return next(iter(accuracies(record).values()))
+
+
+def _accuracy_name(runs: Sequence[RunSummary]) -> str:
+    splits = {next(iter(accuracies(run.records[0]))) for run in runs}
+    return " or ".join(SPLITS[s] for s in sorted(splits)) + " accuracy"
 
 
 def _trained(run: RunSummary) -> bool:

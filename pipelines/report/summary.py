@@ -25,8 +25,10 @@ class PhaseSummary:
 
     phase: str
     title: str
-    accuracy: float
-    """Test accuracy in [0, 1]."""
+    test_accuracy: float | None
+    """In [0, 1]; ``None`` where validation is evaluated instead and the phase has not ended."""
+    val_accuracy: float | None
+    """In [0, 1]; ``None`` without validation."""
     examples: int
     """Examples processed in training, summed over epochs."""
     scored: int
@@ -103,7 +105,8 @@ def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSum
     return PhaseSummary(
         phase=name,
         title=_title(name, config),
-        accuracy=last["test_accuracy"],
+        test_accuracy=last.get("test_accuracy"),
+        val_accuracy=last.get("val_accuracy"),
         examples=sum(r.get("examples", 0) for r in records),
         scored=sum(r.get("rescored", 0) + r.get("rescored_ahead", 0) for r in records),
         seconds=sum(_training_seconds(r.get("seconds", {})) for r in records),

@@ -1,11 +1,22 @@
 """Everything that can be known to go wrong is refused here, before anything expensive starts."""
 
 from dataclasses import dataclass
+from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 
-from pipelines.config import Config, is_own
+from pipelines.config import Config, DataConfig, is_own
 from pipelines.config.plugins import use_own_code
-from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, Split, check_examples, describe, read_split
+from pipelines.data.dataset import (
+    CHEAP_BYTES,
+    DatasetInfo,
+    Split,
+    check_examples,
+    check_labels,
+    describe,
+    read_split,
+)
+from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.storage.paths import uri_of
@@ -19,8 +30,15 @@ class CheckedData:
     """A run's dataset, read and found good."""
 
     train: Split
+    val: Split | None
+    """Validation examples, where the config has any."""
     test: Split
     info: DatasetInfo
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that a run reads."""
+        return (*self.train.files, *(self.val.files if self.val else ()), *self.test.files)
 
 
 def check_data(config: Config) -> CheckedData:
@@ -30,15 +48,10 @@ def check_data(config: Config) -> CheckedData:
         UserError: what is wrong with the data, or with the model for this data.
     """
     use_own_code(config)
-    data = config.data
-    train, test = (
-        read_split(data.path, split, data.on_bad_row).first(rows)
-        for split, rows in ((data.train_split, data.train_rows), (data.test_split, data.test_rows))
-    )
-    check_size(train.num_examples)
-    if data.on_bad_row == "skip" or train.num_bytes + test.num_bytes <= CHEAP_BYTES:
-        train, test = check_examples(train), check_examples(test)
-    info = describe(train, test, data.path, data, config.model.T)
+    train, val, test = _splits(config.data, config.seed)
+    info = describe(train, test, config.data.path, config.data, config.model.T)
+    if val is not None:
+        check_labels(val, info.num_classes)
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
     if is_own(config.model.name):
@@ -54,7 +67,50 @@ def check_data(config: Config) -> CheckedData:
     for name in config.weights.exclude:
         if name not in names:
             raise UserError("weights.exclude", f"{name!r} is not a layer; choose from {', '.join(names)}")
-    return CheckedData(train=train, test=test, info=info)
+    return CheckedData(train=train, val=val, test=test, info=info)
+
+
+def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
+    """Training, validation and test examples, checked; no file holds examples of two of them."""
+    rows = {"train_split": data.train_rows, "val_split": None, "test_split": data.test_rows}
+    prefixes = {field: getattr(data, field) for field in rows if getattr(data, field) is not None}
+    files = {field: set(split_files(data.path, prefix)) for field, prefix in prefixes.items()}
+    for a, b in combinations(files, 2):
+        if shared := files[a] & files[b]:
+            both = f"{prefixes[b]!r} and data.{a} {prefixes[a]!r} share {Path(min(shared)).name}"
+            raise UserError(
+                f"data.{b}",
+                f"{both}; what is trained on must not be evaluated on: name a split of other files",
+            )
+    found = {
+        field: read_split(data.path, prefix, data.on_bad_row).first(rows[field])
+        for field, prefix in prefixes.items()
+    }
+    check_size(found["train_split"].num_examples)
+    if data.on_bad_row == "skip" or sum(s.num_bytes for s in found.values()) <= CHEAP_BYTES:
+        found = {field: check_examples(split) for field, split in found.items()}
+    train, val = found["train_split"], found.get("val_split")
+    if data.val_share is not None:
+        train, val = train.parted(data.val_share, seed)
+    return train, val, found["test_split"]
+
+
+def check_same_validation(source: Config, config: Config) -> None:
+    """That no example on which ``source``'s network was trained validates what comes of it.
+
+    Raises:
+        UserError: the seed or the rows differ by which ``data.val_share`` was drawn.
+    """
+    if config.data.val_share is None:
+        return
+    for field in ("data.val_share", "data.train_rows", "seed"):
+        get = attrgetter(field)
+        if get(source) != get(config):
+            raise UserError(
+                field,
+                f"{get(config)} draws other validation examples than {get(source)} of run {source.name!r}, "
+                "which has trained on them; leave it as it is there, or set data.val_split",
+            )
 
 
 def _check_inputs(config: Config, info: DatasetInfo) -> None:
@@ -100,10 +156,15 @@ def check_places(config: Config) -> None:
         )
 
 
-def costly_passes(config: Config) -> str | None:
-    """A warning where scoring passes cost more than half of what the pruned epochs save."""
+def advice(config: Config) -> str | None:
+    """A warning where no epoch is pruned, or scoring passes cost more than half of what is saved."""
     e, T = config.examples, config.model.T
     policy = class_of(e.policy)
+    if e.policy != "full" and e.warmup_epochs + e.anneal_epochs >= config.train.epochs:
+        return (
+            f"train.epochs {config.train.epochs}: examples.warmup_epochs {e.warmup_epochs} and anneal_epochs"
+            f" {e.anneal_epochs} leave no epoch to prune; all train on all data"
+        )
     every = policy.rescore_every if e.rescore_every is None else e.rescore_every
     if policy.score is None or not every or e.overlap or not e.ratio:
         return None

@@ -2,7 +2,7 @@
 
 import atexit
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,14 @@ from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import renew
-from pipelines.runs.preflight import CheckedData, check_cluster, check_data, check_places, costly_passes
+from pipelines.runs.preflight import (
+    CheckedData,
+    advice,
+    check_cluster,
+    check_data,
+    check_places,
+    check_same_validation,
+)
 from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
 from pipelines.runs.provenance import check_same_data, check_same_start, start_of
@@ -37,7 +44,7 @@ from pipelines.storage.sync import (
     storage_errors,
 )
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
-from pipelines.training.phases import Command, phases_of
+from pipelines.training.phases import Command, Phase, phases_of
 from pipelines.training.trackers import check_trackers
 
 
@@ -111,10 +118,10 @@ def _run(
     check_same_data(folder, config)
     check_trackers(config)
     check_storage(folder.parent)
-    if command != "prune" and (warning := costly_passes(config)) is not None:
+    if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
     phases = phases_of(config, command)
-    if is_finished(folder, len(phases)):
+    if is_finished(folder, phases):
         return folder
     with console.status("preparing"):
         prepare_engines()
@@ -127,7 +134,7 @@ def _run(
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
             if cluster.nodes > 1:
                 storage = folder.parent if mirror is None else config.storage
-                check_shared(storage, (*checked.train.files, *checked.test.files))
+                check_shared(storage, checked.files)
             from pipelines.training.distributed import train_on_ray
 
             launch: Callable[..., None] = train_on_ray
@@ -149,6 +156,7 @@ def _run(
             remote=run_uri(config),
             train=checked.train,
             test=checked.test,
+            val=checked.val,
             shards=config.data.reading == "shards",
             window_rows=window_rows(config, checked.train),
             code=code,
@@ -186,6 +194,8 @@ def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Co
     """Write down, in the run's folder, and tell which bad rows are left out."""
     if config.data.on_bad_row == "skip":
         splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
+        if config.data.val_split is not None and checked.val is not None:
+            splits[config.data.val_split] = checked.val.bad
         write_skipped(folder / "skipped.json", splits)
         rows = sum(bad.num_rows for bad in splits.values())
         if rows:
@@ -206,10 +216,10 @@ def fetch_run(mirror: Mirror, *, resume: bool) -> None:
         mirror.pull(beside_checkpoints if starts else lambda name: True)
 
 
-def is_finished(folder: Path, phases: int) -> bool:
+def is_finished(folder: Path, phases: Sequence[Phase]) -> bool:
     """Whether a run's newest checkpoint has all of its phases behind it."""
     newest = latest_checkpoint(folder / "checkpoints")
-    return newest is not None and load_progress(newest).phase >= phases
+    return newest is not None and load_progress(newest, phases).phase >= len(phases)
 
 
 def prune(
@@ -231,11 +241,23 @@ def prune(
     """
     uri = uri_of(source)
     checkpoint, folder = checkpoint_of(local_copy(source))
-    stored = read_config(folder)
-    storage = parent(uri or folder)
-    config = load_config(folder / CONFIG, {"name": f"{stored.name}-pruned", "storage": storage, **overrides})
+    config = prune_config(source, overrides)
     initial = str(checkpoint) if uri is None else below(uri, str(checkpoint.relative_to(folder)))
     return run(config, "prune", resume=resume, initial=initial, console=console)
+
+
+def prune_config(source: Path, overrides: dict[str, str]) -> Config:
+    """The config of `prune`'s new run: the source run's, beside it and under a name of its own.
+
+    Raises:
+        UserError: not a run or checkpoint, a field's value, or other validation examples than the source's.
+    """
+    folder = checkpoint_of(local_copy(source))[1]
+    stored = read_config(folder)
+    place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
+    config = load_config(folder / CONFIG, {**place, **overrides})
+    check_same_validation(stored, config)
+    return config
 
 
 def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:

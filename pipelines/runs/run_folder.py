@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def create_run(
     start: Mapping[str, str | None] | None = None,
 ) -> None:
     """The folder of a new run, with its config, its user's code and its provenance; an existing run is
-    left as it is.
+    left as it is, except that it may have more epochs to go.
 
     Args:
         config: of the run.
@@ -85,6 +86,9 @@ def create_run(
             keep_copy(code, folder / CODE)
             config = replace(config, code=CODE)
         write_beside(folder / CONFIG, lambda p: p.write_text(dump_config(config)))
+    elif (stored := read_config(folder)).train.epochs != config.train.epochs:  # by `check_run`, more of them
+        longer = replace(stored, train=replace(stored.train, epochs=config.train.epochs))
+        write_beside(folder / CONFIG, lambda p: p.write_text(dump_config(longer)))
 
 
 def read_config(folder: Path) -> Config:
@@ -112,6 +116,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _check_same(stored: Config, given: Config, folder: Path) -> None:
     a, b = flat_config(stored), flat_config(given)
     free = {*FREE_TO_CHANGE, *(["data.path"] if knows_data(folder) else [])}  # `check_same_data` compares
+    if b["train.epochs"] > a["train.epochs"]:
+        _check_more_epochs(stored, given, folder)
+        free.add("train.epochs")
     for path in {**a, **b}:
         settled = path == "data.reading" and b.get(path) == "auto"  # the run goes on as it began
         if a.get(path) != b.get(path) and path not in free and not settled:
@@ -120,6 +127,29 @@ def _check_same(stored: Config, given: Config, folder: Path) -> None:
                 f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
+
+
+def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
+    """That a run may train for longer than it was begun for: the learning rate goes on where it is."""
+    train, epochs = stored.train, given.train.epochs
+    phases = [r["phase"] for r in read_metrics(folder)]
+    warm = ceil(train.warmup * epochs)
+    if train.schedule != "constant":
+        reason = f"its {train.schedule} schedule has brought the learning rate down for {train.epochs} epochs"
+    elif stored.baseline != "none":
+        reason = f"its baseline was trained for {train.epochs} epochs"
+    elif set(phases) - {"train"}:
+        reason = "its network has been pruned since"
+    elif train.ema is not None and len(phases) == train.epochs:
+        reason = "it has kept the averaged weights alone (train.ema)"
+    elif 0 < len(phases) < warm:
+        reason = f"the learning rate would warm up again until epoch {warm} (train.warmup)"
+    else:
+        return
+    raise UserError(
+        "train.epochs",
+        f"run {folder.name!r} cannot go on to {epochs}: {reason}; choose another --name to start anew",
+    )
 
 
 def flat_config(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pipelines.errors import UserError
 from pipelines.report.summary import summarise
 from pipelines.search.config import Question, Stages
 
-RECORDED = "test_accuracy"
+RECORDED = "val_accuracy"
 """What a run's records call the accuracy that a search goes by."""
 
 
@@ -37,7 +37,7 @@ class Objective:
 OBJECTIVES = {
     o.name: o
     for o in (
-        Objective(name="accuracy", mode="max", title="test accuracy"),
+        Objective(name="accuracy", mode="max", title="validation accuracy"),
         Objective(name="examples", mode="min", title="examples processed"),
         Objective(name="seconds", mode="min", title="training seconds"),
         Objective(name="density", mode="min", title="density"),
@@ -85,7 +85,7 @@ def measure(folders: Sequence[Path]) -> dict[str, float]:
     phases = [phase for folder in folders for phase in summarise(folder).phases]
     last = phases[-1]
     values = {
-        "accuracy": last.accuracy,
+        "accuracy": math.nan if last.val_accuracy is None else last.val_accuracy,
         "examples": float(sum(p.examples for p in phases)),
         "seconds": sum(p.seconds for p in phases),
         "density": last.density if last.density is not None else 1.0,

@@ -44,6 +44,8 @@ from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.training.trackers import check_trackers
 
+VAL_SHARE = 0.1
+"""Where the config has no validation: a search never goes by test accuracy."""
 FREE_TO_CHANGE = (
     "cluster.address", "storage", "code", "data.path", "search.trials", "search.minutes", "search.concurrent"
 )  # fmt: skip
@@ -78,6 +80,12 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if tree.data.reading == "auto" and (folder / SETTINGS).exists():  # as the search began
         reading = read_plan(folder).tree.data.reading
         tree = replace(tree, data=replace(tree.data, reading=reading))
+    if tree.data.val_split is None and tree.data.val_share is None:
+        tree = replace(tree, data=replace(tree.data, val_share=VAL_SHARE))
+        console.print(
+            f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows",
+            highlight=False,
+        )
     plan = make_plan(tree)
     _check_folder(plan, resume)
     code = use_own_code(plan.space.config)
@@ -102,7 +110,7 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
             cluster = stack.enter_context(connect(tree.cluster.address))
         renew()
         if cluster.nodes > 1:
-            check_shared(folder.parent, (*checked.train.files, *checked.test.files))
+            check_shared(folder.parent, checked.files)
         nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()
         concurrent = trials_at_once(plan, nodes)
         plan = _settled(plan, checked)

@@ -1,6 +1,7 @@
 """A run's state at the end of an epoch, as files that need no unpickling of objects."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
+from pipelines.training.phases import Phase
 from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
@@ -80,10 +82,15 @@ def save(
     )
 
 
-def load_progress(folder: Path) -> Progress:
-    """How far the checkpoint's run was."""
+def load_progress(folder: Path, phases: Sequence[Phase]) -> Progress:
+    """How far the checkpoint's run was in its phases; the last of them may have been given more epochs."""
     stored = read_json(folder / PROGRESS)
-    return Progress(phase=stored["phase"], epoch=stored["epoch"], history=stored["history"])
+    progress = Progress(phase=stored["phase"], epoch=stored["epoch"], history=stored["history"])
+    if progress.phase and not progress.epoch:
+        done = progress.history[-1]["epoch"] + 1
+        if done < phases[progress.phase - 1].epochs:
+            return replace(progress, phase=progress.phase - 1, epoch=done)
+    return progress
 
 
 def load_model(folder: Path, model: SpikingNetwork) -> Masks | None:

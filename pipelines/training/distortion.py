@@ -21,7 +21,7 @@ def measure_distortion(worker: "Worker", allocation: Allocation, examples: int) 
     Args:
         worker: its network is not masked yet; it is left as it was.
         allocation: masks and predictions.
-        examples: test examples over all workers, at most.
+        examples: held-out examples over all workers, at most.
 
     Returns:
         ``examples``; by layer ``predicted`` (the criterion's estimate, in its own units) and ``measured``
@@ -30,7 +30,7 @@ def measure_distortion(worker: "Worker", allocation: Allocation, examples: int) 
     """
     model, engine = worker.model, worker.engine
     share = -(-examples // engine.world_size)
-    rows = engine.test_rows().head(share)
+    rows = engine.held_out(worker.spec.watched).head(share)
     batches = [rows.ids[:share][i : i + BATCH] for i in range(0, min(share, len(rows.ids)), BATCH)]
 
     def scores() -> Tensor:

@@ -41,12 +41,13 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
         UserError: a mistake that only the workers could see.
     """
     prepare_data()
-    train, test = (None, None) if spec.shards else (load_rows(spec.train), load_rows(spec.test))
+    train = None if spec.shards else load_rows(spec.train)
+    held_out = {} if spec.shards else {name: load_rows(split) for name, split in spec.held_out.items()}
     cluster = spec.config.cluster
     name = f"score-table-{Path(spec.folder).name}-{uuid4().hex}"
     actor: Any = ray.remote(TableActor)
     table = actor.options(name=name, num_cpus=0, max_restarts=-1).remote(spec.ids, spec.code)
-    job = Job(spec=spec, train=train, test=test, table=table)
+    job = Job(spec=spec, train=train, held_out=held_out, table=table)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},

@@ -5,7 +5,7 @@ Two launchers answer: `pipelines.training.distributed` (Ray) and `pipelines.trai
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from pipelines.training.score_table import Drawn, ScoreTable
 from snn.models import SpikingNetwork
 
 Shared = TypeVar("Shared")
+HeldOut = Literal["val", "test"]
+"""A split that is evaluated on."""
 
 
-class TestRows(Protocol):
-    """A worker's share of the test split."""
+class HeldOutRows(Protocol):
+    """A worker's share of a split that is evaluated on."""
 
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
         """Ids, decoded examples and labels in ascending order of the ids."""
@@ -52,8 +54,8 @@ class Engine(Protocol):
         """The training rows with these ids (ascending, unique)."""
         ...
 
-    def test_rows(self) -> "TestRows":
-        """This worker's share of the test split."""
+    def held_out(self, split: HeldOut) -> HeldOutRows:
+        """This worker's share of the validation or test split."""
         ...
 
     def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:

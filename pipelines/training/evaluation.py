@@ -1,4 +1,4 @@
-"""Accuracy, loss and activity on the test split, summed over the workers."""
+"""Accuracy, loss and activity on held-out examples, summed over the workers."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.config import TrainConfig
 from pipelines.data.rows import Inputs, Rows
 from pipelines.data.transfer import to_device
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Engine, HeldOut
 from snn import activity
 from snn.batchnorm import reestimate
 from snn.losses import LOSSES
@@ -21,26 +21,32 @@ BATCH = 256
 ACTIVITY_EXAMPLES = 1024
 
 
-def evaluate(model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: Engine) -> dict[str, float]:
-    """``test_accuracy`` in [0, 1] and ``test_loss`` per example, without label smoothing."""
+def evaluate(
+    model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: Engine, *splits: HeldOut
+) -> dict[str, float]:
+    """``SPLIT_accuracy`` in [0, 1] and ``SPLIT_loss`` per example, without label smoothing, of each split."""
     loss = LOSSES[train.loss]
-    sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    found: dict[str, float] = {}
     model.eval()
-    with torch.no_grad():
-        for _, x, y in engine.test_rows().batches(BATCH):
-            labels = to_device(y, engine.device)
-            logits_TBK = model(inputs(x, engine.device))
-            correct = (logits_TBK.mean(0).argmax(1) == labels).sum()
-            sums += torch.stack([correct, loss(logits_TBK, labels).double().sum(), labels.new_tensor(len(y))])
+    for split in splits:
+        sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        with torch.no_grad():
+            for _, x, y in engine.held_out(split).batches(BATCH):
+                labels = to_device(y, engine.device)
+                logits_TBK = model(inputs(x, engine.device))
+                correct = (logits_TBK.mean(0).argmax(1) == labels).sum()
+                losses = loss(logits_TBK, labels).double().sum()
+                sums += torch.stack([correct, losses, labels.new_tensor(len(y))])
+        correct, total_loss, count = engine.sum(sums).tolist()
+        found |= {f"{split}_accuracy": correct / count, f"{split}_loss": total_loss / count}
     model.train()
-    correct, total_loss, count = engine.sum(sums).tolist()
-    return {"test_accuracy": correct / count, "test_loss": total_loss / count}
+    return found
 
 
-def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine) -> dict[str, Any]:
-    """SynOps, density, energy and firing rates on up to 1,024 test examples, for JSON."""
+def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine, split: HeldOut) -> dict[str, Any]:
+    """SynOps, density, energy and firing rates on up to 1,024 examples of a split, for JSON."""
     share = -(-ACTIVITY_EXAMPLES // engine.world_size)
-    rows = engine.test_rows().head(share)
+    rows = engine.held_out(split).head(share)
     sums = activity.collect(model, _inputs(rows, rows.ids[:share], inputs, engine))
     merged = activity.ActivitySums(engine.sum(sums.vector)).activity(model)
     return {

@@ -16,7 +16,7 @@ from pipelines.data.rows import Rows
 from pipelines.scoring.scorer import Scoring, parts_of, score_layout, score_table
 from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
-from pipelines.training.engine import Shared, TestRows
+from pipelines.training.engine import HeldOut, HeldOutRows, Shared
 from pipelines.training.feed import Feed
 from pipelines.training.loop import run_phases
 from pipelines.training.score_table import Drawn, ScoreTable
@@ -45,7 +45,7 @@ class LocalEngine:
         self._spec = spec
         self._source: ShardSource | None = None
         self._train: pa.Table | None = None
-        self._test: TestRows | None = None
+        self._held_out: dict[HeldOut, HeldOutRows] = {}
         if spec.shards:
             self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
             self._source = ShardSource(spec.train, spec.window_rows, 0, 1, self._read)
@@ -71,12 +71,13 @@ class LocalEngine:
             return self._source.feed(self.table, drawn, seed=seed, global_batch=global_batch, also=also)
         return memory_feed(self, self._spec, drawn, seed=seed, global_batch=global_batch, also=also)
 
-    def test_rows(self) -> TestRows:
-        """All test rows."""
-        if self._test is None:
-            test = self._spec.test
-            self._test = StreamedRows(test, 0, 1, self._read) if self._spec.shards else Rows(load_rows(test))
-        return self._test
+    def held_out(self, split: HeldOut) -> HeldOutRows:
+        """All of its rows."""
+        if split not in self._held_out:
+            of = self._spec.held_out[split]
+            streamed = self._spec.shards
+            self._held_out[split] = StreamedRows(of, 0, 1, self._read) if streamed else Rows(load_rows(of))
+        return self._held_out[split]
 
     def start_scoring(
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int

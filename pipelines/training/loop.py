@@ -67,7 +67,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
             record = trainer.epoch(epoch)
             last = epoch + 1 == phase.epochs
             if last:
-                record["activity"] = measure_activity(model, worker.inputs, engine)
+                record["activity"] = measure_activity(model, worker.inputs, engine, spec.watched)
                 if worker.masks is not None:
                     record["figures"] = retrained(worker, record)
                 record |= engine.table.costs()
@@ -170,7 +170,9 @@ class _Trainer:
         with self._averaged(epoch):
             if self.stepper.average is not None:
                 reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
-            tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine)
+            spec, last = self.worker.spec, epoch + 1 == self.train.epochs
+            splits = tuple(spec.held_out) if last else (spec.watched,)
+            tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine, *splits)
         seconds.lap("evaluate")
         rescored_ahead = ahead()
         seconds.lap("wait")

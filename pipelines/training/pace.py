@@ -1,6 +1,6 @@
 """How fast a run trains, and how much of the speed-up that its policy promises arrives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pruning.examples.policies.settings import FORWARD_COST
@@ -45,9 +45,16 @@ def pace(
     return found
 
 
+def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's accuracies by split (``val``, ``test``): first that which every epoch has."""
+    names = {split: f"{split}_accuracy" for split in ("val", "test")}
+    return {split: record[name] for split, name in names.items() if name in record}
+
+
 def told(record: dict[str, Any]) -> str:
     """A record's accuracy and speed, for the terminal; metrics.jsonl has the rest."""
-    line = f"accuracy {record['test_accuracy']:.2%}"
+    found = accuracies(record)
+    line = f"{'/'.join(found)} accuracy {' / '.join(f'{value:.2%}' for value in found.values())}"
     speed = record.get("speed")
     return f"{line}, {speed['examples_per_second']:,.0f} examples/s" if speed else line
 

@@ -43,7 +43,8 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
         if config.baseline == "full":
             full = _all_examples(config.examples)
             phases.append(Phase(name="baseline", fresh=True, train=config.train, examples=full))
-        phases.append(Phase(name="train", fresh=True, train=config.train, examples=config.examples))
+        examples = _fitted(config.examples, config.train.epochs)
+        phases.append(Phase(name="train", fresh=True, train=config.train, examples=examples))
     if command != "train":
         rounds = config.weights.rounds
         for i in range(rounds):
@@ -69,15 +70,21 @@ def _all_examples(examples: ExamplesConfig) -> ExamplesConfig:
     )
 
 
+def _fitted(examples: ExamplesConfig, epochs: int) -> ExamplesConfig:
+    """Without the warm-up and anneal epochs that a training is too short for."""
+    warmup = min(examples.warmup_epochs, epochs)
+    return replace(
+        examples,
+        warmup_epochs=warmup,
+        anneal_epochs=min(examples.anneal_epochs, epochs - warmup),
+        score_from=min(examples.score_from, epochs),
+    )
+
+
 def _retrain(config: Config, name: str, round_: int) -> Phase:
     epochs = config.weights.retrain_epochs
     # The network knows the task already: scores mean something from the first epoch on.
-    examples = replace(
-        config.examples,
-        warmup_epochs=0,
-        score_from=0,
-        anneal_epochs=min(config.examples.anneal_epochs, epochs),
-    )
+    examples = _fitted(replace(config.examples, warmup_epochs=0, score_from=0), epochs)
     if _scores_in_training_alone(examples):
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
     train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)

@@ -48,10 +48,11 @@ def prune(worker: "Worker") -> None:
     engine.progress({"phase": phase.name, "epoch": 0, "doing": "pruning weights"})
     sample = draw_sample(worker, phase.round)
     calibrated = calibrate(worker, sample, needs(config.weights.criterion))
-    before = evaluate(model, worker.inputs, config.train, engine)
+    watched, all_splits = worker.spec.watched, tuple(worker.spec.held_out)
+    before = evaluate(model, worker.inputs, config.train, engine, *all_splits)
     dense = _dense(worker) or {
         "dense_accuracy": before["test_accuracy"],
-        "dense_activity": measure_activity(model, worker.inputs, engine),
+        "dense_activity": measure_activity(model, worker.inputs, engine, watched),
     }
     allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
     _check_equal(worker, allocation.masks)
@@ -59,10 +60,10 @@ def prune(worker: "Worker") -> None:
     if config.weights.diagnose_examples:
         distortion = measure_distortion(worker, allocation, config.weights.diagnose_examples)
     allocation.masks.apply_(model)
-    masked = evaluate(model, worker.inputs, config.train, engine)
+    masked = evaluate(model, worker.inputs, config.train, engine, watched)
     reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, engine)
-    recalibrated = evaluate(model, worker.inputs, config.train, engine)
-    pruned = measure_activity(model, worker.inputs, engine)
+    recalibrated = evaluate(model, worker.inputs, config.train, engine, *all_splits)
+    pruned = measure_activity(model, worker.inputs, engine, watched)
     figures = pruned_figures(recalibrated["test_accuracy"], pruned, **dense)
     worker.masks = allocation.masks
     worker.keep_final(phase.name)
@@ -87,8 +88,8 @@ def prune(worker: "Worker") -> None:
             "phase": phase.name,
             "epoch": 0,
             **dense,
-            "before_accuracy": before["test_accuracy"],
-            "masked_accuracy": masked["test_accuracy"],
+            "before_accuracy": before[f"{watched}_accuracy"],
+            "masked_accuracy": masked[f"{watched}_accuracy"],
             **recalibrated,
             "budget": allocation.budget,
             "density": allocation.masks.density,

@@ -37,7 +37,7 @@ from pipelines.scoring.scorer import (
     scorers_of,
     stream_scores,
 )
-from pipelines.training.engine import Shared, TestRows
+from pipelines.training.engine import HeldOut, HeldOutRows, Shared
 from pipelines.training.feed import Feed
 from pipelines.training.score_table import Drawn, RemoteTable, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows
@@ -57,8 +57,8 @@ class Job:
     spec: RunSpec
     train: Any
     """Materialised Ray Dataset of the training rows, encoded; ``None`` where they are read by row groups."""
-    test: Any
-    """As ``train``, for the test rows."""
+    held_out: dict[HeldOut, Any]
+    """As ``train``, of each split that is evaluated on; empty where they are read by row groups."""
     table: Any
     """Handle of the score table's actor, which also keeps progress."""
 
@@ -73,7 +73,7 @@ class RayEngine:
         self.device = get_device()
         self.table = cast(ScoreTable, RemoteTable(job.table))
         self._job = job
-        self._test: TestRows | None = None
+        self._held_out: dict[HeldOut, HeldOutRows] = {}
         self._noted = 0.0
         self._gauges: dict[str, Gauge] = {}
         self._beside: Any = None
@@ -99,14 +99,17 @@ class RayEngine:
             return self._source.feed(self.table, drawn, seed=seed, global_batch=global_batch, also=also)
         return memory_feed(self, self._job.spec, drawn, seed=seed, global_batch=global_batch, also=also)
 
-    def test_rows(self) -> TestRows:
-        """Every ``world_size``-th test row, fetched once; an equal stretch, where they are read."""
-        if self._test is None and self._source:
-            self._test = StreamedRows(self._job.spec.test, self.rank, self.world_size, _read_by_tasks)
-        elif self._test is None:
-            rows = Rows(pa.concat_tables(ray.get(self._job.test.to_arrow_refs())))
-            self._test = rows.share(self.rank, self.world_size)
-        return self._test
+    def held_out(self, split: HeldOut) -> HeldOutRows:
+        """Every ``world_size``-th row, fetched once; an equal stretch, where they are read."""
+        if split not in self._held_out:
+            place = self.rank, self.world_size
+            if self._source:
+                of = self._job.spec.held_out[split]
+                self._held_out[split] = StreamedRows(of, *place, _read_by_tasks)
+            else:
+                rows = Rows(pa.concat_tables(ray.get(self._job.held_out[split].to_arrow_refs())))
+                self._held_out[split] = rows.share(*place)
+        return self._held_out[split]
 
     def start_scoring(
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
+from pipelines.training.pace import accuracies
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"
@@ -41,7 +42,7 @@ def gauges(record: Mapping[str, Any]) -> dict[str, float]:
     speed = record.get("speed", {})
     found = {
         "epoch": record["epoch"],
-        "accuracy": record["test_accuracy"],
+        "accuracy": next(iter(accuracies(record).values())),
         "examples": record.get("examples"),
         "examples_per_second": speed.get("examples_per_second"),
         "achieved_over_theoretical_speedup": speed.get("achieved_over_theoretical"),

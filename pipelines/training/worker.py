@@ -24,7 +24,7 @@ from pipelines.storage.atomic import write_beside
 from pipelines.storage.sync import Mirror, beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Engine, HeldOut
 from pipelines.training.feed import Feed, MemoryFeed
 from pipelines.training.order import epoch_order
 from pipelines.training.pace import told
@@ -53,6 +53,8 @@ class RunSpec:
     """Training rows: their ids and where they lie."""
     test: Split
     """Test rows."""
+    val: Split | None = None
+    """Validation rows, if any."""
     shards: bool = False
     """Read training rows by row groups as an epoch goes on, instead of holding all in memory."""
     window_rows: int = 0
@@ -68,6 +70,16 @@ class RunSpec:
     def ids(self) -> Ids:
         """Training ids."""
         return self.train.ids
+
+    @property
+    def held_out(self) -> dict[HeldOut, Split]:
+        """All that is evaluated on at the end of a phase."""
+        return {"test": self.test} if self.val is None else {"val": self.val, "test": self.test}
+
+    @property
+    def watched(self) -> HeldOut:
+        """The split that every epoch is evaluated on: validation, if there is any."""
+        return "test" if self.val is None else "val"
 
 
 @dataclass(kw_only=True)
@@ -185,7 +197,7 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         ),
     )
     if resume is not None:
-        worker.progress = checkpoint.load_progress(resume)
+        worker.progress = checkpoint.load_progress(resume, spec.phases)
         worker.masks = checkpoint.load_model(resume, worker.model)
     elif spec.initial is not None:
         try:

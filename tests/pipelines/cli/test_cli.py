@@ -219,6 +219,18 @@ def test_a_printed_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (config.weights.synops, config.weights.sparsity, config.model.detach_reset) == (0.2, None, False)
 
 
+def test_prune_prints_the_config_of_the_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint := tmp_path / "dense" / "checkpoints" / "train.safetensors").parent.mkdir(parents=True)
+    checkpoint.touch()
+    (tmp_path / "dense" / "config.yaml").write_text("name: dense\nseed: 3\n")
+    assert cli.main(["prune", str(tmp_path / "dense"), "--synops", "0.2", "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = load_config(tmp_path / "printed.yaml")
+    assert (config.name, config.storage, config.seed) == ("dense-pruned", str(tmp_path), 3)
+    assert config.weights.synops == 0.2
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["dense"]
+
+
 def test_every_option_that_help_shows_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a flag both forms; of what may be null the word null."""
     with pytest.raises(SystemExit):

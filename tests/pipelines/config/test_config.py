@@ -12,7 +12,7 @@ from pipelines.config.load import dump_config, load_config
 from pipelines.config.migration import VERSION
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
-from pipelines.runs.preflight import costly_passes
+from pipelines.runs.preflight import advice
 
 
 def test_dump_and_load_round_trip(tmp_path: Path) -> None:
@@ -65,10 +65,6 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"examples.ratio": ".nan"}, "examples.ratio: nan is not possible; it must be in [0, 1)"),
         ({"weights.sparsity": "1"}, "weights.sparsity: 1.0 is not possible; it must be in (0, 1)"),
         ({"train": "3"}, "train: '3' is not possible; it must hold fields"),
-        (
-            {"examples.score_from": "13"},
-            "examples.score_from: 13 is not possible; it must be at most train.epochs (12)",
-        ),
         ({"name": "../up"}, "name: '../up' is not possible"),
         ({"cluster.workers": "3"}, "train.batch_size: 64 is not possible; it must be a multiple of"),
         ({"cluster.engine": "local"}, "cluster.workers: 2 is not possible with engine local; set 1"),
@@ -273,6 +269,14 @@ def test_a_bad_base_is_named(tmp_path: Path, text: str, line: str) -> None:
     assert line in str(caught.value)
 
 
+def test_a_training_without_a_pruned_epoch_is_warned_of() -> None:
+    def warning(epochs: int) -> str | None:
+        return advice(load_config(None, {"train.epochs": epochs}))  # of which a warm-up and an anneal epoch
+
+    assert warning(3) is None
+    assert "leave no epoch to prune" in (warning(1) or "")
+
+
 @pytest.mark.parametrize(
     ("settings", "warned"),
     [
@@ -288,7 +292,7 @@ def test_a_bad_base_is_named(tmp_path: Path, text: str, line: str) -> None:
     ],
 )
 def test_passes_that_cost_more_than_half_of_what_they_save_are_warned_of(settings, warned):
-    warning = costly_passes(Config(examples=ExamplesConfig(**settings)))
+    warning = advice(Config(examples=ExamplesConfig(**settings)))
     assert (warning is not None) == warned
     if warning:
         assert warning.startswith(f"examples.rescore_every {settings['rescore_every']}: ")

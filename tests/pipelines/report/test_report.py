@@ -47,13 +47,13 @@ def test_the_summary_adds_up_the_records(folder: Path) -> None:
     assert [p.phase for p in summary.phases] == ["baseline", "train", "prune", "retrain"]
     for p in summary.phases:
         of = [r for r in records if r["phase"] == p.phase]
-        assert p.accuracy == of[-1]["test_accuracy"]
+        assert p.test_accuracy == of[-1]["test_accuracy"]
         assert p.examples == sum(r.get("examples", 0) for r in of)
         assert p.synops == of[-1]["activity"]["synops"]
     train = summary.of("train")
     assert train is not None
     assert phase_cells(train)[0] == "SADP at ratio 0.5"
-    assert phase_cells(train)[2] == f"{1437 + 718 + 718 + 1437:,}"
+    assert phase_cells(train)[3] == f"{1437 + 718 + 718 + 1437:,}"
 
 
 def test_diagnoses_are_recorded_for_pruned_epochs(folder: Path) -> None:

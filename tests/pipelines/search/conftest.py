@@ -23,8 +23,8 @@ BASE: dict[str, Any] = {
     "cluster.workers": 1,
 }
 SPACE = {
-    "examples.warmup_epochs": [0, 2],
-    "examples.anneal_epochs": [1, 2],  # two of each are more than the epochs: trials that fail
+    "model.name": ["mlp", "convnet"],
+    "model.channels": [None, [4]],  # an mlp has none: trials that fail
     "weights.sparsity": [0.5, 0.95],
 }
 

@@ -38,15 +38,15 @@ def test_every_combination_is_there_once(searched: SearchTree) -> None:
     seen = Counter(tuple(sorted(t.suggested.items())) for t in trials)
     assert set(seen.values()) == {1}
     for path, values in SPACE.items():
-        assert {t.value(path) for t in trials} == set(values)
+        assert all(t.value(path) in values for t in trials)
 
 
 def test_impossible_trials_fail_with_their_reason_and_end_nothing(searched: SearchTree) -> None:
     for trial in trials_of(searched):
-        if trial.value("examples.warmup_epochs") + trial.value("examples.anneal_epochs") > 3:
+        if trial.value("model.name") == "mlp" and trial.value("model.channels") is not None:
             assert trial.status == "failed"
             assert trial.reason is not None
-            assert trial.reason.startswith("examples.warmup_epochs: 2 is not possible; it must be so that")
+            assert trial.reason == "model.channels: (4,) does not apply: mlp has no such layers"
         else:
             assert trial.status == "finished"
 
@@ -68,6 +68,7 @@ def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -
     table = pq.read_table(searched.storage + "/search/search.parquet").to_pylist()
     finished = [row for row in table if row["status"] == "finished"]
     assert len(finished) == 6
+    assert all("val_share: 0.1\n" in row["config"] for row in finished)  # never by test accuracy
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     points = {}
@@ -78,11 +79,11 @@ def test_the_front_is_that_of_plain_runs(searched: SearchTree, tmp_path: Path) -
             again = {"cluster.engine": "local", "storage": str(tmp_path), "name": f"run-{row['trial']}"}
             summary = summarise(run(load_config(path, again), "run", console=QUIET))
             last = summary.phases[-1]
-            assert row["accuracy"] == last.accuracy
+            assert row["accuracy"] == last.val_accuracy
             assert row["synops"] == last.synops
             assert row["density"] == last.density
             assert row["examples"] == sum(p.examples for p in summary.phases)
-            points[row["trial"]] = (last.accuracy, last.synops)
+            points[row["trial"]] = (last.val_accuracy, last.synops)
     finally:
         torch.set_num_threads(threads)
     front = {
@@ -101,7 +102,7 @@ def test_the_best_configs_run_as_they_are(searched: SearchTree) -> None:
     for kind, number in found.best.items():
         config = load_config(found.plan.folder / "best" / f"{kind}.yaml")
         trial = found.trials[number]
-        assert config.examples.warmup_epochs == trial.value("examples.warmup_epochs")
+        assert config.model.name == trial.value("model.name")
         assert config.weights.sparsity == trial.value("weights.sparsity")
         assert (config.name, config.storage) == (f"search-{kind}", searched.storage)
         assert Path(config.data.path).is_absolute()
@@ -120,7 +121,7 @@ def test_plot_redraws_without_running(searched: SearchTree, capsys: pytest.Captu
     assert page.count("<svg") == 5  # the front; of each objective parallel coordinates and importance
     assert "http" not in page.split("</style>")[0]
     assert "src=" not in page
-    assert "2 is not possible" in page
+    assert "does not apply" in page
     assert {p: p.stat().st_mtime_ns for p in (folder / "stages").rglob("*")} == before
 
 

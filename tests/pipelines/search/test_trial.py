@@ -54,8 +54,8 @@ def test_the_example_ends_in_time_with_the_front_of_plain_runs(tmp_path: Path, d
             path.write_text(row["config"])
             alone = {"cluster.engine": "local", "storage": str(tmp_path), "name": f"again-{row['trial']}"}
             last = summarise(run(load_config(path, alone), "run", console=QUIET)).phases[-1]
-            assert (row["accuracy"], row["synops"]) == (last.accuracy, last.synops)
-            points[row["trial"]] = (last.accuracy, last.synops)
+            assert (row["accuracy"], row["synops"]) == (last.val_accuracy, last.synops)
+            points[row["trial"]] = (last.val_accuracy, last.synops)
     finally:
         torch.set_num_threads(threads)
     front = {
@@ -231,7 +231,7 @@ def test_rows_are_read_by_row_groups_where_asked(
     last = summarise(
         run(load_config(path, {"storage": str(tmp_path), "name": "again"}), "run", console=QUIET)
     )
-    assert (rows[1]["accuracy"], rows[1]["synops"]) == (last.phases[-1].accuracy, last.phases[-1].synops)
+    assert (rows[1]["accuracy"], rows[1]["synops"]) == (last.phases[-1].val_accuracy, last.phases[-1].synops)
     before = (tmp_path / "search" / "search.yaml").read_text()
     assert "reading: shards" in before
     search(found, resume=True, console=QUIET)  # what was decided holds

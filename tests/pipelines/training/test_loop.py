@@ -1,13 +1,16 @@
 """The training loop in one plain process: what it scores when, and where it goes on."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.runs.run import run
+from pipelines.runs.run_folder import read_config
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
 LOCAL = {
@@ -63,6 +66,64 @@ def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
         assert 0 < records[1]["examples"] < 718 == records[2]["examples"]  # partial annealing
     else:
         assert records[1]["examples"] == 718
+
+
+@pytest.mark.parametrize("policy", ["sadp", "seta", "static"])
+def test_one_epoch_is_long_enough(policy: str, tmp_path: Path, digits: Path) -> None:
+    """Of warm-up and anneal epochs as many as fit."""
+    settings = {"examples__policy": policy, "examples__warmup_epochs": "5", "examples__score_from": "7"}
+    (record,) = trained(tmp_path, digits, train__epochs="1", **settings)
+    assert record["examples"] == 1437
+
+
+def test_more_epochs_for_a_finished_run(tmp_path: Path, digits: Path) -> None:
+    """Where the learning rate has not come down they are those of a longer run."""
+    steady = {"train__schedule": "constant", "train__warmup": "0", "examples__policy": "full"}
+    longer = trained(tmp_path, digits, name="longer", train__epochs="4", **steady)
+    trained(tmp_path, digits, name="more", train__epochs="2", **steady)
+    config = small(
+        tmp_path,
+        digits,
+        **{**LOCAL, "name": "more", "train.epochs": "4"},
+        **{k.replace("__", "."): v for k, v in steady.items()},
+    )
+    folder = run(config, "train", resume=True, console=QUIET)
+    records = metrics(folder)
+    end = records[1].keys() - longer[1].keys()  # what the last epoch of a phase measures besides
+    assert end == {"activity", "theoretical_speedup", "equal_compute_ratio"}
+    assert [{k: v for k, v in r.items() if k not in end or i == 3} for i, r in enumerate(records)] == longer
+    assert read_config(folder).train == config.train
+
+
+@pytest.mark.parametrize(
+    ("settings", "phase", "told"),
+    [
+        ({}, "train", "its cosine schedule has brought the learning rate down for 2 epochs"),
+        ({"train.schedule": "constant"}, "prune", "its network has been pruned since"),
+        (
+            {"train.schedule": "constant", "baseline": "full"},
+            "train",
+            "its baseline was trained for 2 epochs",
+        ),
+        ({"train.schedule": "constant", "train.ema": "0.9"}, "train", "kept the averaged weights alone"),
+        (
+            {"train.schedule": "constant", "train.warmup": "0.5"},
+            "train",
+            "the learning rate would warm up again until epoch 3",
+        ),
+    ],
+)
+def test_more_epochs_are_refused_where_the_schedule_has_ended(
+    settings: dict[str, str], phase: str, told: str, tmp_path: Path, digits: Path
+) -> None:
+    short = small(tmp_path, digits, **{**LOCAL, "train.epochs": "2", **settings})
+    (folder := tmp_path / "run").mkdir()
+    (folder / "config.yaml").write_text(dump_config(short))
+    lines = [json.dumps({"phase": name, "epoch": i}) for i, name in enumerate(("train", phase))]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    more = small(tmp_path, digits, **{**LOCAL, "train.epochs": "6", **settings})
+    with pytest.raises(UserError, match=rf"train\.epochs: .*{told}"):
+        run(more, "train", resume=True, console=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_line_says_what_matters() -> None:
             "speed": {"examples_per_second": 1234.4, "achieved_over_theoretical": 0.934},
         }
     )
-    assert line == "accuracy 97.52%, 1,234 examples/s"
+    assert line == "test accuracy 97.52%, 1,234 examples/s"
 
 
 def test_progress_shows_it(tmp_path: Path, digits: Path) -> None:

@@ -1,0 +1,124 @@
+"""A config over several seeds: its runs, and their mean, spread and paired differences."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.config import Config
+from pipelines.errors import UserError
+from pipelines.report.summary import RunSummary, summarise
+from pipelines.runs.run import run
+from pipelines.storage.atomic import write_json
+from pipelines.storage.paths import below
+
+FIGURES = ("test_accuracy", "val_accuracy", "examples", "seconds", "density", "synops")
+"""Of a phase's summary, told over the seeds."""
+
+
+def run_seeds(config: Config, command: Literal["run", "train"], seeds: int, *, profile: bool) -> list[Path]:
+    """Run a config with the seeds from its own on, one after the other, or what is left of them.
+
+    Returns:
+        the runs' folders: the config's name with ``-seed-0``, ...
+
+    Raises:
+        UserError: as `pipelines.runs.run.run`, or fewer than two seeds.
+    """
+    if seeds < 2:
+        raise UserError("--seeds", f"{seeds} is not possible; it must be at least 2, to tell a spread")
+    configs = [
+        replace(config, seed=seed, name=f"{config.name}-seed-{seed}")
+        for seed in range(config.seed, config.seed + seeds)
+    ]
+    return [run(one, command, resume=True, profile=profile) for one in configs]
+
+
+def over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+    """Figures of every phase over runs that differ in their seed, for JSON.
+
+    ``phases`` have ``values`` (in the runs' order), ``mean`` and ``sd`` (of a sample) of each figure;
+    ``differences`` have those of each later phase's test accuracy less the first phase's of the same seed,
+    with the 95 % t-interval of their mean (``low``, ``high``).
+    """
+    runs = [summarise(folder) for folder in folders]
+    first = runs[0].phases[0].phase
+    return {
+        "runs": [run.config.name for run in runs],
+        "seeds": [run.config.seed for run in runs],
+        "phases": [_phase(runs, p.phase, p.title) for p in runs[0].phases],
+        "differences": [_difference(runs, p.phase, first) for p in runs[0].phases[1:]],
+    }
+
+
+def t_quantile(df: int, share: float = 0.95) -> float:
+    """The t below which ``share`` of Student's distribution lies in absolute value."""
+    theta = np.linspace(0, np.pi / 2, 100_001)  # t = sqrt(df) tan(theta) has a density of cos^(df - 1)
+    density = np.cos(theta) ** (df - 1)
+    within = np.cumsum(density[1:] + density[:-1])
+    return sqrt(df) * float(np.tan(np.interp(share, within / within[-1], theta[1:])))
+
+
+def write_seeds(found: dict[str, Any], config: Config) -> Path:
+    """Write ``NAME-seeds.json`` beside the runs; its path."""
+    path = Path(below(config.storage, f"{config.name}-seeds.json"))
+    write_json(path, found)
+    return path
+
+
+def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
+    """A row per phase: mean and sd, and what differs from the first phase."""
+    phases, differences = found["phases"], {d["phase"]: d for d in found["differences"]}
+    title = f"{name} over {len(found['seeds'])} seeds: mean ± sd"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    shown = [f for f in FIGURES if any(f in p for p in phases)]
+    for figure in shown:
+        table.add_column(figure.replace("_", " ").replace("val ", "validation "), justify="right")
+    if differences:
+        table.add_column(f"points from {phases[0]['title']}", justify="right")
+    for p in phases:
+        cells = [_text(figure, p[figure]) if figure in p else "-" for figure in shown]
+        if differences:
+            d = differences.get(p["phase"])
+            cells.append(
+                f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" if d else "-"
+            )
+        table.add_row(p["title"], *cells)
+    console.print(table)
+    if differences:
+        console.print("in brackets: 95 % t-interval of the mean difference, paired by seed", highlight=False)
+
+
+def _phase(runs: Sequence[RunSummary], phase: str, title: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"phase": phase, "title": title}
+    for figure in FIGURES:
+        values = _values(runs, phase, figure)
+        if None not in values:
+            told[figure] = {"values": values, "mean": mean(values), "sd": stdev(values)}
+    return told
+
+
+def _difference(runs: Sequence[RunSummary], phase: str, first: str) -> dict[str, Any]:
+    pairs = zip(_values(runs, phase, "test_accuracy"), _values(runs, first, "test_accuracy"), strict=True)
+    values = [a - b for a, b in pairs]
+    half = t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+    told = {"phase": phase, "less": first, "values": values, "mean": mean(values), "sd": stdev(values)}
+    return {**told, "low": mean(values) - half, "high": mean(values) + half}
+
+
+def _values(runs: Sequence[RunSummary], phase: str, figure: str) -> list[Any]:
+    return [getattr(run.of(phase), figure) for run in runs]
+
+
+def _text(figure: str, of: dict[str, Any]) -> str:
+    if figure in ("test_accuracy", "val_accuracy", "density"):
+        return f"{of['mean']:.2%} ± {100 * of['sd']:.2f}"
+    digits = 1 if figure == "seconds" else 0
+    return f"{of['mean']:,.{digits}f} ± {of['sd']:,.{digits}f}"

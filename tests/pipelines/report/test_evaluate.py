@@ -1,0 +1,73 @@
+"""A run's network measured again: what the run itself recorded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines import cli
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
+from pipelines.report.evaluate import evaluate_run
+from pipelines.report.summary import summarise
+from pipelines.runs.run import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    config = load_config(
+        None,
+        {
+            "storage": str(tmp_path_factory.mktemp("runs")),
+            "data.path": str(digits),
+            "data.val_share": "0.2",
+            "cluster.engine": "local",
+            "cluster.workers": "1",
+            "model.hidden": "[32]",
+            "train.epochs": "2",
+            "weights.retrain_epochs": "1",
+        },
+    )
+    return run(config, console=Console(quiet=True))
+
+
+def test_it_measures_what_the_run_recorded(folder: Path) -> None:
+    for phase in ("train", "retrain"):
+        record = [r for r in summarise(folder).records if r["phase"] == phase][-1]
+        file = None if phase == "retrain" else folder / "checkpoints" / "train.safetensors"
+        for split in ("val", "test"):
+            found = evaluate_run(folder, checkpoint=file, split=split)
+            assert found.accuracy == record[f"{split}_accuracy"]
+            assert found.loss == pytest.approx(record[f"{split}_loss"], rel=1e-5)
+        found = evaluate_run(folder, checkpoint=file, split="val")
+        assert found.activity["synops"] == record["activity"]["synops"]
+
+
+def test_the_verb_starts_no_ray(folder: Path) -> None:
+    script = "import sys; from pipelines import cli; cli.main(sys.argv[1:]); assert 'ray' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "evaluate", str(folder), "--split", "train"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    examples = summarise(folder).records[0]["examples"]
+    assert f"({examples:,} examples)" in done.stdout
+    for word in ("firing rate", "train accuracy", "loss", "SynOps per inference"):
+        assert word in done.stdout
+
+
+def test_what_cannot_be_measured_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(folder), "--split", "nothing"]) == 2
+    assert "has no file nothing*.parquet" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(folder), "--checkpoint", str(tmp_path / "none")]) == 2
+    assert "--checkpoint: " in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    with pytest.raises(UserError, match="has not finished its phase train yet"):
+        evaluate_run(tmp_path)
