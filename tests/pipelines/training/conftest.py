@@ -19,6 +19,7 @@ from pipelines.runs.run import run
 
 QUIET = Console(quiet=True)
 SMALL = {
+    "cluster.engine": "ray",
     "cluster.workers": "2",
     "model.hidden": "[48]",
     "train.epochs": "4",
