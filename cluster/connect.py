@@ -29,6 +29,7 @@ SECONDS = 10.0
 """How long a head may take to answer."""
 START_SECONDS = 60.0  # a head answers before its own node is known
 _WHERE = "cluster.address"
+_KIND = "accelerator_type:"
 _PROXY = "RAY_grpc_enable_http_proxy"
 
 
@@ -41,6 +42,8 @@ class Cluster:
     cpus: float
     """Logical CPUs of all nodes."""
     gpus: float
+    accelerators: tuple[str, ...]
+    """Kinds of its GPUs, as Ray calls them."""
     nodes: int
 
 
@@ -263,6 +266,7 @@ def _describe(address: str | None) -> Cluster:
         address=address,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
+        accelerators=tuple(r.removeprefix(_KIND) for r in sorted(resources) if r.startswith(_KIND)),
         nodes=sum(1 for node in ray.nodes() if node["Alive"]),
     )
 

@@ -156,7 +156,7 @@ def _training(
         rest += ["--storage", storage]
     else:
         storage = config.storage
-    if config.cluster.engine == "ray" and config.cluster.address is None:
+    if config.cluster.engine != "local" and config.cluster.address is None:
         rest += ["--cluster.address", "auto"]
     return RemoteCommand(
         words=(*here, *rest),

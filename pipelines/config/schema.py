@@ -4,6 +4,7 @@ Every field says what it means below itself; ``spikeprune train --help`` shows t
 that need no data run when a config is made; `pipelines.runs.preflight` holds it against data and cluster.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
@@ -18,19 +19,26 @@ from pipelines.errors import UserError
 class ClusterConfig:
     """Where it runs."""
 
-    engine: Literal["ray", "local"] = "ray"
-    """ray (Ray Data and Ray Train) or local (one plain process, same results for one worker)."""
+    engine: Literal["auto", "ray", "local"] = "auto"
+    """local (this process), ray (Ray Data and Ray Train; same results for one worker and as many threads)
+    or auto: local for one worker, ray for more of them, an address or scoring actors."""
     address: str | None = None
     """Address of a running Ray cluster; without one, Ray is started here and stopped afterwards."""
-    workers: int = 2
+    workers: int = 1
     """Training workers."""
     min_workers: int | None = None
     """Fewest workers to go on with while nodes are lost, and to grow from when they return; without it a
     run waits for all of them. The batch of a step stays the same."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
+    threads: int | None = None
+    """Threads of torch in each worker: results depend on it in their last bits, so that a resumed run keeps
+    it. When not given, the whole CPUs that a worker reserves; where that is none, one, or all of this
+    machine for a worker alone on it."""
     max_failures: int = 3
     """Lost workers or nodes after which a run gives up; --resume still continues it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N (with engine local), or auto: a GPU for each worker where there are as many."""
     gpus_per_worker: float = 0
     """GPUs that each training worker reserves."""
     scorers: int = 0
@@ -44,6 +52,11 @@ class ClusterConfig:
             allowed = f"between 1 and cluster.workers ({self.workers})"
             check(1 <= self.min_workers <= self.workers, "cluster.min_workers", self.min_workers, allowed)
         check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
+        check(self.threads is None or self.threads >= 1, "cluster.threads", self.threads, "at least 1")
+        ok = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
+        check(ok, "cluster.device", self.device, "auto, cpu, cuda or cuda:N")
+        ok = self.device != "cpu" or not self.gpus_per_worker
+        check(ok, "cluster.gpus_per_worker", self.gpus_per_worker, "zero with cluster.device cpu")
         check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
         for name in ("gpus_per_worker", "gpus_per_scorer"):
             gpus = getattr(self, name)
@@ -54,6 +67,24 @@ class ClusterConfig:
         check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
+
+    @property
+    def needs_ray(self) -> str | None:
+        """What one process cannot give; ``None`` where it gives all that is asked for."""
+        if self.address is not None:
+            return f"cluster {self.address}"
+        if self.workers > 1:
+            return f"{self.workers} workers"
+        if self.gpus_per_worker > 1:
+            return f"{self.gpus_per_worker:g} GPUs"
+        return f"{self.scorers} scoring actors" if self.scorers else None
+
+    @property
+    def launcher(self) -> Literal["ray", "local"]:
+        """The engine, ``auto`` decided."""
+        if self.engine != "auto":
+            return self.engine
+        return "local" if self.needs_ray is None else "ray"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +129,7 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     """Tracking."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Ray."""
+    """Where it runs."""
 
     def __post_init__(self) -> None:
         ok = self.name[:1].isalnum() and all(c.isalnum() or c in "._-" for c in self.name)

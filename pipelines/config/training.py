@@ -90,8 +90,8 @@ class DataConfig:
     """memory (all training rows are held, still encoded), shards (row groups are read as an epoch goes on,
     in bounded memory) or auto (shards where the rows would take more than data.memory_gb)."""
     memory_gb: float | None = None
-    """Gigabytes up to which auto holds rows in memory; half of Ray's object store (engine local: a quarter
-    of the machine's free memory) when not given."""
+    """Gigabytes (uncompressed, as the files' footers tell them) up to which auto holds rows in memory; 2
+    when not given, on any machine: the two ways shuffle differently."""
     shuffle_rows: int | None = None
     """Rows that are shuffled together when reading by shards; as many as make 64 MB, from 1,024 to 65,536,
     when not given."""

@@ -5,6 +5,8 @@ from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
 
+import torch
+
 from pipelines.config import Config, DataConfig, is_own
 from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import (
@@ -17,6 +19,7 @@ from pipelines.data.dataset import (
     read_split,
 )
 from pipelines.data.scan import split_files
+from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.storage.paths import uri_of
@@ -129,11 +132,11 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
 
 
 def check_places(config: Config) -> None:
-    """That the run is written beside its data, and that it can use the cluster that it names.
+    """That the run is written beside its data, and that it can use the cluster or device that it names.
 
     Raises:
         UserError: storage is inside the dataset's folder, engine local has a cluster's address, or two
-            workers would share a GPU.
+            workers would share a GPU; or a device or GPUs that the engine cannot give.
     """
     if uri_of(config.storage) is None and uri_of(config.data.path) is None:
         storage, data = Path(config.storage).expanduser().resolve(), Path(config.data.path).resolve()
@@ -148,6 +151,14 @@ def check_places(config: Config) -> None:
             "address to null",
         )
     c = config.cluster
+    if c.engine == "local":
+        device = choose_device(c.device, torch.cuda.device_count())
+        if c.gpus_per_worker and device.type == "cpu":
+            raise UserError("cluster.gpus_per_worker", f"{c.gpus_per_worker:g} is not possible: no GPU here")
+    elif ":" in c.device:
+        raise UserError(
+            "cluster.device", f"{c.device} is not possible: Ray chooses among the GPUs; set it to cuda"
+        )
     if c.workers > 1 and 0 < c.gpus_per_worker <= 0.5:
         raise UserError(
             "cluster.gpus_per_worker",

@@ -61,7 +61,7 @@ def check_same_start(folder: Path, start: Mapping[str, str | None]) -> None:
 
 
 def write_provenance(
-    folder: Path, config: Config, command: list[str], start: Mapping[str, str | None] | None = None
+    folder: Path, config: Config, command: list[str], start: Mapping[str, str | int | None] | None = None
 ) -> None:
     """Command, versions, commit and data of a run or search that begins, into its folder."""
     manifest = _manifest(config)

@@ -4,6 +4,7 @@ import atexit
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
-from pipelines.config import Config
+from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import renew
+from pipelines.runs.placement import give_gpus, placement, settle_engine
 from pipelines.runs.preflight import (
     CheckedData,
     advice,
@@ -95,18 +97,19 @@ def _run(
     startup = Startup()
     startup.lap("interpreter, imports, config")
     folder = run_path(config)
-    check_places(config)
-    if config.cluster.engine == "ray" and config.cluster.address is None:
-        check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
-    if config.cluster.engine == "ray":
-        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
-    if config.cluster.engine == "ray" and config.cluster.address is not None:
-        check_cluster_answers(config.cluster.address)
     mirror = mirror_of(folder, run_uri(config))
     if mirror is not None:
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
+    asked, config = config.cluster, settle_engine(config, folder)
+    check_places(config)
+    if config.cluster.engine == "ray":
+        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+        if config.cluster.address is None:
+            check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
+        else:
+            check_cluster_answers(config.cluster.address)
     start = start_of(command, initial)
     check_same_start(folder, start)
     new = not (folder / CONFIG).exists()
@@ -123,6 +126,7 @@ def _run(
     phases = phases_of(config, command)
     if is_finished(folder, phases):
         return folder
+    console.print(placement(asked, config), highlight=False, soft_wrap=True)
     with console.status("preparing"):
         prepare_engines()
     startup.lap("checks, kernels")
@@ -131,7 +135,10 @@ def _run(
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
                 cluster = stack.enter_context(connect(config.cluster.address))
             renew()
+            config = give_gpus(config, cluster.gpus)
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
+            if config.cluster.gpus_per_worker:
+                console.print(f"device cuda ({', '.join(cluster.accelerators)})", highlight=False)
             if cluster.nodes > 1:
                 storage = folder.parent if mirror is None else config.storage
                 check_shared(storage, checked.files)
@@ -146,7 +153,8 @@ def _run(
         from pipelines.training.worker import RunSpec
 
         config = settle_reading(config, checked.train, folder)
-        create_run(config, sys.argv, code, new=new, start=start)
+        known = {**start, "engine": config.cluster.engine, "threads": config.cluster.threads}
+        create_run(replace(config, cluster=asked), sys.argv, code, new=new, start=known)
         tell_skipped(config, checked, folder, console)
         spec = RunSpec(
             config=config,
@@ -257,6 +265,9 @@ def prune_config(source: Path, overrides: dict[str, str]) -> Config:
     place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
     config = load_config(folder / CONFIG, {**place, **overrides})
     check_same_validation(stored, config)
+    if not config.weights.retrain_epochs and not any(path.startswith("cluster.") for path in overrides):
+        # A few hundred examples are no reason to start a cluster.
+        config = replace(config, cluster=ClusterConfig(device=config.cluster.device))
     return config
 
 

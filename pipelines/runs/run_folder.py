@@ -17,11 +17,10 @@ from pipelines.storage.paths import below, uri_of
 from pipelines.storage.sync import working_copy
 
 CODE, CONFIG = "code", "config.yaml"
-FREE_TO_CHANGE = (
-    "cluster.address",
-    "storage",
-    "code",
-)  # on resuming: they change where a run is, not what it is
+FREE_TO_CHANGE = ("cluster.address", "cluster.device", "storage", "code")
+"""On resuming: they change where a run is, not what it is."""
+SETTLED = {"data.reading": "auto", "cluster.engine": "auto", "cluster.threads": None}
+"""Fields that a run decides where they have these values; resumed with them, it goes on as it began."""
 
 
 def run_path(config: Config) -> Path:
@@ -62,7 +61,7 @@ def create_run(
     code: OwnCode | None = None,
     *,
     new: bool = False,
-    start: Mapping[str, str | None] | None = None,
+    start: Mapping[str, str | int | None] | None = None,
 ) -> None:
     """The folder of a new run, with its config, its user's code and its provenance; an existing run is
     left as it is, except that it may have more epochs to go.
@@ -72,7 +71,7 @@ def create_run(
         command: that makes it.
         code: its user's.
         new: whether there was no such run when it was checked.
-        start: what it does and on which network, by `start_of`.
+        start: what it does, on which network (by `start_of`), and how it computes.
 
     Raises:
         UserError: there is one all the same.
@@ -120,7 +119,7 @@ def _check_same(stored: Config, given: Config, folder: Path) -> None:
         _check_more_epochs(stored, given, folder)
         free.add("train.epochs")
     for path in {**a, **b}:
-        settled = path == "data.reading" and b.get(path) == "auto"  # the run goes on as it began
+        settled = path in SETTLED and b.get(path) == SETTLED[path]
         if a.get(path) != b.get(path) and path not in free and not settled:
             raise UserError(
                 path,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -16,6 +17,7 @@ from pipelines.config.plugins import use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
 from pipelines.data.layout import with_source_ids
 from pipelines.data.rows import Inputs
+from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import (
@@ -76,7 +78,7 @@ def rank(
         inputs=Inputs.of(info, config.model.T),
     )
     with ExitStack() as stack:
-        if config.cluster.engine == "ray":
+        if config.cluster.launcher == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
                 cluster = stack.enter_context(connect(config.cluster.address))
                 if cluster.nodes > 1:
@@ -90,7 +92,9 @@ def rank(
             )
             parts = stream_scores(scored.layout, scored.ids, pass_)
         else:
-            parts = (score_layout(part, scored.ids, model, scoring) for part in parts_of(scored.layout))
+            device = choose_device(config.cluster.device, torch.cuda.device_count())
+            model.to(device)
+            parts = (score_layout(p, scored.ids, model, scoring, device) for p in parts_of(scored.layout))
         bar = stack.enter_context(_bar(console))
         scores = with_source_ids(scored.layout, (part for part in parts if part.num_rows))
         counted = _counted(scores, bar, scored.num_examples)

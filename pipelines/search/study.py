@@ -9,7 +9,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -327,9 +327,7 @@ def _begin(plan: Plan, code: OwnCode | None) -> None:
 
 def _settled(plan: Plan, checked: CheckedData) -> Plan:
     """The plan with ``data.reading`` decided once for all trials, and written down."""
-    engine: Literal["ray", "local"] = "ray" if plan.nested else "local"  # whose memory the rows must fit
-    asked = replace(plan.tree, cluster=replace(plan.tree.cluster, engine=engine))
-    reading = settle_reading(asked, checked.train, plan.folder).data.reading
+    reading = settle_reading(plan.tree, checked.train, plan.folder).data.reading
     settled = make_plan(replace(plan.tree, data=replace(plan.tree.data, reading=reading)))
     _write_settings(settled)
     return settled

@@ -57,11 +57,8 @@ def run_trial(suggested: dict[str, Any], plan: Plan, command: list[str]) -> None
         plan: of the search.
         command: the search's command line, for the runs' provenance.
     """
-    import torch
     from ray import tune
 
-    cluster = plan.tree.cluster
-    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     sys.argv = command
     asha = plan.settings.scheduler == "asha"
     try:
@@ -80,12 +77,10 @@ def stages_of(plan: Plan, suggested: dict[str, Any]) -> list[Stage]:
         UserError: the values exclude one another.
     """
     config = plan.space.config_of(suggested)
+    c = config.cluster
     engine: Literal["ray", "local"] = "ray" if plan.nested else "local"
-    config = replace(
-        config,
-        storage=str(plan.folder / "stages"),
-        cluster=replace(config.cluster, engine=engine),
-    )
+    cluster = replace(c, engine=engine, threads=c.threads or max(1, int(c.cpus_per_worker)))
+    config = replace(config, storage=str(plan.folder / "stages"), cluster=cluster)
     dense = replace(config, weights=WeightsConfig())
     train = Stage(command="train", config=replace(dense, name=f"train-{_key(dense)}"), initial=None)
     if plan.stages == "train":

@@ -123,8 +123,8 @@ def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
 def _train_worker(config: dict[str, Any]) -> None:
     prepare_data()
     tune_allocator()
-    torch.set_num_threads(1)
     job: Job = config["job"]
+    torch.set_num_threads(job.spec.config.cluster.threads or 1)
     activate(job.spec.code)
     if ray.get(job.table.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report

@@ -1,8 +1,9 @@
 """The launcher without Ray: one plain process. The baseline that Ray's cost is held against."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pipelines.data.dataset import Split
 from pipelines.data.layout import Layout, naming_rows, read_rows, select
 from pipelines.data.rows import Rows
+from pipelines.data.transfer import choose_device
 from pipelines.scoring.scorer import Scoring, parts_of, score_layout, score_table
 from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
@@ -40,7 +42,9 @@ class LocalEngine:
         watch: Callable[[dict[str, object]], None],
         on_record: Callable[[dict[str, object]], None] | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device(spec.config.cluster.device, torch.cuda.device_count())
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton's kernels run on the current one
         self.table = ScoreTable(spec.ids)
         self._spec = spec
         self._source: ShardSource | None = None
@@ -170,5 +174,16 @@ def train_locally(
     checkpoints = Path(spec.folder) / "checkpoints"
     engine = LocalEngine(spec, checkpoints=checkpoints, watch=watch, on_record=on_record)
     resume = checkpoint.latest_checkpoint(checkpoints)
-    with storage_explained(Path(spec.folder), spec.remote):
+    with _threads(spec.config.cluster.threads), storage_explained(Path(spec.folder), spec.remote):
         run_phases(start(spec, engine, resume), resume)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch computes with so many threads within it; as before afterwards, for whoever calls this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

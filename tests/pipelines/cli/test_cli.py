@@ -86,13 +86,15 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         (["data", "select", "x", "--ratio", ".5", "--output", "y", "--epoch", "-1"], "--epoch: -1 is not"),
         (["train", "--storage", "data/digits/runs"], "storage: data/digits/runs is inside the dataset"),
         (
-            ["train", "--cluster.gpus-per-worker", "0.5"],
+            ["train", "--cluster.workers", "2", "--cluster.gpus-per-worker", "0.5"],
             "cluster.gpus_per_worker: 0.5 puts two of 2 workers on one GPU, which NCCL refuses",
         ),
         (
             ["train", "--cluster.engine", "local", "--cluster.workers", "1", "--address", "auto"],
             "cluster.address: auto is not used by cluster.engine local",
         ),
+        (["train", "--cluster.device", "cuda:77"], "cluster.device: cuda:77 is not possible: torch sees "),
+        (["train", "--cluster.device", "cuda:0", "--cluster.workers", "2"], "cuda:0 is not possible: Ray"),
         (["train", "--examples.ratio", "1.5"], "examples.ratio: 1.5 is not possible; it must be in [0, 1)"),
         (["run", "--model.name", "mpl"], "model.name: 'mpl' is unknown; choose one of"),
         (["train", "--data.path", "none"], "data.path: none does not exist"),

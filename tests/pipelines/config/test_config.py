@@ -67,7 +67,13 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"train": "3"}, "train: '3' is not possible; it must hold fields"),
         ({"name": "../up"}, "name: '../up' is not possible"),
         ({"cluster.workers": "3"}, "train.batch_size: 64 is not possible; it must be a multiple of"),
-        ({"cluster.engine": "local"}, "cluster.workers: 2 is not possible with engine local; set 1"),
+        ({"cluster.device": "gpu"}, "cluster.device: 'gpu' is not possible; it must be auto, cpu, cuda or"),
+        ({"cluster.device": "cpu", "cluster.gpus_per_worker": "1"}, "cluster.gpus_per_worker: 1.0 is not"),
+        ({"cluster.threads": "0"}, "cluster.threads: 0 is not possible; it must be at least 1"),
+        (
+            {"cluster.engine": "local", "cluster.workers": "2"},
+            "cluster.workers: 2 is not possible with engine local; set 1",
+        ),
         (
             {"examples.policy": "sdap"},
             "examples.policy: 'sdap' is unknown; choose one of",

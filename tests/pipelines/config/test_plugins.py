@@ -53,6 +53,7 @@ def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
 ) -> None:
     storage = tmp_path / "runs"
     more = arguments(digits, storage, *SHORT, "--examples.overlap", "--examples.rescore_every", "1")
+    more += ["--cluster.workers", "2"]
     assert cli.main(["run", str(example / "own.yaml"), *more]) == 0
     folder = storage / "own"
     records = metrics(folder)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -179,12 +178,7 @@ def test_ray_trains_on_recordings_as_one_process_does(
     """The same rows, frames and augmentation reach the network through Ray Data and Ray Train."""
     changes = {"data.augment.roll": "2", "data.augment.drop_time": "0.3", "train.epochs": "2"}
     changes |= {"examples.policy": "random"}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as Ray's workers
-    try:
-        alone = run(config(nmnist, tmp_path, name="alone", **changes), "train", console=QUIET)
-    finally:
-        torch.set_num_threads(threads)
+    alone = run(config(nmnist, tmp_path, name="alone", **changes), "train", console=QUIET)
     engine = {"cluster.engine": "ray", "cluster.workers": "1"}
     on_ray = run(config(nmnist, tmp_path, name="ray", **changes, **engine), "train", console=QUIET)
     assert metrics(on_ray) == metrics(alone)

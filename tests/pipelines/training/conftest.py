@@ -19,6 +19,8 @@ from pipelines.runs.run import run
 
 QUIET = Console(quiet=True)
 SMALL = {
+    "cluster.engine": "ray",
+    "cluster.workers": "2",
     "model.hidden": "[48]",
     "train.epochs": "4",
     "train.norm_examples": "256",

@@ -179,22 +179,24 @@ def test_a_killed_process_is_replaced_and_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlap", ["false", "true"])
+@pytest.mark.parametrize(("overlap", "threads"), [("false", "1"), ("true", "2")])
 def test_one_worker_on_ray_equals_the_plain_process(
-    overlap: str, tmp_path: Path, digits: Path, ray_session: None
+    overlap: str, threads: str, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
-    import torch
-
-    settings = {"cluster.workers": "1", "examples.overlap": overlap, "examples.rescore_every": "1"}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as Ray's workers
-    try:
-        here = run(
-            small(tmp_path, digits, name="here", **settings, **{"cluster.engine": "local"}), console=QUIET
+    settings = {"examples.overlap": overlap, "examples.rescore_every": "1", "cluster.threads": threads}
+    here, there = (
+        run(
+            small(
+                tmp_path,
+                digits,
+                name=engine,
+                **settings,
+                **{"cluster.workers": "1", "cluster.engine": engine},
+            ),
+            console=QUIET,
         )
-    finally:
-        torch.set_num_threads(threads)
-    there = run(small(tmp_path, digits, name="there", **settings), console=QUIET)
+        for engine in ("local", "ray")
+    )
     assert metrics(here) == metrics(there)
 
 

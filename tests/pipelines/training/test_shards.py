@@ -59,16 +59,9 @@ def test_large_data_are_read_by_row_groups_without_being_asked(tmp_path: Path, r
 def test_ray_reads_what_the_plain_process_reads(
     overlap: str, tmp_path: Path, row_groups: Path, ray_session: None
 ) -> None:
-    import torch
-
     settings = {**SHARDS, "examples.overlap": overlap, "examples.rescore_every": "1", "cluster.workers": "1"}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as Ray's workers
-    try:
-        here = run(
-            small(tmp_path, row_groups, name="here", **{**settings, "cluster.engine": "local"}), console=QUIET
-        )
-    finally:
-        torch.set_num_threads(threads)
-    there = run(small(tmp_path, row_groups, name="there", **settings), console=QUIET)
+    here, there = (
+        run(small(tmp_path, row_groups, name=e, **{**settings, "cluster.engine": e}), console=QUIET)
+        for e in ("local", "ray")
+    )
     assert metrics(here) == metrics(there)

@@ -1,0 +1,71 @@
+"""Where a run computes: its engine, device and threads, decided once and told in a line."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipelines.config import ClusterConfig, Config
+from pipelines.data.transfer import choose_device
+from pipelines.runs.provenance import read_provenance
+from pipelines.runs.run_folder import CONFIG, read_config
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def settle_engine(config: Config, folder: Path) -> Config:
+    """The config with ``cluster.engine`` and ``cluster.threads`` decided; a run goes on as it began.
+
+    Args:
+        config: as asked for.
+        folder: of the run, whose provenance tells what was decided when it began.
+    """
+    known, c = read_provenance(folder), config.cluster
+    began = read_config(folder).cluster if (folder / CONFIG).exists() else c
+    engine = known.get("engine", began.launcher) if c.engine == "auto" else c.engine
+    threads = c.threads or known.get("threads") or default_threads(c)
+    return replace(config, cluster=replace(c, engine=engine, threads=threads))
+
+
+def default_threads(cluster: ClusterConfig) -> int:
+    """Threads of a worker where nobody says how many; the same for both engines."""
+    alone = cluster.workers == 1 and cluster.address is None
+    return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), _cpus()) if alone else 1)
+
+
+def give_gpus(config: Config, gpus: float) -> Config:
+    """The config with a GPU for each of Ray's workers, where ``cluster.device`` wants one and they are there.
+
+    Args:
+        config: of the run.
+        gpus: of the cluster.
+    """
+    c = config.cluster
+    wanted = c.device.startswith("cuda") or (c.device == "auto" and gpus >= c.workers + c.gpus_per_scorer)
+    if c.gpus_per_worker or not wanted:
+        return config
+    return replace(config, cluster=replace(c, gpus_per_worker=1))
+
+
+def placement(asked: ClusterConfig, config: Config) -> str:
+    """The line that tells engine, threads and, where it is known before Ray starts, the device."""
+    c = config.cluster
+    why = c.needs_ray if c.engine == "ray" else "one worker, no address"
+    why = "as the run began" if c.engine != asked.launcher else why or "as asked for"
+    threads = f"{c.threads} thread{'s' if c.threads != 1 else ''}"
+    if c.engine == "ray":
+        return f"engine ray ({why}), {threads} per worker"
+    device = choose_device(c.device, torch.cuda.device_count())
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"engine local ({why}), device {device}{name}, {threads}"
+
+
+def _cpus() -> int:
+    """CPUs that this process may use, by its affinity and its container's quota."""
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return max(1, min(affine, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such control group, or "max"
+        return affine
