@@ -49,6 +49,7 @@ docs: $(READY)
 peers: $(PEERS)
 
 # The tested set of versions, with hashes and without any index address; that of the peers is what they add.
+# The extra wandb is in none: its 30 packages would slow every installation.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
   --generate-hashes --no-annotate --no-header --upgrade --quiet
 pins: $(READY)

@@ -127,7 +127,7 @@ class WeightsConfig:
     measure_examples: int = 200
     """Of these, those on which slamp measures gradients, or slamp_curve every layer's distortion."""
     diagnose_examples: int = 0
-    """Test examples on which every layer's predicted distortion is held against the measured; 0 for none."""
+    """Held-out examples on which every layer's predicted distortion is held against the measured; 0: none."""
     min_keep: int = 1
     """Weights that every layer keeps at least."""
     exclude: tuple[str, ...] = ()

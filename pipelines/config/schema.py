@@ -95,6 +95,8 @@ class TrackConfig:
     """Write TensorBoard event files into the run's folder."""
     mlflow: str | None = None
     """Tracking URI of an MLflow server, or a folder; needs the package mlflow."""
+    wandb: str | None = None
+    """Project of Weights & Biases; needs the package wandb, and a login or WANDB_MODE=offline."""
 
     def __post_init__(self) -> None:
         account = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

@@ -40,6 +40,8 @@ def run_phases(worker: Worker, resume: Path | None) -> None:
             prune(worker)
         else:
             _train(worker, phase, resume if worker.progress.epoch > 0 else None)
+    for tracker in worker.trackers:
+        tracker.close()
 
 
 def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:

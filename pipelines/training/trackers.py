@@ -1,4 +1,4 @@
-"""Who else is told of every epoch: TensorBoard's event files and an MLflow server."""
+"""Who else is told of every epoch: TensorBoard's event files, an MLflow server, Weights & Biases."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from pipelines.config import Config
 from pipelines.errors import UserError
@@ -15,6 +16,7 @@ from pipelines.training.pace import accuracies
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"
+_WITHOUT_SERVER = ("offline", "disabled")  # values of WANDB_MODE
 
 
 class Tracker(Protocol):
@@ -22,6 +24,10 @@ class Tracker(Protocol):
 
     def record(self, index: int, record: Mapping[str, Any]) -> None:
         """Show the run's ``index``-th record."""
+        ...
+
+    def close(self) -> None:
+        """The run has come to its end."""
         ...
 
 
@@ -69,6 +75,17 @@ def check_trackers(config: Config) -> None:
         except Exception as error:
             told = " ".join(str(error).split())[:200]
             raise UserError("track.mlflow", f"{config.track.mlflow} does not answer ({told})") from error
+    if config.track.wandb is not None:
+        wandb = _import("wandb", "track.wandb")
+        try:
+            known = os.environ.get("WANDB_MODE") in _WITHOUT_SERVER or wandb.login(prompt=False)
+        except Exception as error:
+            told = " ".join(str(error).split())[:200]
+            raise UserError("track.wandb", f"the server refuses or does not answer ({told})") from error
+        if not known:
+            raise UserError(
+                "track.wandb", "needs a login: `wandb login`, WANDB_API_KEY or WANDB_MODE=offline"
+            )
 
 
 def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
@@ -78,6 +95,8 @@ def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
         found.append(TensorBoard(folder / "tensorboard", records))
     if config.track.mlflow is not None:
         found.append(Mlflow(config, folder))
+    if config.track.wandb is not None:
+        found.append(Wandb(config, config.track.wandb, folder))
     return found
 
 
@@ -103,6 +122,10 @@ class TensorBoard:
         summary = self._summary(value=values)
         self._writer.write_event(self._event(wall_time=time.time(), step=index, summary=summary))
         self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
 
 
 class Mlflow:
@@ -134,6 +157,41 @@ class Mlflow:
             self._client.log_batch(self._run, metrics=metrics)
         except Exception as error:
             _log.warning("MLflow did not take record %d: %s", index, error)
+
+    def close(self) -> None:
+        """Tell the server that the run has finished."""
+        try:
+            self._client.set_terminated(self._run)
+        except Exception as error:
+            _log.warning("MLflow was not told of the end: %s", error)
+
+
+class Wandb:
+    """One run of Weights & Biases, continued when ours is; offline, files below the run's folder."""
+
+    def __init__(self, config: Config, project: str, folder: Path) -> None:
+        import wandb
+
+        known = folder / "wandb.json"
+        if not known.exists():
+            write_json(known, {"run_id": uuid4().hex[:8], "project": project})
+        self._run = wandb.init(
+            project=project,
+            name=config.name,
+            id=read_json(known)["run_id"],
+            resume="allow",
+            dir=str(folder),
+            config=asdict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def record(self, index: int, record: Mapping[str, Any]) -> None:
+        """All numbers, at step ``index``; wandb sends them beside the training."""
+        self._run.log(scalars(record), step=index)
+
+    def close(self) -> None:
+        """Wait until everything is sent, or written."""
+        self._run.finish()
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Pace, progress, TensorBoard, MLflow and Ray's metrics show what metrics.jsonl holds."""
 
 import io
+import json
 import shutil
 import struct
 import time
 import urllib.request
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,60 @@ def test_mlflow_holds_every_record(tmp_path: Path, digits: Path) -> None:
     assert found.data.params["examples.policy"] == "sadp"
     history = {m.step: m.value for m in client.get_metric_history(found.info.run_id, "train/test_accuracy")}
     assert history == {i: r["test_accuracy"] for i, r in enumerate(metrics(folder))}
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """What an offline run holds: protocol buffers in LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+@pytest.mark.slow
+def test_wandb_holds_every_record(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = small(tmp_path, digits, **LOCAL, **{"track.wandb": "spikes"}, name="wand")
+    folder = run(config, "train", console=QUIET)
+    newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
+    shutil.rmtree(newest)
+    run(config, "train", resume=True, console=QUIET)
+    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1, "both are the same run"
+    shown: dict[int, dict[str, float]] = {}
+    for record in (r for file in files for r in wandb_records(file)):
+        if record.HasField("run"):
+            assert (record.run.project, record.run.display_name) == ("spikes", "wand")
+        if record.HasField("history"):
+            of = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            shown.setdefault(record.history.step.num, {}).update(of)
+    records = read_metrics(folder)
+    assert sorted(shown) == list(range(len(records)))
+    for index, r in enumerate(records):
+        assert scalars(r).items() <= shown[index].items()
+
+
+def test_wandb_needs_a_login(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for place in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(place, str(tmp_path / "nobody"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config = small(tmp_path, digits, **LOCAL, **{"track.wandb": "spikes"}, name="unknown")
+    with pytest.raises(UserError, match=r"track\.wandb: needs (the package wandb|a login)"):
+        run(config, "train", console=QUIET)
+    assert not (tmp_path / "unknown").exists()
 
 
 @pytest.mark.slow
