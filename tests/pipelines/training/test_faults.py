@@ -129,7 +129,7 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
     wait_for(lambda: len(metrics(tmp_path / "taken")) >= 2 or driver.poll() is not None, "2 records")
     driver.send_signal(signal.SIGTERM)
     _, errors = driver.communicate(timeout=120)
-    assert errors.splitlines()[-1] == "terminated; --resume continues a run from its last epoch"
+    assert errors.splitlines()[-1] == f"terminated; go on with: spikeprune train {path} --resume"
     assert "Traceback" not in errors
     assert driver.returncode == 143
     done = len(metrics(tmp_path / "taken"))
