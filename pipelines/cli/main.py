@@ -36,7 +36,9 @@ RESUMED = ("train", "run", "prune", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command; the exit code is 0, 2 for a user's mistake, 3 where Ray has ended under it, 130 after
+    Ctrl-C, 143 after SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         end_on_sigterm()
