@@ -12,8 +12,9 @@ import re
 import secrets
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
+from cluster.watch import servers, watch
 
 MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks a whole one
 # Without clusters of several machines (Ray's name for it), all of Ray's servers listen on loopback.
@@ -48,7 +50,9 @@ class Cluster:
 
 
 @contextmanager
-def connect(address: str | None = None, *, token_file: Path | None = None) -> Iterator[Cluster]:
+def connect(
+    address: str | None = None, *, token_file: Path | None = None, lost: Callable[[str], None] | None = None
+) -> Iterator[Cluster]:
     """Connect to a Ray cluster, quietly, and disconnect afterwards.
 
     Without an address Ray is started on this machine (all its servers on loopback, a token of its
@@ -58,6 +62,8 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
     Args:
         address: ``auto`` or ``host:port`` of a running cluster; ``None`` starts one.
         token_file: the cluster's token; where Ray looks for it when not given.
+        lost: is called with its name, from a thread, where one of the servers of a Ray that was started here
+            ends; Ray itself would wait for a minute, and then end this process without a word.
 
     Raises:
         UserError: the address has a form that does not work for training, or nobody answers
@@ -91,9 +97,13 @@ def connect(address: str | None = None, *, token_file: Path | None = None) -> It
         raise
     except Exception as error:
         raise _explained(address, error) from error
+    stop = threading.Event()
+    if address is None and lost is not None:
+        threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
     try:
         yield _describe(address)
     finally:
+        stop.set()
         ray.shutdown()
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -31,10 +32,14 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     **cluster_verbs.VERBS,
 }
 """Every verb, with the function that takes its words; the first line of what it says is its help."""
+RESUMED = ("train", "run", "prune", "search")
+"""Verbs that go on where they were stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command; the exit code is 0, 2 for a user's mistake, 3 where Ray has ended under it, 130 after
+    Ctrl-C, 143 after SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         end_on_sigterm()
@@ -45,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         word, code = ("terminated", TERMINATED) if was_terminated() else ("interrupted", 130)
-        say(f"{word}; --resume continues a run from its last epoch")
+        again = [*args, *([] if "--resume" in args else ["--resume"])]
+        hint = f"; go on with: spikeprune {shlex.join(again)}" if args[:1] and args[0] in RESUMED else ""
+        say(word + hint)
         return code
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

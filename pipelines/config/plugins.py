@@ -9,11 +9,13 @@ import atexit
 import hashlib
 import importlib
 import inspect
+import re
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +27,7 @@ from pipelines.errors import UserError
 OURS = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 _LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")
 MOST_BYTES = 16 << 20
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,49 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
         _look_in(str(folder or _unpack(code)), frozenset(code.files))
     _register(code)
     _active = code
+
+
+@contextmanager
+def own_failures_named() -> Iterator[None]:
+    """What a user's own code raises within it becomes one line that names file and line.
+
+    Raises:
+        UserError: in the place of the own code's error, on whichever of Ray's processes it was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (place := _own_line(error)) is None:
+            raise
+        cause: BaseException = error
+        while isinstance(deeper := getattr(cause, "cause", None), BaseException):  # as Ray wraps it
+            cause = deeper
+        told = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        raise UserError(place[0], f"{place[1]} failed: {told} ({place[2]})") from error
+
+
+def own_line(error: BaseException) -> str:
+    """Where in own code an error was raised: `` (my_net.py, line 3)``; empty where nowhere there."""
+    place = _own_line(error)
+    return "" if place is None else f" ({place[2]})"
+
+
+def _own_line(error: BaseException) -> tuple[str, str, str] | None:
+    """Field, name, and file with line of the innermost frame in own code, on any machine."""
+    if _active is None:
+        return None
+    installed = {n.split(":")[0] for n in _active.names.values()} if not _active.files else set()
+    files = {str(getattr(sys.modules.get(m), "__file__", None)): m for m in installed}
+    files |= {f"/{name}": name.removesuffix(".py").replace("/", ".") for name in _active.files}
+    for path, line in reversed(_FRAME.findall("".join(traceback.format_exception(error)))):
+        for ending, module in files.items():
+            if path.endswith(ending):
+                of = {n.split(":")[0]: (field, n) for field, n in _active.names.items()}
+                field, name = of.get(module) or next(iter(_active.names.items()))
+                return field, name, f"{Path(path).name}, line {line}"
+    return None
 
 
 def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:

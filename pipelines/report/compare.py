@@ -14,6 +14,7 @@ from rich.table import Table
 from cluster.connect import connect
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
+from pipelines.config.plugins import own_failures_named
 from pipelines.console import bars, messages, results
 from pipelines.errors import UserError
 from pipelines.report.evaluate import LOCAL, local_worker
@@ -98,6 +99,7 @@ class Comparison:
         }
 
 
+@own_failures_named()
 def compare(
     source: Path,
     *,

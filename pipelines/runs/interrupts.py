@@ -1,9 +1,14 @@
 """SIGTERM, as schedulers send it before they take a machine away, ends a run as Ctrl-C does."""
 
+import os
 import signal
 import threading
 from types import FrameType
 
+from pipelines.console import say
+
+LOST = 3
+"""Exit code of a command whose Ray has ended under it."""
 TERMINATED = 143
 """Exit code of a command that SIGTERM has ended."""
 
@@ -27,6 +32,15 @@ def renew() -> None:
 def was_terminated() -> bool:
     """Whether SIGTERM has come."""
     return _received
+
+
+def end_without_ray(server: str) -> None:
+    """End this process at once with a line, as Ray would a minute later without one."""
+    say(
+        f"spikeprune: Ray's {server} on this machine has ended (out of memory, or killed); checkpoints of "
+        "earlier epochs are whole, --resume goes on from them"
+    )
+    os._exit(LOST)  # Ray's client in this process waits for the server, wherever it is called
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

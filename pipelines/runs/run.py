@@ -18,7 +18,7 @@ from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, us
 from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
-from pipelines.runs.interrupts import renew
+from pipelines.runs.interrupts import end_without_ray, renew
 from pipelines.runs.placement import give_gpus, placement, settle_engine
 from pipelines.runs.preflight import (
     CheckedData,
@@ -133,7 +133,7 @@ def _run(
     with ExitStack() as stack:
         if config.cluster.engine == "ray":
             with console.status("starting Ray" if config.cluster.address is None else "connecting"):
-                cluster = stack.enter_context(connect(config.cluster.address))
+                cluster = stack.enter_context(connect(config.cluster.address, lost=end_without_ray))
             renew()
             config = give_gpus(config, cluster.gpus)
             check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)

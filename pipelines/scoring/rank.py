@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cluster.connect import connect
 from pipelines.config import Config
-from pipelines.config.plugins import use_own_code
+from pipelines.config.plugins import own_failures_named, use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
 from pipelines.data.layout import with_source_ids
 from pipelines.data.rows import Inputs
@@ -35,6 +35,7 @@ from snn.interchange import load_checkpoint
 from snn.models import SpikingNetwork
 
 
+@own_failures_named()
 def rank(
     config: Config,
     checkpoint: Path,

@@ -17,7 +17,7 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.errors import UserError
-from pipelines.runs.interrupts import renew
+from pipelines.runs.interrupts import end_without_ray, renew
 from pipelines.runs.preflight import CheckedData, check_cluster, check_data
 from pipelines.runs.provenance import check_same_data, write_provenance
 from pipelines.runs.reading import settle_reading
@@ -107,7 +107,7 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
         prepare_engines()
     with ExitStack() as stack:
         with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
-            cluster = stack.enter_context(connect(tree.cluster.address))
+            cluster = stack.enter_context(connect(tree.cluster.address, lost=end_without_ray))
         renew()
         if cluster.nodes > 1:
             check_shared(folder.parent, checked.files)

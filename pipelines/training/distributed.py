@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
-from pipelines.config.plugins import OwnCode, activate
+from pipelines.config.plugins import OwnCode, activate, own_failures_named
 from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
@@ -134,6 +134,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS) if job.spec.remote is None else None)
         with (
             storage_explained(run, job.spec.remote),
+            own_failures_named(),
             resume.as_directory() if resume is not None else unlisted as folder,
         ):
             path = Path(folder) if folder is not None else None

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from pipelines.config.plugins import own_failures_named
 from pipelines.data.dataset import Split
 from pipelines.data.layout import Layout, naming_rows, read_rows, select
 from pipelines.data.rows import Rows
@@ -157,6 +158,7 @@ def load_rows(split: Split) -> pa.Table:
     return read_rows(split.layout, split.ids).combine_chunks()
 
 
+@own_failures_named()
 def train_locally(
     spec: RunSpec,
     *,

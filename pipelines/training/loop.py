@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipelines.data.rows import Rows
 from pipelines.data.sample import uniform_sample
 from pipelines.networks import make_network
 from pipelines.scoring.scorer import Scoring
@@ -21,7 +24,7 @@ from pipelines.training.pace import pace
 from pipelines.training.phases import Phase
 from pipelines.training.prune import prune, retrained
 from pipelines.training.score_table import PolicySettings
-from pipelines.training.steps import Stepper
+from pipelines.training.steps import Stepper, diverged
 from pipelines.training.worker import Worker
 from pruning.examples.policies.settings import FORWARD_COST
 
@@ -167,11 +170,11 @@ class _Trainer:
         seconds.lap("select")
         loss = self.stepper.epoch(drawn, feed) / max(drawn.size, 1)
         seconds.lap("train")
-        reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
+        self._reestimate(rows, sample, epoch)
         seconds.lap("norm")
         with self._averaged(epoch):
             if self.stepper.average is not None:
-                reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, engine)
+                self._reestimate(rows, sample, epoch)
             spec, last = self.worker.spec, epoch + 1 == self.train.epochs
             splits = tuple(spec.held_out) if last else (spec.watched,)
             tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine, *splits)
@@ -194,6 +197,14 @@ class _Trainer:
             **seconds.result(),
         }
         return {**record, "speed": self._pace(record)}
+
+    def _reestimate(self, rows: Rows, sample: np.ndarray, epoch: int) -> None:
+        try:
+            reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, self.engine)
+        except ValueError as error:  # weights that are finite can still give currents that are not
+            if "not finite" not in str(error):
+                raise
+            raise diverged(self.phase, epoch, str(error)) from error
 
     def _pace(self, record: dict[str, Any]) -> dict[str, float]:
         examples, T = self.phase.examples, self.worker.inputs.T

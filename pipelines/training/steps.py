@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,18 @@ from snn.activations import keep_activations
 from snn.losses import LOSSES
 from snn.weighted_norm import weighted_statistics
 
+CHECK_STEPS = 100  # from one look at the loss to the next: on a GPU it waits for the device
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def diverged(phase: Phase, epoch: int, what: str) -> UserError:
+    """The error of a training that has run away, with what helps against it."""
+    assert phase.train is not None
+    return UserError(
+        "weights.retrain_lr" if phase.name.startswith("retrain") else "train.lr",
+        f"training diverged: {what} in epoch {epoch + 1} of phase {phase.name}; lower the learning rate"
+        f" ({phase.train.lr:g}), or set train.clip_norm. Checkpoints of earlier epochs are whole",
+    )
 
 
 class WeightAverage:
@@ -133,6 +143,8 @@ class Stepper:
                 self._step()
             finite_steps += total.isfinite()
             after_step()
+            if (step + 1) % CHECK_STEPS == 0:
+                self._check(total, finite_steps, feed.steps, epoch)
             self.engine.progress(
                 {
                     "phase": self.phase.name,
@@ -144,15 +156,18 @@ class Stepper:
                 }
             )
         seen.flush()
-        loss = float(self.engine.sum(total))
-        if not isfinite(loss):
-            raise UserError(
-                "train.lr",
-                f"training diverged: the loss is not finite from step {int(finite_steps) + 1} of {feed.steps}"
-                f" in epoch {epoch + 1} of phase {self.phase.name}; lower the learning rate"
-                f" ({self.train.lr:g}), or set train.clip_norm. Checkpoints of earlier epochs are whole",
-            )
-        return loss
+        total = self.engine.sum(total)
+        self._check(total, finite_steps, feed.steps, epoch)
+        moved = torch.stack([p.detach().sum() for p in self.worker.model.parameters()])
+        if not moved.isfinite().all():
+            raise diverged(self.phase, epoch, f"weights are not finite after step {feed.steps}")
+        return float(total)
+
+    def _check(self, total: Tensor, finite_steps: Tensor, steps: int, epoch: int) -> None:
+        """That the sum of the losses so far is a number."""
+        if not total.isfinite():
+            step = min(int(finite_steps) + 1, steps)
+            raise diverged(self.phase, epoch, f"the loss is not finite from step {step} of {steps}")
 
     def _traced(self, epoch: int) -> AbstractContextManager[Callable[[], None]]:
         spec, engine = self.worker.spec, self.engine

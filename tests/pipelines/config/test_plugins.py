@@ -116,7 +116,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
         ("model.name", "wrong:text", "wrong:text is of type str; it must be a function or class"),
         ("model.name", "wrong:linear", "has no 'synapses'; derive it from snn.models.SpikingNetwork"),
         ("model.name", "wrong:no_network", "wrong:no_network gave a dict, not a torch.nn.Module"),
-        ("model.name", "wrong:fails", "wrong:fails failed: KeyError: 'x'"),
+        ("model.name", "wrong:fails", "wrong:fails failed: KeyError: 'x' (wrong.py, line 17)"),
         (
             "model.name",
             "wrong:batch_first",
@@ -166,6 +166,55 @@ def test_mistakes_are_one_line(
     )
     config = str(example / "own.yaml")
     fails_with(line, ["train", config, *arguments(digits, tmp_path / "runs"), f"--{field}", name], capsys)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "line"),
+    [
+        ("model.name", "late:net", "model.name: late:net failed: ValueError: no more (late.py, line 8)"),
+        ("model.name", "late:nans", "train.lr: training diverged: the loss is not finite from step 1 of"),
+        (
+            "examples.policy",
+            "late:Odd",
+            "late:Odd failed: ZeroDivisionError: division by zero (late.py, line",
+        ),
+    ],
+)
+def test_own_code_that_fails_while_training_is_named_with_its_line(
+    field: str,
+    name: str,
+    line: str,
+    example: Path,
+    elsewhere: Path,
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (example / "late.py").write_text(
+        "from my_net import two_leaks\n"
+        "from pruning.examples.policies import Policy\n\n\n"
+        "def fail(module, args):\n"
+        "    if module.training:\n"
+        "        if args[0].shape[1] > 2:\n"
+        "            raise ValueError('no more')\n\n\n"
+        "def net(**options):\n"
+        "    made = two_leaks(**options)\n"
+        "    made.register_forward_pre_hook(fail)\n"
+        "    return made\n\n\n"
+        "def nans(**options):\n"
+        "    made = two_leaks(**options)\n"
+        "    made.register_forward_hook(lambda m, args, out: out * float('nan') if m.training else out)\n"
+        "    return made\n\n\n"
+        "class Odd(Policy):\n    score = None\n\n"
+        "    def select(self, epoch):\n        return 1 / 0\n"
+    )
+    config = str(example / "own.yaml")
+    args = ["train", config, *arguments(digits, tmp_path / "runs"), f"--{field}", name]
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("spikeprune: ")
+    assert line in error.splitlines()[-1]
+    assert "Traceback" not in error
 
 
 def test_unknown_options_of_the_model_are_named(

@@ -216,7 +216,7 @@ def test_ctrl_c_ends_quietly_and_says_how_to_go_on(tmp_path: Path, digits: Path)
     driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; --resume continues a run from its last epoch"
+    assert errors.splitlines()[-1] == f"interrupted; go on with: spikeprune train {path} --resume"
     assert "Traceback" not in errors
 
 

@@ -129,7 +129,7 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
     wait_for(lambda: len(metrics(tmp_path / "taken")) >= 2 or driver.poll() is not None, "2 records")
     driver.send_signal(signal.SIGTERM)
     _, errors = driver.communicate(timeout=120)
-    assert errors.splitlines()[-1] == "terminated; --resume continues a run from its last epoch"
+    assert errors.splitlines()[-1] == f"terminated; go on with: spikeprune train {path} --resume"
     assert "Traceback" not in errors
     assert driver.returncode == 143
     done = len(metrics(tmp_path / "taken"))
@@ -178,3 +178,29 @@ def test_what_a_full_disk_cut_off_is_not_trusted(tmp_path: Path, digits: Path) -
     mend(checkpoints)
     assert state.exists()
     assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_the_end_of_rays_own_processes_is_told_at_once(server: str, tmp_path: Path, digits: Path) -> None:
+    import psutil
+
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(job(tmp_path, digits, {}, name="lost", **{"train.epochs": "60"})))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        start_new_session=True,
+    )
+    wait_for(lambda: len(metrics(tmp_path / "lost")) >= 1 or driver.poll() is not None, "a record")
+    children = psutil.Process(driver.pid).children(recursive=True)
+    next(p for p in children if p.name() == server).kill()
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 3, errors
+    assert errors.splitlines()[-1].startswith(f"spikeprune: Ray's {server} on this machine has ended"), errors
+    assert "--resume" in errors.splitlines()[-1]
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive

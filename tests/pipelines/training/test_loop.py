@@ -11,6 +11,7 @@ from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_config
+from pipelines.training.checkpoint import latest_checkpoint
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
 LOCAL = {
@@ -181,9 +182,20 @@ def test_an_epoch_that_the_poisson_design_leaves_empty_takes_no_step(
 
 
 def test_diverging_training_names_the_step_and_keeps_what_was_whole(tmp_path: Path, digits: Path) -> None:
-    overrides = {**LOCAL, "train.lr": "1e30", "train.warmup": "0", "train.schedule": "constant"}
-    config = small(tmp_path, digits, **overrides)
+    calm = {**LOCAL, "train.epochs": "2", "examples.warmup_epochs": "1", "examples.anneal_epochs": "0"}
+    steps = {"train.schedule": "constant", "train.warmup": "0", "weights.retrain_lr": "1e30"}
+    config = small(tmp_path, digits, **calm, **steps, **{"train.lr": "0.01"})
+    with pytest.raises(
+        UserError, match=r"weights\.retrain_lr: training diverged: .* in epoch \d of phase retrain; lower"
+    ):
+        run(config, "run", console=QUIET)
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "01-prune-0000"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("lr", ["1e6", "1e30"])
+def test_too_large_a_rate_is_named(lr: str, tmp_path: Path, digits: Path) -> None:
+    overrides = {**LOCAL, "train.lr": lr, "train.warmup": "0", "train.schedule": "constant"}
     with pytest.raises(
         UserError, match=r"train\.lr: training diverged: .* in epoch \d of phase train; lower"
     ):
-        run(config, "train", console=QUIET)
+        run(small(tmp_path, digits, **overrides), "train", console=QUIET)

@@ -1,0 +1,35 @@
+"""Processes of one's own that end are noticed."""
+
+import subprocess
+import threading
+
+from cluster import watch
+from cluster.watch import SERVERS, servers
+
+
+def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    """Real processes with the servers' names, whether they are reaped or not."""
+    monkeypatch.setattr(watch, "SECONDS", 0.02)
+    started = {}
+    for name in SERVERS:
+        (tmp_path / name).symlink_to("/bin/sleep")
+        started[name] = subprocess.Popen([str(tmp_path / name), "60"])
+    other = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        found = servers()
+        assert {p.pid: name for name, p in started.items()} == {k: found[k] for k in found}
+        told, stop = [], threading.Event()
+        thread = threading.Thread(target=watch.watch, args=(found, told.append, stop))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        started["gcs_server"].kill()
+        thread.join(10)
+        assert told == ["gcs_server"]
+        stop.set()
+        watch.watch(found, told.append, stop)
+        assert told == ["gcs_server"], "told to stop, it tells no more"
+    finally:
+        for process in (*started.values(), other):
+            process.kill()
+            process.wait()
