@@ -1,5 +1,6 @@
 """docs/architecture.md tells of the tree as it is."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,27 @@ def test_rooms_import_from_those_above_them_alone() -> None:
 def test_the_ways_name_files_that_exist() -> None:
     for path in re.findall(r"`((?:snn|pruning|pipelines|tests)/[\w/.]+)`", PAGE):
         assert (ROOT / path).exists(), path
+
+
+FLOORS = ("snn", "pruning", "pipelines", "cluster", "spikeprune")
+MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
+
+
+def test_a_file_is_one_idea_and_a_function_fits_a_screen() -> None:
+    """Docstrings of functions are not counted: those of public ones list arguments and errors."""
+    long = []
+    for path in (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")):
+        text = path.read_text()
+        if text.count("\n") > MOST_LINES:
+            long.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                said = node.body[0] if ast.get_docstring(node) else None
+                lines = _lines(node) - (_lines(said) if said is not None else 0)
+                if lines > MOST_OF_A_FUNCTION:
+                    long.append(f"{path}: {node.name}, {lines} lines")
+    assert long == []
+
+
+def _lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1

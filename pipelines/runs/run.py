@@ -4,17 +4,17 @@ import atexit
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
-from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
+from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.console import messages
 from pipelines.data.bad_rows import write_skipped
 from pipelines.errors import UserError
@@ -48,6 +48,9 @@ from pipelines.storage.sync import (
 from pipelines.training.checkpoint import latest_checkpoint, load_progress
 from pipelines.training.phases import Command, Phase, phases_of
 from pipelines.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from pipelines.training.worker import RunSpec
 
 
 def run(
@@ -85,6 +88,22 @@ def run(
         return _run(config, command, resume, initial, profile, on_record, console or messages())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A run that has passed all checks of what is known before Ray starts."""
+
+    config: Config
+    """With engine and threads decided."""
+    asked: ClusterConfig
+    """As the user gave it, which is what is kept."""
+    folder: Path
+    new: bool
+    start: dict[str, Any]
+    code: OwnCode | None
+    data: CheckedData
+    phases: tuple[Phase, ...]
+
+
 def _run(
     config: Config,
     command: Command,
@@ -102,80 +121,25 @@ def _run(
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
-    asked, config = config.cluster, settle_engine(config, folder)
-    check_places(config)
-    if config.cluster.engine == "ray":
-        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
-        if config.cluster.address is None:
-            check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
-        else:
-            check_cluster_answers(config.cluster.address)
-    start = start_of(command, initial)
-    check_same_start(folder, start)
-    new = not (folder / CONFIG).exists()
-    if resume and new:
-        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
-    code = use_own_code(config)
-    check_unchanged(code, folder / CODE)
-    checked = check_data(config)
-    check_same_data(folder, config)
-    check_trackers(config)
-    check_storage(folder.parent)
-    if command != "prune" and (warning := advice(config)) is not None:
-        console.print(warning, highlight=False, soft_wrap=True)
-    phases = phases_of(config, command)
-    if is_finished(folder, phases):
+    plan = _plan(config, command, start_of(command, initial), resume, console)
+    if is_finished(folder, plan.phases):
         return folder
-    console.print(placement(asked, config), highlight=False, soft_wrap=True)
+    console.print(placement(plan.asked, plan.config), highlight=False, soft_wrap=True)
     with console.status("preparing"):
         prepare_engines()
     startup.lap("checks, kernels")
     with ExitStack() as stack:
-        if config.cluster.engine == "ray":
-            with console.status("starting Ray" if config.cluster.address is None else "connecting"):
-                cluster = stack.enter_context(connect(config.cluster.address, lost=end_without_ray))
-            renew()
-            config = give_gpus(config, cluster.gpus)
-            check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
-            if config.cluster.gpus_per_worker:
-                console.print(f"device cuda ({', '.join(cluster.accelerators)})", highlight=False)
-            if cluster.nodes > 1:
-                storage = folder.parent if mirror is None else config.storage
-                check_shared(storage, checked.files)
-            from pipelines.training.distributed import train_on_ray
-
-            launch: Callable[..., None] = train_on_ray
-        else:
-            from pipelines.training.local import train_locally
-
-            launch = partial(train_locally, on_record=on_record)
+        config, launch = _launcher(plan, stack, console, on_record)
         startup.lap("starting Ray")
-        from pipelines.training.worker import RunSpec
-
-        config = settle_reading(config, checked.train, folder)
-        known = {**start, "engine": config.cluster.engine, "threads": config.cluster.threads}
-        create_run(replace(config, cluster=asked), sys.argv, code, new=new, start=known)
-        tell_skipped(config, checked, folder, console)
-        spec = RunSpec(
-            config=config,
-            info=checked.info,
-            phases=phases,
-            folder=str(folder),
-            remote=run_uri(config),
-            train=checked.train,
-            test=checked.test,
-            val=checked.val,
-            shards=config.data.reading == "shards",
-            window_rows=window_rows(config, checked.train),
-            code=code,
-            profile=profile,
-            initial=initial,
-        )
+        config = settle_reading(config, plan.data.train, folder)
+        known = {**plan.start, "engine": config.cluster.engine, "threads": config.cluster.threads}
+        create_run(replace(config, cluster=plan.asked), sys.argv, plan.code, new=plan.new, start=known)
+        tell_skipped(config, plan.data, folder, console)
         if mirror is not None:
             with storage_errors(mirror.remote):
                 mirror.push()
-        watch = stack.enter_context(TrainingProgress(phases, console))
-        launch(spec, watch=watch)
+        watch = stack.enter_context(TrainingProgress(plan.phases, console))
+        launch(_spec(plan, config, initial, profile), watch=watch)
         if mirror is not None:
             with storage_errors(mirror.remote):
                 mirror.pull(beside_checkpoints)  # what other machines have written
@@ -185,6 +149,84 @@ def _run(
         console.print(write_table(folder, startup))
         console.print(told(folder), highlight=False, soft_wrap=True)
     return folder
+
+
+def _plan(config: Config, command: Command, start: dict[str, Any], resume: bool, console: Console) -> _Plan:
+    """Check everything that needs no cluster."""
+    folder = run_path(config)
+    asked, config = config.cluster, settle_engine(config, folder)
+    check_places(config)
+    if config.cluster.engine == "ray":
+        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+        if config.cluster.address is None:
+            check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
+        else:
+            check_cluster_answers(config.cluster.address)
+    check_same_start(folder, start)
+    new = not (folder / CONFIG).exists()
+    if resume and new:
+        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
+    code = use_own_code(config)
+    check_unchanged(code, folder / CODE)
+    data = check_data(config)
+    check_same_data(folder, config)
+    check_trackers(config)
+    check_storage(folder.parent)
+    if command != "prune" and (warning := advice(config)) is not None:
+        console.print(warning, highlight=False, soft_wrap=True)
+    return _Plan(
+        config=config,
+        asked=asked,
+        folder=folder,
+        new=new,
+        start=start,
+        code=code,
+        data=data,
+        phases=phases_of(config, command),
+    )
+
+
+def _launcher(
+    plan: _Plan, stack: ExitStack, console: Console, on_record: Callable[[dict[str, Any]], None] | None
+) -> tuple[Config, Callable[..., None]]:
+    """The config with GPUs, and what runs its spec: here, or on a Ray that lives as long as ``stack``."""
+    config = plan.config
+    if config.cluster.engine == "local":
+        from pipelines.training.local import train_locally
+
+        return config, partial(train_locally, on_record=on_record)
+    with console.status("starting Ray" if config.cluster.address is None else "connecting"):
+        cluster = stack.enter_context(connect(config.cluster.address, lost=end_without_ray))
+    renew()
+    config = give_gpus(config, cluster.gpus)
+    check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
+    if config.cluster.gpus_per_worker:
+        console.print(f"device cuda ({', '.join(cluster.accelerators)})", highlight=False)
+    if cluster.nodes > 1:
+        check_shared(plan.folder.parent if run_uri(config) is None else config.storage, plan.data.files)
+    from pipelines.training.distributed import train_on_ray
+
+    return config, train_on_ray
+
+
+def _spec(plan: _Plan, config: Config, initial: str | None, profile: bool) -> "RunSpec":
+    from pipelines.training.worker import RunSpec
+
+    return RunSpec(
+        config=config,
+        info=plan.data.info,
+        phases=plan.phases,
+        folder=str(plan.folder),
+        remote=run_uri(config),
+        train=plan.data.train,
+        test=plan.data.test,
+        val=plan.data.val,
+        shards=config.data.reading == "shards",
+        window_rows=window_rows(config, plan.data.train),
+        code=plan.code,
+        profile=profile,
+        initial=initial,
+    )
 
 
 def prepare_engines() -> None:

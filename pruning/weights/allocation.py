@@ -133,13 +133,10 @@ def allocate(
         ValueError: not exactly one target, a target that cannot be reached (with the nearest that can), an
             unknown criterion or layer, weights that are not finite, a missing or foreign calibration.
     """
-    if objective is None:
-        objective = "weights" if synops_fraction is None else "synops"
-    _check(calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
+    objective = objective or ("weights" if synops_fraction is None else "synops")
     synapses = model.synapses()
+    _check(synapses, calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
     protected = _protected(synapses, min_keep, max_layer_sparsity, exclude)
-    if calibration is not None and [layer.name for layer in calibration.layers] != list(protected):
-        raise ValueError("calibration: of a network with other layers")
     if previous is not None:
         previous.check(model)
 
@@ -184,6 +181,7 @@ def allocate(
 
 
 def _check(
+    synapses: Sequence[Synapses],
     calibration: Calibration | None,
     criterion: str,
     objective: str,
@@ -201,6 +199,8 @@ def _check(
         raise ValueError("target: give exactly one of budget, sparsity, synops_fraction")
     if calibration is None and (objective == "synops" or synops_fraction is not None):
         raise ValueError("calibration: needed for SynOps")
+    if calibration is not None and [c.name for c in calibration.layers] != [s.name for s in synapses]:
+        raise ValueError("calibration: of a network with other layers")
     if budget is not None and not (isfinite(budget) and budget > 0):
         raise ValueError(f"budget: {budget!r} must be a positive number")
     if sparsity is not None and not 0 <= sparsity < 1:

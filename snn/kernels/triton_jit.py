@@ -16,6 +16,29 @@ MAX_STEPS = 16
 
 
 @triton.jit
+def reset(u, s, theta, HARD: tl.constexpr):
+    """The potential after a step with spikes ``s``."""
+    if HARD:
+        return u * (1 - s)
+    else:
+        return u - theta * s
+
+
+@triton.jit
+def slope(u, p, theta, HARD: tl.constexpr, DETACH: tl.constexpr):
+    """Derivative of `reset` by the potential before it; ``p`` is the surrogate's."""
+    if HARD:
+        kept = tl.where(u - theta >= 0, 0.0, 1.0)
+        if not DETACH:
+            kept -= u * p
+    else:
+        kept = tl.full(u.shape, 1.0, tl.float32)
+        if not DETACH:
+            kept -= theta * p
+    return kept
+
+
+@triton.jit
 def forward(
     current, current_step, state, spikes, spikes_step, end, beta_pointer, N, beta, gain, theta,
     T: tl.constexpr, HAS_STATE: tl.constexpr, HAS_SPIKES: tl.constexpr, HAS_END: tl.constexpr,
@@ -35,10 +58,7 @@ def forward(
         x = tl.load(current + i, mask=inside, other=0.0).to(tl.float32)
         u = beta * v + gain * x
         s = tl.where(u - theta >= 0, 1.0, 0.0)
-        if HARD:
-            v = u * (1 - s)
-        else:
-            v = u - theta * s
+        v = reset(u, s, theta, HARD)
         if HAS_SPIKES:
             tl.store(spikes + i, s.to(spikes.dtype.element_ty), mask=inside)
             spikes += spikes_step
@@ -95,10 +115,7 @@ def backward(
         if HAS_GRAD_BETA:
             dudbeta = dudbeta + (v - x if DECAY else v,)
         s = tl.where(u - theta >= 0, 1.0, 0.0)
-        if HARD:
-            v = u * (1 - s)
-        else:
-            v = u - theta * s
+        v = reset(u, s, theta, HARD)
         current += current_step
     if HAS_GRAD_END:
         grad_v = tl.load(grad_end + i, mask=inside, other=0.0)
@@ -109,16 +126,8 @@ def backward(
     for step in tl.static_range(T):
         u = potentials[T - 1 - step]
         p = phi(u - theta, scale, SURROGATE)
-        if HARD:
-            dv_du = tl.where(u - theta >= 0, 0.0, 1.0)
-            if not DETACH:
-                dv_du -= u * p
-        else:
-            dv_du = tl.full([BLOCK], 1.0, tl.float32)
-            if not DETACH:
-                dv_du -= theta * p
         grad_s = tl.load(grad_spikes + i, mask=inside, other=0.0).to(tl.float32)
-        grad_u = grad_s * p + grad_v * dv_du
+        grad_u = grad_s * p + grad_v * slope(u, p, theta, HARD, DETACH)
         grad_v = beta * grad_u
         if HAS_GRAD_BETA:
             for_beta += tl.where(inside, grad_u * dudbeta[T - 1 - step], 0.0)
