@@ -39,7 +39,7 @@ def reestimate(
     Args:
         model: any module that takes one batch; without batch norm nothing happens.
         batches: inputs ``x_TB``, ``[T, B, ...]``, on the model's device; large batches are better. A
-            batch of one example, such as a remainder, goes together with a larger one beside it.
+            batch of one example, such as a remainder, is merged into a larger one beside it.
         average: sum (exact) or mean over all workers of a float64 vector on the model's device (an
             all-reduce); every worker calls it exactly once, one without a batch of its own too.
 

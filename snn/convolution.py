@@ -1,4 +1,4 @@
-"""Convolutions as torch's, but for two gradients that its CPU library is slow at.
+"""Convolutions as torch's, except for two gradients that its CPU library is slow at.
 
 Where maps are small and weights many (512 channels at 4x4, as in the last stage of a ResNet on 32x32
 images), oneDNN's gradient of the weights runs at a fraction of a matrix product's speed; there it is one
@@ -24,7 +24,7 @@ DEEP_CHANNELS = 512
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`; same arguments, outputs, and gradients but for the order of their sums."""
+    """`torch.nn.Conv2d`; same arguments, outputs and gradients, except for the order of sums."""
 
     pack = False
     """Keep inputs that are spikes as bits or bytes; set by `snn.activations.keep_activations`."""

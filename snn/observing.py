@@ -38,7 +38,7 @@ def observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     """Run ``model`` on ``x_TB``, ``[T, B, ...]``, hand over what its weight layers are given; its output.
 
     A weight layer may run once on ``[T*B, ...]`` or ``[T, B, ...]``, on ``[B, ...]`` once (all timesteps are
-    alike) or T times (one by one). Where B is T these could not be told apart: such a batch goes in halves.
+    alike) or T times (one by one). Where B is T these look the same: such a batch goes in halves.
 
     Args:
         model: in the mode that is to be observed.

@@ -23,6 +23,33 @@ AMERICAN = re.compile(
     re.IGNORECASE,
 )
 
+TURNS = {  # translated or invented, and what to write instead
+    r"anew": "again, or from scratch",
+    r"but for": "except for",
+    r"go(?:es)? together": "work together",
+    r"whom": "name who or what it is",
+    r"told (?:from|apart)": "distinguished from",
+    r"liv(?:es|ing) on": "needs",
+    r"(?:all|just) the same": "still",
+    r"one's own": "your own",
+    r"said so": "name what is said",
+    r"keys? (?:initial|subsets|the draw)": "random seed",
+    r"left to right": "horizontal flip",
+    r"fewest workers": "minimum number of workers",
+    r"taking \w+ along": "export",
+}
+PAGE_TURNS = TURNS | {
+    r"(?:is|are|was|were|be) told": "given, reported, or stated",
+    r"tells? (?:of|that|which|whether|what|where|why)": "says, shows or states",
+    r"h[eo]ld\w* [^.;|]{0,60}?\bagainst": "verify against, or compare with",
+    r"whoever": "anyone who",
+    r"stands? (?:nowhere|against)": "there is no, or limits",
+    r"(?:is|are) dear": "expensive",
+    r"in small": "on a small scale",
+    r"as they stand": "unchanged",
+    r"in the place of": "in place of",
+}
+
 
 def prose(text: str) -> str:
     """A page without its code, links' targets and names of files."""
@@ -31,16 +58,22 @@ def prose(text: str) -> str:
 
 
 def docstrings() -> dict[str, str]:
+    """Of modules, classes, functions and fields, without code and names of arguments."""
     found = {}
     for package in ("spikeprune", "snn", "pruning", "pipelines", "cluster"):
         for file in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    name = f"{file.relative_to(ROOT)}:{getattr(node, 'name', '')}"
-                    found[name] = re.sub(
-                        r"``.*?``|`[^`]*`|^ *\w+:", "", ast.get_docstring(node) or "", flags=re.MULTILINE
-                    )
+                match node:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        name = f"{file.relative_to(ROOT)}:{node.lineno}"
+                        found[name] = re.sub(r"``.*?``|`[^`]*`|^ *\w+:", "", text, flags=re.MULTILINE)
     return found
+
+
+def turns(text: str, banned: dict[str, str]) -> list[str]:
+    """The banned ones in a text, with what to write instead."""
+    found = [(re.search(rf"\b(?:{turn})\b", text, re.IGNORECASE), better) for turn, better in banned.items()]
+    return [f"{match[0]!r}: {better}" for match, better in found if match]
 
 
 def test_no_misspelt_words() -> None:
@@ -71,6 +104,13 @@ def test_one_spelling_of_english() -> None:
     texts = {str(p.relative_to(ROOT)): prose(p.read_text()) for p in PAGES} | docstrings()
     found = {name: AMERICAN.findall(text) for name, text in texts.items()}
     assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_no_translated_turns() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = {str(p.relative_to(ROOT)): turns(prose(p.read_text()), PAGE_TURNS) for p in pages}
+    found |= {name: turns(text, TURNS) for name, text in docstrings().items()}
+    assert {name: banned for name, banned in found.items() if banned} == {}
 
 
 def slug(heading: str) -> str:

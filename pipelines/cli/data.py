@@ -135,7 +135,7 @@ class SelectCommand:
     design: Literal["systematic", "poisson"] = "systematic"
     """systematic draws exactly the same number every time; poisson decides each example alone."""
     seed: int = 0
-    """Keys the draw."""
+    """Random seed of the draw."""
     epoch: int = 0
     """Another epoch is another draw."""
     filtered: Path | None = None

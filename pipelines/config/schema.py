@@ -27,8 +27,8 @@ class ClusterConfig:
     workers: int = 1
     """Training workers."""
     min_workers: int | None = None
-    """Fewest workers to go on with while nodes are lost, and to grow from when they return; without it a
-    run waits for all of them. The batch of a step stays the same."""
+    """Minimum number of workers (elastic training): with nodes lost, a run continues with as few and grows
+    back when they return; without it a run waits for all. The batch of a step stays the same."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
     threads: int | None = None
@@ -89,7 +89,7 @@ class ClusterConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackConfig:
-    """Who else is told of every epoch; metrics.jsonl and Ray's metrics always are."""
+    """Experiment tracking, beside metrics.jsonl and Ray's metrics."""
 
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder."""
@@ -112,7 +112,7 @@ class Config:
     storage: str = "runs"
     """Folder that holds runs."""
     seed: int = 0
-    """Keys initial weights, subsets and their order."""
+    """Random seed (weights, sampling, shuffling)."""
     baseline: Literal["none", "full"] = "none"
     """full also trains on all data first, for comparison."""
     code: str | None = None

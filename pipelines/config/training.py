@@ -48,7 +48,7 @@ class AugmentConfig:
     crop: int = 0
     """Largest shift in pixels, with black beyond the border (a random crop of the padded image)."""
     flip: bool = False
-    """Mirror half of the examples left to right."""
+    """Random horizontal flip (p = 0.5)."""
     cutout: int = 0
     """Side of a square that is blanked, in pixels."""
     roll: int = 0
@@ -193,7 +193,7 @@ class TrainConfig:
     """What is kept for the backward pass: keep (all that gradients need), pack (spikes as bits) or
     recompute (each layer's input alone, packed): less memory, more time."""
     accumulate: int = 1
-    """Parts in which each step's batch is computed, one after the other, to fit the memory."""
+    """Gradient accumulation steps: parts of each step's batch, to fit the memory."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is then what is evaluated and kept; in (0, 1)."""
     norm_examples: int = 1024

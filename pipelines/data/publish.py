@@ -49,7 +49,7 @@ def publish(
     layout: Layout,
     staging: Path,
 ) -> dict[str, Any]:
-    """The manifest, after shards behind a skipped row were numbered anew."""
+    """The manifest, after shards behind a skipped row were renumbered."""
     splits: dict[str, Any] = {}
     statistics: Statistics | None = None
     for split in source.splits:

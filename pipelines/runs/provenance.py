@@ -87,7 +87,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def knows_data(folder: Path) -> bool:
-    """Whether the data that a run or search began with can be told from other data, wherever they lie."""
+    """Whether the data that a run or search began with can be distinguished from other data."""
     return read_provenance(folder).get("data_manifest_sha256") is not None
 
 

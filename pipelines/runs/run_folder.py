@@ -74,7 +74,7 @@ def create_run(
         start: what it does, on which network (by `start_of`), and how it computes.
 
     Raises:
-        UserError: there is one all the same.
+        UserError: there is one after all.
     """
     folder = run_path(config)
     if new:

@@ -23,7 +23,7 @@ class SearchCommand:
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the search of that name where it stopped."""
     plot: Path | None = None
-    """Folder of a search whose table, configs and report are drawn anew; nothing runs."""
+    """Folder of a search whose table, configs and report are made again; nothing runs."""
     settings: Annotated[SearchTree, tyro.conf.arg(name="")] = field(default_factory=SearchTree)
     """Config."""
 

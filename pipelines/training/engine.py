@@ -65,7 +65,7 @@ class Engine(Protocol):
     def start_scoring(
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
     ) -> Callable[[], int]:
-        """Score, by the weights of now, whom the policy wants scored before ``epoch``; on rank 0 alone.
+        """Score, by the current weights, what the policy wants scored before ``epoch``; on rank 0 only.
 
         The pass runs beside whatever follows, as far as the engine can. The result waits for it and
         says how many it scored; by then they are in the score table, stamped with the epoch ``stamp``.

@@ -124,8 +124,8 @@ def shard_order(
 
     The row groups that hold chosen rows are permuted by a hash of (seed, epoch, row group) and cut into
     windows of at least ``window_rows`` chosen rows, the rows of each window are shuffled by a hash of (seed,
-    epoch, id): that sequence does not depend on the workers. Each worker trains on an equal stretch of
-    it, so that (but for the two ends of a stretch) every row group is read once an epoch.
+    epoch, id): that sequence does not depend on the workers. Each worker trains on an equal range of
+    it, so that every row group is read once an epoch, except where two workers' ranges meet.
 
     Args:
         counts: chosen rows of each row group, int64 ``[P]``.

@@ -42,7 +42,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which scores a policy lives on."""
+    """Which scores a policy needs."""
 
     score: str
     """A name of `pruning.examples.scores.SCORES`."""
@@ -87,7 +87,7 @@ class ScoreTable:
         """Start a phase with a fresh policy.
 
         Returns:
-            the scores that the policy lives on, if it needs any.
+            the scores that the policy needs, if any.
         """
         given = {name: value for name, value in asdict(settings).items() if value is not None}
         self._policy = policy = make_policy(num_examples=self._ids.end, present=self._ids.present(), **given)

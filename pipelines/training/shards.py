@@ -57,7 +57,7 @@ class ShardSource:
 
 
 class StreamedRows:
-    """A worker's equal share of a split, read anew each time it is gone through."""
+    """A worker's equal share of a split, read again on each pass."""
 
     def __init__(self, split: Split, rank: int, world_size: int, read: Reader) -> None:
         self._layout, self._ids, self._read = split.layout, split.ids, read

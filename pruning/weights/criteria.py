@@ -207,7 +207,7 @@ def needs(*criteria: str) -> list[Measure]:
 
 
 def register(name: str, criterion: Criterion) -> None:
-    """Make a criterion of one's own known as ``module:attribute``; a later one of this name replaces it."""
+    """Make your own criterion known as ``module:attribute``; a later one of this name replaces it."""
     _OWN[name] = criterion
 
 

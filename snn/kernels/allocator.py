@@ -1,6 +1,6 @@
 """Keep large tensors' memory in the process: glibc hands every block above 32 MiB back to the system.
 
-Each training step then maps and faults in its large activations anew. Raising two thresholds of
+Each training step then maps and faults in its large activations again. Raising two thresholds of
 malloc keeps them; the price is memory that stays with the process until it ends.
 """
 

@@ -120,7 +120,7 @@ def unavailable() -> str | None:
 def convolution(x: Tensor, survivors: Survivors, bias: Tensor | None) -> Tensor:
     """``conv2d`` of images ``[N, C, H, W]``, without gradients; in channels_last where ``x`` is.
 
-    Equal to the dense one but for the rounding of sums, and the same for any number of threads.
+    Equal to the dense one except for the rounding of sums, and the same for any number of threads.
 
     Raises:
         ValueError: an input of another shape than the weights', or one too large to index.

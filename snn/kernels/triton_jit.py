@@ -4,7 +4,7 @@
 """Triton programs of the multi-step LIF; imported by the engine alone, since triton is slow to import.
 
 One program runs a block of neurons through up to `MAX_STEPS` timesteps. All arithmetic is float32,
-whatever the tensors hold; potentials live in registers and are never written, but for the state at
+whatever the tensors hold; potentials live in registers and are never written, except the state at
 either end. Row pointers advance by the step (in elements), so a step of 0 repeats one row.
 """
 

@@ -27,7 +27,7 @@ _OWN: dict[str, Callable[..., SpikingNetwork]] = {}
 
 
 def register(name: str, function: Callable[..., SpikingNetwork]) -> None:
-    """Let `build` (and with it checkpoints) know a model of one's own.
+    """Make your own model known to `build`, and so to checkpoints.
 
     Args:
         name: ``module:attribute``; the colon keeps it apart from the names in ``MODELS``.

@@ -14,7 +14,7 @@ class SpikingNetwork(nn.Module):
     scores are their mean over time. ``T`` is the input's: the same network runs at any number of
     timesteps.
 
-    Pruning methods see a network through two things, which a model of one's own provides as well:
+    Pruning methods see a network through two things, which your own model must provide as well:
 
     - ``readout``: module from the last spiking layer's output ``[B, ...]`` to logits ``[B, K]``,
       ending in the linear head, applied at every timestep;

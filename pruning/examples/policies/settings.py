@@ -50,7 +50,7 @@ class Settings:
     rescore_every: int = 0
     """Pruned epochs from one scoring pass to the next; 0 for none: scores come from the training steps."""
     rescore_who: Who = "all"
-    """Whom a pass scores: all, the examples that the epoch before did not train on, or a random sample."""
+    """Which examples a scoring pass covers: all, those not selected last epoch, or a random sample."""
     rescore_share: float = 0.25
     """Size of that sample, as a share of all."""
     design: Design = "systematic"
