@@ -51,7 +51,7 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {"--profile", "--criteria", "--levels", "--objective", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--input", "--output", "--address"}
     known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
-    known |= {"--python", "--print-config"}
+    known |= {"--python", "--print-config", "--seeds", "--checkpoint", "--split"}
     known |= {"--"}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = line.split()

@@ -104,6 +104,7 @@ def _run_phases(verb: Literal["run", "train"], args: list[str], description: str
 
 def _run_seeds(verb: Literal["run", "train"], config: Config, o: RunCommand) -> int:
     from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
+    from pipelines.storage.sync import named
 
     assert o.seeds is not None
     folders = run_seeds(config, verb, o.seeds, profile=o.profile)
@@ -112,7 +113,7 @@ def _run_seeds(verb: Literal["run", "train"], config: Config, o: RunCommand) -> 
     found = over_seeds(folders)
     path = write_seeds(found, config)
     print_seeds(found, config.name, results(width=140))
-    write(f"values: {path}")
+    write(f"values: {named(path)}")
     return 0
 
 

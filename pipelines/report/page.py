@@ -1,7 +1,9 @@
 """One HTML file that needs nothing else: table, plots, definitions, config."""
 
+import shlex
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pipelines.config.load import dump_config
@@ -10,10 +12,12 @@ from pipelines.report.plots import (
     comparison_plot,
     inclusion_plot,
     layers_plot,
+    loss_plot,
     variance_plot,
 )
 from pipelines.report.summary import RunSummary, different_settings
 from pipelines.report.tables import phase_rows, pruned_rows
+from pipelines.runs.provenance import read_provenance
 from pipelines.storage.atomic import write_beside
 from pipelines.training import pruned_figures
 from snn.activity import AC_PICOJOULES, MAC_PICOJOULES
@@ -101,10 +105,15 @@ DEFINITIONS = (
     ),
 )
 
+ABOUT = {"started": "started", "hardware": "hardware", "platform": "platform", "commit": "git_commit"}
+"""Of a run's provenance, by what the page calls it."""
+
 FIGURES = {
     "Accuracy over examples processed": "Accuracy on validation examples, or on test examples where there "
     "are none, after every epoch, over the examples trained on until then; every line is a phase, which "
     "starts from nothing (full data, data pruned) or from the pruned network.",
+    "Loss": "Mean loss of an epoch's training examples, weighted as they are trained on (dotted), and of "
+    "validation examples, or test examples where there are none, after the epoch (solid).",
     "Inclusion probabilities in the last pruned epoch": "How many examples had which chance of being drawn; "
     "the dashed line is the mean, the share that is kept.",
     "Variance and bias of the gradient on a probe": "Left: variance of the gradient estimate with fixed norm "
@@ -174,6 +183,7 @@ def _comparison(runs: "Sequence[RunSummary]") -> str:
 def _page(run: RunSummary) -> str:
     plots = (
         ("Accuracy over examples processed", accuracy_plot(run)),
+        ("Loss", loss_plot(run)),
         ("Inclusion probabilities in the last pruned epoch", inclusion_plot(run)),
         ("Variance and bias of the gradient on a probe", variance_plot(run)),
         ("Density and SynOps per layer", layers_plot(run)),
@@ -182,6 +192,7 @@ def _page(run: RunSummary) -> str:
 {_pruned(run)}{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {_figures(plots)}
 {_definitions()}
+{_about(run)}
 <details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>"""
     return html_page(f"spikeprune: {run.config.name}", body)
 
@@ -203,12 +214,34 @@ def _definitions() -> str:
     return f"<h2>Definitions</h2><dl>{items}</dl>"
 
 
+def _about(run: RunSummary) -> str:
+    """When, where and by what the run was made."""
+    told = read_provenance(run.folder)
+    rows = [(name, str(told[key])) for name, key in ABOUT.items() if told.get(key) is not None]
+    rows += [(package, number) for package, number in told.get("versions", {}).items() if number]
+    if told.get("command"):
+        rows.insert(0, ("command", shlex.join(told["command"])))
+    cells = "".join(f"<dt><b>{escape(name)}</b></dt><dd>{escape(text)}</dd>" for name, text in rows)
+    return f"<h2>About this run</h2><dl>{cells}</dl>" if rows else ""
+
+
 def _costs(run: RunSummary) -> list[str]:
     """What data pruning cost and saved, beside what theory allows and what uniform sampling could do."""
     lines = []
     scored = [f"{p.scored:,} ({p.title})" for p in run.phases if p.scored]
     if scored:
         lines.append(f"Examples scored in passes of their own: {', '.join(scored)}.")
+    epochs = [
+        f"{median(seconds):.1f} ({p.title})"
+        for p in run.phases
+        if (
+            seconds := [
+                r["seconds"]["total"] for r in run.records if r["phase"] == p.phase and "seconds" in r
+            ]
+        )
+    ]
+    if epochs:
+        lines.append(f"Median seconds of an epoch, evaluation included: {', '.join(epochs)}.")
     full, pruned = run.of("baseline"), run.of("train")
     costs = next((r for r in run.records if r["phase"] == "train" and "theoretical_speedup" in r), None)
     if full is not None and pruned is not None and costs is not None and pruned.seconds > 0:

@@ -38,6 +38,24 @@ def accuracy_plot(run: RunSummary) -> str | None:
     return to_svg(figure)
 
 
+def loss_plot(run: RunSummary) -> str | None:
+    """Loss of training and of held-out examples after every epoch, phase by phase; ``None`` untrained."""
+    records = [r for r in run.records if "train_loss" in r]
+    if not records:
+        return None
+    split = next(iter(accuracies(records[0])))
+    figure, axes = _figure("epoch, over all phases", "loss")
+    for name, style in (("train_loss", ":"), (f"{split}_loss", "-")):
+        for p in run.phases:
+            at = [(i, r[name]) for i, r in enumerate(records, 1) if r["phase"] == p.phase]
+            label = f"{p.title}, {'training' if style == ':' else SPLITS[split]}"
+            colour = COLOURS[kind_of(p.phase)]
+            if at:
+                axes.plot(*zip(*at, strict=True), style, marker="o", markersize=3, label=label, color=colour)
+    axes.legend(frameon=False, fontsize="small")
+    return to_svg(figure)
+
+
 def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
     """Accuracy over examples processed: a colour per run, a dash per phase; ``None`` if none trained."""
     from matplotlib import colormaps

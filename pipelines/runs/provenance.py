@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -72,6 +74,7 @@ def write_provenance(
         "seed": config.seed,
         "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
         "platform": platform.platform(),
+        "hardware": _hardware(),
         "git_commit": _git_commit(),
         "data_manifest_sha256": None if manifest is None else hashlib.sha256(manifest).hexdigest(),
         "data_source": None if manifest is None else json.loads(manifest).get("source"),
@@ -129,6 +132,20 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _hardware() -> str:
+    """Processor, CPUs and GPUs of this machine."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    gpus = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    parts = [f"{os.cpu_count()} CPUs ({(names or [platform.machine()])[0]})"]
+    return ", ".join(parts + [f"{n} GPU{'s' * (n > 1)} ({name})" for name, n in gpus.items()])
 
 
 def _git_commit() -> str | None:

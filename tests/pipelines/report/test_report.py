@@ -2,11 +2,13 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 
 import pytest
 from rich.console import Console
@@ -86,10 +88,21 @@ def test_the_page_stands_alone_and_draws_all_plots(folder: Path) -> None:
     page.feed(text)
     assert page.fetched == []
     assert page.tags.count("script") == 1
-    assert page.tags.count("figure") == page.tags.count("svg") == 4
+    assert page.tags.count("figure") == page.tags.count("svg") == 5
     assert not re.search(r"url\(\s*['\"]?https?:", text)
     for p in summarise(folder).phases:
         assert f"<td>{phase_cells(p)[1]}</td>" in text
+
+
+def test_the_page_says_where_the_run_comes_from_and_what_an_epoch_took(folder: Path) -> None:
+    text = html.unescape(write_page(summarise(folder)).read_text())
+    told = json.loads((folder / "provenance.json").read_text())
+    for value in (told["started"], told["hardware"], told["platform"], told["versions"]["torch"]):
+        assert f"<dd>{value}</dd>" in text
+    assert f"{os.cpu_count()} CPUs (" in told["hardware"]
+    totals = [r["seconds"]["total"] for r in summarise(folder).records if r["phase"] == "train"]
+    assert "Median seconds of an epoch, evaluation included: " in text
+    assert f", {median(totals):.1f} (SADP at ratio 0.5)" in text
 
 
 def test_report_verb_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +210,7 @@ def test_a_browser_shows_the_page_on_a_phone(folder: Path, tmp_path: Path) -> No
     assert found["width"] <= 360  # nothing but tables and code scrolls sideways
     assert found["font"] >= 16
     assert found["unnamed"] == 0
-    assert len(found["plots"]) == 4
+    assert len(found["plots"]) == 5
     for width, paths in found["plots"]:
         assert 250 < width <= 360
         assert paths > 5
