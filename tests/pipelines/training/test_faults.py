@@ -232,10 +232,13 @@ def test_the_end_of_rays_own_processes_is_told_at_once(server: str, tmp_path: Pa
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         start_new_session=True,
     )
-    wait_for(lambda: len(metrics(tmp_path / "lost")) >= 1 or driver.poll() is not None, "a record")
-    children = psutil.Process(driver.pid).children(recursive=True)
-    next(p for p in children if p.name() == server).kill()
-    _, errors = driver.communicate(timeout=30)
+    try:
+        wait_for(lambda: len(metrics(tmp_path / "lost")) >= 1 or driver.poll() is not None, "a record")
+        children = psutil.Process(driver.pid).children(recursive=True)
+        next(p for p in children if p.name() == server).kill()
+        _, errors = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
     assert driver.returncode == 3, errors
     assert errors.splitlines()[-1].startswith(f"spikeprune: Ray's {server} on this machine has ended"), errors
     assert "--resume" in errors.splitlines()[-1]
