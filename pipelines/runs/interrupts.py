@@ -36,11 +36,13 @@ def was_terminated() -> bool:
 
 def end_without_ray(server: str) -> None:
     """End this process at once with a line, as Ray would a minute later without one."""
-    say(
-        f"spikeprune: Ray's {server} on this machine has ended (out of memory, or killed); checkpoints of "
-        "earlier epochs are whole, --resume goes on from them"
-    )
-    os._exit(LOST)  # Ray's client in this process waits for the server, wherever it is called
+    try:
+        say(
+            f"spikeprune: Ray's {server} on this machine has ended (killed, or out of memory); checkpoints "
+            "of earlier epochs are whole, --resume goes on from them"
+        )
+    finally:  # Ray's client in this process waits for the server, wherever it is called
+        os._exit(LOST)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

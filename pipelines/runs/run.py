@@ -32,7 +32,16 @@ from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
 from pipelines.runs.provenance import check_same_data, check_same_start, start_of
 from pipelines.runs.reading import settle_reading, window_rows
-from pipelines.runs.run_folder import CODE, CONFIG, check_run, create_run, read_config, run_path, run_uri
+from pipelines.runs.run_folder import (
+    CODE,
+    CONFIG,
+    check_run,
+    create_run,
+    read_config,
+    read_metrics,
+    run_path,
+    run_uri,
+)
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.lock import hold
 from pipelines.storage.paths import below, parent, uri_of
@@ -45,7 +54,7 @@ from pipelines.storage.sync import (
     remove_working_copy,
     storage_errors,
 )
-from pipelines.training.checkpoint import latest_checkpoint, load_progress
+from pipelines.training.checkpoint import check_resumable, latest_checkpoint, load_progress
 from pipelines.training.phases import Command, Phase, phases_of
 from pipelines.training.trackers import check_trackers
 
@@ -164,6 +173,8 @@ def _plan(config: Config, command: Command, start: dict[str, Any], resume: bool,
             check_cluster_answers(config.cluster.address)
     check_same_start(folder, start)
     new = not (folder / CONFIG).exists()
+    if not new:
+        check_resumable(folder / "checkpoints", len(read_metrics(folder)))
     if resume and new:
         console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
     code = use_own_code(config)

@@ -1,5 +1,6 @@
 """A run's state at the end of an epoch, as files that need no unpickling of objects."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
 
 PROGRESS = "progress.json"
+DAMAGED = "is damaged"
 TABLE = "book"  # what the score table's files are called, in older checkpoints too
 
 
@@ -40,16 +42,56 @@ def checkpoint_name(phase: int, phase_name: str, epoch: int) -> str:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below ``folder``, if any."""
     found = sorted((p.parent for p in folder.glob(f"*/{PROGRESS}")), reverse=True)
-    return next((f for f in found if _is_whole(f)), None)
+    return next((f for f in found if _fault(f) is None), None)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all files have the sizes that were written: uploads may end in any order."""
+def check_resumable(folder: Path, records: int) -> None:
+    """That a run goes on from a checkpoint, where it has got as far as one.
+
+    Args:
+        folder: holds the run's checkpoints.
+        records: of the run's metrics; beyond the first, a checkpoint was there.
+
+    Raises:
+        UserError: it would start again, because its checkpoints are damaged or gone.
+    """
+    if latest_checkpoint(folder) is not None:
+        return
+    faults = {p.parent.name: _fault(p.parent) for p in sorted(folder.glob(f"*/{PROGRESS}"))}
+    if records > 1 or any(fault == DAMAGED for fault in faults.values()):
+        told = ", ".join(f"{name} {fault}" for name, fault in faults.items()) or "there is none"
+        raise UserError(
+            "--resume",
+            f"no checkpoint in {folder} is whole ({told}); bring one back from a copy, or start again under "
+            "another --name",
+        )
+
+
+def check_whole(folder: Path) -> None:
+    """That a checkpoint's files are those that were written.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    if (fault := _fault(folder)) is not None:
+        raise UserError("--resume", f"checkpoint {folder.name} {fault}; bring it back from a copy")
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; uploads of its files may end in any order."""
     try:
-        sizes = read_json(folder / PROGRESS)["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        written = read_json(folder / PROGRESS)
+        if any((folder / name).stat().st_size != size for name, size in written["files"].items()):
+            return "is incomplete"
+        hashes = written.get("sha256", {})  # earlier versions wrote none
+        return DAMAGED if any(_sha256(folder / n) != known for n, known in hashes.items()) else None
     except (OSError, UserError, KeyError):
-        return False
+        return "is incomplete"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(
@@ -71,13 +113,15 @@ def save(
             np.save(folder / f"{TABLE}-{name}.npy", array)
     if masks is not None:
         masks.save(folder / "masks.safetensors")
+    files = sorted(folder.iterdir())
     write_json(
         folder / PROGRESS,
         {
             "phase": progress.phase,
             "epoch": progress.epoch,
             "history": progress.history,
-            "files": {p.name: p.stat().st_size for p in sorted(folder.iterdir())},
+            "files": {p.name: p.stat().st_size for p in files},
+            "sha256": {p.name: _sha256(p) for p in files},
         },
     )
 

@@ -21,7 +21,7 @@ from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import storage_explained
-from pipelines.training.checkpoint import latest_checkpoint
+from pipelines.training.checkpoint import PROGRESS, check_whole, latest_checkpoint
 from pipelines.training.loop import run_phases
 from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
@@ -100,17 +100,20 @@ def _checkpoint_storage(spec: RunSpec) -> dict[str, Any]:
 
 
 def mend(checkpoints: Path) -> None:
-    """Remove Ray Train's list of checkpoints where a full disk has cut it off.
+    """Remove Ray Train's list of checkpoints where a full disk has cut it off, or the newest is not whole.
 
-    Ray writes it in place and refuses to start on half a list; a worker then finds the newest whole
-    checkpoint by itself.
+    Ray writes it in place, refuses to start on half a list, and takes what is listed as it is; a worker
+    then finds the newest whole checkpoint by itself.
     """
-    state = checkpoints / _RAY_STATE
+    state, whole = checkpoints / _RAY_STATE, latest_checkpoint(checkpoints)
     if not state.exists():
         return
+    newest = max((p.parent for p in checkpoints.glob(f"*/{PROGRESS}")), default=None)
     try:
         json.loads(state.read_text())
     except ValueError:
+        newest = None
+    if newest is None or newest != whole:
         state.unlink()
 
 
@@ -138,6 +141,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             resume.as_directory() if resume is not None else unlisted as folder,
         ):
             path = Path(folder) if folder is not None else None
+            if path is not None:
+                check_whole(path)
             run_phases(start(job.spec, RayEngine(job), path), path)
     except UserError as error:
         ray.get(job.table.refuse.remote(error.where, error.what))

@@ -1,6 +1,7 @@
 """A disk that fills up, storage that vanishes, SIGTERM: one line each, and --resume ends the same."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pipelines.config import Config
 from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.runs.run import run
-from pipelines.training.checkpoint import latest_checkpoint
+from pipelines.training.checkpoint import check_whole, latest_checkpoint
 from pipelines.training.distributed import mend
 from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
@@ -176,8 +177,44 @@ def test_what_a_full_disk_cut_off_is_not_trusted(tmp_path: Path, digits: Path) -
     assert not state.exists()
     state.write_text("{}")
     mend(checkpoints)
-    assert state.exists()
+    assert not state.exists(), "the newest is not whole"
     assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
+    state.write_text("{}")
+    mend(checkpoints)
+    assert state.exists()
+
+
+def test_damage_of_the_same_size_is_seen(tmp_path: Path, digits: Path) -> None:
+    """The checkpoint before takes over; with none left, nothing starts again without a word."""
+    config = small(tmp_path, digits, **{**LOCAL, "train.epochs": "3"}, name="bad")
+    checkpoints = run(config, "train", console=QUIET) / "checkpoints"
+    whole = metrics(tmp_path / "bad")
+
+    def damage(name: str, file: str) -> None:
+        path = checkpoints / name / file
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(data)
+
+    damage("00-train-0002", "model.safetensors")
+    before = latest_checkpoint(checkpoints)
+    assert before is not None
+    assert before.name == "00-train-0001"
+    assert metrics(run(config, "train", resume=True, console=QUIET)) == whole
+    damage("00-train-0002", "optimizer.pt")
+    damage("00-train-0001", "model.safetensors")
+    with pytest.raises(
+        UserError,
+        match=r"--resume: no checkpoint in .* \(00-train-0001 is damaged, 00-train-0002 is damaged\)",
+    ):
+        run(config, "train", resume=True, console=QUIET)
+    assert metrics(tmp_path / "bad") == whole
+    with pytest.raises(UserError, match="--resume: checkpoint 00-train-0002 is damaged"):
+        check_whole(checkpoints / "00-train-0002")
+    for folder in checkpoints.glob("00-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="is whole \\(there is none\\); bring one back"):
+        run(config, "train", resume=True, console=QUIET)
 
 
 @pytest.mark.slow
@@ -195,10 +232,13 @@ def test_the_end_of_rays_own_processes_is_told_at_once(server: str, tmp_path: Pa
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         start_new_session=True,
     )
-    wait_for(lambda: len(metrics(tmp_path / "lost")) >= 1 or driver.poll() is not None, "a record")
-    children = psutil.Process(driver.pid).children(recursive=True)
-    next(p for p in children if p.name() == server).kill()
-    _, errors = driver.communicate(timeout=30)
+    try:
+        wait_for(lambda: len(metrics(tmp_path / "lost")) >= 1 or driver.poll() is not None, "a record")
+        children = psutil.Process(driver.pid).children(recursive=True)
+        next(p for p in children if p.name() == server).kill()
+        _, errors = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
     assert driver.returncode == 3, errors
     assert errors.splitlines()[-1].startswith(f"spikeprune: Ray's {server} on this machine has ended"), errors
     assert "--resume" in errors.splitlines()[-1]
