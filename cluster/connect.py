@@ -1,8 +1,4 @@
-"""Connect to Ray: to a running cluster, or to one started here for as long as it is needed.
-
-All of Ray's private names that this floor needs are in this module, each in a function of its own below the
-line at the end; `tests/cluster/test_private_names.py` names them.
-"""
+"""Connect to Ray: to a running cluster, or to one started here for as long as it is needed."""
 
 import json
 import logging
@@ -18,15 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import UserError
+from cluster.ray_private import (
+    cpus_of_the_container,
+    head_client,
+    hear_of_the_cluster_at_once,
+    loopback_only,
+    node_addresses,
+    refresh,
+)
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
 from cluster.watch import servers, watch
 
 MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks a whole one
-# Without clusters of several machines (Ray's name for it), all of Ray's servers listen on loopback.
-LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 SECONDS = 10.0
 """How long a head may take to answer."""
 START_SECONDS = 60.0  # a head answers before its own node is known
@@ -81,7 +82,7 @@ def connect(
         return
     try:
         if address is None:
-            with _loopback_only():
+            with loopback_only():
                 ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     num_cpus=local_cpus(),
@@ -91,7 +92,7 @@ def connect(
                 )
         else:
             head = check_cluster_answers(address, token_file=token_file)
-            with _silent(), _loopback_only() if _check_is_node(head) else nullcontext():
+            with _silent(), loopback_only() if _check_is_node(head) else nullcontext():
                 ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
     except UserError:
         raise
@@ -124,7 +125,7 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
 
     try:
         with _silent():
-            told = _head(head).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=SECONDS)
+            told = head_client(head).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=SECONDS)
     except AuthenticationError:
         if token is None:
             raise UserError(_WHERE, f"{head} asks for a token; {PLACES}") from None
@@ -173,7 +174,7 @@ def _check_is_node(head: str) -> bool:
         look for its head at this machine's outer address, where nobody listens.
     """
     deadline = time.monotonic() + START_SECONDS
-    while not (ips := _node_addresses(head)):
+    while not (ips := node_addresses(head, SECONDS)):
         if time.monotonic() > deadline:
             raise UserError(_WHERE, f"{head} has no nodes yet; try again when it has started")
         time.sleep(0.1)
@@ -265,7 +266,7 @@ def prepare_data() -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    _hear_of_the_cluster_at_once()
+    hear_of_the_cluster_at_once()
 
 
 def _describe(address: str | None) -> Cluster:
@@ -288,7 +289,7 @@ def local_cpus() -> int:
 
 def usable_cpus() -> int:
     """CPUs that this process may use: within its container, as Ray counts it, and its affinity."""
-    counted = _cpus_of_the_container()
+    counted = cpus_of_the_container()
     return min(counted, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else counted
 
 
@@ -346,58 +347,3 @@ def _no_node(head: str) -> UserError:
         f"{head} answers, but this machine is none of its nodes; submit the run as a job instead "
         "(spikeprune submit --address http://HEAD:8265 -- run ...)",
     )
-
-
-# Ray's private names, one to a function.
-
-
-def _head(address: str) -> Any:
-    """Ray's own client of a head: with its token, its TLS and its way past proxies."""
-    import ray._raylet
-
-    core: Any = ray._raylet
-    return core.GcsClient(address=address)
-
-
-def _node_addresses(head: str) -> set[str]:
-    nodes = _head(head).get_all_node_info(timeout=SECONDS).values()
-    return {node.node_manager_address for node in nodes if node.state == node.ALIVE}
-
-
-def refresh() -> None:
-    """Let a Ray that is already imported see the environment's authentication mode and token."""
-    if "ray" in sys.modules:
-        from ray._private.authentication_test_utils import reset_auth_token_state
-
-        reset_auth_token_state()
-
-
-def _cpus_of_the_container() -> int:
-    from ray._private.utils import get_num_cpus
-
-    return int(get_num_cpus(override_docker_cpu_warning=True))
-
-
-@contextmanager
-def _loopback_only() -> Iterator[None]:
-    """While Ray starts here: its processes take the setting along, later connections do not."""
-    from ray._private import ray_constants  # read once, when Ray is imported
-
-    before, set_before = os.environ.get(LOOPBACK_ONLY), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[LOOPBACK_ONLY], ray_constants.ENABLE_RAY_CLUSTER = before or "0", before in ("1", "true")
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = set_before
-        if before is None:
-            del os.environ[LOOPBACK_ONLY]
-
-
-def _hear_of_the_cluster_at_once() -> None:
-    """Ray Data asks for the cluster's size once a second, and runs a single task until it has heard twice.
-
-    That is one to two seconds of every pass.
-    """
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]

@@ -10,8 +10,9 @@ from unittest import mock
 
 import pytest
 
-from cluster.connect import check_address, check_cluster_answers, find_head, local_cpus, refresh, usable_cpus
+from cluster.connect import check_address, check_cluster_answers, find_head, local_cpus, usable_cpus
 from cluster.errors import UserError
+from cluster.ray_private import refresh
 from tests.cluster.heads import Head, environment, running_head
 
 

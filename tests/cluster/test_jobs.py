@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 
-from cluster.connect import refresh
 from cluster.errors import UserError
 from cluster.jobs import Jobs, exit_code
+from cluster.ray_private import refresh
 from pipelines import cli
 from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
 

@@ -1,6 +1,6 @@
 """Ray's private names: all in one module, and each still is and does what we use it for.
 
-If an update of Ray fails here, `cluster/connect.py` is the place to mend.
+If an update of Ray fails here, `cluster/ray_private.py` is the place to mend.
 """
 
 import os
@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from cluster import connect
+from cluster import connect, ray_private
 
 ROOT = Path(connect.__file__).parents[1]
 PRIVATE = re.compile(
@@ -27,8 +27,8 @@ NAMES = {
 
 def test_they_are_five_and_in_one_module() -> None:
     files = [p for floor in ("snn", "pruning", "pipelines", "cluster") for p in (ROOT / floor).rglob("*.py")]
-    assert [p.name for p in files if PRIVATE.search(p.read_text())] == ["connect.py"]
-    text = (ROOT / "cluster" / "connect.py").read_text()
+    assert [p.name for p in files if PRIVATE.search(p.read_text())] == ["ray_private.py"]
+    text = (ROOT / "cluster" / "ray_private.py").read_text()
     modules = set(
         re.findall(r"from (ray\.[\w.]*\b_\w+[\w.]*) import|import (ray\._\w+)$", text, re.MULTILINE)
     )
@@ -57,6 +57,6 @@ def test_authentication_follows_the_environment() -> None:
 
     for mode, expected in (("token", AuthenticationMode.TOKEN), ("disabled", AuthenticationMode.DISABLED)):
         with mock.patch.dict(os.environ, RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN="0" * 64):
-            connect.refresh()
+            ray_private.refresh()
             assert get_authentication_mode() == expected
-    connect.refresh()
+    ray_private.refresh()
