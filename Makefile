@@ -45,7 +45,7 @@ bench-check: bench
 docs: $(READY)
 	$(BIN)/mkdocs build --quiet --site-dir build/site
 
-# The libraries that ours is compared with, and whose networks it takes.
+# The libraries that ours is compared with, whose networks it takes, and that it runs under.
 peers: $(PEERS)
 
 # The tested set of versions, with hashes and without any index address; that of the peers is what they add.

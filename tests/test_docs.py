@@ -26,6 +26,8 @@ from tests.originals import write_originals
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PEERS = ("spikingjelly", "snntorch", "norse", "lightning", "accelerate")
+"""Libraries of an extra: a page's test ends before the first block whose library is not installed."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -34,11 +36,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page: Path) -> None:
-    if page.name == "other-libraries.md":
-        for library in ("spikingjelly", "snntorch", "norse"):
-            pytest.importorskip(library, reason=f"{library} is not installed (extra peers)")
     names = {"__name__": "__main__"}  # a page's blocks follow one another
     for code in blocks(page, "python"):
+        for library in re.findall(rf"^(?:import|from) ({'|'.join(PEERS)})\b", code, re.MULTILINE):
+            pytest.importorskip(library, reason=f"{library} is not installed (extra peers)")
         exec(compile(code, str(page), "exec"), names)
 
 

@@ -44,7 +44,7 @@ def test_the_peers_are_pinned_apart_and_by_hash() -> None:
     names = [re.split("[><=]", name)[0] for name in PROJECT["optional-dependencies"]["peers"]]
     assert set(names) <= set(peers)
     assert not set(peers) & set(common)
-    assert set(names) == {"spikingjelly", "snntorch", "norse"}
+    assert set(names) == {"spikingjelly", "snntorch", "norse", "lightning", "accelerate"}
 
 
 def call(*words: object, cwd: Path, **env: str) -> str:

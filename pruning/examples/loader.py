@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pruning.examples.passes import score_dataset
@@ -63,7 +63,7 @@ class DataPruner(Indexed):
         batch_size: of one rank's loader, over which losses are averaged; the largest batch met so far when
             not given. Needed where the very first epoch has weights other than 1.
         encode: inputs of a batch to the network's ``x_TB``; for scoring passes (``rescore_every``) only.
-        rank: of this process; as ``torch.distributed`` says when not given.
+        rank: of this process; as ``torch.distributed`` says at the time when not given.
         world_size: number of processes; likewise.
         options: further fields of `pruning.examples.policies.settings.Settings` and options of the policy.
 
@@ -95,9 +95,6 @@ class DataPruner(Indexed):
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} must be at least 1")
-        running = distributed.is_available() and distributed.is_initialized()
-        rank = rank if rank is not None else distributed.get_rank() if running else 0
-        world_size = world_size or (distributed.get_world_size() if running else 1)
         model = getattr(model, "module", model) if _wraps(model) else model
         made = make_policy(
             policy, num_examples=len(dataset), ratio=ratio, epochs=epochs, seed=seed, **options
@@ -152,8 +149,7 @@ class DataPruner(Indexed):
                 f"index: must be the loader's last part, int64 {shape}, not {found}; a collate function of"
                 " your own must keep it"
             )
-        on_cpu = index.device.type == "cpu"  # on a GPU it would be waited for
-        at = self.sampler.take(index.numpy() if on_cpu else None, len(losses))
+        at = self.sampler.take(index, wait=index.device.type == "cpu")
         scores = self._scores(losses)
         if scores is not None:
             self.sampler.met(at, scores.detach())

@@ -17,6 +17,14 @@ from pruning.examples.sampling import Ints, shuffled
 Scored = tuple[Ints, NDArray[np.float32], Ints]
 """Ids, scores, and the steps in which they were met."""
 
+CHECKED_AT_ONCE = 2
+"""Steps of an epoch whose index is compared with the plan at once, even where a GPU must be waited for."""
+REMEDY = (
+    "the loader must take sampler=pruner.sampler, which knows the ranks (Lightning:"
+    " use_distributed_sampler=False; Accelerate: leave the loader out of prepare), its collate function must"
+    " keep the index, and every batch's loss goes through the pruner, in order"
+)
+
 
 class PlanSampler(Sampler[int]):
     """The indices of an epoch's examples, in the order of a hash of (seed, epoch, index).
@@ -24,13 +32,13 @@ class PlanSampler(Sampler[int]):
     Every rank gets equally many, and none a last batch of one example, which batch norm refuses: the first
     ones fill up, with weight 0. Rank ``k`` takes every ``world_size``-th index from the ``k``-th on, so that
     the ranks' batches together are the batches of one process. Scores that ranks met are shared when the next
-    epoch is planned.
+    epoch is planned. A loader that begins without an epoch to go on with plans the next one.
 
     Args:
         policy: plans, from the scores that it is given.
         batch_size: of one rank's loader; 0 for the largest batch met so far.
-        rank: of this process.
-        world_size: number of processes; all plan alike.
+        rank: of this process; as ``torch.distributed`` says at the time when not given.
+        world_size: number of processes, which all plan alike; likewise.
         before: called with the epoch before it is planned; returns scores of a pass, if there was one.
     """
 
@@ -39,22 +47,39 @@ class PlanSampler(Sampler[int]):
         policy: Policy,
         *,
         batch_size: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         before: Callable[[int], Scored | None] = lambda epoch: None,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: {rank!r} must be from 0 to world_size - 1, {world_size - 1}")
-        self.policy, self.rank, self.world_size = policy, rank, world_size
+        self.policy, self._rank, self._world_size = policy, rank, world_size
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: {rank!r} must be from 0 to world_size - 1, {self.world_size - 1}")
         self.batch_size = batch_size
         """The nominal one."""
         self.plan: Plan | None = None
+        self.ids: Ints = np.empty(0, np.int64)
+        """Of this rank, in training order."""
         self.done = 0
         """Examples of the epoch that this rank has trained on."""
         self.step = 0
         """Steps of the epoch so far."""
         self._before = before
         self._met: list[tuple[Ints, torch.Tensor, NDArray[np.bool_], int]] = []
+        self._differ: list[torch.Tensor] = []
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        if self._rank is None:
+            return distributed.get_rank() if _running() else 0
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        if self._world_size is None:
+            return distributed.get_world_size() if _running() else 1
+        return self._world_size
 
     @property
     def epoch(self) -> int | None:
@@ -72,10 +97,16 @@ class PlanSampler(Sampler[int]):
         """Plan an epoch; asked for the planned one again, nothing changes. All ranks call it together.
 
         Raises:
-            ValueError: an epoch that the run does not have, or ranks whose plans differ.
+            ValueError: an epoch that the run does not have or that lies before the planned one, or ranks
+                whose plans differ.
         """
         if epoch == self.epoch:
             return
+        if self.epoch is not None and epoch < self.epoch:
+            raise ValueError(
+                f"set_epoch: epoch {epoch} lies before epoch {self.epoch}, which is planned; a new run takes"
+                " a new DataPruner, and a loader that counts epochs itself (Accelerate's prepare) starts at 0"
+            )
         self.share_scores()
         for ids, scores, _ in self._gather(self._before(epoch)):
             self.policy.observe(ids, scores, epoch, "pass")
@@ -83,20 +114,28 @@ class PlanSampler(Sampler[int]):
         self.done = self.step = 0
         self._check_agreement()
 
+    def plan_next(self) -> None:
+        """Plan the epoch to go on with; in the middle of one, nothing changes. All ranks call it together.
+
+        Raises:
+            ValueError: the run is over.
+        """
+        epoch, epochs = self.next_epoch, self.policy.settings.epochs
+        if epoch == epochs:
+            raise ValueError(f"sampler: the run's {epochs} epochs are over; a new run takes a new DataPruner")
+        self.set_epoch(epoch)
+
     def __len__(self) -> int:
         """Indices of this rank in the planned epoch (in the first, before any is planned)."""
         return self._share(len(self.policy.plan(0).ids)) if self.plan is None else len(self.ids)
 
     def __iter__(self) -> Iterator[int]:
-        """The indices of the epoch that are left.
+        """The indices of the epoch that are left, or of the next one.
 
         Raises:
-            ValueError: no epoch is planned, or the planned one is over.
+            ValueError: the run is over.
         """
-        if self.plan is None:
-            raise ValueError("sampler: no epoch is planned; loop over pruner.epochs(), or call set_epoch")
-        if len(self) and self.done >= len(self):
-            raise ValueError(f"sampler: epoch {self.epoch} is over; plan the next one (set_epoch)")
+        self.plan_next()
         return iter(self.ids[self.done :].tolist())
 
     # Training.
@@ -105,27 +144,30 @@ class PlanSampler(Sampler[int]):
         """The places of the next so many examples."""
         return slice(self.done, min(self.done + count, len(self.ids)))
 
-    def take(self, index: NDArray[np.integer] | None, count: int) -> slice:
-        """Note that the next so many examples were trained on; their places.
+    def take(self, index: torch.Tensor, *, wait: bool) -> slice:
+        """Note that the plan's next examples were trained on; their places.
 
         Args:
-            index: of these examples, to be compared with the plan; ``None`` where that would take long.
-            count: how many they are.
+            index: of these examples, ``[B]``, on any device.
+            wait: compare it with the plan now, not when the epoch is over.
 
         Raises:
             ValueError: other examples than the plan's next.
         """
+        count = len(index)
         at = self.upcoming(count)
         if self.plan is None or at.stop - at.start < count:
             raise ValueError(
                 f"index: {count} examples, where {at.stop - at.start} are left in this epoch; a loss of the"
-                " validation does not go through the pruner, and the loader takes sampler=pruner.sampler"
+                f" validation does not go through the pruner, and {REMEDY}"
             )
-        if index is not None and not np.array_equal(self.ids[at], index):
+        differs = (torch.from_numpy(self.ids[at]).to(index.device, non_blocking=True) != index).any()
+        if not (wait or self.step < CHECKED_AT_ONCE):
+            self._differ.append(differs)
+        elif differs:
             raise ValueError(
                 f"index: {index[:4].tolist()}... are not the next examples of the plan, "
-                f"{self.ids[at][:4].tolist()}...; the loader must take sampler=pruner.sampler, its collate"
-                " function must keep the index, and every batch's loss goes through the pruner, in order"
+                f"{self.ids[at][:4].tolist()}...; {REMEDY}"
             )
         self.done, self.step = at.stop, self.step + 1
         self.batch_size = max(self.batch_size, count)
@@ -136,7 +178,14 @@ class PlanSampler(Sampler[int]):
         self._met.append((self.ids[at], scores_B, self.weights[at] > 0, self.step - 1))
 
     def share_scores(self) -> None:
-        """Hand the scores met so far to the policy, those of all ranks together."""
+        """Hand the scores met so far to the policy, those of all ranks together.
+
+        Raises:
+            ValueError: batches that were not those of the plan.
+        """
+        differ, self._differ = self._differ, []
+        if differ and torch.stack(differ).any():
+            raise ValueError(f"index: batches of epoch {self.epoch} were not those of its plan; {REMEDY}")
         held, self._met = self._met, []
         mine: Scored | None = None
         if held:
@@ -179,7 +228,7 @@ class PlanSampler(Sampler[int]):
             if found != value:
                 raise ValueError(f"state: of a run with {name} {found!r}; this one has {value!r}")
         self.policy.load({k: v.cpu().numpy() for k, v in state["policy"].items()})
-        self.plan, self._met = None, []
+        self.plan, self._met, self._differ = None, [], []
         self.batch_size = state["batch_size"]
         if "epoch" in state:
             ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()
@@ -231,3 +280,7 @@ class PlanSampler(Sampler[int]):
                     f"ranks disagree: rank {rank} plans epoch {other[1]} of {other[0]}, rank {self.rank}"
                     f" epoch {mine[1]} of {mine[0]}; give all the same dataset, settings and state"
                 )
+
+
+def _running() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

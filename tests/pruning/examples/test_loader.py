@@ -382,20 +382,68 @@ def test_misuse_of_the_sampler() -> None:
     model = network()
     pruner = pruner_of(model)
     assert len(pruner.sampler) == N
-    with pytest.raises(ValueError, match=r"sampler: no epoch is planned; loop over pruner.epochs\(\)"):
-        iter(pruner.sampler)
+    with pytest.raises(ValueError, match="index: 16 examples, where 0 are left in this epoch"):
+        pruner.loss(torch.zeros(B), torch.arange(B))
     values, index = first_batch(pruner, model)
     pruner.loss(values, index)
     at = torch.from_numpy(pruner.sampler.ids[pruner.sampler.upcoming(B)].copy())
     with pytest.raises(ValueError, match="loss: the network has not run in training mode since"):
         pruner.loss(torch.zeros(B), at)
-    other = pruner_of(network())
-    for _ in other.epochs():
-        for x, y, at in DataLoader(other, batch_size=B, sampler=other.sampler):
-            other.loss(losses_of(other.model(direct(x, T)), y), at)
-        with pytest.raises(ValueError, match="sampler: epoch 0 is over"):
-            iter(other.sampler)
-        break
+    pruner.sampler.set_epoch(3)
+    with pytest.raises(
+        ValueError, match=r"set_epoch: epoch 2 lies before epoch 3, which is planned; .*prepare"
+    ):
+        pruner.sampler.set_epoch(2)
+    with pytest.raises(ValueError, match="rank: 2 must be from 0 to world_size - 1, 1"):
+        pruner_of(network(), rank=2, world_size=2)
+
+
+def test_a_loader_alone_goes_on_with_the_next_epoch() -> None:
+    """As in frameworks whose loop begins the loader before, or without, telling the epoch."""
+    ours, theirs = network(), network()
+    expected = train(theirs, pruner_of(theirs))
+    pruner = pruner_of(ours)
+    optimizer = torch.optim.SGD(ours.parameters(), 0.1)
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler)
+    found = []
+    for epoch in range(EPOCHS):
+        for x, y, index in loader:
+            value = pruner.loss(losses_of(ours(direct(x, T)), y), index)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            found.append((epoch, index, value.detach()))
+    assert same(found, expected)
+    with pytest.raises(ValueError, match="sampler: the run's 6 epochs are over"):
+        iter(pruner.sampler)
+
+
+def without_index(examples: list[Any]) -> list[Tensor]:
+    """A collate function that knows inputs and labels alone."""
+    return [torch.stack([x for x, *_ in examples]), torch.stack([y for _, y, *_ in examples])]
+
+
+def test_an_index_that_a_collate_function_lost() -> None:
+    model = network()
+    pruner = pruner_of(model)
+    for _ in pruner.epochs():
+        for x, y in DataLoader(pruner, batch_size=B, sampler=pruner.sampler, collate_fn=without_index):
+            with pytest.raises(ValueError, match=r"index: .* are not the next .* must keep the index"):
+                pruner.loss(losses_of(model(direct(x, T)), y), y)
+            return
+
+
+def test_an_index_that_would_have_to_be_waited_for() -> None:
+    """On a GPU the first batches are compared at once, and the others when the epoch is over."""
+    sampler = pruner_of(network()).sampler
+    sampler.set_epoch(0)
+    ids = torch.from_numpy(sampler.ids.copy())
+    with pytest.raises(ValueError, match=r"index: \[.* are not the next examples .* leave the loader out of"):
+        sampler.take(ids[1 : B + 1], wait=False)
+    for step in range(4):
+        sampler.take(ids[step * B : (step + 1) * B].flip(0) if step == 2 else ids[step * B :][:B], wait=False)
+    with pytest.raises(ValueError, match="index: batches of epoch 0 were not those of its plan"):
+        sampler.set_epoch(1)
 
 
 def test_no_batch_of_one_example() -> None:
@@ -425,10 +473,11 @@ def test_weights_in_the_first_epoch_need_the_batch_size() -> None:
 
 def on_rank(rank: int, folder: str, policy: str, seeds: tuple[int, int]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     model = network()
+    pruner = pruner_of(model, policy=policy, seed=seeds[rank])  # before the group, as under Lightning
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     wrapped = nn.parallel.DistributedDataParallel(model)
-    pruner = pruner_of(wrapped, policy=policy, seed=seeds[rank])
+    assert (pruner.sampler.rank, pruner.sampler.world_size) == (rank, 2)
     loader = DataLoader(pruner, batch_size=B // 2, sampler=pruner.sampler)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     steps = []
