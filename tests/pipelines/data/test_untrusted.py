@@ -72,7 +72,8 @@ def test_files_that_grow_without_end_are_refused(tmp_path: Path, small_floor: No
         ingest("mnist", tmp_path / "out", tmp_path / "mnist", writing=ALONE)
     rows = np.arange(40000).reshape(-1, 4)
     assert np.array_equal(load_numpy(saved(a=rows), "a"), rows)
-    assert decompress(whole := gzip.compress(rows.tobytes())) == rows.tobytes()
+    whole = gzip.compress(rows.tobytes())
+    assert decompress(whole) == rows.tobytes()
     with pytest.raises(ValueError, match="is not a whole gzip file"):
         decompress(whole[:-19] + b"1234567890123456789")
 
