@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _WIDE = {"I": ("PNG", "PPM"), "I;16": ("PNG", "TIFF", "JPEG2000"), "I;16B": ("TIFF",)}
 _BITS_PER_SAMPLE = 258  # TIFF's tag
 
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "SGI", "TGA", "TIFF", "WEBP")
+"""Of images: what Pillow decodes by itself. For EPS it would run Ghostscript on what the file says."""
 Examples = np.ndarray | EventBatch
 """Decoded examples of a batch."""
 
@@ -122,7 +124,7 @@ def decode_image(data: bytes) -> np.ndarray:
     from PIL import Image
 
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.mode[0] in "IF":  # convert() cuts those at 255
             return _eight_bits(image)[None]
         if image.mode not in ("L", "RGB"):

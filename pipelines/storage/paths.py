@@ -5,6 +5,8 @@ Configs and commands hold paths as text; `Folder` is what can be opened.
 
 import os
 import re
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,6 +68,32 @@ class Entry(NamedTuple):
     """Nanoseconds; 0 where unknown."""
 
 
+def _local_files(root: str) -> Iterator["Entry"]:
+    """Files below a local folder; a link that leads back to a folder above it is not followed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if not os.path.isdir(root):
+        return
+    above = {root: [os.path.realpath(root)]}
+    for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        way = above.pop(place)
+        for name in list(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if any(f"{folder}/".startswith(f"{real.rstrip('/')}/") for folder in way):
+                folders.remove(name)
+            else:
+                above[os.path.join(place, name)] = [*way, real]
+        for name in names:
+            path = os.path.join(place, name)
+            with suppress(FileNotFoundError):  # a link to nowhere
+                found = os.stat(path)
+                if stat.S_ISREG(found.st_mode):
+                    name = path[len(root) :].replace(os.sep, "/").lstrip("/")
+                    yield Entry(name, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on a filesystem; travels to other processes."""
@@ -122,6 +150,8 @@ class Folder:
         """
         from pyarrow import fs
 
+        if self.filesystem.type_name == "local":
+            return sorted(e for e in _local_files(self.root) if hidden or e.path.rpartition("/")[2][0] != ".")
         selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
         start = len(self.root)
         return sorted(

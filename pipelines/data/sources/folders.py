@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
 from pipelines.data.sources.base import Bad, Example, Options, Source
 from pipelines.data.sources.originals import Fingerprint, open_originals, reason
@@ -67,7 +68,8 @@ def image_folder(options: Options) -> Source:
     from PIL import Image
 
     Image.preinit()  # the usual formats first: they are tried in this order
-    suffixes = tuple(s.lstrip(".") for s in Image.registered_extensions())
+    known = Image.registered_extensions()
+    suffixes = tuple(suffix.lstrip(".") for suffix, kind in known.items() if kind in FORMATS)
     return _open("imagefolder", options, suffixes, None, None)
 
 

@@ -4,7 +4,6 @@ CIFAR's Python release is a set of pickles; they are read by an unpickler that k
 nothing else, so a file from elsewhere cannot run code. The binary release is read where it is present.
 """
 
-import gzip
 import io
 import pickle
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 
 from pipelines.data.sources.base import Bad, Example, Options, Source
 from pipelines.data.sources.originals import fingerprint_of, first_existing, open_originals, reading
+from pipelines.data.sources.untrusted import decompress
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 
@@ -160,9 +160,9 @@ def _idx_pair(folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
 def _idx(folder: Folder, file: str, dimensions: int) -> np.ndarray:
     data = folder.read(file)
     try:
-        data = gzip.decompress(data) if file.endswith(".gz") else data
-    except (OSError, EOFError) as error:
-        raise UserError(folder.at(file), f"is not a whole gzip file ({error})") from None
+        data = decompress(data) if file.endswith(".gz") else data
+    except ValueError as error:
+        raise UserError(folder.at(file), str(error)) from None
     if data[:4] != bytes([0, 0, 8, dimensions]):
         raise UserError(folder.at(file), f"is not an IDX file of bytes in {dimensions} dimensions")
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.data.events import Recording, Sensor
 from pipelines.data.sources.aedat import read_aedat
+from pipelines.data.sources.untrusted import check_expansion, load_numpy
 
 _NAMES = {
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
@@ -58,7 +59,9 @@ class Reader:
         return np.rint(t.astype(np.float64) * _MICROSECONDS[self.time_unit]).astype(np.int64)
 
     def _npy(self, data: bytes) -> Recording:
-        array = _load(data)
+        array = load_numpy(data)
+        if isinstance(array, dict):
+            return _named(array)
         if array.dtype.names:
             return _named({n: array[n] for n in array.dtype.names})
         if array.ndim != 2 or array.shape[1] != 4:
@@ -68,19 +71,20 @@ class Reader:
         return Recording(*(array[:, self.columns.index(c)] for c in "txyp"))
 
     def _npz(self, data: bytes) -> Recording:
-        with _load(data) as arrays:
-            return _named({name: arrays[name] for name in arrays.files})
+        return self._npy(data)
 
     def _hdf5(self, data: bytes) -> Recording:
         import h5py
 
         try:
             with h5py.File(io.BytesIO(data), "r") as file:
-                place = file.get("events", file)
+                place = _within(file, "events") if "events" in file else file
                 if isinstance(place, h5py.Dataset):
-                    array = place[()]
+                    array = _values(place, len(data))
                     return _named({n: array[n] for n in array.dtype.names or ()})
-                return _named({n: v[()] for n, v in place.items() if isinstance(v, h5py.Dataset)})
+                found = {name: _within(place, name) for name in place}
+                columns = {n: v for n, v in found.items() if isinstance(v, h5py.Dataset)}
+                return _named({name: _values(v, len(data)) for name, v in columns.items()})
         except OSError as error:
             raise ValueError(f"is not a whole HDF5 file ({error})") from None
 
@@ -116,13 +120,21 @@ def _from_zero(r: Recording) -> Recording:
     return r._replace(t=r.t - r.t.min()) if len(r.t) else r
 
 
-def _load(data: bytes) -> Any:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"is not whole NumPy data ({error})") from None
-    except Exception as error:  # zipfile's own
-        raise ValueError(f"is not whole NumPy data ({error})") from None
+def _within(group: Any, name: str) -> Any:
+    """A member of an HDF5 group that lies in the same file."""
+    import h5py
+
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise ValueError(f"its {name} is a link to another file")
+    return group[name]
+
+
+def _values(dataset: Any, stored: int) -> np.ndarray:
+    """What an HDF5 dataset holds; a few bytes can claim any size, or another file's content."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"its {dataset.name} lies in another file")
+    check_expansion(dataset.size * dataset.dtype.itemsize, stored)
+    return np.asarray(dataset[()])
 
 
 def _named(arrays: Mapping[str, np.ndarray]) -> Recording:

@@ -1,6 +1,5 @@
 """Sources that are tables already: Parquet (the Hugging Face layout) and NumPy arrays."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pipelines.data.events import Recording, Sensor, from_arrow, is_events
 from pipelines.data.sources.base import Bad, Example, Options, Source
 from pipelines.data.sources.originals import Fingerprint, fingerprint_of, open_originals, reading, reason
 from pipelines.data.sources.splits import by_split
+from pipelines.data.sources.untrusted import load_numpy
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 
@@ -202,8 +202,8 @@ def load_array(folder: Folder, file: str, name: str | None) -> np.ndarray:
     try:
         if name is None and isinstance(folder.filesystem, fs.LocalFileSystem):
             return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
-        found = np.load(io.BytesIO(folder.read(file)), allow_pickle=False)
-        return found if name is None else found[name]
+        found = load_numpy(folder.read(file), name)
+        return np.asarray(found)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(folder.at(file), f"cannot be read ({reason(error)})") from None
 

@@ -1,0 +1,114 @@
+"""Originals that somebody else has made: nothing of theirs runs, and none of them fills the memory."""
+
+import gzip
+import io
+import os
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipelines.data.decode import decode_image
+from pipelines.data.ingest import Writing, ingest
+from pipelines.data.sources import untrusted
+from pipelines.data.sources.recordings import Reader
+from pipelines.data.sources.untrusted import decompress, load_numpy
+from pipelines.errors import UserError
+from tests.pipelines.data.test_bad_input import good_images
+from tests.pipelines.data.writers import class_folders
+
+ALONE = Writing(workers=1)
+
+
+class Evil:
+    """Leaves a marker where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.fixture
+def small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "FLOOR_BYTES", 1 << 16)
+
+
+def saved(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def test_pickles_do_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    pickled = pickle.dumps({"data": Evil(marker), "labels": [0]})
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+    class_folders(tmp_path / "cifar", dict.fromkeys(names, pickled))
+    with pytest.raises(UserError, match=r"is not a CIFAR file \(it asks for posix\.system\)"):
+        ingest("cifar10", tmp_path / "out", tmp_path / "cifar", writing=ALONE)
+    objects = io.BytesIO()
+    np.save(objects, np.array([Evil(marker)], object), allow_pickle=True)
+    for suffix, data in (("npy", objects.getvalue()), ("npz", saved(x=np.array([Evil(marker)], object)))):
+        with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+            Reader().read(f"a.{suffix}", data)
+        (tmp_path / f"images.{suffix}").write_bytes(data)
+    assert not marker.exists()
+
+
+def test_files_that_grow_without_end_are_refused(tmp_path: Path, small_floor: None) -> None:
+    zeros = np.zeros(1 << 24, np.uint8)
+    bomb = gzip.compress(zeros.tobytes())
+    with pytest.raises(ValueError, match="that is no data"):
+        decompress(bomb)
+    with pytest.raises(ValueError, match=r"16,777,\d+; that is no data"):
+        load_numpy(saved(x=zeros))
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    class_folders(tmp_path / "mnist", {f"{name}-ubyte.gz": bomb for name in names})
+    with pytest.raises(UserError, match=r"idx[13]-ubyte\.gz: .*that is no data"):
+        ingest("mnist", tmp_path / "out", tmp_path / "mnist", writing=ALONE)
+    rows = np.arange(40000).reshape(-1, 4)
+    assert np.array_equal(load_numpy(saved(a=rows), "a"), rows)
+    whole = gzip.compress(rows.tobytes())
+    assert decompress(whole) == rows.tobytes()
+    with pytest.raises(ValueError, match="is not a whole gzip file"):
+        decompress(whole[:-19] + b"1234567890123456789")
+
+
+def test_hdf5_stays_within_its_file(tmp_path: Path, small_floor: None) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["t"] = np.arange(9)
+    other = str(tmp_path / "secret.h5")
+    for link in ("events", "t"):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file[link] = h5py.ExternalLink(other, "/t")
+        with pytest.raises(ValueError, match=f"its {link} is a link to another file"):
+            Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("t", shape=(9,), dtype="i8", external=[(other, 0, 72)])
+    with pytest.raises(ValueError, match="its /t lies in another file"):
+        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("t", shape=(10**12,), dtype="i8", chunks=True)
+    with pytest.raises(ValueError, match="would become 8,000,000,000,000"):
+        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
+
+
+def test_no_program_is_run_for_an_image() -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) (w) file\n%%EOF\n"
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        decode_image(eps)
+
+
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    class_folders(tmp_path / "in", good_images(tmp_path, 4))
+    (tmp_path / "in" / "train" / "a" / "again").symlink_to(tmp_path / "in")
+    for here, there in ("ab", "ba"):  # each shows the other's images, once
+        (tmp_path / "in" / "train" / here / there).symlink_to(tmp_path / "in" / "train" / there)
+    (tmp_path / "in" / "train" / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    manifest = ingest("imagefolder", tmp_path / "out", tmp_path / "in", writing=ALONE)
+    assert manifest["splits"]["train"]["rows"] == 16
