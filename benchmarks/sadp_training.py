@@ -49,6 +49,7 @@ from rich.console import Console
 
 from benchmarks import cifar16, sadp_tables
 from benchmarks.about import about
+from benchmarks.journal import Journal
 from benchmarks.real_data import folder
 from pipelines import cli
 from pipelines.config import (
@@ -62,9 +63,9 @@ from pipelines.config import (
 )
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.storage.atomic import write_beside
 from pruning.examples.policies.settings import FORWARD_COST
 
+KEY = ("task", "ratio", "seed", "method")
 PARTS = ("score", "select", "train", "norm")
 """What counts as training time."""
 Row = dict[str, Any]
@@ -286,29 +287,6 @@ def measure(runs: list[Run], tasks: dict[str, Task], processes: int, keep: Calla
             pool.shutdown(cancel_futures=True)
 
 
-class Journal:
-    """Finished runs, a line each, after those of a stored result; a line cut off by a kill is dropped."""
-
-    def __init__(self, path: Path, result: Path | None = None) -> None:
-        self.path = path
-        text = path.read_text() if path.exists() else ""
-        self.rows: list[Row] = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        if not self.rows and result is not None and result.exists():
-            self.rows = json.loads(result.read_text())["rows"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_beside(path, lambda p: p.write_text(lines))
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def missing(self, runs: Sequence[Run]) -> list[Run]:
-        done = {Run(r["task"], r["ratio"], r["seed"], r["method"]) for r in self.rows}
-        return [one for one in runs if one not in done]
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -336,9 +314,9 @@ def main() -> None:
             name: replace(t, train_rows=500, test_rows=100, epochs=2, augment=AugmentConfig())
             for name, t in TASKS.items()
         }
-    journal = Journal(options.output.with_suffix(".jsonl"), options.output)
+    journal = Journal(options.output.with_suffix(".jsonl"), KEY, options.output)
     runs = plan(options.tasks, options.ratios, options.methods, options.seeds)
-    todo, started = journal.missing(runs), time.monotonic()
+    todo, started = [one for one in runs if asdict(one) not in journal], time.monotonic()
     first = len(journal.rows)
 
     def keep(row: Row) -> None:
@@ -352,12 +330,12 @@ def main() -> None:
 
     if todo:
         measure(todo, tasks, options.processes, keep)
-    rows = sorted(journal.rows, key=lambda r: (r["task"], r["ratio"], r["method"], r["seed"]))
-    origin = about("benchmarks.sadp_training", sys.argv[1:])
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    text = f'{{"about": {json.dumps(origin, indent=1)},\n"rows": [\n{lines}\n]}}\n'
-    write_beside(options.output, lambda p: p.write_text(text))
-    print(sadp_tables.tables({"rows": rows}))
+    order = [list(TASKS), list(METHODS)]
+    journal.rows.sort(
+        key=lambda r: (order[0].index(r["task"]), r["ratio"], order[1].index(r["method"]), r["seed"])
+    )
+    journal.store(options.output, about("benchmarks.sadp_training", sys.argv[1:]))
+    print(sadp_tables.tables({"rows": journal.rows}))
 
 
 if __name__ == "__main__":

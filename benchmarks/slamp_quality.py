@@ -1,11 +1,11 @@
 """Weight criteria on trained networks, deep ones first: accuracy at equal SynOps and at equal sparsity.
 
     python -m benchmarks.slamp_quality [--tasks sew18 vgg9 ms18] [--seeds 0 1 2] [--parts synops weights]
-        [--criteria lamp slamp ...] [--levels ...] [--retrain-epochs N] [--journal FILE.jsonl]
-    python -m benchmarks.slamp_quality --store FILE.json [--journal FILE.jsonl]
+        [--criteria lamp slamp ...] [--levels ...] [--retrain-epochs N] [--output FILE.json]
 
 Each dense network is trained once per task and seed (`benchmarks.slamp_tasks`) and kept as a checkpoint below
-``--checkpoints``. Rows are kept as they come; a restarted command goes on where it stopped. Parts:
+``--checkpoints``. Finished rows are kept in FILE.jsonl; the same command goes on where it was stopped, and
+from the rows of FILE.json where there is no journal. Parts:
 
 - ``dense``: the network itself, always;
 - ``synops``: 20, 10 and 5 % of the dense SynOps (calibrated), scores priced by SynOps unless the criterion is
@@ -21,7 +21,6 @@ measured again around its own masks twice. Real data is read from ``../shared/da
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from benchmarks import slamp_candidates
 from benchmarks.about import about
-from benchmarks.slamp_journal import Journal, read
+from benchmarks.journal import Journal
 from benchmarks.slamp_membrane import membrane_statistics
 from benchmarks.slamp_tables import tables
 from benchmarks.slamp_tasks import BATCH, DEEP, TASKS, Task, accuracy, scores, train
@@ -322,18 +321,11 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", default=list(DEFAULT))
     parser.add_argument("--levels", nargs="+", type=float, help="instead of every part's own")
     parser.add_argument("--retrain-epochs", type=int, default=2)
-    parser.add_argument("--journal", type=Path, default=Path("docs/results/slamp_quality.jsonl"))
+    parser.add_argument("--output", type=Path, default=Path("runs/slamp_quality.json"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/slamp_quality"))
-    parser.add_argument("--store", type=Path, help="print the journal's tables and keep its rows as a result")
     options = parser.parse_args()
-    if options.store:
-        rows = read(options.journal)
-        told = about("benchmarks.slamp_quality", [])
-        options.store.write_text(json.dumps({"about": told, "rows": rows}, indent=1) + "\n")
-        print(tables(rows))
-        return
     torch.set_num_threads(1)
-    journal = Journal(options.journal, KEY)
+    journal = Journal(options.output.with_suffix(".jsonl"), KEY, options.output)
     told = about("benchmarks.slamp_quality", sys.argv[1:])
     for seed in options.seeds:
         for name in options.tasks:
@@ -359,6 +351,8 @@ def main() -> None:
                     )
                 journal.add({**key, **row, "date": told["date"], "commit": told["commit"]})
                 print(*(str(v) for v in key.values()), row.get("accuracy"), flush=True)
+    journal.store(options.output, told)
+    print(tables(journal.rows))
 
 
 if __name__ == "__main__":

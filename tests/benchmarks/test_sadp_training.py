@@ -1,35 +1,11 @@
 """The benchmark of training on pruned data: what it keeps after a kill, and its paired intervals."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import sadp_tables
-from benchmarks.sadp_training import METHODS, TASKS, Journal, Run, config_of, plan
-
-
-def test_a_killed_benchmark_goes_on_where_it_was(tmp_path: Path) -> None:
-    runs = plan(["fashion"], [0.9], ["full", "random", "sadp"], seeds=2)
-    assert runs[0] == Run("fashion", 0.0, 0, "full")
-    assert len(runs) == len(set(runs)) == 6
-    path = tmp_path / "rows.jsonl"
-    journal = Journal(path)
-    for one in runs[:3]:
-        journal.add({"task": one.task, "ratio": one.ratio, "seed": one.seed, "method": one.method})
-    path.write_text(path.read_text()[:-20])  # the kill came while a row was written
-    again = Journal(path)
-    assert [r["method"] for r in again.rows] == ["full", "random"]
-    assert again.missing(runs) == runs[2:]
-    result = tmp_path / "result.json"
-    result.write_text(json.dumps({"rows": again.rows}))
-    assert Journal(tmp_path / "new.jsonl", result).rows == again.rows
-    again.add({"task": "fashion", "ratio": 0.9, "seed": 0, "method": "sadp"})
-    assert [json.loads(line)["method"] for line in path.read_text().splitlines()] == [
-        "full",
-        "random",
-        "sadp",
-    ]
+from benchmarks.sadp_training import METHODS, TASKS, Run, config_of, plan
 
 
 def test_all_ratios_share_the_full_runs() -> None:

@@ -1,33 +1,14 @@
-"""The benchmark of weight criteria: its journal goes on after a kill, its candidates are what they say."""
-
-import json
-from pathlib import Path
+"""The benchmark of weight criteria: its candidates are what they say."""
 
 import pytest
 import torch
 
 from benchmarks import slamp_candidates, slamp_tables
-from benchmarks.slamp_journal import Journal, read
 from benchmarks.slamp_membrane import membrane_statistics
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
 from snn.observing import evaluating
 from tests.pruning.weights.test_calibration import convnet, frames
-
-
-def test_a_row_that_a_kill_cut_short_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    journal = Journal(path, ("task", "seed"))
-    journal.add({"task": "a", "seed": 0, "accuracy": 0.5})
-    journal.add({"task": "a", "seed": 1, "accuracy": 0.6})
-    with path.open("a") as file:
-        file.write('{"task": "a", "seed": 2, "accu')
-    again = Journal(path, ("task", "seed"))
-    assert {"task": "a", "seed": 1} in again
-    assert {"task": "a", "seed": 2} not in again
-    again.add({"task": "a", "seed": 2, "accuracy": 0.7})
-    assert [row["accuracy"] for row in read(path)] == [0.5, 0.6, 0.7]
-    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_candidates_are_criteria_and_lamp_at_one_timestep() -> None:
