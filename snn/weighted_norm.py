@@ -63,7 +63,7 @@ def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor
     x = _wide(x)
     share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)
     mean = share_N @ _row_sums(x)
-    return mean, share_N @ _row_sums((x - _per_channel(mean, x)).square())
+    return mean, share_N @ _row_squares(x - _per_channel(mean, x))
 
 
 class _WeightedStatistics(TorchFunctionMode):
@@ -125,7 +125,7 @@ class _WeightedNorm(torch.autograd.Function):
         wide = _wide(x)
         mean = share_N @ _row_sums(wide)
         centred = wide - _per_channel(mean, x)
-        var = share_N @ _row_sums(centred.square())
+        var = share_N @ _row_squares(centred)
         rstd = (var + eps).rsqrt()
         scale = _per_channel(rstd if weight is None else weight * rstd, x)
         y = centred * scale if bias is None else torch.addcmul(_per_channel(bias, x), centred, scale)
@@ -177,6 +177,12 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
 def _row_sums(x: Tensor) -> Tensor:
     """Sums over positions, ``[N, C]``."""
     return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+
+
+def _row_squares(x: Tensor) -> Tensor:
+    """Sums of squares over positions, ``[N, C]``; one pass over ``x``, and no tensor of its size."""
+    dims = tuple(range(2, x.ndim))
+    return (torch.linalg.vector_norm(x, dim=dims) if dims else x).square()
 
 
 def _wide(x: Tensor) -> Tensor:

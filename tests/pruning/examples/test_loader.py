@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
 from pruning.examples.loader import DataPruner
 from pruning.examples.policies import make_policy
 from pruning.examples.sampling import shuffled
 from pruning.examples.scores import ExampleScorer
+from pruning.examples.step_scores import StepScores
 from snn.adapters import wrap
 from snn.coding import direct
 from snn.models import SpikingNetwork, build
@@ -251,6 +253,31 @@ def test_mixed_precision(adapted: bool) -> None:
         found.append(pruner.policy.scores)
     assert np.corrcoef(found[0], found[1])[0, 1] > 0.8
     assert not np.array_equal(found[0], found[1])
+
+
+class Asked(TorchDispatchMode):
+    """Counts the values that are asked of tensors, for which a GPU would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("score", ["sadp", "el2n", "loss"])
+def test_scores_of_a_step_ask_nothing_of_the_device(score: str, adapted: bool) -> None:
+    model = network().train()
+    x, y = dataset().tensors
+    x = direct(x[:B], T)
+    hooked = StepScores(wrap(model, x, neurons=[LIF]) if adapted else model, score, lambda: None)
+    hooked(losses_of(model(x), y[:B]))  # the first step looks at the network
+    with Asked() as asked:
+        assert hooked(losses_of(model(x), y[:B])) is not None
+        assert asked.count == 0
+        assert float(x.sum()) != 0
+        assert asked.count == 1
 
 
 def mean_squared(logits_TBK: Tensor, y: Tensor) -> Tensor:
