@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import (
+    data_pruner_overhead,
     demo_accuracy,
     figures,
     ingest,
@@ -42,6 +43,11 @@ def data_tables(result: Result) -> str:
     return input_pipeline.tables(result) if "sets" in result else ingest.tables(result)
 
 
+def cost_tables(result: Result) -> str:
+    """Of scores, passes and draws, or of `DataPruner`."""
+    return (data_pruner_overhead if "starts" in result else sadp_cost).tables(result)
+
+
 def whole_tables(result: Result) -> str:
     """Of the suite, of the demo's start, or of steps inside the pipeline."""
     if "cases" in result:
@@ -63,7 +69,7 @@ PRINTED: dict[str, tuple[Callable[[Result], str], tuple[str, ...]]] = {
     ),
     "search.md": (search_front.tables, ("search_front.json",)),
     "demo.md": (demo_accuracy.tables, ("demo_seeds.json",)),
-    "sadp-cost.md": (sadp_cost.tables, ("sadp_cost.json",)),
+    "sadp-cost.md": (cost_tables, ("sadp_cost.json", "data_pruner_overhead.json")),
     "sadp-training.md": (
         sadp_tables.tables,
         ("sadp_training.json",),
