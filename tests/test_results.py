@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import (
+    data_pruner_overhead,
     demo_accuracy,
     figures,
     pipeline_overhead,
@@ -55,6 +56,7 @@ PRINTED: dict[str, tuple[Tables, ...]] = {
             lambda result: pipeline_overhead.tables(result["rows"]),
             ("pipeline_speedup.json", "pipeline_engines.json", "pipeline_steps.json"),
         ),
+        (data_pruner_overhead.tables, ("data_pruner_overhead.json",)),
         (lambda result: startup.tables(result["rows"]), ("startup.json",)),
         (sparse_inference.tables, ("sparse_inference.json",)),
     ),
