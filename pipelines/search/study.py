@@ -80,12 +80,9 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if tree.data.reading == "auto" and (folder / SETTINGS).exists():  # as the search began
         reading = read_plan(folder).tree.data.reading
         tree = replace(tree, data=replace(tree.data, reading=reading))
-    if tree.data.val_split is None and tree.data.val_share is None:
+    validated = tree.data.val_split is not None or tree.data.val_share is not None
+    if not validated:
         tree = replace(tree, data=replace(tree.data, val_share=VAL_SHARE))
-        console.print(
-            f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows",
-            highlight=False,
-        )
     plan = make_plan(tree)
     _check_folder(plan, resume)
     code = use_own_code(plan.space.config)
@@ -99,6 +96,9 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if tree.cluster.address is None:
         trials_at_once(plan, _this_machine(plan, gpus=float("inf")))
     check_storage(folder.parent)
+    if not validated:
+        told = f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows"
+        console.print(told, highlight=False)
     _begin(plan, code)
     tell_skipped(tree, checked, folder, console)
     if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
