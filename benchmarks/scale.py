@@ -120,6 +120,7 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
         "examples.ratio": 0.9,
         "examples.warmup_epochs": 0,
         "examples.anneal_epochs": 0,
+        "cluster.workers": 2,
     }
     words = [w for k, v in settings.items() for w in (f"--{k}", str(v))]
     started = time.perf_counter()

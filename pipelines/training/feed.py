@@ -4,7 +4,9 @@ Both are pure functions of (chosen ids, seed, epoch, worker count); reading ahea
 time. A feed from row groups holds two windows of `pipelines.training.order.ShardOrder` at most.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +17,10 @@ from pipelines.data.decode import Examples
 from pipelines.data.layout import Layout, naming_rows
 from pipelines.data.rows import Rows
 from pipelines.training.order import EpochOrder, ShardOrder, Window
+from pipelines.training.trace import part
 from pruning.examples.sampling import shuffled
 
+AHEAD = 2  # batches that are decoded before they are trained on
 Chosen = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Ids and weights drawn from id ranges: `pipelines.training.score_table.ScoreTable.chosen`."""
 Reader = Callable[[Layout, np.ndarray], Callable[[], pa.Table]]
@@ -50,6 +54,38 @@ class Batch:
         """
         with naming_rows(self.layout):
             return self.rows.get(ids)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a batch's examples, decoded."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    x: Examples
+    labels: np.ndarray
+
+
+def decoded(feed: "Feed", count: int) -> Iterator[list[Part]]:
+    """The batches of an epoch in at most ``count`` parts, the next ones decoded by a thread meanwhile.
+
+    Raises:
+        UserError: an example that cannot be decoded, once its batch is due.
+    """
+
+    def decode(batch: Batch) -> list[Part]:
+        return [Part(ids, weights, *batch.get(ids)) for ids, weights in batch.parts(count)]
+
+    with ThreadPoolExecutor(1, "decode") as thread:
+        waiting: deque[Future[list[Part]]] = deque()
+        for batch in feed:
+            waiting.append(thread.submit(decode, batch))
+            if len(waiting) > AHEAD:
+                with part("data"):
+                    found = waiting.popleft().result()
+                yield found
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class Feed(Protocol):

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -15,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pipelines.data.transfer import to_device
 from pipelines.errors import UserError
 from pipelines.scoring.scorer import Scoring
-from pipelines.training.feed import Batch, Feed
+from pipelines.training.feed import Feed, Part, decoded
 from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
 from pipelines.training.score_buffer import ScoreBuffer
@@ -129,16 +128,15 @@ class Stepper:
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
         self.module.train()
-        for step, batch in enumerate(feed):
+        for step, parts in enumerate(decoded(feed, self.train.accumulate)):
             seen.step = step
             fraction = (epoch + step / feed.steps) / self.train.epochs
             set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
             self.optimizer.zero_grad()
-            parts = batch.parts(self.train.accumulate)
-            for i, (ids, weights) in enumerate(parts):
+            for i, some in enumerate(parts):
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
-                    total += self._backward(drawn, ids, weights, batch, feed.nominal_batch, seen)
+                    total += self._backward(drawn, some, feed.nominal_batch, seen)
             with part("optimizer"):
                 self._step()
             finite_steps += total.isfinite()
@@ -190,25 +188,15 @@ class Stepper:
         if self.average is not None:
             self.average.load(state["average"])
 
-    def _backward(
-        self,
-        drawn: Drawn,
-        ids: np.ndarray,
-        weights: np.ndarray,
-        batch: Batch,
-        nominal_batch: float,
-        seen: ScoreBuffer,
-    ) -> Tensor:
+    def _backward(self, drawn: Drawn, some: Part, nominal_batch: float, seen: ScoreBuffer) -> Tensor:
         """Add the gradient of some rows; their weighted sum of losses."""
-        device = self.engine.device
-        with part("data"):
-            x, y = batch.get(ids)
-        labels, scorer = to_device(y, device), self._scorer
+        device, ids, weights = self.engine.device, some.ids, some.weights
+        labels, scorer = to_device(some.labels, device), self._scorer
         recording = nullcontext() if scorer is None else scorer.recording()
         # Equal weights are told here: on a GPU the question would wait for the device.
         weights_B = None if (weights == 1).all() else to_device(weights, device)
         with part("forward"), recording, self._autocast(), weighted_statistics(weights_B):
-            logits_TBK = self.module(self.worker.inputs.training(x, ids, drawn.epoch, device))
+            logits_TBK = self.module(self.worker.inputs.training(some.x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
         if scorer is not None:  # before the step changes the weights that made the spikes

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pipelines.config import ClusterConfig, Config
 from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.runs.placement import default_threads, give_gpus, placement, settle_engine
+from pipelines.runs.run import prune
 
 QUICK = ("--train.epochs", "1", "--examples.policy", "full", "--model.hidden", "16")
 
@@ -98,6 +100,12 @@ def test_one_worker_starts_no_ray_and_resumes_as_it_began(digits: Path, tmp_path
     assert "engine local (one worker, no address), device " in first.stderr
     known = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert known["engine"] == "local"
+    few = {"weights.retrain_epochs": "0", "weights.calibration_examples": "64"}
+    stored = tmp_path / "run" / "config.yaml"
+    stored.write_text(stored.read_text().replace("workers: 1", "workers: 2"))
+    pruned = prune(tmp_path / "run", few, console=Console(quiet=True))  # no cluster for 64 examples
+    assert json.loads((pruned / "provenance.json").read_text())["engine"] == "local"
+    stored.write_text(stored.read_text().replace("workers: 2", "workers: 1"))
     (tmp_path / "run" / "provenance.json").write_text(json.dumps(known | {"threads": 7, "engine": "ray"}))
     again = settle_engine(Config(name="run", storage=str(tmp_path)), tmp_path / "run")
     assert (again.cluster.engine, again.cluster.threads) == ("ray", 7)

@@ -1,5 +1,7 @@
 """Epochs read by row groups: every chosen row once, whatever the workers, row groups and windows."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from pipelines.data.dataset import Split, read_split
 from pipelines.data.layout import read_rows
 from pipelines.errors import UserError
-from pipelines.training.feed import Batch
+from pipelines.training import feed as feeds
+from pipelines.training.feed import Batch, decoded
 from pipelines.training.order import shard_order
 from pipelines.training.score_table import Drawn, PolicySettings, ScoreTable
 from pipelines.training.shards import ShardSource, StreamedRows
@@ -122,3 +125,39 @@ def test_damage_is_named_with_its_file(split: Split, tmp_path: Path) -> None:
     gone = dataclasses.replace(split.layout, files=tuple(str(tmp_path / Path(f).name) for f in split.files))
     with pytest.raises(UserError, match=r"train-0.parquet: row group 0 \(rows 0 to 63\) cannot be read"):
         read_rows(gone, split.ids)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_batches_are_decoded_ahead_in_their_order(
+    ahead: int, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded is that of the batch, however far ahead; the end of a feed is not waited for."""
+    monkeypatch.setattr(feeds, "AHEAD", ahead)
+    known = batches(split, 0.5, 200, 0, 2, 64)
+    asked: list[int] = []
+
+    def slowly() -> Iterator[Batch]:
+        for i, batch in enumerate(known):
+            asked.append(i)
+            yield batch
+
+    found = []
+    for i, parts in enumerate(decoded(slowly(), 3)):  # type: ignore[arg-type]
+        assert asked[-1] == min(i + ahead, len(known) - 1)
+        found.append(parts)
+    assert len(found) == len(known)
+    for parts, batch in zip(found, known, strict=True):
+        assert np.array_equal(np.concatenate([p.ids for p in parts]), batch.ids)
+        assert np.array_equal(np.concatenate([p.weights for p in parts]), batch.weights)
+        x = np.concatenate([np.asarray(p.x) for p in parts])
+        assert np.array_equal(x[:, 0], batch.ids)  # a row's features are its id
+        assert np.array_equal(np.concatenate([p.labels for p in parts]), batch.ids % 7)
+
+
+def test_an_example_that_cannot_be_decoded_is_met_in_its_turn(split: Split) -> None:
+    known = batches(split, 0.5, 200, 0, 1, 64)
+    known[2] = replace(known[2], ids=known[2].ids + 10**6)
+    given = decoded(iter(known), 1)  # type: ignore[arg-type]
+    assert len([next(given), next(given)]) == 2
+    with pytest.raises(KeyError, match="was not fetched"):
+        next(given)
