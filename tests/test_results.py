@@ -26,7 +26,8 @@ from benchmarks import (
     sparse_inference,
     startup,
 )
-from pipelines.report.summary import PhaseSummary
+from pipelines.config.load import load_config
+from pipelines.report.summary import PhaseSummary, RunSummary
 from pipelines.report.tables import phase_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -96,7 +97,9 @@ def test_every_page_is_listed_and_every_stored_result_is_named() -> None:
 def test_the_readme_shows_the_stored_demo() -> None:
     stored = json.loads((RESULTS / "demo.json").read_text())
     console = Console(file=io.StringIO(), width=120)
-    console.print(phase_table(stored["run"], [PhaseSummary(**p) for p in stored["phases"]]))
+    config = load_config(RESULTS.parents[1] / "examples" / "demo.yaml")
+    phases = [PhaseSummary(**p) for p in stored["phases"]]
+    console.print(phase_table([RunSummary(folder=RESULTS, config=config, records=[], phases=phases)]))
     printed = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     readme = (RESULTS.parents[1] / "README.md").read_text().splitlines()
     assert len(printed) > 5
