@@ -70,6 +70,9 @@ def slamp_quality() -> "Figure":
     for part, row in zip(parts, grid, strict=True):
         for a, task in zip(row, tasks, strict=True):
             own = [r for r in rows if r["task"] == task]
+            if not any(r["part"] == part for r in own):
+                a.set_visible(False)
+                continue
             _level(a, [r["accuracy"] for r in own if r["part"] == "dense"], "dense")
             mine = [r for r in own if r["part"] == part and r["objective"] == part]
             for criterion, of in _grouped(mine, "criterion").items():
