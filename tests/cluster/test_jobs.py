@@ -95,7 +95,7 @@ def test_run_is_sent_and_followed_to_the_storage(head: Head, project: Path, tmp_
     assert re.search(r"sending from .*: \d+ files, [\d.]+ [KM]iB; largest: data/digits/train.*iB\)", sent.err)
     assert f"warning: {mine} can be read by others; chmod 600 {mine}" in sent.err
     assert f"its run will be in {storage}/small on the cluster" in sent.err
-    assert "train epoch 2/2: accuracy" in sent.out
+    assert "train epoch 2/2: test accuracy" in sent.out
     assert f"{id}: succeeded" in sent.err
     assert (storage / "small" / "report.html").exists()
     listed = call(head, project, "jobs", "list")

@@ -238,7 +238,7 @@ def test_a_current_folder_that_hides_ours_from_the_workers_is_refused(
     elsewhere: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (elsewhere / "pruning.py").write_text("")
-    args = ["train", *arguments(digits, tmp_path / "runs")]
+    args = ["train", *arguments(digits, tmp_path / "runs"), "--cluster.engine", "ray"]
     fails_with("pruning.py would be imported instead of the package 'pruning'", args, capsys)
 
 

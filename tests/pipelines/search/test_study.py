@@ -160,6 +160,7 @@ def test_a_search_goes_on_with_the_code_it_began_with(
     place = {
         "storage": str(tmp_path),
         "data.path": str(digits),
+        "data.val_share": "0.1",
         "search.question": "data",
         "search.trials": "1",
     }
