@@ -117,6 +117,11 @@ def check_cluster_answers(address: str, *, token_file: Path | None = None) -> st
         UserError: what is wrong with the address, the token or the versions.
     """
     check_address(address)
+    if address == "auto" and "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():  # a trial of a search, whose Ray need not be looked for
+            return str(ray.get_runtime_context().gcs_address)
     head = find_head() if address == "auto" else address
     token = use_token(token_file)
     _check_listens(head)
