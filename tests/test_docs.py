@@ -88,7 +88,7 @@ ON_ANOTHER_PAGE = ("search examples/search-digits.yaml",)
 SMALL = """
 --train.epochs 2 --train.batch-size 8 --examples.warmup-epochs 0 --examples.anneal-epochs 1
 --weights.retrain-epochs 1 --weights.calibration-examples 8 --data.train-rows 16 --data.test-rows 8
---cluster.engine local --cluster.workers 1 --cluster.min-workers 1
+--cluster.engine local --cluster.workers 1 --cluster.min-workers 1 --cluster.gpus-per-worker 0
 """
 """Added to the runs of the datasets' page, whose data are stand-ins."""
 CONFIG = """
@@ -163,6 +163,7 @@ def test_commands_run_as_written(
 ) -> None:
     """One after the other."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # a token that lies at home would be looked at
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # doctor tells of it
     lay_out(page, tmp_path, digits)
     ran = 0
