@@ -147,7 +147,7 @@ def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
         return
     raise UserError(
         "train.epochs",
-        f"run {folder.name!r} cannot go on to {epochs}: {reason}; choose another --name to start anew",
+        f"run {folder.name!r} cannot go on to {epochs}: {reason}; start a new run under another --name",
     )
 
 

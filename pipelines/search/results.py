@@ -150,7 +150,7 @@ def read_results(folder: Path) -> Found:
 
     plan = read_plan(folder)
     if plan.tree.data.val_share is None and plan.tree.data.val_split is None:
-        raise UserError(str(folder), "is of an earlier version, which went by test accuracy; search anew")
+        raise UserError(str(folder), "is of an earlier version, which went by test accuracy; run it again")
     trials = read_trials(plan)
     if all(t.status == "open" for t in trials):
         raise UserError(str(folder), "has no trial that ended yet; --resume goes on with it")

@@ -1,4 +1,4 @@
-"""Processes of one's own that end are noticed."""
+"""The end of this process's own children is noticed."""
 
 import subprocess
 import threading
