@@ -20,7 +20,7 @@ def check_expansion(expanded: int, stored: int) -> None:
     """That a file does not grow beyond reason.
 
     Raises:
-        ValueError: it does.
+        ValueError: it would be larger than `most_bytes` allows when decompressed.
     """
     if expanded > most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
