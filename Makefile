@@ -18,8 +18,9 @@ demo: $(READY)
 	$(BIN)/spikeprune run examples/demo.yaml
 	$(BIN)/spikeprune score runs/demo --output runs/demo-scores.parquet
 
+# Side by side, those that use Ray in one process; test-all runs one test after another, as many kill processes.
 test: $(READY)
-	$(BIN)/pytest $(addprefix --ignore=,$(DOCS))
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadgroup $(addprefix --ignore=,$(DOCS))
 
 # Pages, their blocks of code, figures and words, and the site.
 check-docs: $(READY)

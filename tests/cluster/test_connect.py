@@ -15,6 +15,8 @@ from cluster.errors import UserError
 from cluster.ray_private import refresh
 from tests.cluster.heads import Head, environment, running_head
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.mark.parametrize(
     ("address", "line"),

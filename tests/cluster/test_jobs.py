@@ -19,6 +19,8 @@ from cluster.ray_private import refresh
 from pipelines import cli
 from tests.cluster.heads import BIN, Head, Said, command_lines, environment, spikeprune
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def call(head: Head, project: Path, *args: str, **env: str) -> Said:
     verb, rest = (args[:1], args[1:]) if args[0] == "submit" else (args[:2], args[2:])
@@ -112,6 +114,7 @@ def test_run_is_sent_and_followed_to_the_storage(head: Head, project: Path, tmp_
         assert secret not in said.out + said.err
 
 
+@pytest.mark.slow
 def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
     """Both jobs at a time; their words reach them as given, whatever a shell would make of them."""
     words = ["a b", "$(touch pwned)", "`x`", "'", '"', ";exit 9", "*", "\\", "é\n2"]

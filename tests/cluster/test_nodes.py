@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.heads import BIN, command_lines, environment
 from tests.netns import Namespace, Node, two_namespaces, why_not
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 PORT = 6399
 
 

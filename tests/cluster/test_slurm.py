@@ -12,6 +12,8 @@ from cluster.manifest import manifest
 from tests.cluster.heads import BIN, environment
 from tests.netns import two_namespaces, why_not
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 SRUN = """#!/bin/bash
 # On every node, until all have ended; the exit code is the highest, as SLURM's.
 while [[ $1 == --* ]]; do shift; done

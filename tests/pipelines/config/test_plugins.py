@@ -20,6 +20,8 @@ from snn.interchange import read_architecture
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "own"
 
 

@@ -21,6 +21,8 @@ from pipelines.runs.run_folder import read_config
 from pipelines.training import local
 from tests.pipelines.training.conftest import metrics
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 QUIET = Console(quiet=True)
 
 

@@ -26,6 +26,9 @@ from pipelines.data.sources.base import Options
 from pipelines.data.verify import verify
 from pipelines.errors import UserError
 from tests.pipelines.data.writers import aedat2, class_folders, random_recording
+from tests.pipelines.training.conftest import kill_process
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 ROWS, SHARD = 6000, 500
 
@@ -111,12 +114,8 @@ def test_a_killed_ray_worker_is_made_good(
 
     def kill(done: int, total: int) -> None:
         """As soon as two shards are there, a process that writes another one."""
-        if done >= 2 * SHARD and not killed:
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit() and b"ray::write_shard" in _command(entry):
-                    os.kill(int(entry.name), signal.SIGKILL)
-                    killed.append(int(entry.name))
-                    return
+        if done >= 2 * SHARD and not killed and (process := kill_process("ray::write_shard")):
+            killed.append(process)
 
     ingest("numpy", out, arrays, writing=Writing(workers=2, shard_rows=SHARD, group_rows=100), told=kill)
     assert contents(out) == contents(whole)
@@ -239,10 +238,3 @@ def test_other_files_are_never_overwritten(arrays: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"^--output: .* holds other files, or is no folder"):
         ingest("numpy", tmp_path, arrays)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def _command(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""

@@ -15,6 +15,8 @@ from pipelines.errors import UserError
 from pipelines.report.compare import Comparison, compare, compare_on, write_comparison
 from pipelines.runs.run import prune, run
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 QUIET = Console(quiet=True)
 CRITERIA = ("magnitude", "slamp", "uniform")
 

@@ -16,6 +16,8 @@ from pipelines.storage.paths import Folder
 from tests.cluster.heads import Head, environment, running_head, spikeprune
 from tests.object_store import s3_server
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:

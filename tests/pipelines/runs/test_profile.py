@@ -12,6 +12,8 @@ from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
 from pipelines.training.trace import PARTS
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_a_profiled_run_says_where_its_time_went(digits: Path, tmp_path: Path) -> None:
     given = {

@@ -18,6 +18,8 @@ from pipelines.scoring.select import select_subset
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.sampling import draw
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 KINDS = {
     "lognormal": lambda rng, n: rng.lognormal(0, 2, n),
     "ties": lambda rng, n: rng.integers(0, 3, n),

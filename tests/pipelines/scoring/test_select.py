@@ -22,6 +22,8 @@ from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import load_checkpoint
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 QUIET = Console(quiet=True)
 
 

@@ -30,6 +30,8 @@ from tests.pipelines.runs.test_provenance import without_some
 from tests.pipelines.search.conftest import QUIET, SPACE, plan_of, tree, trials_of
 from tests.pipelines.training.conftest import wait_for
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_every_combination_is_there_once(searched: SearchTree) -> None:
     trials = trials_of(searched)
@@ -229,6 +231,7 @@ def test_without_the_extra_the_command_to_install_it_is_named(
         search(tree(tmp_path, digits, {}))
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
     tmp_path: Path, digits: Path, ray_session: None
 ) -> None:

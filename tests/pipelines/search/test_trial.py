@@ -23,7 +23,7 @@ from pipelines.search.trial import stages_of
 from tests.pipelines.search.conftest import QUIET, plan_of, tree, trials_of
 from tests.pipelines.training.conftest import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 ROOT = Path(__file__).resolve().parents[3]
 BUDGETS = {"weights.sparsity": [0.5, 0.7, 0.8, 0.9]}
 

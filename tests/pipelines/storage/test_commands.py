@@ -22,6 +22,8 @@ from pipelines.storage.sync import STATE, local_copy
 from tests.object_store import s3_server, uri
 from tests.pipelines.data.writers import class_folders, random_recording
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "model.hidden": "[16]", "train.epochs": "2"}
 
 
@@ -123,6 +125,7 @@ def test_scores_subsets_and_exports_go_there(
     assert not list(Path.cwd().glob("s3:*"))
 
 
+@pytest.mark.slow
 def test_a_report_fetches_no_checkpoints_and_leaves_nothing_here(
     server: dict[str, str], digits: Path, tmp_path: Path
 ) -> None:

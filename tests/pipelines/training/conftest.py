@@ -1,8 +1,6 @@
 """A small job on the digits, run once undisturbed, that others are compared with."""
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -50,13 +48,17 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 240) -> 
         time.sleep(0.02)
 
 
-def kill_process(name: str) -> None:
-    """SIGKILL the first process whose command line holds ``name``."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and name in _command(entry):
-            os.kill(int(entry.name), signal.SIGKILL)
-            return
-    raise AssertionError(f"no process {name} to kill")
+def kill_process(name: str) -> int | None:
+    """SIGKILL a process below this one whose command line holds ``name``; its id, None if there is none."""
+    import psutil
+    import ray  # noqa: F401  # brings psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(name in word for word in process.cmdline()):
+                process.kill()
+                return process.pid
+    return None
 
 
 def kill_after(folder: Path, records: int, name: str) -> threading.Thread:
@@ -64,7 +66,7 @@ def kill_after(folder: Path, records: int, name: str) -> threading.Thread:
 
     def kill() -> None:
         wait_for(lambda: len(metrics(folder)) >= records, f"{records} records")
-        kill_process(name)
+        assert kill_process(name), f"no process {name} to kill"
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -103,10 +105,3 @@ def _watch_sockets(found: set[tuple[str, str]], stop: threading.Event) -> None:
                 for c in process.net_connections(kind="tcp"):
                     if c.status == psutil.CONN_LISTEN:
                         found.add((c.laddr.ip, process.name()))
-
-
-def _command(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""

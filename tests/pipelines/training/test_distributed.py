@@ -29,6 +29,8 @@ from snn.batchnorm import reestimate
 from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_the_run_folder_holds_everything(undisturbed: Path) -> None:
     assert {p.name for p in undisturbed.iterdir()} == {
@@ -117,14 +119,8 @@ def test_validation_and_batch_norm_are_those_of_all_workers_together(undisturbed
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(
-    "records_before_kill",
-    [
-        2,
-        pytest.param(4, id="between stages", marks=pytest.mark.slow),
-        pytest.param(5, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("records_before_kill", [2, pytest.param(4, id="between stages"), 5])
 def test_a_killed_run_resumes_and_ends_where_it_would_have(
     records_before_kill: int, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:

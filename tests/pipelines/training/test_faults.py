@@ -21,6 +21,8 @@ from pipelines.training.distributed import mend
 from tests.pipelines.training.conftest import QUIET, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 LONG = {"train.epochs": "10", "weights.retrain_epochs": "0"}
 ENGINES = [pytest.param(LOCAL, id="local"), pytest.param({}, id="ray", marks=pytest.mark.slow)]
 

@@ -12,6 +12,8 @@ import pytest
 from pipelines.config.load import dump_config
 from tests.pipelines.training.conftest import metrics, small
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 SCRIPT = Path(__file__).with_name("lose_node.py")
 # One worker fills the second node; the head has room for the other and for scoring.
 NODES = {"cluster.cpus_per_worker": "2", "train.epochs": "8", "weights.retrain_epochs": "0"}

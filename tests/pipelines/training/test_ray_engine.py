@@ -7,6 +7,8 @@ import pytest
 from pipelines.config import ClusterConfig
 from pipelines.training.ray_engine import _spare_cores
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 1.0])
 def test_training_is_left_a_whole_core_per_worker(ray_session, part):

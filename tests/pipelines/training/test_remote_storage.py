@@ -28,6 +28,8 @@ from tests.pipelines.data.object_stores import object_store
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small, wait_for
 from tests.pipelines.training.test_loop import LOCAL
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def server(digits: Path) -> Iterator[dict[str, str]]:

@@ -9,6 +9,8 @@ import pytest
 from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "weights.retrain_epochs": "1"}
 SHARDS = {"data.reading": "shards", "data.shuffle_rows": "300"}
 

@@ -11,6 +11,8 @@ from pipelines.data.dataset import read_split
 from pipelines.training import stored_rows
 from pipelines.training.stored_rows import load_rows, select_rows
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_small_and_large_datasets_give_the_same_rows(
     ray_session: None, digits: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,8 @@ from pipelines.training.trackers import scalars
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def record(examples: int, train: float, rescored: int = 0, score: float = 0.0) -> dict[str, Any]:
     seconds = {"train": train, "score": score, "evaluate": 5.0, "total": train + score + 5.0}

@@ -24,6 +24,8 @@ from pipelines.runs.run import prune, run
 from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, metrics, small
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "data.val_share": "0.2"}
 
 
@@ -102,7 +104,7 @@ def test_what_was_trained_on_does_not_validate(field: str, validated: Path) -> N
             command()
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_row_groups_are_read_for_validation(
     engine: str, tmp_path: Path, digits: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -11,6 +11,8 @@ from pipelines.config.load import dump_config
 from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 SHORT = {"train.epochs": "4", "weights.retrain_epochs": "0"}
 
 
