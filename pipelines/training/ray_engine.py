@@ -123,8 +123,11 @@ class RayEngine:
             scorers = replace(scorers, spare=True, tasks=_spare_cores(self.world_size, spec.config.cluster))
         described = architecture(spec.config.model, spec.info)
         pass_ = ScoringPass(weights=weights, architecture=described, scoring=scoring, scorers=scorers)
-        beside = self._beside = self._beside or _start_beside(spec.code)
         ids = self.table.rescore(epoch)
+        # Passes to come have their process started behind the first epoch; scores from the steps need none.
+        if self._beside is None and (ids is not None or spec.config.examples.rescore_every):
+            self._beside = _start_beside(spec.code)
+        beside = self._beside
         if ids is None:
             return lambda: 0
         if spec.shards:  # straight into the table
