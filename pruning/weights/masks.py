@@ -111,8 +111,9 @@ class Masks(Mapping[str, Tensor]):
     def keep(self, model: Network, optimizer: Optimizer) -> "Hold":
         """Apply the masks and hold them through training, until removed.
 
-        After every step of ``optimizer`` (any; weight decay included) pruned weights are zero again,
-        and so is what the optimiser remembers of them (momentum, second moments, master weights).
+        After every step of ``optimizer`` (any, also as Accelerate prepared it; weight decay
+        included) pruned weights are zero again, and so is what the optimiser remembers of them (momentum,
+        second moments, master weights).
         Their gradients are zeroed as they arrive, so that clipping by norm sees survivors only.
 
         Returns:
@@ -169,6 +170,8 @@ class Hold:
     """Keeps pruned weights at zero through an optimiser's steps; made by `Masks.keep`."""
 
     def __init__(self, weights: list[tuple[Tensor, Tensor]], optimizer: Optimizer) -> None:
+        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+            optimizer = inner  # Accelerate's wrapper runs no hooks
         self._pruned = [(weight, ~mask.to(weight.device)) for weight, mask in weights]
         self._zero(optimizer)
         self._handles: list[Any] = [optimizer.register_step_post_hook(lambda o, *_: self._zero(o))]
