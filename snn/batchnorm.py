@@ -6,6 +6,7 @@ again on a uniform sample of examples.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -89,22 +90,18 @@ def _accumulate(
 ) -> None:
     """Add (values, values x mean, values x mean square) of every call of every norm to ``sums``."""
 
-    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(module, BatchNorm)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            # With momentum 1 the running statistics are this call's: mean and unbiased variance.
-            n = inputs[0].numel() // module.num_features
-            mean = module.running_mean.double()
-            square = module.running_var.double() * ((n - 1) / n) + mean.square()
-            sums[name] += torch.cat([mean.new_ones(1), mean, square]) * n
-
-        return hook
+    def add(name: str, module: BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        # With momentum 1 the running statistics are this call's: mean and unbiased variance.
+        n = inputs[0].numel() // module.num_features
+        mean = module.running_mean.double()
+        square = module.running_var.double() * ((n - 1) / n) + mean.square()
+        sums[name] += torch.cat([mean.new_ones(1), mean, square]) * n
 
     with ExitStack() as hooks, evaluating(model), own_statistics(model, 1.0), torch.no_grad():
         for name, m in norms.items():
-            hooks.callback(m.register_forward_hook(add(name)).remove)
+            hooks.callback(m.register_forward_hook(partial(add, name)).remove)
         for x_TB in _singles_joined(batches):
             model(x_TB)
 

@@ -83,12 +83,9 @@ def _shifts(of: Tensor) -> Tensor:
 
 
 def recomputed(module: nn.Module, run: Any, x: Tensor) -> Tensor:
-    """``run(x)``, of which the graph keeps ``x``, packed, and no more.
+    """``run(x)`` of a dense ``x``, of which the graph keeps ``x``, packed, and no more.
 
-    Args:
-        module: whose parameters ``run`` uses, and whose batch norms' running statistics see ``x`` once.
-        run: deterministic; from a tensor like ``x`` to spikes.
-        x: dense.
+    ``run`` is deterministic and uses the parameters of ``module``, whose running statistics see ``x`` once.
     """
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     y: Tensor = _Recomputed.apply(x, run, norms, *module.parameters())

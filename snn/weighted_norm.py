@@ -54,11 +54,9 @@ def active_weights() -> Tensor | None:
 
 
 def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of a batch norm's input in training mode, ``[C]`` each.
+    """Mean and biased variance per channel, ``[C]`` each, of a batch norm's input in training mode.
 
-    Args:
-        x: ``[T*B, C, ...]`` or ``[B, C, ...]``.
-        weights_B: as for `weighted_statistics`.
+    ``[T*B, C, ...]`` or ``[B, C, ...]``; weights as for `weighted_statistics`.
     """
     x = wide(x)
     share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)

@@ -218,11 +218,9 @@ class GraphBound:
         return kept if cut else None
 
     def bound(self, losses_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
-        """``sqrt(h^2 + v^2)`` of the pass that was recorded since the last call, ``[B]``.
+        """``sqrt(h^2 + v^2)`` of the pass since the last call that made the losses, ``[B]``.
 
-        Args:
-            losses_B: made by that pass; their graph is kept.
-            weights_B: of the examples in the batch statistics, where the pass was one of training.
+        ``weights_B`` are those of the examples in the batch statistics, where the pass was one of training.
 
         Raises:
             ValueError: losses that do not come from that pass, or a layer that ran on another layout.

@@ -34,12 +34,8 @@ _CHUNK = 1 << 20
 def subset_size(num_examples: int, ratio: float) -> int:
     """Examples per epoch: ``m = max(1, round((1 - ratio) num_examples))``.
 
-    Args:
-        num_examples: present examples, at least 1.
-        ratio: pruning ratio ``r``, the share left out, in [0, 1).
-
     Raises:
-        ValueError: a value outside its range.
+        ValueError: no example, or a ratio (the share left out) outside [0, 1).
     """
     if num_examples < 1:
         raise ValueError(f"num_examples: {num_examples!r} must be at least 1")

@@ -15,6 +15,7 @@ its batch. With batch norm in training mode, or scores from the training step, t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -196,7 +197,8 @@ class ExampleScorer:
                 modules |= {"layer": layer.layer, "neuron": layer.neuron}
                 if layer.norm is not None:
                     modules["norm"] = layer.norm
-            handles += [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
+            for key, module in modules.items():
+                handles.append(module.register_forward_pre_hook(partial(self._capture, key)))
         try:
             yield
         finally:
@@ -257,13 +259,10 @@ class ExampleScorer:
             modules.insert(0, layer.module)
         return nn.Sequential(*modules)
 
-    def _capture(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if key in self._captured:
-                raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
-            self._captured[key] = inputs[0].detach()
-
-        return hook
+    def _capture(self, key: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if key in self._captured:
+            raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
+        self._captured[key] = inputs[0].detach()
 
     def _scores(self, evidence: Evidence, weights_B: Tensor | None) -> dict[str, Tensor]:
         try:

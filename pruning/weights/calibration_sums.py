@@ -145,14 +145,11 @@ def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
     def at_layer(i: int, x_TB: Tensor, _: int) -> None:
         _add_inputs(sums.layers[synapses[i].name], synapses[i].layer, x_TB)
 
-    def at_neuron(rows: list[dict[str, Tensor]]) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
-            spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
-            for row in rows:
-                row["spikes"] += spikes_T
-                row["neurons"] += spikes_TB[0].numel()
-
-        return hook
+    def at_neuron(rows: list[dict[str, Tensor]], _: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
+        spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
+        for row in rows:
+            row["spikes"] += spikes_T
+            row["neurons"] += spikes_TB[0].numel()
 
     fed: dict[Any, list[dict[str, Tensor]]] = {}
     for s in synapses:
@@ -160,9 +157,9 @@ def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
             fed.setdefault(s.neuron, []).append(sums.layers[s.name])
     with ExitStack() as hooks:
         for s in synapses:
-            hooks.callback(s.layer.register_forward_pre_hook(_check_shape(s)).remove)
+            hooks.callback(s.layer.register_forward_pre_hook(partial(_check_shape, s)).remove)
         for neuron, rows in fed.items():
-            hooks.callback(neuron.register_forward_hook(at_neuron(rows)).remove)
+            hooks.callback(neuron.register_forward_hook(partial(at_neuron, rows)).remove)
         observe(model, x_TB, at_layer)
     sums.examples += x_TB.shape[1]
 
@@ -190,18 +187,15 @@ def _measure(
         sums.layers[s.name]["measured"] += count
 
 
-def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _check_shape(s: Synapses, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     axis, needed = -1 if isinstance(s.layer, nn.Linear) else -3, _input_channels(s.layer)
 
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shape = tuple(inputs[0].shape)
-        if len(shape) < -axis or shape[axis] != needed:
-            raise ValueError(
-                f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
-                " calibration examples have another shape than the network's input"
-            )
-
-    return hook
+    shape = tuple(inputs[0].shape)
+    if len(shape) < -axis or shape[axis] != needed:
+        raise ValueError(
+            f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
+            " calibration examples have another shape than the network's input"
+        )
 
 
 def _add_inputs(row: dict[str, Tensor], layer: WeightLayer, x_TB: Tensor) -> None:
@@ -230,10 +224,8 @@ def squared_gradients(
 
     is what removing weights independently of one another changes.
 
-    Args:
-        synapses: the layers; frozen weights are measured too.
-        forward: gives the logits ``[T, B, K]`` of a few examples.
-        generator: of the signs.
+    ``forward`` gives the logits ``[T, B, K]`` of a few examples, ``generator`` draws the signs; frozen
+    weights are measured too.
     """
     weights = [s.layer.weight for s in synapses]
     frozen = [weight for weight in weights if not weight.requires_grad]

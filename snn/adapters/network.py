@@ -22,12 +22,7 @@ class Trace:
     """A record of a model's calls, by hooks, until it is closed.
 
     Where a tensor comes from is read off the autograd graph, so the pass runs with gradients. It may be
-    several calls of the model, one for each timestep.
-
-    Args:
-        model: that is to run.
-        library: of its neurons.
-        exclude: paths of weight layers to leave out.
+    several calls of the model, one for each timestep. Weight layers at the paths ``exclude`` are left out.
     """
 
     def __init__(self, model: nn.Module, library: Library, exclude: Sequence[str] = ()) -> None:
@@ -56,22 +51,19 @@ class Trace:
                 self._others.append(path)
         self._hooks = ExitStack()
         for path in (*self.layers, *self.norms, *self.neurons, *self._others):
-            self._hooks.callback(self._paths[path].register_forward_hook(self._keep(path)).remove)
+            self._hooks.callback(self._paths[path].register_forward_hook(partial(self._keep, path)).remove)
 
     def close(self) -> None:
         """Take the hooks off; what was recorded stays."""
         self._hooks.close()
 
-    def _keep(self, path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if path in self._others:
-                raise ValueError(
-                    f"{path} ({type(module).__name__}): has weights that cannot be pruned; only nn.Linear and"
-                    f" nn.Conv2d can. Leave it out: exclude=[{path!r}]"
-                )
-            self.calls.setdefault(path, []).append((inputs[0], _first(output)))
-
-        return hook
+    def _keep(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if path in self._others:
+            raise ValueError(
+                f"{path} ({type(module).__name__}): has weights that cannot be pruned; only nn.Linear and"
+                f" nn.Conv2d can. Leave it out: exclude=[{path!r}]"
+            )
+        self.calls.setdefault(path, []).append((inputs[0], _first(output)))
 
     def order(self) -> list[str]:
         """Weight layers that ran, in order; the head last.

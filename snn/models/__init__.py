@@ -34,12 +34,10 @@ _OWN: dict[str, Callable[..., SpikingNetwork]] = {}
 
 
 def register(name: str, function: Callable[..., SpikingNetwork]) -> None:
-    """Make your own model known to `build`, and so to checkpoints.
+    """Make your own model, named ``module:attribute``, known to `build`, and so to checkpoints.
 
-    Args:
-        name: ``module:attribute``; the colon keeps it apart from the names in ``MODELS``.
-        function: takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by name, and
-            returns a network as `SpikingNetwork` describes it.
+    The function takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by name, and returns a
+    network as `SpikingNetwork` describes it.
 
     Raises:
         ValueError: a name without a colon.

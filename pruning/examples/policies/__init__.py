@@ -28,14 +28,10 @@ _OWN: dict[str, type[Policy]] = {}
 
 
 def register(name: str, policy: type[Policy]) -> None:
-    """Register your own policy for `make_policy`.
-
-    Args:
-        name: ``module:attribute``; the colon keeps it apart from the names in ``POLICIES``.
-        policy: a subclass of `Policy`.
+    """Register your own policy, named ``module:attribute``, for `make_policy`.
 
     Raises:
-        ValueError: a name without a colon, or another class.
+        ValueError: a name without a colon, or a class that is no `Policy`.
     """
     if ":" not in name:
         raise ValueError(f"policy: {name!r} must have the form module:attribute")
