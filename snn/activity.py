@@ -63,11 +63,6 @@ class LayerActivity:
         """Multiply-accumulates of surviving weights."""
         return 0.0 if self.spiking_input else self.synops
 
-    @property
-    def dense_synops_per_weight(self) -> float:
-        """Mean operations that one weight of this layer costs: its price under a SynOps budget."""
-        return self.dense_synops / self.weights
-
 
 @dataclass(frozen=True)
 class Activity:
@@ -108,80 +103,59 @@ class Activity:
         return AC_PICOJOULES * self.acs + MAC_PICOJOULES * self.macs
 
 
-class ActivitySums:
-    """Sums over examples from which `Activity` follows; sums of disjoint examples add.
-
-    ``vector``: float64 ``[L * 7 + 1]``, all entries whole numbers and so exact in any order of
-    addition below 2^53; an all-reduce (sum) over workers merges their measurements.
-    """
-
-    def __init__(self, vector: Tensor) -> None:
-        if vector.ndim != 1 or vector.numel() % len(_COLUMNS) != 1:
-            raise ValueError(f"vector: shape {tuple(vector.shape)} must be [{len(_COLUMNS)} L + 1]")
-        self.vector = vector.to(torch.float64)
-
-    @classmethod
-    def zeros(cls, model: SpikingNetwork) -> "ActivitySums":
-        """Sums of no examples."""
-        return cls(torch.zeros(len(model.synapses()) * len(_COLUMNS) + 1, dtype=torch.float64))
-
-    def __add__(self, other: "ActivitySums") -> "ActivitySums":
-        return ActivitySums(self.vector + other.vector)
-
-    def activity(self, model: SpikingNetwork) -> Activity:
-        """The measurement, with the weights as they are in ``model`` now.
-
-        Raises:
-            ValueError: no example was measured, or the sums are of a network with other layers.
-        """
-        synapses = model.synapses()
-        rows = self.vector[:-1].view(-1, len(_COLUMNS)).tolist()
-        examples = int(self.vector[-1])
-        if len(rows) != len(synapses):
-            raise ValueError(f"sums: of {len(rows)} layers, the model has {len(synapses)}")
-        if examples < 1:
-            raise ValueError("batches: no example to measure activity on")
-        return Activity(
-            tuple(
-                LayerActivity(
-                    name=s.name,
-                    weights=s.layer.weight.numel(),
-                    surviving=int(s.layer.weight.count_nonzero()),
-                    input_rate=row[_NONZERO] / max(row[_INPUTS], 1),
-                    firing_rate=None if s.neuron is None else row[_SPIKES] / max(row[_STEPS], 1),
-                    synops=row[_SYNOPS] / examples,
-                    dense_synops=row[_DENSE] / examples,
-                    spiking_input=row[_ANALOG] == 0,
-                )
-                for s, row in zip(synapses, rows, strict=True)
-            ),
-            examples,
-        )
-
-
 def measure(model: SpikingNetwork, batches: Iterable[Tensor]) -> Activity:
     """Activity of ``model`` in eval mode over ``batches`` of currents ``[T, B, ...]``.
 
     Raises:
         ValueError: no example, or a weight layer whose input `snn.observing.observe` cannot tell.
     """
-    return collect(model, batches).activity(model)
+    return from_sums(model, collect(model, batches))
 
 
 @torch.no_grad()
-def collect(model: SpikingNetwork, batches: Iterable[Tensor]) -> ActivitySums:
-    """The sums of `measure`, to be added to those of other workers.
+def collect(model: SpikingNetwork, batches: Iterable[Tensor]) -> Tensor:
+    """The sums of `measure`; those of other workers, on disjoint examples, can be added to them.
 
     Every module's training flag is restored; weights and norm statistics are left alone.
+
+    Returns:
+        float64 ``[L * 7 + 1]``, whole numbers and so exact in any order of addition below 2^53.
     """
-    sums = ActivitySums.zeros(model)
+    sums = torch.zeros(len(model.synapses()) * len(_COLUMNS) + 1, dtype=torch.float64)
     with evaluating(model):
         for x_TB in batches:
-            sums = sums + _collect_batch(model, x_TB)
+            sums += _collect_batch(model, x_TB)
     return sums
 
 
-def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> ActivitySums:
+def from_sums(model: SpikingNetwork, sums: Tensor) -> Activity:
+    """The measurement from `collect`'s sums, with the weights as they are in ``model`` now.
+
+    Raises:
+        ValueError: no example was measured, or the sums are of a network with other layers.
+    """
+    synapses, rows, examples = model.synapses(), sums[:-1].view(-1, len(_COLUMNS)).tolist(), int(sums[-1])
+    if len(rows) != len(synapses):
+        raise ValueError(f"sums: of {len(rows)} layers, the model has {len(synapses)}")
+    if examples < 1:
+        raise ValueError("batches: no example to measure activity on")
+    layers = (
+        LayerActivity(
+            name=s.name,
+            weights=s.layer.weight.numel(),
+            surviving=int(s.layer.weight.count_nonzero()),
+            input_rate=row[_NONZERO] / max(row[_INPUTS], 1),
+            firing_rate=None if s.neuron is None else row[_SPIKES] / max(row[_STEPS], 1),
+            synops=row[_SYNOPS] / examples,
+            dense_synops=row[_DENSE] / examples,
+            spiking_input=row[_ANALOG] == 0,
+        )
+        for s, row in zip(synapses, rows, strict=True)
+    )
+    return Activity(tuple(layers), examples)
+
+
+def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> Tensor:
     synapses = model.synapses()
     rows = torch.zeros(len(synapses), len(_COLUMNS), dtype=torch.int64, device=x_TB.device)
 
@@ -210,7 +184,7 @@ def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> ActivitySums:
                 )
         observe(model, x_TB, at_layer)
     examples = torch.tensor([float(x_TB.shape[1])], dtype=torch.float64)
-    return ActivitySums(torch.cat([rows.cpu().flatten().to(torch.float64), examples]))
+    return torch.cat([rows.cpu().flatten().to(torch.float64), examples])
 
 
 def synaptic_operations(layer: WeightLayer, active: Tensor) -> tuple[Tensor, Tensor]:

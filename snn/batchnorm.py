@@ -5,6 +5,8 @@ again on a uniform sample of examples.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,62 +53,57 @@ def reestimate(
     if not norms:
         return
     device = next(iter(norms.values())).running_mean.device  # type: ignore[union-attr]
-    sums = {name: torch.zeros(1 + 2 * m.num_features, dtype=torch.float64, device=device)
-            for name, m in norms.items()}  # fmt: skip
-    _accumulate(model, norms, sums, batches)
-    vector = torch.cat(list(sums.values()))
+    sizes = [1 + 2 * m.num_features for m in norms.values()]
+    vector = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+    _accumulate(model, norms, dict(zip(norms, vector.split(sizes), strict=True)), batches)
     if average is not None:
         vector = average(vector)
-    pooled = {}
-    for (name, m), part in zip(
-        norms.items(), vector.split([1 + 2 * m.num_features for m in norms.values()]), strict=True
-    ):
-        pooled[name] = _pooled(name, part, m.num_features)
+    parts = zip(norms.items(), vector.split(sizes), strict=True)
+    pooled = [_pooled(name, part, m.num_features) for (name, m), part in parts]
     with torch.no_grad():
-        for name, m in norms.items():
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.copy_(pooled[name][0])
-            m.running_var.copy_(pooled[name][1])
+        for m, (mean, var) in zip(norms.values(), pooled, strict=True):
+            m.running_mean.copy_(mean)  # type: ignore[union-attr]
+            m.running_var.copy_(var)  # type: ignore[union-attr]
+
+
+@contextmanager
+def own_statistics(model: nn.Module, momentum: float) -> Iterator[dict[str, BatchNorm]]:
+    """Its batch norms, normalising by their batch; their modes, momenta and buffers are put back."""
+    norms = batch_norms(model)
+    each = norms.values()
+    before = [(m, m.training, m.momentum, [b.clone() for b in m.buffers(recurse=False)]) for m in each]
+    try:
+        for m in each:
+            m.train()
+            m.momentum = momentum
+        yield norms
+    finally:
+        with torch.no_grad():
+            for m, training, own, buffers in before:
+                m.training, m.momentum = training, own
+                for buffer, value in zip(m.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(value)
 
 
 def _accumulate(
     model: nn.Module, norms: dict[str, BatchNorm], sums: dict[str, Tensor], batches: Iterable[Tensor]
 ) -> None:
     """Add (values, values x mean, values x mean square) of every call of every norm to ``sums``."""
-    momenta = {name: m.momentum for name, m in norms.items()}
-    before = {name: [b.clone() for b in m.buffers(recurse=False)] for name, m in norms.items()}
-    hooks = []
 
-    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(module, BatchNorm)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            # With momentum 1 the running statistics are this call's: mean and unbiased variance.
-            n = inputs[0].numel() // module.num_features
-            mean = module.running_mean.double()
-            square = module.running_var.double() * ((n - 1) / n) + mean.square()
-            sums[name] += torch.cat([mean.new_ones(1), mean, square]) * n
+    def add(name: str, module: BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        # With momentum 1 the running statistics are this call's: mean and unbiased variance.
+        n = inputs[0].numel() // module.num_features
+        mean = module.running_mean.double()
+        square = module.running_var.double() * ((n - 1) / n) + mean.square()
+        sums[name] += torch.cat([mean.new_ones(1), mean, square]) * n
 
-        return hook
-
-    try:
-        with evaluating(model), torch.no_grad():
-            for name, m in norms.items():
-                m.train()
-                m.momentum = 1.0
-                hooks.append(m.register_forward_hook(add(name)))
-            for x_TB in _singles_joined(batches):
-                model(x_TB)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        with torch.no_grad():
-            for name, m in norms.items():
-                m.momentum = momenta[name]
-                for buffer, value in zip(m.buffers(recurse=False), before[name], strict=True):
-                    buffer.copy_(value)
+    with ExitStack() as hooks, evaluating(model), own_statistics(model, 1.0), torch.no_grad():
+        for name, m in norms.items():
+            hooks.callback(m.register_forward_hook(partial(add, name)).remove)
+        for x_TB in _singles_joined(batches):
+            model(x_TB)
 
 
 def _singles_joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -115,39 +115,27 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
         kept, weight = ctx.saved_tensors
         x = kept if ctx.packed is None else unpack(kept, ctx.packed)
-        stride, padding, wanted = ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
+        stride, padding, wanted = ctx.stride, ctx.padding, list(ctx.needs_input_grad[:3])
+
+        def torchs(x: Tensor, stride: Any, padding: Any, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+            return torch.ops.aten.convolution_backward(
+                grad_y, x, weight, [len(weight)], stride, padding, [1, 1], False, [0, 0], 1, wanted
+            )
+
         if ctx.way == "slice":
             # Every stride-th pixel is read, and no other has a gradient.
             rows, columns = (slice(None, None, step) for step in stride)
             read = _without_gaps(x[:, :, rows, columns])
-            grad_read, grad_weight, grad_bias = _gradients(grad_y, read, weight, (1, 1), (0, 0), wanted)
-            grad_x = None
-            if grad_read is not None:
-                grad_x = torch.zeros_like(x)
+            grad_x, grad_weight, grad_bias = torchs(read, (1, 1), (0, 0), wanted)
+            if grad_x is not None:
+                grad_read, grad_x = grad_x, torch.zeros_like(x)
                 grad_x[:, :, rows, columns] = grad_read
         elif ctx.way == "patches":
-            grad_x, _, grad_bias = _gradients(
-                grad_y, x, weight, stride, padding, (wanted[0], False, wanted[2])
-            )
+            grad_x, _, grad_bias = torchs(x, stride, padding, [wanted[0], False, wanted[2]])
             grad_weight = _weight_gradient(x, grad_y, weight, stride, padding) if wanted[1] else None
         else:
-            grad_x, grad_weight, grad_bias = _gradients(grad_y, x, weight, stride, padding, wanted)
+            grad_x, grad_weight, grad_bias = torchs(x, stride, padding, wanted)
         return grad_x, grad_weight, grad_bias, None, None, None, None
-
-
-def _gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Torch's own, with respect to input, weight and bias."""
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        grad_y, x, weight, [len(weight)], stride, padding, [1, 1], False, [0, 0], 1, list(wanted)
-    )
-    return found
 
 
 def _without_gaps(x: Tensor) -> Tensor:

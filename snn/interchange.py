@@ -6,7 +6,6 @@ being the arguments of `snn.models.build` as plain values (see `describe`).
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[st
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:  # safetensors' own files are for their owner alone
-            file.write(save(_tensors(model), {_KEY: header}))
+            tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+            file.write(save(tensors, {_KEY: header}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -126,14 +126,6 @@ def load_weights(path: str | Path, model: nn.Module, architecture: Mapping[str, 
 
 def read_architecture(path: str | Path) -> Architecture:
     """The architecture of a checkpoint without reading its weights; errors as `load_checkpoint`."""
-    return _header(path)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _header(path: str | Path) -> Architecture:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,7 +146,7 @@ def _header(path: str | Path) -> Architecture:
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Architecture]:
     from safetensors.torch import load_file
 
-    architecture = _header(path)
+    architecture = read_architecture(path)
     return load_file(path), architecture
 
 
@@ -173,39 +165,3 @@ def _fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         a, b = (tuple(t[key].shape) if key in t else "absent" for t in (tensors, wanted))
         if a != b:
             raise ValueError(f"{source}: is of another architecture: {key!r} is {a} there, {b} here")
-
-
-def from_spikingjelly_sew_resnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of spikingjelly's SEW-ResNet-18/34/50 under the names of ours (`snn.models.resnet`).
-
-    ==========================================  ===============================================
-    spikingjelly                                here
-    ==========================================  ===============================================
-    conv1, bn1                                  features.stem.{weight_layer, norm}
-    layerS.i.convN, layerS.i.bnN                features.stageS_i.residual.N-1.{weight_layer, norm}
-    layerS.i.downsample.0, .1                   features.stageS_i.shortcut.{weight_layer, norm}
-    fc                                          readout.2
-    ==========================================  ===============================================
-
-    Its ``LIFNode(tau)`` with ``decay_input`` is ``NeuronParameters(beta=1 - 1 / tau, decay_input=True)``.
-
-    Raises:
-        ValueError: a name that this table does not know.
-    """
-    return {_named_here(name): tensor for name, tensor in state_dict.items()}
-
-
-def _named_here(name: str) -> str:
-    parts = ("weight_layer", "norm")
-    if found := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
-        kind, entry = found.groups()
-        return f"features.stem.{parts[kind == 'bn']}.{entry}"
-    if found := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(\w+)", name):
-        stage, block, kind, n, entry = found.groups()
-        return f"features.stage{stage}_{block}.residual.{int(n) - 1}.{parts[kind == 'bn']}.{entry}"
-    if found := re.fullmatch(r"layer(\d)\.(\d+)\.downsample\.([01])\.(\w+)", name):
-        stage, block, n, entry = found.groups()
-        return f"features.stage{stage}_{block}.shortcut.{parts[int(n)]}.{entry}"
-    if found := re.fullmatch(r"fc\.(\w+)", name):
-        return f"readout.2.{found[1]}"
-    raise ValueError(f"state_dict: {name!r} is not an entry of a SEW-ResNet of spikingjelly")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn.neurons import LIF
-from snn.recompute import recomputed
+from snn.packing import recomputed
 from snn.torch_private import has_hooks
 
 WeightLayer = nn.Linear | nn.Conv2d

@@ -12,23 +12,23 @@ weights and batch norm  Affine, Linear or Conv2d with the norm's running statist
 ======================  =====================================================================
 
 with ``gain = 1 - beta`` for ``decay_input``, else 1. Surrogates and the reset's part in the gradient
-have no place in NIR: an imported network takes them from its caller. NIR fires at ``v > v_threshold``,
-we at ``>=``; the difference is a tie. Residual sums, attention and max pooling are refused.
+have no place in NIR. NIR fires at ``v > v_threshold``, we at ``>=``; the difference is a tie. Residual
+sums, attention and max pooling are refused.
 """
 
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from snn.layers import Folded, Norm, SpikingLayer, WeightLayer
 from snn.models.base import SpikingNetwork
-from snn.neurons import LIF, NeuronParameters
-from snn.surrogate import Surrogate
+from snn.neurons import LIF
 
 NIRGraph = Any
-"""A ``nir.NIRGraph``; the package is imported only when a graph is made or read."""
+"""A ``nir.NIRGraph``; the package is imported only when a graph is made."""
 
 
 @torch.no_grad()
@@ -45,7 +45,8 @@ def to_nir(model: SpikingNetwork, dt: float = 1e-4) -> NIRGraph:
     """
     import nir
 
-    _check_dt(dt)
+    if not 0 < dt < float("inf"):
+        raise ValueError(f"dt: {dt!r} must be a positive number of seconds")
     if model.input_shape is None:
         raise ValueError("input_shape: the model's must be known to export it")
     x = torch.zeros(1, *model.input_shape, dtype=next(model.parameters()).dtype)
@@ -138,129 +139,9 @@ def _neuron_node(neuron: LIF, current: Tensor, dt: float) -> Any:
     )
 
 
-def from_nir(
-    graph: NIRGraph, dt: float = 1e-4, *, surrogate: Surrogate | None = None, detach_reset: bool = True
-) -> SpikingNetwork:
-    """A network from a NIR graph that is one chain and ends in a linear layer without neurons.
-
-    Args:
-        graph: of the nodes that `to_nir` writes (``nir.read`` gives it).
-        dt: seconds of one timestep; time constants are whole only in relation to it.
-        surrogate: of all neurons; the default when not given.
-        detach_reset: of all neurons.
-
-    Raises:
-        ValueError: ``dt``, a graph that is not a chain, a node that is unknown, or neurons of one layer
-            that differ or leak or reset to anything but 0.
-    """
-    import nir
-
-    _check_dt(dt)
-    gradient: dict[str, Any] = {"surrogate": surrogate or Surrogate(), "detach_reset": detach_reset}
-    features: list[nn.Module] = []
-    since: list[nn.Module] = []  # modules after the last neuron
-    input_shape: tuple[int, ...] = ()
-    for name, node in _chain(graph):
-        if isinstance(node, nir.Input):
-            input_shape = tuple(int(n) for n in node.input_type["input"])
-        elif isinstance(node, nir.LIF | nir.IF):
-            if not since or not isinstance(since[-1], nn.Linear | nn.Conv2d):
-                raise ValueError(f"graph: neurons {name!r} must follow a weight layer")
-            neuron = LIF(NeuronParameters(**_constants(name, node, dt), **gradient))
-            features += [*map(Folded, since[:-1]), SpikingLayer(since[-1], None, neuron)]
-            since = []
-        elif not isinstance(node, nir.Output):
-            since.append(_imported(name, node))
-    if not since or not isinstance(since[-1], nn.Linear):
-        raise ValueError("graph: must end in a linear layer without neurons")
-    model = SpikingNetwork(nn.Sequential(*features), nn.Sequential(*since))
-    model.input_shape = input_shape
-    return model
-
-
-def _chain(graph: NIRGraph) -> list[tuple[str, Any]]:
-    following: dict[str, str] = {}
-    for a, b in graph.edges:
-        if a in following or b in following.values():
-            raise ValueError(f"graph: edge {a!r} to {b!r} branches; only a chain of nodes can be imported")
-        following[a] = b
-    starts = [name for name in graph.nodes if name not in following.values()]
-    order = starts[:1]
-    while order and order[-1] in following:
-        order.append(following[order[-1]])
-    if len(starts) != 1 or len(order) != len(graph.nodes):
-        raise ValueError("graph: must be one chain of nodes from its input to its output")
-    return [(name, graph.nodes[name]) for name in order]
-
-
-def _imported(name: str, node: Any) -> nn.Module:
-    import nir
-
-    if isinstance(node, nir.Flatten):
-        return nn.Flatten()
-    if isinstance(node, nir.AvgPool2d):
-        sizes = [tuple(int(n) for n in v) for v in (node.kernel_size, node.stride, node.padding)]
-        return nn.AvgPool2d(*sizes)  # type: ignore[arg-type]
-    if isinstance(node, nir.Affine | nir.Linear):
-        linear = nn.Linear(node.weight.shape[1], node.weight.shape[0], bias=isinstance(node, nir.Affine))
-        return _filled(linear, node)
-    if isinstance(node, nir.Conv2d):
-        out, per_group, *kernel = node.weight.shape
-        conv = nn.Conv2d(
-            per_group * int(node.groups),
-            out,
-            kernel,
-            stride=node.stride,
-            padding=node.padding,
-            dilation=node.dilation,
-            groups=int(node.groups),
-        )
-        return _filled(conv, node)
-    raise ValueError(f"graph: node {name!r} of type {type(node).__name__} cannot be imported")
-
-
-def _filled(layer: WeightLayer, node: Any) -> WeightLayer:
-    with torch.no_grad():
-        layer.weight.copy_(torch.as_tensor(node.weight))
-        if layer.bias is not None:
-            layer.bias.copy_(torch.as_tensor(node.bias))
-    return layer
-
-
-def _constants(name: str, node: Any, dt: float) -> dict[str, Any]:
-    import nir
-
-    values = {}
-    for key in ("r", "v_threshold", "v_reset", "tau", "v_leak"):
-        array = getattr(node, key, None)
-        if array is not None:
-            if array.min() != array.max():
-                raise ValueError(
-                    f"graph: neurons {name!r} differ in {key}; one value for a layer is supported"
-                )
-            values[key] = float(array.flat[0])
-    for key in ("v_reset", "v_leak"):
-        if values.get(key, 0.0) != 0.0:
-            raise ValueError(f"graph: neurons {name!r} have {key} {values[key]!r}; only 0 is supported")
-    if isinstance(node, nir.IF):
-        beta, gain = 1.0, values["r"] * dt
-    else:
-        beta, gain = 1 - dt / values["tau"], values["r"] * dt / values["tau"]
-    decay = abs(gain - (1 - beta)) < 1e-6 and beta != 1
-    # Any other gain is a threshold in other units: the neuron is the same with both divided by it.
-    return {"beta": beta, "decay_input": decay, "theta": values["v_threshold"] / (1.0 if decay else gain)}
-
-
-def _check_dt(dt: float) -> None:
-    if not 0 < dt < float("inf"):
-        raise ValueError(f"dt: {dt!r} must be a positive number of seconds")
-
-
 def _floats(x: Tensor) -> Any:
     return x.detach().float().cpu().numpy()
 
 
 def _array(sizes: Any) -> Any:
-    import numpy as np
-
     return np.array([int(n) for n in sizes])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -60,27 +61,24 @@ def _observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     synapses = model.synapses()
     without_time: list[list[tuple[Tensor, int]]] = [[] for _ in synapses]
 
-    def hook(i: int) -> Callable[[WeightLayer, tuple[Tensor, ...], Tensor], None]:
-        def at_layer(layer: WeightLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0]
-            convolves = isinstance(layer, nn.Conv2d)
-            dense = x.ndim > (4 if convolves else 2)
-            if x.ndim < 2 or (convolves and x.ndim not in (4, 5)):
-                raise _refusal(synapses[i], x, T, B)
-            if len(x) == T * B and not (convolves and dense):
-                take(i, x.unflatten(0, (T, B)), output.numel() // (T * B))
-            elif dense and tuple(x.shape[:2]) == (T, B):
-                take(i, x, output.numel() // (T * B))
-            elif len(x) == B and not (dense and x.shape[1] == T):
-                without_time[i].append((x, output.numel() // B))
-            else:
-                raise _refusal(synapses[i], x, T, B)
-
-        return at_layer
+    def at_layer(i: int, layer: WeightLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0]
+        convolves = isinstance(layer, nn.Conv2d)
+        dense = x.ndim > (4 if convolves else 2)
+        if x.ndim < 2 or (convolves and x.ndim not in (4, 5)):
+            raise _refusal(synapses[i], x, T, B)
+        if len(x) == T * B and not (convolves and dense):
+            take(i, x.unflatten(0, (T, B)), output.numel() // (T * B))
+        elif dense and tuple(x.shape[:2]) == (T, B):
+            take(i, x, output.numel() // (T * B))
+        elif len(x) == B and not (dense and x.shape[1] == T):
+            without_time[i].append((x, output.numel() // B))
+        else:
+            raise _refusal(synapses[i], x, T, B)
 
     with ExitStack() as hooks:
         for i, s in enumerate(synapses):
-            hooks.callback(s.layer.register_forward_hook(hook(i)).remove)
+            hooks.callback(s.layer.register_forward_hook(partial(at_layer, i)).remove)
         y_TB = model(x_TB)
     for i, calls in enumerate(without_time):
         if not calls:

@@ -4,16 +4,34 @@ They are `torch.nn.Conv2d` and `torch.nn.Linear` with the same parameters, names
 ``forward`` differs, by the rounding of sums. `pruning.weights.inference` puts them where they are faster.
 """
 
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from snn.convolution import Conv2d
 from snn.kernels import sparse
+from snn.torch_private import has_hooks
 
 
-class _ForInference(nn.Module):
+class _OverSurvivors(nn.Module):
+    """What both layers share."""
+
+    weight: Any
+    bias: Any
+    _geometry = sparse.Geometry()
+    _known: tuple[object, ...] | None = None
+
+    def _adopt(self, layer: nn.Conv2d | nn.Linear) -> None:
+        if layer.weight.dtype not in sparse.DTYPES or layer.weight.device.type != "cpu":
+            raise ValueError(
+                f"weight: {layer.weight.dtype} on {layer.weight.device} must be float32 or 64 on a CPU"
+            )
+        self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().contiguous(), requires_grad=False)
+        self.eval()
+
     def train(self, mode: bool = True) -> Self:
         """Refuses ``mode=True``.
 
@@ -24,30 +42,29 @@ class _ForInference(nn.Module):
             raise RuntimeError(f"{type(self).__name__} is for inference; train the network it was made from")
         return super().train(False)
 
+    def _convolution(self, x: Tensor) -> Tensor:
+        name, weight = type(self).__name__, self.weight
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            raise RuntimeError(f"{name} has no gradients; run it under torch.no_grad()")
+        if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in sparse.DTYPES:
+            raise ValueError(
+                f"{name}: input of {x.dtype} on {x.device}; it takes the weight's {weight.dtype} on a CPU"
+            )
+        bias = None if self.bias is None else self.bias.detach()
+        return sparse.convolution(x.detach(), self._survivors(), bias)
 
-class _Found:
-    """The surviving weights of a layer, found again when its weight has changed."""
-
-    def __init__(self) -> None:
-        self._weight: Tensor | None = None  # kept, so that no other takes its place in memory
-        self._version: int | None = None
-        self._survivors: sparse.Survivors | None = None
-
-    def of(self, weight: Tensor, geometry: sparse.Geometry) -> sparse.Survivors:
-        version = None if weight.is_inference() else weight._version
-        known = self._weight
-        if (
-            self._survivors is None
-            or known is None
-            or (known.data_ptr(), known.dtype, self._version) != (weight.data_ptr(), weight.dtype, version)
-        ):
-            self._weight, self._version = weight.detach(), version
-            shaped = self._weight if weight.ndim == 4 else self._weight[:, :, None, None]
-            self._survivors = sparse.Survivors(shaped, geometry)
-        return self._survivors
+    def _survivors(self) -> sparse.Survivors:
+        """Found again when the weight has changed."""
+        weight = self.weight
+        known = weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version
+        if self._known != known:
+            self._known, self._held = known, weight.detach()  # so that no other takes its place in memory
+            shaped = self._held if weight.ndim == 4 else self._held[:, :, None, None]
+            self._found = sparse.Survivors(shaped, self._geometry)
+        return self._found
 
 
-class SparseConv2d(_ForInference, nn.Conv2d):
+class SparseConv2d(_OverSurvivors, nn.Conv2d):
     """A convolution over the weights that are not zero; zero padding, any stride, dilation and groups."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -66,8 +83,7 @@ class SparseConv2d(_ForInference, nn.Conv2d):
             layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, layer.groups,
             layer.bias is not None, device="meta", dtype=layer.weight.dtype,
         )  # fmt: skip
-        _adopt(self, layer)
-        self._found = _Found()
+        self._adopt(layer)
         self._geometry = sparse.Geometry(kernel, stride, padding, dilation, layer.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,10 +95,10 @@ class SparseConv2d(_ForInference, nn.Conv2d):
         """
         if x.ndim != 4:
             raise ValueError(f"SparseConv2d: input of shape {tuple(x.shape)} must be [N, C, H, W]")
-        return _convolution(self, x, self._found, self._geometry)
+        return self._convolution(x)
 
 
-class SparseLinear(_ForInference, nn.Linear):
+class SparseLinear(_OverSurvivors, nn.Linear):
     """A linear layer over the weights that are not zero."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -98,8 +114,7 @@ class SparseLinear(_ForInference, nn.Linear):
             device="meta",
             dtype=layer.weight.dtype,
         )
-        _adopt(self, layer)
-        self._found = _Found()
+        self._adopt(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[..., out_features]`` of ``x``.
@@ -113,9 +128,7 @@ class SparseLinear(_ForInference, nn.Linear):
                 f"SparseLinear: input of shape {tuple(x.shape)} must be [..., {self.in_features}]"
             )
         rows = x.reshape(-1, self.in_features, 1, 1)
-        return _convolution(self, rows, self._found, sparse.Geometry()).reshape(
-            *x.shape[:-1], self.out_features
-        )
+        return self._convolution(rows).reshape(*x.shape[:-1], self.out_features)
 
 
 def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
@@ -123,8 +136,7 @@ def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
 
     Modules with hooks, a ``forward`` of the instance or parametrisations have none.
     """
-    watched = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(layer, hooks) for hooks in watched) or "forward" in vars(layer):
+    if has_hooks(layer) or "forward" in vars(layer):
         return None
     try:
         if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, Conv2d):
@@ -134,26 +146,3 @@ def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
     except ValueError:
         return None
     return None
-
-
-def _convolution(layer: nn.Conv2d | nn.Linear, x: Tensor, found: _Found, geometry: sparse.Geometry) -> Tensor:
-    name, weight = type(layer).__name__, layer.weight
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        raise RuntimeError(f"{name} has no gradients; run it under torch.no_grad()")
-    if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in sparse.DTYPES:
-        raise ValueError(
-            f"{name}: input of {x.dtype} on {x.device}; it takes the weight's dtype ({weight.dtype}) on a CPU"
-        )
-    bias = None if layer.bias is None else layer.bias.detach()
-    return sparse.convolution(x.detach(), found.of(weight, geometry), bias)
-
-
-def _adopt(new: SparseConv2d | SparseLinear, layer: nn.Conv2d | nn.Linear) -> None:
-    if layer.weight.dtype not in sparse.DTYPES or layer.weight.device.type != "cpu":
-        raise ValueError(
-            f"weight: {layer.weight.dtype} on {layer.weight.device} must be float32 or 64 on a CPU"
-        )
-    new.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.detach().contiguous(), requires_grad=False)
-    new.eval()

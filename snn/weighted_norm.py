@@ -54,13 +54,11 @@ def active_weights() -> Tensor | None:
 
 
 def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of a batch norm's input in training mode, ``[C]`` each.
+    """Mean and biased variance per channel, ``[C]`` each, of a batch norm's input in training mode.
 
-    Args:
-        x: ``[T*B, C, ...]`` or ``[B, C, ...]``.
-        weights_B: as for `weighted_statistics`.
+    ``[T*B, C, ...]`` or ``[B, C, ...]``; weights as for `weighted_statistics`.
     """
-    x = _wide(x)
+    x = wide(x)
     share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)
     mean = share_N @ _row_sums(x)
     return mean, share_N @ _row_squares(x - _per_channel(mean, x))
@@ -122,9 +120,9 @@ class _WeightedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share_N: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _wide(x)
-        mean = share_N @ _row_sums(wide)
-        centred = wide - _per_channel(mean, x)
+        values = wide(x)
+        mean = share_N @ _row_sums(values)
+        centred = values - _per_channel(mean, x)
         var = share_N @ _row_squares(centred)
         rstd = (var + eps).rsqrt()
         scale = _per_channel(rstd if weight is None else weight * rstd, x)
@@ -137,7 +135,7 @@ class _WeightedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor, *_: Any):  # type: ignore[no-untyped-def]
         centred, weight, bias, share_N, rstd = ctx.saved_tensors
-        grad_y = _wide(grad_y)
+        grad_y = wide(grad_y)
         grad_bias = _row_sums(grad_y).sum(0)
         grad_weight = _row_sums(grad_y * centred).sum(0) * rstd
         scale = rstd if weight is None else weight * rstd
@@ -157,7 +155,7 @@ class _WeightedNorm(torch.autograd.Function):
 
 def _shares(weights_B: Tensor) -> Tensor:
     """``w / sum w``, ``[B]``; equal where all are 0."""
-    weights = _wide(weights_B)
+    weights = wide(weights_B)
     weights = torch.where(weights.any(), weights, 1.0)
     return weights / weights.sum()
 
@@ -185,7 +183,7 @@ def _row_squares(x: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(x, dim=dims) if dims else x).square()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Half precisions to float32."""
     return x if x.dtype == torch.float64 else x.float()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning.examples.loader import DataPruner as DataPruner
-    from pruning.examples.passes import score_dataset as score_dataset
     from pruning.examples.scores import ExampleScorer as ExampleScorer
+    from pruning.examples.scores import score_dataset as score_dataset
     from pruning.weights.allocation import allocate as allocate
     from pruning.weights.calibration import calibrate as calibrate
     from pruning.weights.inference import for_inference as for_inference
@@ -33,7 +33,7 @@ _MODULES = {
     "for_inference": "pruning.weights.inference",
     "measure": "snn.activity",
     "prune": "pruning.weights.recipe",
-    "score_dataset": "pruning.examples.passes",
+    "score_dataset": "pruning.examples.scores",
 }
 __all__ = sorted([*_MODULES, "adapters"])
 

@@ -8,10 +8,9 @@ from pipelines.config import ExamplesConfig, TrainConfig
 from pipelines.data.sample import uniform_sample
 from pipelines.data.transfer import to_device
 from pipelines.training.worker import Worker
-from pruning.examples.diagnostics import diagnose, example_gradients
+from pruning.examples.diagnostics import TrainingStep, diagnose, example_gradients, training_bias
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.policies import class_of
-from pruning.examples.training_bias import TrainingStep, training_bias
 
 PROBE_STREAM = 104
 

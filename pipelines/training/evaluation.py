@@ -48,7 +48,7 @@ def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine, spli
     share = -(-ACTIVITY_EXAMPLES // engine.world_size)
     rows = engine.held_out(split).head(share)
     sums = activity.collect(model, _inputs(rows, rows.ids[:share], inputs, engine))
-    merged = activity.ActivitySums(engine.sum(sums.vector)).activity(model)
+    merged = activity.from_sums(model, engine.sum(sums))
     return {
         "synops": merged.synops,
         "dense_synops": merged.dense_synops,

@@ -19,8 +19,8 @@ from pipelines.training.evaluation import BATCH, evaluate, measure_activity, ree
 from pipelines.training.pruned_figures import pruned_figures
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
-from pruning.weights.calibration import Calibration, CalibrationSums, relative_spread
-from pruning.weights.calibration_sums import Measure
+from pruning.weights.calibration import Calibration, relative_spread
+from pruning.weights.calibration_sums import CalibrationSums, Measure
 from pruning.weights.criteria import needs
 from pruning.weights.masks import Masks
 from snn.models import SpikingNetwork

@@ -15,22 +15,22 @@ squared norm over a receptive field is its number of spikes. ``v`` bounds the no
 hidden layer's weights, and of a bias before its norm.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from snn.layers import Norm, WeightLayer, is_static
+from snn.layers import Norm, Synapses, WeightLayer, is_static
 from snn.losses import LOSSES
 from snn.neurons import NeuronParameters, lif
-from snn.weighted_norm import batch_statistics
+from snn.weighted_norm import batch_statistics, wide
 
+Call = tuple[Tensor, Tensor]
+"""Input and output of a module."""
 _LINEAR = (nn.Linear, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precisions to float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: float = 0.0) -> Tensor:
@@ -49,13 +49,24 @@ def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: flo
     return torch.autograd.grad(value, z)[0] * len(z)
 
 
+def gradients(losses_B: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The losses' gradients at what the network's last pass gave; their graph is kept.
+
+    Raises:
+        ValueError: no pass, or losses that do not come from it.
+    """
+    if not outputs:
+        raise ValueError("loss: the network has not run in training mode since the last batch")
+    try:
+        return torch.autograd.grad(losses_B.sum(), outputs, retain_graph=True)
+    except RuntimeError as error:
+        raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+
+
 def head_squared(e_TBK: Tensor, r_TBN: Tensor, bias: bool) -> Tensor:
     """``h^2``: the squared norm of the gradient of the head's weights (and bias), exactly, ``[B]``.
 
-    Args:
-        e_TBK: `errors`, ``[T, B, K]`` or ``[1, B, K]``.
-        r_TBN: the head's input, ``[T, B, N]``.
-        bias: whether the head has one.
+    ``e_TBK`` are the `errors`, ``r_TBN`` the head's input.
     """
     if len(e_TBK) == 1:
         return e_TBK[0].square().sum(-1) * (r_TBN.mean(0).square().sum(-1) + bias)
@@ -65,12 +76,9 @@ def head_squared(e_TBK: Tensor, r_TBN: Tensor, bias: bool) -> Tensor:
 
 
 def readout_gradient(readout: nn.Sequential, x_TB: Tensor, e_TBK: Tensor) -> Tensor:
-    """``g``: the loss's gradient at the readout's input, ``[T, B, ...]``, or ``[1, B, ...]`` if constant.
+    """``g``: the loss's gradient at the readout's input ``x_TB``, or its first step if it is constant.
 
-    Args:
-        readout: the modules from the last spikes to the logits; dropout counts as the identity.
-        x_TB: its input, ``[T, B, ...]``.
-        e_TBK: `errors`, ``[T, B, K]`` or ``[1, B, K]``.
+    The readout is all modules from the last spikes to the logits; dropout counts as the identity.
     """
     T, B = x_TB.shape[:2]
     head = readout[-1]
@@ -93,10 +101,7 @@ def readout_gradient(readout: nn.Sequential, x_TB: Tensor, e_TBK: Tensor) -> Ten
 def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters) -> Tensor:
     """``k d[t]``: the loss's gradient at the current into the last hidden neurons, ``[T, B, ...]``.
 
-    Args:
-        current_TB: the current, ``[T, B, ...]``; the potentials are computed again from it.
-        g_TB: the loss's gradient at the spikes, ``[T, B, ...]`` or ``[1, B, ...]``.
-        neuron: the neurons' constants.
+    ``g_TB`` is its gradient at the spikes; the potentials are computed again from the current.
     """
     current = current_TB.detach()
     if is_static(current):  # its gradient would be summed over time
@@ -135,12 +140,8 @@ def norm_slope(
 def field_squares(x: Tensor, layer: WeightLayer) -> Tensor:
     """Squared norm of the input in every receptive field (the number of spikes, for binary input).
 
-    Args:
-        x: the layer's input, ``[n, ..., N]`` (linear) or ``[n, C, H, W]`` (convolution).
-        layer: the weight layer.
-
-    Returns:
-        ``[n, ...]`` (linear) or ``[n, G, H', W']`` for ``G`` groups of a convolution.
+    ``[n, ..., N]`` to ``[n, ...]`` (linear), ``[n, C, H, W]`` to ``[n, G, H', W']`` for ``G`` groups of a
+    convolution.
 
     Raises:
         ValueError: a convolution that pads with anything but zeros.
@@ -157,11 +158,8 @@ def field_squares(x: Tensor, layer: WeightLayer) -> Tensor:
 def layer_bound(delta: Tensor, squares: Tensor, slope: Tensor | None, layer: WeightLayer) -> Tensor:
     """``sum_p ||G delta[:, p]|| sqrt(squares[p] + 1)`` of each row, ``[n]``.
 
-    Args:
-        delta: the loss's gradient at the layer's (normed) output, ``[n, ..., N]`` or ``[n, C, H, W]``.
-        squares: `field_squares`.
-        slope: `norm_slope`, ``[C]``; ``None`` where delta is before the norm, or without one.
-        layer: the weight layer.
+    ``delta`` is the loss's gradient at the layer's output, normed where there is a `norm_slope`, and
+    ``squares`` its `field_squares`.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -180,3 +178,99 @@ def layer_bound(delta: Tensor, squares: Tensor, slope: Tensor | None, layer: Wei
             "what follows the last neurons belongs in the readout"
         )
     return (norms.sqrt_() * (squares + 1).sqrt()).view(len(delta), -1).sum(1)
+
+
+class GraphBound:
+    """The same bound in any network, from the graph of its loss: whatever lies before the logits.
+
+    Records what its modules are given until `bound` is asked for, which asks autograd for the errors at the
+    outputs of the readout and the last hidden layer.
+
+    Args:
+        synapses: of the network, the head last.
+        cut: begin the graph behind the last hidden layer: for passes that need no other gradients.
+    """
+
+    def __init__(self, synapses: Sequence[Synapses], *, cut: bool = False) -> None:
+        self._head = synapses[-1]
+        self._hidden = synapses[-2] if len(synapses) > 1 else None
+        self._cut = cut
+        self.on = True
+        """Whether calls (with gradients) are recorded."""
+        self.calls: dict[nn.Module, list[Call]] = {}
+        modules: list[nn.Module] = [self._head.layer]
+        if self._hidden is not None:
+            modules += [self._hidden.layer] + ([] if self._hidden.norm is None else [self._hidden.norm])
+        self.modules = set(modules)
+        self._handles = [module.register_forward_hook(self._keep) for module in modules]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not (self.on and torch.is_grad_enabled()):
+            return None
+        cut = self._cut and self._hidden is not None and module is (self._hidden.norm or self._hidden.layer)
+        kept = output.detach().requires_grad_() if cut else output
+        self.calls.setdefault(module, []).append((inputs[0], kept))
+        return kept if cut else None
+
+    def bound(self, losses_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
+        """``sqrt(h^2 + v^2)`` of the pass since the last call that made the losses, ``[B]``.
+
+        ``weights_B`` are those of the examples in the batch statistics, where the pass was one of training.
+
+        Raises:
+            ValueError: losses that do not come from that pass, or a layer that ran on another layout.
+        """
+        calls, self.calls = self.calls, {}
+        heads = calls.get(self._head.layer, [])
+        hidden = self._hidden
+        normed = [] if hidden is None else calls.get(hidden.norm or hidden.layer, [])
+        found = gradients(losses_B, [output for _, output in (*heads, *normed)])
+        B = len(losses_B)
+        with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
+            e_TBK = _over_time([wide(g) for g in found[: len(heads)]], B)
+            e_TBK = e_TBK * len(e_TBK)
+            r_TBN = _over_time([wide(x) for x, _ in heads], B)
+            bias = self._head.layer.bias is not None
+            squared = head_squared(e_TBK, r_TBN.expand(len(e_TBK), *r_TBN.shape[1:]), bias)
+            if hidden is not None and normed:
+                deltas, inputs = found[len(heads) :], [x for x, _ in calls[hidden.layer]]
+                slopes = self._slopes([x for x, _ in normed], weights_B)
+                parts = zip(deltas, inputs, slopes, strict=True)
+                squared = squared + torch.stack([self._rows(*p, B) for p in parts]).sum(0).square()
+            return squared.sqrt()
+
+    def _slopes(self, inputs: Sequence[Tensor], weights_B: Tensor | None) -> list[Tensor | None]:
+        """Of the norm at each call."""
+        assert self._hidden is not None
+        norm = self._hidden.norm
+        return [norm_slope(norm, None if norm is None else _folded(x, norm), weights_B) for x in inputs]
+
+    def _rows(self, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:
+        """``sum_tp ||G delta[t, p]|| sqrt(squares + 1)`` of one call, ``[B]``."""
+        assert self._hidden is not None
+        layer = self._hidden.layer
+        delta, squares = _folded(wide(delta), layer), field_squares(_folded(wide(x), layer), layer)
+        if len(delta) % B:
+            raise ValueError(f"{self._hidden.name}: ran on {len(delta)} rows, no multiple of B = {B}")
+        return layer_bound(delta, squares, slope, layer).view(-1, B).sum(0)
+
+
+def _folded(x: Tensor, module: nn.Module) -> Tensor:
+    """``[T, B, ...]`` to ``[T*B, ...]`` where a module took it so."""
+    images = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    return x.flatten(0, 1) if x.ndim == (5 if images else 3) else x
+
+
+def _over_time(parts: Sequence[Tensor], B: int) -> Tensor:
+    """``[T, B, N]`` of a linear layer's calls: T times ``[B, N]``, or once ``[T, B, N]`` or ``[T*B, N]``."""
+    x: Any = parts[0] if len(parts) == 1 else torch.stack(list(parts))
+    if x.ndim == 2 and len(x) % B == 0:
+        x = x.unflatten(0, (-1, B))
+    if x.ndim != 3 or x.shape[1] != B:
+        raise ValueError(f"model: its readout ran on {tuple(x.shape)}, which is not [T, B, N] with B = {B}")
+    return x

@@ -1,12 +1,19 @@
-"""How far a design is from the best one: exact gradient norms on a probe, variances, rank correlation.
+"""How far a design is from the best one: exact gradient norms on a probe, variances, rank correlation, bias.
 
 The mean gradient estimated from a subset drawn with inclusion probabilities ``pi`` (independently, to which
 systematic sampling in random order comes close) has the variance ``sum (1 - pi_i) / pi_i ||g_i||^2 / N^2``.
 The oracle draws by the exact norms themselves; uniform sampling is the rival at equal size.
+
+With frozen norm statistics the weighted gradient of a random design is unbiased. Training normalises every
+batch by its own statistics, so its mean gradient differs from the full gradient under any sampling, uniform
+sampling included. `training_bias` estimates how far, by drawing subsets and running their batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -14,12 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
-from pruning.examples.policies.plan import Plan
+from pruning.examples.policies.base import Plan
+from pruning.examples.sampling import POWER_UNIT, Ints, draw, power_sum, shuffled, tempered
 from pruning.examples.scores import LossName
 from snn.losses import LOSSES
 from snn.observing import evaluating
+from snn.weighted_norm import weighted_statistics
 
+STREAM_DRAWS = 1 << 20
+"""Epoch number of the first draw: apart from those of a run."""
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 
 def example_gradients(
@@ -206,3 +218,104 @@ def _ranks(values: Doubles) -> Doubles:
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """How a training step turns a batch into a gradient."""
+
+    batch_size: int
+    loss: LossName = "rate_ce"
+    label_smoothing: float = 0.0
+    weight_power: float = 1.0
+    """Power of the weights in the loss."""
+    weighted_norm: bool = True
+    """Whether batch statistics take the weights."""
+
+
+def training_bias(
+    model: nn.Module,
+    x_TB: Tensor,
+    labels_B: Tensor,
+    probabilities: NDArray[np.float64],
+    step: TrainingStep,
+    *,
+    draws: int = 32,
+    seed: int = 0,
+) -> float:
+    """Norm of the mean gradient's bias over the norm of the full gradient, without the noise of the draws.
+
+    The full gradient is that of the mean loss of all examples in one batch, in training mode. Running
+    statistics and modes of the model are restored.
+
+    Args:
+        model: gives ``logits_TBK``.
+        x_TB: input of all examples of a probe, ``[T, N, ...]``.
+        labels_B: int64 ``[N]``.
+        probabilities: inclusion probabilities ``[N]`` that sum to the size of a subset.
+        step: how a batch becomes a gradient.
+        draws: subsets to draw; each costs a training step on its examples.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than two draws, or lengths that differ.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: {draws!r} must be at least 2")
+    if len(probabilities) != len(labels_B):
+        raise ValueError(
+            f"probabilities: {len(probabilities)} of them must be as many as labels, {len(labels_B)}"
+        )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient(ids: Ints, weights: Floats, in_loss: Floats, size: int) -> Tensor:
+        """Of the weighted losses of one batch over ``size``, in one float64 vector."""
+        at = torch.from_numpy(ids).to(labels_B.device)
+        counted = torch.from_numpy(weights) if step.weighted_norm else None
+        with torch.enable_grad(), weighted_statistics(counted):
+            losses = LOSSES[step.loss](model(x_TB[:, at]), labels_B[at], step.label_smoothing)
+        total = (torch.from_numpy(in_loss).to(losses) * losses).sum() / size
+        grads = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.flatten().double() for g in grads])
+
+    size = round(float(probabilities.sum()))
+    with _training(model):
+        ones = np.ones(len(labels_B), np.float32)
+        full = gradient(np.arange(len(ones)), ones, ones, len(ones))
+        total, squares = torch.zeros_like(full), 0.0
+        for k in range(draws):
+            parts = _batches(probabilities, size, step, seed, STREAM_DRAWS + k)
+            estimate = reduce(add, (gradient(*part, size) for part in parts))
+            total += estimate
+            squares += float(estimate.square().sum())
+    mean = total / draws
+    noise = (squares / draws - float(mean.square().sum())) / (draws - 1)  # of the mean over the draws
+    bias = float((mean - full).square().sum()) - noise
+    return float(max(bias, 0.0) ** 0.5 / full.norm())
+
+
+def _batches(
+    probabilities: NDArray[np.float64], size: int, step: TrainingStep, seed: int, epoch: int
+) -> Iterator[tuple[Ints, Floats, Floats]]:
+    """Ids, weights and weights in the loss of one subset's batches."""
+    subset = draw(probabilities, size=size, seed=seed, epoch=epoch)
+    order = np.searchsorted(subset.ids, shuffled(subset.ids, seed=seed, epoch=epoch))
+    ids, weights = subset.ids[order], subset.weights[order]
+    mean = power_sum(weights, step.weight_power) / POWER_UNIT / len(weights)
+    in_loss = tempered(weights, step.weight_power, mean)
+    for part in np.array_split(np.arange(size), max(1, round(size / step.batch_size))):
+        yield ids[part], weights[part], in_loss[part]
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """The model in training mode; its modes and buffers are restored."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with evaluating(model):
+        model.train()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)

@@ -34,12 +34,8 @@ _CHUNK = 1 << 20
 def subset_size(num_examples: int, ratio: float) -> int:
     """Examples per epoch: ``m = max(1, round((1 - ratio) num_examples))``.
 
-    Args:
-        num_examples: present examples, at least 1.
-        ratio: pruning ratio ``r``, the share left out, in [0, 1).
-
     Raises:
-        ValueError: a value outside its range.
+        ValueError: no example, or a ratio (the share left out) outside [0, 1).
     """
     if num_examples < 1:
         raise ValueError(f"num_examples: {num_examples!r} must be at least 1")
@@ -145,17 +141,17 @@ class WaterLevel:
 
 
 def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
-    """The bin of the histogram that holds the water level (round one).
-
-    Args:
-        histogram: of all parts together.
-        size: ``m``, from 1 to ``N``.
-        alpha: share of the uniform mixture, in [0, 1].
+    """The bin of the histogram of all parts that holds the water level (round one); arguments checked.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a size ``m`` that is not from 1 to ``N``, or an alpha outside [0, 1].
     """
-    _check(histogram.total, size, alpha)
+    if not 1 <= size <= histogram.total:
+        raise ValueError(
+            f"size: {size!r} must be from 1 to the number of present examples, {histogram.total}"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: {alpha!r} must be in [0, 1]")
     h = histogram.completed()
     edges, scale = _all_bins()
     expected = _expected_size(edges * scale, h.counts, h.masses(), h, alpha)
@@ -165,11 +161,7 @@ def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
 def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = None) -> NDArray[np.int64]:
     """How many of a part's scores equal each float of a bin, ``[32768]`` (round two; counts add up).
 
-    Args:
-        scores: ``[n]``.
-        which: the bin, from `bracketing_bin`.
-        fill: what non-finite scores count as: the histogram's ``top`` after ``completed()``.
-        present: mask ``[n]``.
+    ``fill`` is what non-finite scores count as: the histogram's ``top`` after ``completed()``.
     """
     counts = np.zeros(_LOW, np.int64)
     for part in _chunks(scores, present):
@@ -183,21 +175,8 @@ def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = 
 def water_level(
     histogram: ScoreHistogram, which: int, inside: NDArray[np.int64], size: int, alpha: float
 ) -> WaterLevel:
-    """The exact level (to a float64's rounding) from both rounds.
-
-    Args:
-        histogram: of all parts together.
-        which: the bin, from `bracketing_bin`.
-        inside: `bin_counts` of all parts together, ``[32768]``.
-        size: ``m``, from 1 to ``N``.
-        alpha: share of the uniform mixture, in [0, 1].
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-    N = histogram.total
-    _check(N, size, alpha)
-    h = histogram.completed()
+    """The exact level (to a float64's rounding) from the bin and the `bin_counts` of all parts."""
+    N, h = histogram.total, histogram.completed()
     if size == N:
         return WaterLevel(0.0, 1.0, np.inf, h.top)
     if h.zeros == N:
@@ -259,15 +238,9 @@ def inclusion_probabilities(
 
 
 def thinned(low: Bools, ratio: float, present: Bools | None = None) -> tuple[NDArray[np.float64], int]:
-    """Two inclusion probabilities: ``1 - r`` for the low examples, 1 for the rest.
+    """Two inclusion probabilities, and their sum: ``1 - r`` for the low examples, 1 for the rest.
 
-    Args:
-        low: mask ``[N]`` of the examples to thin.
-        ratio: the share ``r`` of them to leave out, in [0, 1).
-        present: mask ``[N]`` of examples that exist; all of them when not given.
-
-    Returns:
-        float64 ``[N]``, 0 where not present, and their sum; ``1 - r`` is rounded so that it is an integer.
+    0 where not present; ``1 - r`` is rounded so that the sum is an integer.
     """
     low = low if present is None else low & present
     n_low, total = int(low.sum()), len(low) if present is None else int(present.sum())
@@ -352,10 +325,3 @@ def _chunks(scores: Floats, present: Bools | None) -> Iterator[NDArray[np.float3
     for start in range(0, len(scores), _CHUNK):
         part = scores[start : start + _CHUNK]
         yield _finite_nonnegative(part if present is None else part[present[start : start + _CHUNK]])
-
-
-def _check(N: int, size: int, alpha: float) -> None:
-    if not 1 <= size <= N:
-        raise ValueError(f"size: {size!r} must be from 1 to the number of present examples, {N}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: {alpha!r} must be in [0, 1]")

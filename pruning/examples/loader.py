@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pruning.examples.passes import score_dataset
 from pruning.examples.policies import make_policy
 from pruning.examples.sampler import PlanSampler, Scored
-from pruning.examples.scores import ExampleScorer
+from pruning.examples.scores import ExampleScorer, score_dataset
 from pruning.examples.step_scores import StepScores
 
 SCORING_BATCH = 256
@@ -95,7 +94,8 @@ class DataPruner(Indexed):
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} must be at least 1")
-        model = getattr(model, "module", model) if _wraps(model) else model
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
         made = make_policy(
             policy, num_examples=len(dataset), ratio=ratio, epochs=epochs, seed=seed, **options
         )
@@ -197,7 +197,3 @@ class DataPruner(Indexed):
         loader = DataLoader(Subset(self.dataset, ids.tolist()), self.sampler.batch_size or SCORING_BATCH)
         found = score_dataset(self._scorer, loader, encode=self.encode)[self._scorer.names[0]]
         return ids, found.numpy(), np.zeros(len(ids), np.int64)
-
-
-def _wraps(model: nn.Module) -> bool:
-    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import Sampler
 
-from pruning.examples.policies.base import Policy
-from pruning.examples.policies.plan import Plan
+from pruning.examples.policies.base import Plan, Policy
 from pruning.examples.sampling import Ints, shuffled
 
 Scored = tuple[Ints, NDArray[np.float32], Ints]
@@ -108,11 +107,13 @@ class PlanSampler(Sampler[int]):
                 " a new DataPruner, and a loader that counts epochs itself (Accelerate's prepare) starts at 0"
             )
         self.share_scores()
-        for ids, scores, _ in self._gather(self._before(epoch)):
+        for ids, scores, _ in filter(None, self._gather(self._before(epoch))):
             self.policy.observe(ids, scores, epoch, "pass")
-        self._lay_out(self.policy.plan(epoch))
+        plan = self.policy.plan(epoch)
+        self._lay_out(plan)
         self.done = self.step = 0
-        self._check_agreement()
+        if self.world_size > 1:
+            self._check_agreement(plan)
 
     def plan_next(self) -> None:
         """Plan the epoch to go on with; in the middle of one, nothing changes. All ranks call it together.
@@ -195,7 +196,7 @@ class PlanSampler(Sampler[int]):
                 torch.cat([scores for _, scores, _, _ in held]).float().cpu().numpy()[wanted],
                 np.concatenate([np.full(len(ids), step) for ids, _, _, step in held])[wanted],
             )
-        for ids, scores, steps in self._gather(mine):
+        for ids, scores, steps in filter(None, self._gather(mine)):
             assert self.plan is not None
             self.policy.observe(ids, scores, self.plan.epoch, "train", steps)
 
@@ -259,22 +260,17 @@ class PlanSampler(Sampler[int]):
         share = -(-size // self.world_size)
         return share + (self.batch_size > 1 and share % self.batch_size == 1)
 
-    def _gather(self, scored: Scored | None) -> list[Scored]:
+    def _gather(self, mine: Any) -> list[Any]:
         """What every rank has, in the order of ranks."""
-        everybody: list[Scored | None] = [scored]
+        everybody = [mine] * self.world_size
         if self.world_size > 1:
-            everybody = [None] * self.world_size
-            distributed.all_gather_object(everybody, scored)
-        return [found for found in everybody if found is not None]
+            distributed.all_gather_object(everybody, mine)
+        return everybody
 
-    def _check_agreement(self) -> None:
-        if self.world_size == 1 or self.plan is None:
-            return
-        drawn = hashlib.sha256(self.plan.ids.tobytes() + self.plan.weights.tobytes()).hexdigest()
-        mine = (self._run(), self.plan.epoch, drawn)
-        everybody: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(everybody, mine)
-        for rank, other in enumerate(everybody):
+    def _check_agreement(self, plan: Plan) -> None:
+        drawn = hashlib.sha256(plan.ids.tobytes() + plan.weights.tobytes()).hexdigest()
+        mine = (self._run(), plan.epoch, drawn)
+        for rank, other in enumerate(self._gather(mine)):
             if other != mine:
                 raise ValueError(
                     f"ranks disagree: rank {rank} plans epoch {other[1]} of {other[0]}, rank {self.rank}"

@@ -41,13 +41,8 @@ _MASK = (1 << 64) - 1
 def hash64(seed: int, epoch: int, ids: NDArray[np.integer], stream: int = 0) -> NDArray[np.uint64]:
     """64 pseudorandom bits per id: two rounds of splitmix64's finaliser, keyed by all arguments.
 
-    For fixed (seed, epoch, stream) a bijection of the id, so that no two ids tie.
-
-    Args:
-        seed: any integer (modulo 2^64).
-        epoch: any integer (modulo 2^64).
-        ids: ``[n]``.
-        stream: what the bits are used for.
+    Seed and epoch count modulo 2^64; ``stream`` is what the bits are used for. For fixed (seed, epoch,
+    stream) a bijection of the id, so that no two ids tie.
     """
     key = _mix_int(_mix_int(_mix_int(seed & _MASK) ^ (epoch & _MASK)) ^ stream)
     h = np.asarray(ids).astype(np.uint64)
@@ -87,29 +82,33 @@ def draw(
     """Draw the subset of an epoch.
 
     Args:
-        probabilities: inclusion probabilities of the ids from ``first_id`` on, ``[N]``, summing to ``size``.
+        probabilities: inclusion probabilities ``[N]`` of the ids from 0 on, summing to ``size``.
         size: ``m``: the subset's size (``systematic``) or its expectation (``poisson``).
         seed: of the run.
         epoch: of the run.
         design: ``systematic`` or ``poisson``.
-        first_id: id of the first probability.
+        first_id: id of the first probability, where these are a part of a ``poisson`` design's.
         population: ``N`` of the weights: examples that exist; by default those of positive probability.
 
     Raises:
         ValueError: an unknown design, probabilities outside [0, 1] or not summing to ``size``.
     """
-    if first_id < 0:
-        raise ValueError(f"first_id: {first_id!r} must not be negative")
+    if first_id < 0 or (first_id and design == "systematic"):
+        raise ValueError(f"first_id: {first_id!r} must not be negative, and 0 for the systematic design")
     pi = np.asarray(probabilities, dtype=np.float64)
     _check_probabilities(pi)
     if design == "poisson":
-        chosen = [_poisson_part(pi, seed, epoch, first_id, at) for at in range(0, len(pi), BLOCK)]
-        at = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+        chosen = [np.zeros(0, np.int64)]
+        for start in range(0, len(pi), BLOCK):
+            part = pi[start : start + BLOCK]
+            ids = np.arange(len(part)) + (start + first_id)
+            chosen.append(np.flatnonzero(uniform(seed, epoch, ids, STREAM_POISSON) < part) + start)
+        at = np.concatenate(chosen)
         picked = pi[at]
     elif design == "systematic":
         units = quantise(pi)
         settle(units, size)
-        at = _systematic(units, seed, epoch, first_id)
+        at = _systematic(units, seed, epoch)
         assert len(at) == size, "systematic design: the size must be exact"
         picked = units[at] / UNIT
         del units
@@ -179,23 +178,20 @@ def _open(units: Ints, down: bool) -> Ints:
     return np.flatnonzero((units < UNIT) & (units > (1 if down else 0)))
 
 
-def _systematic(units: Ints, seed: int, epoch: int, first_id: int) -> Ints:
-    """Positions in ``units`` (of the ids from ``first_id`` on) that are drawn, ascending."""
-    blocks = _blocks(len(units), first_id)
-    numbers = np.array([number for number, _ in blocks], np.int64)
+def _systematic(units: Ints, seed: int, epoch: int) -> Ints:
+    """Positions in ``units`` that are drawn, ascending."""
+    blocks = np.arange(-(-len(units) // BLOCK))
     chosen: list[NDArray[np.uint16]] = [np.zeros(0, np.uint16)] * len(blocks)  # 16 bits within a block
     start = -int(hash64(seed, epoch, np.zeros(1, np.int64), STREAM_START)[0]) % UNIT
-    for k in np.argsort(hash64(seed, epoch, numbers, STREAM_BLOCKS)).tolist():
-        part = blocks[k][1]
-        ids = np.arange(part.start + first_id, part.stop + first_id)
-        order = np.argsort(hash64(seed, epoch, ids, STREAM_ORDER))
-        hit = points_hit(units[part][order], start)
-        chosen[k] = np.sort(order[hit]).astype(np.uint16)
-        start = (start + int(units[part].sum())) % UNIT
+    for k in np.argsort(hash64(seed, epoch, blocks, STREAM_BLOCKS)).tolist():
+        part = units[k * BLOCK : (k + 1) * BLOCK]
+        order = np.argsort(hash64(seed, epoch, np.arange(len(part)) + k * BLOCK, STREAM_ORDER))
+        chosen[k] = np.sort(order[points_hit(part[order], start)]).astype(np.uint16)
+        start = (start + int(part.sum())) % UNIT
     positions = np.empty(sum(map(len, chosen)), np.int64)
     filled = 0
-    for (_, part), within in zip(blocks, chosen, strict=True):
-        np.add(within, part.start, out=positions[filled : filled + len(within)], dtype=np.int64)
+    for k, within in enumerate(chosen):
+        np.add(within, k * BLOCK, out=positions[filled : filled + len(within)], dtype=np.int64)
         filled += len(within)
     return positions
 
@@ -215,22 +211,6 @@ def shuffled(ids: Ints, *, seed: int, epoch: int) -> Ints:
     """The ids in the epoch's training order: a function of (set of ids, seed, epoch) alone, ``[m]``."""
     ids = np.asarray(ids, dtype=np.int64)
     return ids[np.argsort(hash64(seed, epoch, ids, STREAM_SHUFFLE))]
-
-
-def _poisson_part(pi: Doubles, seed: int, epoch: int, first_id: int, at: int) -> Ints:
-    part = pi[at : at + BLOCK]
-    ids = np.arange(at + first_id, at + first_id + len(part))
-    return np.flatnonzero(uniform(seed, epoch, ids, STREAM_POISSON) < part) + at
-
-
-def _blocks(n: int, first_id: int) -> list[tuple[int, slice]]:
-    """Block numbers and the positions of their ids, for ``n`` ids from ``first_id`` on."""
-    first, last = first_id // BLOCK, -(-(first_id + n) // BLOCK)
-    return [
-        (block, slice(max(block * BLOCK - first_id, 0), min((block + 1) * BLOCK - first_id, n)))
-        for block in range(first, last)
-        if n
-    ]
 
 
 def _check_probabilities(pi: Doubles) -> None:

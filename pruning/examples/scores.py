@@ -12,29 +12,33 @@ Claims about ``sadp`` hold in eval mode with frozen batch norm, where an example
 its batch. With batch norm in training mode, or scores from the training step, they are approximate.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from operator import attrgetter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from pruning.examples.bound import (
+    GraphBound,
     current_gradient,
     errors,
     field_squares,
+    gradients,
     head_squared,
     layer_bound,
     norm_slope,
     readout_gradient,
-    wide,
 )
-from pruning.examples.graph_bound import GraphBound
 from snn.adapters.network import Adapted
 from snn.layers import Folded, Synapses
 from snn.losses import LOSSES
 from snn.observing import evaluating
+from snn.weighted_norm import wide
 
 LossName = Literal["rate_ce", "tet"]
 
@@ -59,19 +63,10 @@ class Evidence:
         return self.logits.mean(0).softmax(-1)
 
 
-def _sadp(evidence: Evidence) -> Tensor:
-    assert evidence.bound is not None
-    return evidence.bound
-
-
 def _el2n(evidence: Evidence) -> Tensor:
     if evidence.labels is None:
         return evidence.errors.mean(0).norm(dim=-1)
     return errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
-
-
-def _loss(evidence: Evidence) -> Tensor:
-    return evidence.losses
 
 
 def _margin(evidence: Evidence) -> Tensor:
@@ -87,9 +82,9 @@ def _entropy(evidence: Evidence) -> Tensor:
 
 
 SCORES: dict[str, Callable[[Evidence], Tensor]] = {
-    "sadp": _sadp,
+    "sadp": attrgetter("bound"),
     "el2n": _el2n,
-    "loss": _loss,
+    "loss": attrgetter("losses"),
     "margin": _margin,
     "entropy": _entropy,
 }
@@ -187,8 +182,7 @@ class ExampleScorer:
         with torch.no_grad():
             logits_TBK = wide(logits_TBK.detach())
             e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
-            evidence = Evidence(logits_TBK, e_TBK, losses_B.detach(), labels_B, bound)
-            return {name: SCORES[name](evidence).float() for name in self.names}
+            return self._scores(Evidence(logits_TBK, e_TBK, losses_B.detach(), labels_B, bound), None)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -203,7 +197,8 @@ class ExampleScorer:
                 modules |= {"layer": layer.layer, "neuron": layer.neuron}
                 if layer.norm is not None:
                     modules["norm"] = layer.norm
-            handles += [m.register_forward_pre_hook(self._capture(key)) for key, m in modules.items()]
+            for key, module in modules.items():
+                handles.append(module.register_forward_pre_hook(partial(self._capture, key)))
         try:
             yield
         finally:
@@ -248,10 +243,7 @@ class ExampleScorer:
         Raises:
             ValueError: losses that do not come from these logits; the score ``margin``.
         """
-        try:
-            (e_TBK,) = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True)
-        except RuntimeError as error:
-            raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+        (e_TBK,) = gradients(losses_B, [logits_TBK])
         with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
             e_TBK = wide(e_TBK[:1] if constant else e_TBK) * len(logits_TBK)
             evidence = Evidence(wide(logits_TBK.detach()), e_TBK, wide(losses_B.detach()), None)
@@ -267,17 +259,14 @@ class ExampleScorer:
             modules.insert(0, layer.module)
         return nn.Sequential(*modules)
 
-    def _capture(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if key in self._captured:
-                raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
-            self._captured[key] = inputs[0].detach()
-
-        return hook
+    def _capture(self, key: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if key in self._captured:
+            raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
+        self._captured[key] = inputs[0].detach()
 
     def _scores(self, evidence: Evidence, weights_B: Tensor | None) -> dict[str, Tensor]:
         try:
-            if "sadp" in self.names:
+            if "sadp" in self.names and evidence.bound is None:
                 evidence.bound = self._bound(evidence.errors, len(evidence.logits), weights_B)
         finally:
             self._captured = {}
@@ -287,15 +276,11 @@ class ExampleScorer:
         """``sqrt(h^2 + v^2)``."""
         if "head" not in self._captured:
             raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
-        squared = self._head_squared(e_TBK, T)
+        r_TBN = _unfold(wide(self._captured["head"]), T, e_TBK.shape[1])
+        squared = head_squared(e_TBK, r_TBN, self._path()[-1].bias is not None)
         if self._hidden:
             squared = squared + self._last_hidden(e_TBK, T, weights_B).square()
         return squared.sqrt()
-
-    def _head_squared(self, e_TBK: Tensor, T: int) -> Tensor:
-        head = self._path()[-1]
-        r_TBN = _unfold(wide(self._captured["head"]), T, e_TBK.shape[1])
-        return head_squared(e_TBK, r_TBN, head.bias is not None)
 
     def _last_hidden(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
@@ -314,9 +299,8 @@ class ExampleScorer:
         delta_TB = current_gradient(current_TB, g_TB, synapses.neuron.constants)
         squares = field_squares(wide(self._captured["layer"]), synapses.layer)
         if len(squares) == B < T * B:  # all timesteps alike
-            squares = squares.expand(T, *squares.shape).flatten(0, 1)
-        elif len(squares) != T * B:
-            raise _unexpected_rows(squares, T, B)
+            squares = squares.repeat(T, *[1] * (squares.ndim - 1))
+        squares = _unfold(squares, T, B).flatten(0, 1)
         slope = norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
         return layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
 
@@ -324,9 +308,42 @@ class ExampleScorer:
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:
     """``[T B, ...]`` to ``[T, B, ...]``."""
     if len(x) != T * B:
-        raise _unexpected_rows(x, T, B)
+        raise ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")
     return x.unflatten(0, (T, B))
 
 
-def _unexpected_rows(x: Tensor, T: int, B: int) -> ValueError:
-    return ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")
+def score_dataset(
+    scorer: ExampleScorer,
+    loader: Iterable[Any],
+    *,
+    encode: Callable[[Tensor], Tensor] = lambda x: x,
+) -> dict[str, Tensor]:
+    """Scores of all examples of a loader, in its order.
+
+    Args:
+        scorer: of a network; inputs and labels are moved to its device.
+        loader: batches of inputs and labels int64 ``[B]`` (and anything else behind them), not shuffled.
+        encode: a batch's inputs to the network's ``x_TB``, ``[T, B, ...]``; as they are when not given.
+
+    Returns:
+        float32 ``[N]`` on the CPU, by name.
+
+    Raises:
+        ValueError: a loader that shuffles or is empty, or batches without labels.
+    """
+    if isinstance(getattr(loader, "sampler", None), RandomSampler):
+        raise ValueError("loader: shuffles, so nobody could tell whose score is whose; use shuffle=False")
+    device = next(scorer.model.parameters()).device
+    parts: dict[str, list[Tensor]] = {name: [] for name in scorer.names}
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(f"loader: a batch must be (inputs, labels), not {type(batch).__name__}")
+        x, labels = batch[:2]
+        if not (isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64):
+            found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
+            raise ValueError(f"loader: labels must be int64 [B], not {found}")
+        for name, scores in scorer.score(encode(x.to(device)), labels.to(device)).items():
+            parts[name].append(scores)
+    if not parts[scorer.names[0]]:
+        raise ValueError("loader: gives no batch")
+    return {name: torch.cat(scores).cpu() for name, scores in parts.items()}

@@ -8,15 +8,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pruning.examples.graph_bound import GraphBound
+from pruning.examples.bound import GraphBound, gradients
 from pruning.examples.scores import ExampleScorer
 from snn.adapters import Adapted, Trace, library_of
 from snn.adapters.network import first_tensor, synapses_of
 from snn.weighted_norm import weighted_statistics
 
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
-
-
 _LAST: "WeakKeyDictionary[nn.Module, StepScores]" = WeakKeyDictionary()
 
 
@@ -92,12 +90,14 @@ class StepScores:
 def _recorder(model: nn.Module, score: str | None) -> Any:
     if score in (None, "loss"):
         return None
-    if score != "sadp" and not isinstance(model, Adapted) and hasattr(model, "synapses"):
-        return _Own(model, str(score))
-    if score == "sadp" and hasattr(model, "readout") and hasattr(model, "synapses"):
-        return _Own(model, "sadp")
-    if score == "sadp":
-        return _Graph(model)
+    own = hasattr(model, "readout") if score == "sadp" else not isinstance(model, Adapted)
+    try:
+        if own and hasattr(model, "synapses"):
+            return _Own(model, str(score))
+        if score == "sadp":
+            return _Graph(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; {WITHOUT_READOUT}" if score == "sadp" else str(error)) from None
     if score == "el2n":
         return _Outputs()
     raise ValueError(
@@ -109,10 +109,7 @@ class _Own:
     """A network with ``readout`` and ``synapses()``, by `ExampleScorer`."""
 
     def __init__(self, model: nn.Module, score: str) -> None:
-        try:
-            self._scorer = ExampleScorer(model, (score,))
-        except ValueError as error:
-            raise ValueError(f"{error}; {WITHOUT_READOUT}" if score == "sadp" else str(error)) from None
+        self._scorer = ExampleScorer(model, (score,))
         self._score = score
         self._logits: Tensor | None = None
         self._constant: bool | None = None
@@ -148,10 +145,7 @@ class _Graph:
             self._bound = GraphBound(model.synapses())
             self._bound.on = False
         else:
-            try:
-                self._library = library_of(model)
-            except ValueError as error:
-                raise ValueError(f"{error}; {WITHOUT_READOUT}") from None
+            self._library = library_of(model)
 
     def begin(self, step: ExitStack) -> None:
         if self._bound is None and self._trace is None:
@@ -198,12 +192,7 @@ class _Outputs:
 
     def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
         outputs, self._found = self._found, []
-        if not outputs:
-            raise ValueError("loss: the network has not run in training mode since the last batch")
-        try:
-            found = torch.autograd.grad(losses_B.sum(), outputs, retain_graph=True)
-        except RuntimeError as error:
-            raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+        found = gradients(losses_B, outputs)
         by_call = [g.float().reshape(-1, len(losses_B), g.shape[-1]).sum(0) for g in found]
         return torch.stack(by_call).sum(0).norm(dim=-1)
 

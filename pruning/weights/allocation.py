@@ -168,7 +168,7 @@ def allocate(
     masks = _masks(synapses, layers, prefix, previous)
     return Allocation(
         masks=masks,
-        layers=_table(synapses, [r.coefficient for r in rules], target, prefix, masks, previous, calibration),
+        layers=_table(synapses, target, prefix, masks, previous, calibration),
         criterion=criterion,
         objective=objective,
         budget_over=budget_over,
@@ -263,32 +263,29 @@ def _masks(
 
 def _table(
     synapses: Sequence[Synapses],
-    coefficients: Sequence[float],
     target: Target,
     prefix: Prefix,
     masks: Masks,
     previous: Masks | None,
     calibration: Calibration | None,
 ) -> tuple[LayerAllocation, ...]:
-    rows = []
-    for i, s in enumerate(synapses):
+    def row(i: int, s: Synapses) -> LayerAllocation:
         known = None if calibration is None else calibration[s.name]
-        kept = int(target.survivors[i] - prefix.counts[i])
-        rows.append(
-            LayerAllocation(
-                name=s.name,
-                numel=int(target.numel[i]),
-                kept=kept,
-                density=kept / int(target.numel[i]),
-                coefficient=coefficients[i],
-                sensitivity=None if known is None else known.sensitivity,
-                price=None if known is None else known.price,
-                distortion=float(prefix.spent[i].sum()),
-                removed_energy=_removed_energy(s, masks, previous),
-                at_minimum=bool(target.candidates[i] > 0 and prefix.counts[i] == target.candidates[i]),
-            )
+        numel, kept = int(target.numel[i]), int(target.survivors[i] - prefix.counts[i])
+        return LayerAllocation(
+            name=s.name,
+            numel=numel,
+            kept=kept,
+            density=kept / numel,
+            coefficient=target.coefficients[i],
+            sensitivity=None if known is None else known.sensitivity,
+            price=None if known is None else known.price,
+            distortion=float(prefix.spent[i].sum()),
+            removed_energy=_removed_energy(s, masks, previous),
+            at_minimum=bool(target.candidates[i] > 0 and prefix.counts[i] == target.candidates[i]),
         )
-    return tuple(rows)
+
+    return tuple(row(i, s) for i, s in enumerate(synapses))
 
 
 def _removed_energy(s: Synapses, masks: Masks, previous: Masks | None) -> float:

@@ -4,7 +4,7 @@ What the criteria need to know of each weight layer (docs/methods-slamp.md):
 
 ===========  =======================================================================================
 sensitivity  ``sqrt(sum_w w^2 F_w)``, ``F`` the mean squared gradient of the class scores through time
-             (`pruning.weights.gradients`), over its geometric mean over the layers where it is not 0;
+             (`pruning.weights.calibration_sums`), over its geometric mean over the layers where it is not 0;
              1 for those without any gradient
 fisher       ``F_w`` by weight, on request; it is not kept in files
 curve        measured distortion by density and timestep (`pruning.weights.curves`), on request
@@ -13,8 +13,8 @@ channels     squared input by channel, mean over examples and timesteps
 ===========  =======================================================================================
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any
 
@@ -25,17 +25,7 @@ from pruning.weights.curves import Curve
 from snn.layers import Synapses
 from snn.observing import Network
 
-__all__ = [
-    "Calibration",
-    "CalibrationSums",
-    "LayerCalibration",
-    "calibrate",
-    "relative_spread",
-]
-
-
-DEFAULT_MEASURE: tuple[Measure, ...] = ("gradients",)
-"""What the default criterion needs."""
+_DEFAULT: tuple[Measure, ...] = ("gradients",)  # what the default criterion needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +91,7 @@ class Calibration:
                 "batches: no neuron spiked on the calibration examples"
                 " (check the inputs' scale and the batch norm statistics)"
             )
-        return cls(tuple(_compared(synapses, sums)), sums.T, round(sums.examples))
+        return cls(tuple(_statistics(synapses, sums)), sums.T, round(sums.examples))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them. Fisher values of single weights are left out."""
@@ -134,7 +124,7 @@ def calibrate(
     model: Network,
     batches: Iterable[Tensor],
     *,
-    measure: Collection[Measure] = DEFAULT_MEASURE,
+    measure: Collection[Measure] = _DEFAULT,
     measure_examples: int = MEASURED,
 ) -> Calibration:
     """Statistics of ``batches`` in one process.
@@ -176,36 +166,25 @@ def relative_spread(calibrations: Sequence[Calibration]) -> dict[str, float]:
     return spread
 
 
-def _compared(synapses: Sequence[Synapses], sums: CalibrationSums) -> list[LayerCalibration]:
-    """Layers with what is in proportion to the other layers, or measured on request."""
-    layers = [_statistics(s, sums) for s in synapses]
+def _statistics(synapses: Sequence[Synapses], sums: CalibrationSums) -> Iterator[LayerCalibration]:
     rows = [sums.layers[s.name] for s in synapses]
     measured = float(rows[0].get("measured", 0))
-    if not measured:
-        return layers
-    if "sensitivity" in rows[0]:
-        values = [float(row["sensitivity"] / measured) ** 0.5 for row in rows]
-        mean = _geometric_mean([value for value in values if value > 0])
-        layers = [
-            replace(layer, sensitivity=value / mean if value > 0 else 1.0)
-            for layer, value in zip(layers, values, strict=True)
-        ]
-    for i, (s, row) in enumerate(zip(synapses, rows, strict=True)):
-        if "fisher" in row:
-            layers[i] = replace(layers[i], fisher=(row["fisher"] / measured).view(s.layer.weight.shape))
-        if "curve" in row:
-            curve = (row["curve"] / measured).view(-1, sums.T).tolist()
-            layers[i] = replace(layers[i], curve=Curve(tuple(map(tuple, curve))))
-    return layers
 
+    def mean(row: dict[str, Tensor], name: str) -> Tensor | None:
+        return row[name] / measured if measured and name in row else None
 
-def _statistics(s: Synapses, sums: CalibrationSums) -> LayerCalibration:
-    """One layer by itself."""
-    row, B, numel = sums.layers[s.name], sums.examples, s.layer.weight.numel()
-    return LayerCalibration(
-        name=s.name,
-        numel=numel,
-        rate_t=None if s.neuron is None else tuple((row["spikes"] / row["neurons"]).tolist()),
-        price=float(row["synops"]) / B / numel,
-        channels=tuple((row["channels"] / (B * sums.T)).tolist()),
-    )
+    found = [None if (m := mean(row, "sensitivity")) is None else float(m) ** 0.5 for row in rows]
+    typical = _geometric_mean([value for value in found if value])
+    for s, row, value in zip(synapses, rows, found, strict=True):
+        numel, curve, fisher = s.layer.weight.numel(), mean(row, "curve"), mean(row, "fisher")
+        by_density = None if curve is None else curve.view(-1, sums.T).tolist()
+        yield LayerCalibration(
+            name=s.name,
+            numel=numel,
+            rate_t=None if s.neuron is None else tuple((row["spikes"] / row["neurons"]).tolist()),
+            price=float(row["synops"]) / sums.examples / numel,
+            channels=tuple((row["channels"] / (sums.examples * sums.T)).tolist()),
+            sensitivity=None if value is None else value / typical if value > 0 else 1.0,
+            curve=None if by_density is None else Curve(tuple(map(tuple, by_density))),
+            fisher=None if fisher is None else fisher.view(s.layer.weight.shape),
+        )

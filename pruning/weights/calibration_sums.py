@@ -1,6 +1,6 @@
 """The passes of calibration: sums per layer that merge over workers."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pruning.weights.curves import DENSITIES, measure_curves
-from pruning.weights.gradients import PART, squared_gradients
 from snn.activity import synaptic_operations
 from snn.layers import Synapses, WeightLayer, is_static
 from snn.observing import Network, evaluating, observe
@@ -18,6 +17,8 @@ Measure = Literal["gradients", "fisher", "curves"]
 """What a criterion may need beyond the forward pass: squared gradients by layer, by weight, and curves."""
 
 
+PART = 16
+"""Examples of one backward pass: fewer give more draws and take longer."""
 MEASURED = 200
 """Examples on which gradients and curves are measured."""
 
@@ -36,7 +37,7 @@ class CalibrationSums:
             drives, ``neurons`` ``[1]`` (times examples), ``synops`` ``[1]`` of the dense layer,
             ``channels`` ``[C_in]``, squared inputs. On request, over ``measured`` ``[1]`` examples:
             ``sensitivity`` ``[1]``, the sum of ``w^2 F``, ``fisher`` ``[numel]``, that of ``F``
-            (`pruning.weights.gradients`), and ``curve`` ``[P T]`` (`pruning.weights.curves`).
+            (`squared_gradients`), and ``curve`` ``[P T]`` (`pruning.weights.curves`).
     """
 
     def __init__(self, T: int, examples: float, layers: dict[str, dict[str, Tensor]]) -> None:
@@ -144,14 +145,11 @@ def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
     def at_layer(i: int, x_TB: Tensor, _: int) -> None:
         _add_inputs(sums.layers[synapses[i].name], synapses[i].layer, x_TB)
 
-    def at_neuron(rows: list[dict[str, Tensor]]) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
-            spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
-            for row in rows:
-                row["spikes"] += spikes_T
-                row["neurons"] += spikes_TB[0].numel()
-
-        return hook
+    def at_neuron(rows: list[dict[str, Tensor]], _: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
+        spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
+        for row in rows:
+            row["spikes"] += spikes_T
+            row["neurons"] += spikes_TB[0].numel()
 
     fed: dict[Any, list[dict[str, Tensor]]] = {}
     for s in synapses:
@@ -159,9 +157,9 @@ def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
             fed.setdefault(s.neuron, []).append(sums.layers[s.name])
     with ExitStack() as hooks:
         for s in synapses:
-            hooks.callback(s.layer.register_forward_pre_hook(_check_shape(s)).remove)
+            hooks.callback(s.layer.register_forward_pre_hook(partial(_check_shape, s)).remove)
         for neuron, rows in fed.items():
-            hooks.callback(neuron.register_forward_hook(at_neuron(rows)).remove)
+            hooks.callback(neuron.register_forward_hook(partial(at_neuron, rows)).remove)
         observe(model, x_TB, at_layer)
     sums.examples += x_TB.shape[1]
 
@@ -189,18 +187,15 @@ def _measure(
         sums.layers[s.name]["measured"] += count
 
 
-def _check_shape(s: Synapses) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    axis, needed = (-1, s.layer.in_features) if isinstance(s.layer, nn.Linear) else (-3, s.layer.in_channels)
+def _check_shape(s: Synapses, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    axis, needed = -1 if isinstance(s.layer, nn.Linear) else -3, _input_channels(s.layer)
 
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shape = tuple(inputs[0].shape)
-        if len(shape) < -axis or shape[axis] != needed:
-            raise ValueError(
-                f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
-                " calibration examples have another shape than the network's input"
-            )
-
-    return hook
+    shape = tuple(inputs[0].shape)
+    if len(shape) < -axis or shape[axis] != needed:
+        raise ValueError(
+            f"batches: {s.name} gets {shape} where it takes {needed} channels or features:"
+            " calibration examples have another shape than the network's input"
+        )
 
 
 def _add_inputs(row: dict[str, Tensor], layer: WeightLayer, x_TB: Tensor) -> None:
@@ -214,3 +209,37 @@ def _add_inputs(row: dict[str, Tensor], layer: WeightLayer, x_TB: Tensor) -> Non
     row["channels"] += repeats * (squares.sum(rest) if rest else squares).cpu()
     # As numbers: sums of booleans are slow.
     row["synops"] += repeats * synaptic_operations(layer, (x != 0).to(x.dtype))[1].cpu()
+
+
+def squared_gradients(
+    synapses: Sequence[Synapses], forward: Callable[[], Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """One draw of ``B F_w`` by layer, float64 in the shape of its weight, on the CPU.
+
+    For random signs ``v`` in {-1, 1} of all examples and classes, the squared gradient of
+    ``sum_bk v_bk y_bk`` (``y``: time mean of the logits) has the mean ``sum_b sum_k (dy_bk / dw)^2``: cross
+    terms cancel. So one backward pass over a few examples is an unbiased draw of their ::
+
+        F_w = sum_k E (dy_k / dw)^2,    and to first order    E ||y' - y||^2 ~ sum_w w^2 F_w
+
+    is what removing weights independently of one another changes.
+
+    ``forward`` gives the logits ``[T, B, K]`` of a few examples, ``generator`` draws the signs; frozen
+    weights are measured too.
+    """
+    weights = [s.layer.weight for s in synapses]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            scores_BK = forward().mean(0)
+        signs_BK = torch.randint(0, 2, scores_BK.shape, generator=generator).to(scores_BK) * 2 - 1
+        found = torch.autograd.grad(scores_BK, weights, signs_BK, allow_unused=True)
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    return [
+        torch.zeros(w.shape, dtype=torch.float64) if g is None else g.double().square().cpu()
+        for w, g in zip(weights, found, strict=True)
+    ]

@@ -20,7 +20,7 @@ distortion and energy scores are divided by the layer's price, synaptic operatio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,10 +68,13 @@ def _calibrated(calibration: Calibration | None, criterion: str) -> Calibration:
     return calibration
 
 
-def _unmeasured(criterion: str, measure: Measure) -> ValueError:
-    return ValueError(
-        f"calibration: criterion {criterion!r} needs {measure}; calibrate with measure=[{measure!r}]"
-    )
+def _measured(value: Any, criterion: str) -> Any:
+    if value is None:
+        measure = _NEEDS[criterion]
+        raise ValueError(
+            f"calibration: criterion {criterion!r} needs {measure}; calibrate with measure=[{measure!r}]"
+        )
+    return value
 
 
 def uniform(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
@@ -138,13 +141,11 @@ def fisher(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obj
     def key(s: Synapses, squares: Tensor) -> Tensor:
         return (_square(s) * squares.to(s.layer.weight.device).flatten()).sqrt()
 
-    rules = []
-    for s in synapses:
-        squares = known[s.name].fisher
-        if squares is None:
-            raise _unmeasured("fisher", "fisher")
-        rules.append(LayerRule(key=partial(key, s, squares), energy=partial(_square, s), score="energy"))
-    return rules
+    squares = [_measured(known[s.name].fisher, "fisher") for s in synapses]
+    return [
+        LayerRule(key=partial(key, s, square), energy=partial(_square, s), score="energy")
+        for s, square in zip(synapses, squares, strict=True)
+    ]
 
 
 def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
@@ -155,15 +156,15 @@ def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obje
     docs/methods-slamp.md.
     """
     known = _calibrated(calibration, "slamp")
-    rules = []
-    for s in synapses:
-        sensitivity, c = known[s.name].sensitivity, 1.0
-        if known.T > 1:
-            if sensitivity is None:
-                raise _unmeasured("slamp", "gradients")
-            c = float(sensitivity ** (1 - 1 / known.T))
-        rules.append(LayerRule(key=partial(_magnitude, s), coefficient=c))
-    return rules
+    if known.T == 1:
+        return lamp(synapses, known, _)
+    return [
+        LayerRule(
+            key=partial(_magnitude, s),
+            coefficient=float(_measured(known[s.name].sensitivity, "slamp") ** (1 - 1 / known.T)),
+        )
+        for s in synapses
+    ]
 
 
 def slamp_curve(
@@ -175,14 +176,11 @@ def slamp_curve(
     """
     known = _calibrated(calibration, "slamp_curve")
     if known.T == 1:
-        return slamp(synapses, calibration, objective)
-    rules = []
-    for s in synapses:
-        curve = known[s.name].curve
-        if curve is None:
-            raise _unmeasured("slamp_curve", "curves")
-        rules.append(LayerRule(key=partial(_magnitude, s), curve=curve))
-    return rules
+        return lamp(synapses, known, objective)
+    return [
+        LayerRule(key=partial(_magnitude, s), curve=_measured(known[s.name].curve, "slamp_curve"))
+        for s in synapses
+    ]
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -13,17 +13,16 @@ Allocation uses the lower convex hull of each curve (`Curve.slopes`): the pieces
 common order of all layers is exact for the sum over layers, as for any convex cost.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snn.batchnorm import batch_norms
+from snn.batchnorm import own_statistics
 from snn.layers import Synapses
 
 DENSITIES = (0.8, 0.6, 0.45, 0.32, 0.22, 0.15, 0.1, 0.065, 0.04, 0.025, 0.015, 0.008)
@@ -122,7 +121,7 @@ def measure_curves(
     """
     T, B = x_TB.shape[:2]
     found = []
-    with _batch_statistics(model):
+    with own_statistics(model, 0.0):
         dense_TBK = model(x_TB).double()
         variance = float(dense_TBK.var(1, correction=0).sum(1).mean())
         if not variance > 0:
@@ -156,20 +155,3 @@ def measure_curves(
             for s in synapses:
                 s.layer.weight.copy_(whole[s.name])
     return found
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by their batch and remember nothing of it."""
-    norms = batch_norms(model).values()
-    before = [(m, m.training, m.momentum, [b.clone() for b in m.buffers(recurse=False)]) for m in norms]
-    try:
-        for m in norms:
-            m.train()
-            m.momentum = 0.0
-        yield
-    finally:
-        for m, training, momentum, buffers in before:
-            m.training, m.momentum = training, momentum
-            for buffer, value in zip(m.buffers(recurse=False), buffers, strict=True):
-                buffer.copy_(value)

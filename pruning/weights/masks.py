@@ -6,7 +6,8 @@ The network itself stays as it is: no wrapped modules, no renamed parameters. ``
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ class Masks(Mapping[str, Tensor]):
     def keep(self, model: Network, optimizer: Optimizer) -> "Hold":
         """Apply the masks and hold them through training, until removed.
 
-        After every step of ``optimizer`` (any; weight decay included) pruned weights are zero again,
-        and so is what the optimiser remembers of them (momentum, second moments, master weights).
-        Their gradients are zeroed as they arrive, so that clipping by norm sees survivors only.
+        After every step of ``optimizer`` (any, also as Accelerate prepared it; weight decay included) pruned
+        weights are zero again, and so is what the optimiser remembers of them (momentum, second moments,
+        master weights). Their gradients are zeroed as they arrive, so that clipping sees survivors only.
 
         Returns:
             a handle with ``remove()``, also a context manager.
@@ -169,12 +170,14 @@ class Hold:
     """Keeps pruned weights at zero through an optimiser's steps; made by `Masks.keep`."""
 
     def __init__(self, weights: list[tuple[Tensor, Tensor]], optimizer: Optimizer) -> None:
+        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+            optimizer = inner  # Accelerate's wrapper runs no hooks
         self._pruned = [(weight, ~mask.to(weight.device)) for weight, mask in weights]
         self._zero(optimizer)
         self._handles: list[Any] = [optimizer.register_step_post_hook(lambda o, *_: self._zero(o))]
         for weight, pruned in self._pruned:
             if weight.requires_grad:
-                self._handles.append(weight.register_hook(_zeroed(pruned)))
+                self._handles.append(weight.register_hook(partial(torch.masked_fill, mask=pruned, value=0)))
 
     def _zero(self, optimizer: Optimizer) -> None:
         with torch.no_grad():
@@ -195,7 +198,3 @@ class Hold:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-
-def _zeroed(pruned: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient.masked_fill(pruned, 0)

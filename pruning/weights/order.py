@@ -36,13 +36,9 @@ class Ranked:
 class LayerRanking:
     """A layer in the common order of all layers.
 
-    Args:
-        name: of the layer, for errors.
-        rule: its order and score.
-        alive: flat mask of the weights not pruned yet, or None for all.
-        kept: number of surviving weights that are protected (its largest).
-        price: what the score is divided by; zero means that pruning here saves nothing.
-        cached: whether sorted arrays stay in memory between calls.
+    ``alive`` is the flat mask of the weights not pruned yet; ``kept`` of the survivors (the largest) are
+    protected; scores are divided by ``price``, where zero means that pruning saves nothing; ``cached`` keeps
+    sorted arrays in memory between calls.
 
     Raises:
         ValueError: weights that are not finite.

@@ -1,6 +1,13 @@
-"""Budget, sparsity and SynOps targets as limits on the common order of all layers."""
+"""Budget, sparsity and SynOps targets as limits on the common order of all layers.
 
-from collections.abc import Sequence
+Budgets that hold at every timestep put Lagrange weights on the steps, by mirror ascent on the dual. A mask
+serves all timesteps, and the distortion at step ``t`` is ``D_t = sum_l D_lt``. For weights ``w`` on the
+simplex ``sum_t w_t D_t`` is a common order, whose prefixes are exact optima; no masks can do better than the
+best of these allows, which is the dual bound.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import floor
 from typing import Literal
 
@@ -8,24 +15,31 @@ import numpy as np
 
 from pruning.weights.criteria import LayerRule, Objective
 from pruning.weights.order import Array, LayerRanking, Limit, Prefix, select
-from pruning.weights.timesteps import Steps, least_maximum, within_steps
 
 BudgetOver = Literal["sum", "max_t"]
 
+ROUNDS = 60
+CLOSE = 1e-4
+"""Relative gap at which the ascent stops."""
 _SLACK = 1 + 1e-12
 """Room for the rounding of sums in a budget."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a budget over timesteps was met."""
+
+    weights: tuple[float, ...]
+    """Lagrange weights of the timesteps, adding up to 1."""
+    gap: float
+    """Relative duality gap."""
 
 
 class Target:
     """Turns each kind of target into limits on the common order of ``layers``.
 
-    Args:
-        layers: in forward order.
-        rules: of the layers.
-        numel: weights of each dense layer, ``[L]``.
-        price: SynOps per weight by layer, ``[L]``; None without a calibration.
-        included: by layer, whether it may be pruned at all.
-        budget_over: ``sum``, or ``max_t`` where all rules have curves.
+    By layer, in forward order: weights of the dense layer (``numel``), SynOps per weight (``price``, with a
+    calibration), and whether it may be pruned at all (``included``). ``max_t`` needs rules with curves.
     """
 
     def __init__(
@@ -39,7 +53,8 @@ class Target:
     ) -> None:
         self.layers, self.numel, self.price, self.budget_over = layers, numel, price, budget_over
         # Budgets are over the sum of coefficients; curves are in units of the logits' variance as they are.
-        c = [rule.coefficient for rule, own in zip(rules, included, strict=True) if own]
+        self.coefficients = [rule.coefficient for rule in rules]
+        c = [value for value, own in zip(self.coefficients, included, strict=True) if own]
         curves = [rule.curve for rule in rules if rule.curve is not None]
         self.total = 1.0 if curves else float(sum(c))
         self.T = len(curves[0].distortion[0]) if curves else 1
@@ -131,3 +146,54 @@ class Target:
         if self.budget_over == "sum":
             return choose(None), None
         return least_maximum(choose, self.T)
+
+
+def least_maximum(choose: Callable[[Array], Prefix], T: int) -> tuple[Prefix, Steps]:
+    """Of the prefixes that ``choose`` makes for weights on the timesteps, one of least ``max_t D_t``.
+
+    The dual bound is ``max_w min_masks sum_t w_t D_t`` (up to one weight where SynOps are the target).
+    """
+
+    def judge(w: Array) -> tuple[Prefix, Array, float, float]:
+        prefix = choose(w)
+        D = prefix.spent.sum(0)
+        return prefix, D, float(D.max()), float(w @ D)
+
+    return _ascend(judge, T)
+
+
+def within_steps(
+    layers: Sequence[LayerRanking], T: int, *, worth: Array, each: float
+) -> tuple[Prefix, Steps]:
+    """Of the prefixes with every ``D_t <= each``, one that removes the most, weighted by ``worth`` ``[L]``.
+
+    The dual bound: for any weights, masks within every step's limit are within the weighted sum of the
+    limits, for which the prefix is the optimum (up to one weight where SynOps are the worth).
+    """
+    everywhere = Limit("distortion", np.eye(T), np.full(T, each))
+
+    def judge(w: Array) -> tuple[Prefix, Array, float, float]:
+        feasible = select(layers, [everywhere], w)
+        relaxed = select(layers, [Limit("distortion", w[:, None], np.array([each]))], w)
+        # Minus what is removed, so that both problems minimise; the ascent follows the relaxed one's steps.
+        removed = float(feasible.counts @ worth), float(relaxed.counts @ worth)
+        return feasible, relaxed.spent.sum(0), -removed[0], -removed[1]
+
+    return _ascend(judge, T)
+
+
+def _ascend(judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int) -> tuple[Prefix, Steps]:
+    w = np.full(T, 1 / T)
+    best, D, value, bound = judge(w)
+    best_w = w
+    for round_ in range(ROUNDS):
+        if value - bound <= CLOSE * abs(value) or D.max() == 0:
+            break
+        w = w * np.exp((D - D.max()) / D.max() * 4 / np.sqrt(1 + round_))
+        w /= w.sum()
+        prefix, D, this_value, this_bound = judge(w)
+        bound = max(bound, this_bound)
+        if this_value < value:
+            best, value, best_w = prefix, this_value, w
+    gap = max(0.0, value - bound) / abs(value) if value else 0.0
+    return best, Steps(tuple(best_w.tolist()), gap)

@@ -46,11 +46,7 @@ _LIBRARIES = {"spikingjelly": "SpikingJelly", "snntorch": "SnnTorch", "norse": "
 
 
 def library_of(model: nn.Module, names: Sequence[str | type] = ()) -> Library:
-    """The library that a model's neurons are of.
-
-    Args:
-        model: any module.
-        names: paths or classes of neurons that no library knows.
+    """The library that a model's neurons are of; ``names`` as for `Library`.
 
     Raises:
         ValueError: no neurons, or a path that the model does not have.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snn.kernels import cpu_library
-from snn.parameters import NeuronParameters
+from snn.kernels.fused import Engine, Run
 
 _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
@@ -24,72 +24,61 @@ _ELEMENTS_PER_THREAD = 1 << 18
 """Element-steps below which another thread costs more than it saves."""
 
 
-class _Engine:
+class _Engine(Engine):
     devices = ("cpu",)
     dtypes = tuple(_NAMES)
 
     def unavailable(self) -> str | None:
         return cpu_library.load()[1]
 
-    def forward(
-        self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
-        spikes_TN: Tensor,
-        end_N: Tensor | None,
-    ) -> None:
-        run, neuron = _function("lif_forward", current_TN), _neuron(beta, p)
-        T, step, spikes_step = len(current_TN), current_TN.stride(0), spikes_TN.stride(0)
+    def forward(self, run: Run, spikes_TN: Tensor, end_N: Tensor | None) -> None:
+        call, neuron, current_TN = _function("lif_forward", run), _neuron(run), run.current
 
         def part(start: int, n: int) -> None:
-            run(
-                _at(current_TN, start), step, _at(state_N, start), _at(spikes_TN, start), spikes_step,
-                _at(end_N, start), T, n, neuron,
+            call(
+                _at(current_TN, start), current_TN.stride(0), _at(run.state, start),
+                _at(spikes_TN, start), spikes_TN.stride(0), _at(end_N, start), len(current_TN), n, neuron,
             )  # fmt: skip
 
-        _in_parts(part, current_TN[0].numel(), T)
+        _in_parts(part, current_TN)
 
     def backward(
         self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
+        run: Run,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
         grad_state_N: Tensor | None,
         want_grad_beta: bool,
     ) -> Tensor | None:
-        run, neuron = _function("lif_backward", current_TN), _neuron(beta, p)
+        call, neuron, current_TN = _function("lif_backward", run), _neuron(run), run.current
         T = len(current_TN)
         grad_step = 0 if T == 1 else grad_current_TN.stride(0)
-
-        neurons = current_TN[0].numel()
-        grad_beta = torch.zeros(-(-neurons // _PIECE), dtype=torch.float64) if want_grad_beta else None
+        pieces = -(-current_TN[0].numel() // _PIECE)
+        grad_beta = torch.zeros(pieces, dtype=torch.float64) if want_grad_beta else None
 
         def part(start: int, n: int) -> None:
-            _check(
-                run(
-                    _at(current_TN, start), current_TN.stride(0), _at(state_N, start),
-                    _at(grad_spikes_TN, start), grad_spikes_TN.stride(0), _at(grad_end_N, start),
-                    _at(grad_current_TN, start), grad_step, _at(grad_state_N, start),
-                    _at(grad_beta, start // _PIECE), T, n, neuron,
-                ),
-                T,
+            failed = call(
+                _at(current_TN, start), current_TN.stride(0), _at(run.state, start),
+                _at(grad_spikes_TN, start), grad_spikes_TN.stride(0), _at(grad_end_N, start),
+                _at(grad_current_TN, start), grad_step, _at(grad_state_N, start),
+                _at(grad_beta, start // _PIECE), T, n, neuron,
             )  # fmt: skip
+            if failed:
+                raise MemoryError(f"no memory for the potentials of {T} timesteps")
 
-        _in_parts(part, neurons, T)
-        return None if grad_beta is None else _total(grad_beta).to(current_TN.dtype)
+        _in_parts(part, current_TN)
+        if grad_beta is None:
+            return None
+        # NumPy's sum: torch's own of many depends on the number of threads.
+        return torch.as_tensor(grad_beta.numpy().sum(0)).to(current_TN.dtype)
 
 
 ENGINE = _Engine()
 
 
-def _neuron(beta: float | Tensor, p: NeuronParameters) -> cpu_library.Neuron:
-    b = float(beta)
+def _neuron(run: Run) -> cpu_library.Neuron:
+    b, p = float(run.beta), run.p
     return cpu_library.Neuron(
         b, 1 - b if p.decay_input else 1.0, p.theta, p.surrogate.scale or 0, p.reset == "hard",
         p.detach_reset, p.decay_input, _SURROGATES[p.surrogate.name],
@@ -100,27 +89,12 @@ def _at(x: Tensor | None, start: int) -> int | None:
     return None if x is None else x.data_ptr() + start * x.element_size()
 
 
-def _total(sums: Tensor) -> Tensor:
-    """Sum over the first axis, whatever the number of threads: torch's own sum of many depends on it."""
-    return torch.as_tensor(sums.numpy().sum(0))
-
-
-def _ranges(n: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def _check(failed: int, T: int) -> None:
-    if failed:
-        raise MemoryError(f"no memory for the potentials of {T} timesteps")
-
-
-def _in_parts(part: Callable[[int, int], Any], n: int, T: int) -> list[Any]:
-    """``part(start, size)`` over ``n`` neurons, on as many of torch's threads as it pays for."""
-    threads = min(torch.get_num_threads(), n * T // _ELEMENTS_PER_THREAD)
-    if threads <= 1:
-        return [part(0, n)]
-    size = -(-n // threads // _PIECE) * _PIECE
-    return spread(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
+def _in_parts(part: Callable[[int, int], Any], current_TN: Tensor) -> None:
+    """``part(start, size)`` over all neurons, on as many of torch's threads as it pays for."""
+    n = current_TN[0].numel()
+    threads = max(1, min(torch.get_num_threads(), n * len(current_TN) // _ELEMENTS_PER_THREAD))
+    size = n if threads == 1 else -(-n // threads // _PIECE) * _PIECE
+    spread(part, [(s, min(size, n - s)) for s in range(0, n, size)], threads)
 
 
 def spread(part: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], threads: int) -> list[Any]:
@@ -136,8 +110,8 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="lif")
 
 
-def _function(name: str, like: Tensor) -> Any:
+def _function(name: str, run: Run) -> Any:
     library, why_not = cpu_library.load()
     if library is None:
         raise RuntimeError(why_not)
-    return getattr(library, f"{name}_{_NAMES[like.dtype]}")
+    return getattr(library, f"{name}_{_NAMES[run.current.dtype]}")

@@ -14,11 +14,9 @@ def lif(
     return torch.stack(spikes).to(current_TB.dtype), v
 
 
-def potentials(
-    current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters, beta: Tensor | None = None
-) -> Tensor:
+def potentials(current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters) -> Tensor:
     """Potentials before the reset, ``[T, B, ...]``."""
-    return torch.stack(_run(current_TB, state, parameters, beta)[1])
+    return torch.stack(_run(current_TB, state, parameters, None)[1])
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,8 +5,8 @@ contiguous and channels-last tensors run without a copy, and a static current (s
 one row read ``T`` times, whose gradient comes back already summed over time.
 """
 
-from collections.abc import Collection
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,45 +16,38 @@ from snn.kernels.eager import state_dtype
 from snn.parameters import NeuronParameters
 
 
-class Engine(Protocol):
-    """One implementation of the two loops over time.
+@dataclass(frozen=True)
+class Run:
+    """What both loops over time start from; the tensors of one call share one layout."""
 
-    Tensors of one call share one layout; ``*_TN`` may have stride 0 over time. ``beta`` is a number,
-    or a scalar tensor where it is learned.
-    """
+    current: Tensor
+    """``[T, N]``, stride 0 over time where it is static."""
+    state: Tensor | None
+    """``[N]``."""
+    beta: float | Tensor
+    """A scalar tensor where it is learned."""
+    p: NeuronParameters
 
-    @property
-    def devices(self) -> Collection[str]:
-        """Device types it runs on."""
-        ...
 
-    @property
-    def dtypes(self) -> Collection[torch.dtype]:
-        """Dtypes of the currents it takes."""
-        ...
+class Engine:
+    """One implementation of the two loops over time."""
+
+    devices: tuple[str, ...]
+    """Device types it runs on."""
+    dtypes: tuple[torch.dtype, ...]
+    """Dtypes of the currents it takes."""
 
     def unavailable(self) -> str | None:
         """Why the engine cannot run on this machine, or ``None``."""
-        ...
+        raise NotImplementedError
 
-    def forward(
-        self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
-        spikes_TN: Tensor,
-        end_N: Tensor | None,
-    ) -> None:
+    def forward(self, run: Run, spikes_TN: Tensor, end_N: Tensor | None) -> None:
         """Write spikes and, where wanted, the potential after the last step."""
-        ...
+        raise NotImplementedError
 
     def backward(
         self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
+        run: Run,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
@@ -62,7 +55,7 @@ class Engine(Protocol):
         want_grad_beta: bool,
     ) -> Tensor | None:
         """Write gradients, return that of ``beta``; a stride-0 ``grad_current_TN`` takes the sum over T."""
-        ...
+        raise NotImplementedError
 
 
 def lif(
@@ -166,7 +159,7 @@ class _LIF(torch.autograd.Function):
         if state is not None:
             state = _as_laid_out(state, strides)
         if one.numel():
-            engine.forward(current_TN, state, p.beta if beta is None else beta, p, spikes, end)
+            engine.forward(Run(current_TN, state, p.beta if beta is None else beta, p), spikes, end)
         ctx.save_for_backward(current, state, beta)
         ctx.engine, ctx.steps, ctx.p = engine, steps, p
         ctx.set_materialize_grads(False)
@@ -196,10 +189,7 @@ class _LIF(torch.autograd.Function):
         grad_beta = torch.zeros_like(beta) if beta is not None else None
         if one.numel():
             grad_beta = ctx.engine.backward(
-                current_TN,
-                state,
-                p.beta if beta is None else beta,
-                p,
+                Run(current_TN, state, p.beta if beta is None else beta, p),
                 _steps_as_laid_out(grad_spikes, strides),
                 grad_end,
                 grad_current_TN,

@@ -6,70 +6,62 @@ backward first runs the forward once more for the states between segments.
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snn.kernels.fused import Engine, Run
 from snn.parameters import NeuronParameters
 
+MAX_STEPS = 16
+"""Timesteps of one program: their potentials must fit in registers in the backward pass."""
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_EXACT: dict[str, Any] = {} if _INTERPRETED else {"enable_fp_fusion": False}
+"""No fused multiply-adds: spikes must equal the eager engine's."""
 
 
-class _Engine:
+class _Engine(Engine):
     devices = ("cuda", "cpu") if _INTERPRETED else ("cuda",)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def unavailable(self) -> str | None:
         return _why_unavailable()
 
-    def forward(
-        self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
-        spikes_TN: Tensor,
-        end_N: Tensor | None,
-    ) -> None:
-        with device_of(current_TN):
-            state = state_N
-            for first in _segments(current_TN):
-                last_segment = first + _max_steps() >= len(current_TN)
-                end = end_N if last_segment else _state_like(current_TN)
-                _run_forward(_steps(current_TN, first), state, beta, p, _steps(spikes_TN, first), end)
+    def forward(self, run: Run, spikes_TN: Tensor, end_N: Tensor | None) -> None:
+        T, state = len(run.current), run.state
+        with _device_of(run.current):
+            for first in _segments(run):
+                end = end_N if first + MAX_STEPS >= T else _state_like(run.current)
+                _run_forward(_segment(run, first, state), _steps(spikes_TN, first), end)
                 state = end
 
     def backward(
         self,
-        current_TN: Tensor,
-        state_N: Tensor | None,
-        beta: float | Tensor,
-        p: NeuronParameters,
+        run: Run,
         grad_spikes_TN: Tensor,
         grad_end_N: Tensor | None,
         grad_current_TN: Tensor,
         grad_state_N: Tensor | None,
         want_grad_beta: bool,
     ) -> Tensor | None:
-        with device_of(current_TN):
-            states = [state_N]
-            for first in _segments(current_TN)[:-1]:
+        current_TN = run.current
+        with _device_of(current_TN):
+            states = [run.state]
+            for first in _segments(run)[:-1]:
                 end = _state_like(current_TN)
-                _run_forward(_steps(current_TN, first), states[-1], beta, p, None, end)
+                _run_forward(_segment(run, first, states[-1]), None, end)
                 states.append(end)
             # Halves would lose the sum over T of several segments: add it up in float32.
             static = len(current_TN) > 1 and grad_current_TN.stride(0) == 0
             summed = _state_like(current_TN) if static and len(states) > 1 else None
             grad_v, grad_beta, added = grad_end_N, None, False
-            for first, state in reversed(list(zip(_segments(current_TN), states, strict=True))):
+            for first, state in reversed(list(zip(_segments(run), states, strict=True))):
                 out = grad_state_N if first == 0 else _state_like(current_TN)
                 partial = _run_backward(
-                    _steps(current_TN, first),
-                    state,
-                    beta,
-                    p,
+                    _segment(run, first, state),
                     _steps(grad_spikes_TN, first),
                     grad_v,
                     _steps(grad_current_TN, first) if summed is None else summed[None],
@@ -99,55 +91,44 @@ def _why_unavailable() -> str | None:
         return "triton is not installed"
     if _INTERPRETED:
         return None
-    from snn.parameters import NeuronParameters
-
     x = torch.zeros(1, 16, device="cuda")
     try:
-        ENGINE.forward(x, None, 0.5, NeuronParameters(), torch.empty_like(x), None)
+        ENGINE.forward(Run(x, None, 0.5, NeuronParameters()), torch.empty_like(x), None)
         torch.cuda.synchronize()
     except Exception as error:  # whatever keeps Triton from compiling here, eager still works
         return f"triton cannot compile here: {error}"
     return None
 
 
-def _run_forward(
-    current_TN: Tensor,
-    state: Tensor | None,
-    beta: float | Tensor,
-    p: NeuronParameters,
-    spikes_TN: Tensor | None,
-    end: Tensor | None,
-) -> None:
+def _run_forward(run: Run, spikes_TN: Tensor | None, end: Tensor | None) -> None:
     from snn.kernels import triton_jit
 
+    current_TN, p = run.current, run.p
     T, N = len(current_TN), current_TN[0].numel()
-    block, warps = block_size(T)
+    block = _block(T)
     triton_jit.forward[(-(-N // block),)](
         current_TN,
         current_TN.stride(0),
-        state,
+        run.state,
         spikes_TN,
         0 if spikes_TN is None else spikes_TN.stride(0),
         end,
-        *_numbers(beta, p, N),
+        *_numbers(run, N),
         T=T,
-        HAS_STATE=state is not None,
+        HAS_STATE=run.state is not None,
         HAS_SPIKES=spikes_TN is not None,
         HAS_END=end is not None,
-        LEARNED=isinstance(beta, Tensor),
+        LEARNED=isinstance(run.beta, Tensor),
         DECAY=p.decay_input,
         HARD=p.reset == "hard",
         BLOCK=block,
-        num_warps=warps,
-        **exact(),
+        num_warps=4,
+        **_EXACT,
     )
 
 
 def _run_backward(
-    current_TN: Tensor,
-    state: Tensor | None,
-    beta: float | Tensor,
-    p: NeuronParameters,
+    run: Run,
     grad_spikes_TN: Tensor,
     grad_end: Tensor | None,
     grad_current_TN: Tensor,
@@ -158,14 +139,15 @@ def _run_backward(
 ) -> Tensor | None:
     from snn.kernels import triton_jit
 
+    current_TN, p = run.current, run.p
     T, N = len(current_TN), current_TN[0].numel()
-    block, warps = block_size(T)
+    block = _block(T)
     programs = -(-N // block)
     partials = torch.empty(programs, device=current_TN.device) if want_grad_beta else None
     triton_jit.backward[(programs,)](
         current_TN,
         current_TN.stride(0),
-        state,
+        run.state,
         grad_spikes_TN[-1],
         grad_spikes_TN.stride(0),
         grad_end,
@@ -173,63 +155,55 @@ def _run_backward(
         grad_current_TN.stride(0),
         grad_state,
         partials,
-        *_numbers(beta, p, N),
+        *_numbers(run, N),
         float(p.surrogate.scale or 0),
         T=T,
-        HAS_STATE=state is not None,
+        HAS_STATE=run.state is not None,
         HAS_GRAD_END=grad_end is not None,
         SUM_OVER_T=sum_over_t,
         ADD=add,
         HAS_GRAD_STATE=grad_state is not None,
         HAS_GRAD_BETA=want_grad_beta,
-        LEARNED=isinstance(beta, Tensor),
+        LEARNED=isinstance(run.beta, Tensor),
         DECAY=p.decay_input,
         HARD=p.reset == "hard",
         DETACH=p.detach_reset,
         SURROGATE=p.surrogate.name,
         BLOCK=block,
-        num_warps=warps,
-        **exact(),
+        num_warps=4,
+        **_EXACT,
     )
     return None if partials is None else partials.sum()
 
 
-def _numbers(
-    beta: float | Tensor, p: NeuronParameters, N: int
-) -> tuple[Tensor | None, int, float, float, float]:
+def _numbers(run: Run, N: int) -> tuple[Tensor | None, int, float, float, float]:
+    beta, p = run.beta, run.p
     if isinstance(beta, Tensor):
         return beta, N, 0.0, 0.0, p.theta
     return None, N, float(beta), 1 - beta if p.decay_input else 1.0, float(p.theta)
 
 
-def block_size(T: int) -> tuple[int, int]:
-    """Neurons and warps of one program: fewer neurons a thread where it holds more potentials."""
-    return (1024 if T <= 4 else 512, 4)
+def _block(T: int) -> int:
+    """Neurons of one program: fewer a thread where it holds more potentials."""
+    return 1024 if T <= 4 else 512
 
 
-def exact() -> dict[str, Any]:
-    """No fused multiply-adds: spikes must equal the eager engine's."""
-    return {} if _INTERPRETED else {"enable_fp_fusion": False}
+def _segments(run: Run) -> range:
+    return range(0, len(run.current), MAX_STEPS)
 
 
-def _max_steps() -> int:
-    from snn.kernels import triton_jit
-
-    return triton_jit.MAX_STEPS
-
-
-def _segments(x_TN: Tensor) -> range:
-    return range(0, len(x_TN), _max_steps())
+def _segment(run: Run, first: int, state_N: Tensor | None) -> Run:
+    return replace(run, current=_steps(run.current, first), state=state_N)
 
 
 def _steps(x_TN: Tensor, first: int) -> Tensor:
-    return x_TN[first : first + _max_steps()]
+    return x_TN[first : first + MAX_STEPS]
 
 
 def _state_like(x_TN: Tensor) -> Tensor:
     return torch.empty_strided(x_TN.shape[1:], x_TN.stride()[1:], dtype=torch.float32, device=x_TN.device)
 
 
-def device_of(x: Tensor) -> AbstractContextManager[object]:
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
     """Launches go to the tensor's device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -3,16 +3,13 @@
 # (Triton compiles a subset of Python, which neither tool knows.)
 """Triton programs of the multi-step LIF; imported by the engine alone, since triton is slow to import.
 
-One program runs a block of neurons through up to `MAX_STEPS` timesteps. All arithmetic is float32,
+One program runs a block of neurons through a few timesteps. All arithmetic is float32,
 whatever the tensors hold; potentials live in registers and are never written, except the state at
 either end. Row pointers advance by the step (in elements), so a step of 0 repeats one row.
 """
 
 import triton
 import triton.language as tl
-
-MAX_STEPS = 16
-"""Timesteps of one program: their potentials must fit in registers in the backward pass."""
 
 
 @triton.jit
@@ -92,7 +89,7 @@ def backward(
     DECAY: tl.constexpr, HARD: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of up to `MAX_STEPS` timesteps.
+    """Gradients of a few timesteps.
 
     ``grad_spikes`` and ``grad_current`` point to the last step and go back. ``ADD`` adds the sum over
     T to what ``grad_current`` holds. ``grad_beta`` takes one partial sum per program.

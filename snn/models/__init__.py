@@ -16,23 +16,28 @@ from snn.neurons import NeuronParameters
 __all__ = ["MODELS", "SpikingNetwork", "build", "function_of", "is_registered", "register"]
 
 MODELS: dict[str, Callable[..., SpikingNetwork]] = {
-    function.__name__: function
-    for function in (
-        mlp, convnet, vgg6, vgg9, vgg11, vgg16, sew_resnet18, sew_resnet34, sew_resnet50,
-        ms_resnet18, ms_resnet34, spikformer,
-    )
-}  # fmt: skip
+    "mlp": mlp,
+    "convnet": convnet,
+    "vgg6": vgg6,
+    "vgg9": vgg9,
+    "vgg11": vgg11,
+    "vgg16": vgg16,
+    "sew_resnet18": sew_resnet18,
+    "sew_resnet34": sew_resnet34,
+    "sew_resnet50": sew_resnet50,
+    "ms_resnet18": ms_resnet18,
+    "ms_resnet34": ms_resnet34,
+    "spikformer": spikformer,
+}
 """Every architecture by its name."""
 _OWN: dict[str, Callable[..., SpikingNetwork]] = {}
 
 
 def register(name: str, function: Callable[..., SpikingNetwork]) -> None:
-    """Make your own model known to `build`, and so to checkpoints.
+    """Make your own model, named ``module:attribute``, known to `build`, and so to checkpoints.
 
-    Args:
-        name: ``module:attribute``; the colon keeps it apart from the names in ``MODELS``.
-        function: takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by name, and
-            returns a network as `SpikingNetwork` describes it.
+    The function takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by name, and returns a
+    network as `SpikingNetwork` describes it.
 
     Raises:
         ValueError: a name without a colon.

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from snn.convolution import Conv2d
 from snn.layers import Folded, SpikingLayer
-from snn.models.base import SpikingNetwork
+from snn.models.base import SpikingNetwork, conv_layer, image_shape
 from snn.neurons import LIF, NeuronParameters
 
 
@@ -31,23 +29,15 @@ def convnet(
     Raises:
         ValueError: an input that is not ``(C, H, W)``, or no channels.
     """
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape: {tuple(input_shape)} must be (C, H, W)")
+    c_in, height, width = image_shape(input_shape)
     if not channels:
         raise ValueError("channels: needs at least one convolution")
     layers: list[nn.Module] = []
-    c_in = input_shape[0]
     for c in channels:
-        conv = Conv2d(c_in, c, 3, stride=2, padding=1, bias=False)
-        layers.append(SpikingLayer(conv, nn.BatchNorm2d(c), LIF(neuron)))
-        c_in = c
-    with torch.no_grad():
-        size = torch.zeros(1, *input_shape)
-        for layer in layers:
-            assert isinstance(layer, SpikingLayer)
-            size = layer.weight_layer(size)
+        layers.append(conv_layer(c_in, c, 3, neuron, stride=2))
+        c_in, height, width = c, -(-height // 2), -(-width // 2)
     layers.append(Folded(nn.Flatten()))
-    width = size.numel()
+    width *= c_in * height
     for n in hidden:
         layers.append(SpikingLayer(nn.Linear(width, n, bias=False), nn.BatchNorm1d(n), LIF(neuron)))
         width = n

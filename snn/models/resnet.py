@@ -8,75 +8,15 @@ SEW-ResNet-18 11.69 M, -34 21.80 M, -50 25.56 M; MS-ResNet-18 11.69 M, -34 21.80
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from snn.layers import Folded, Norm, Recomputable, Synapses, WeightLayer, folded
-from snn.models.base import SpikingNetwork
-from snn.models.shapes import conv, conv_layer, image_shape
+from snn.models.base import SpikingNetwork, conv, conv_layer, image_shape, pooled_head
 from snn.neurons import LIF, NeuronParameters
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-
-
-def sew_resnet18(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    stem: str = "auto",
-    width: int = 64,
-) -> SpikingNetwork:
-    """SEW-ResNet-18 (`sew_resnet`)."""
-    return sew_resnet(18, input_shape, num_classes, neuron, stem, width)
-
-
-def sew_resnet34(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    stem: str = "auto",
-    width: int = 64,
-) -> SpikingNetwork:
-    """SEW-ResNet-34 (`sew_resnet`)."""
-    return sew_resnet(34, input_shape, num_classes, neuron, stem, width)
-
-
-def sew_resnet50(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    stem: str = "auto",
-    width: int = 64,
-) -> SpikingNetwork:
-    """SEW-ResNet-50 (`sew_resnet`)."""
-    return sew_resnet(50, input_shape, num_classes, neuron, stem, width)
-
-
-def ms_resnet18(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    stem: str = "auto",
-    width: int = 64,
-) -> SpikingNetwork:
-    """MS-ResNet-18 (`ms_resnet`)."""
-    return ms_resnet(18, input_shape, num_classes, neuron, stem, width)
-
-
-def ms_resnet34(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    stem: str = "auto",
-    width: int = 64,
-) -> SpikingNetwork:
-    """MS-ResNet-34 (`ms_resnet`)."""
-    return ms_resnet(34, input_shape, num_classes, neuron, stem, width)
 
 
 class SEWBlock(nn.Module):
@@ -106,11 +46,13 @@ class SEWBlock(nn.Module):
 
 def sew_resnet(
     depth: int,
+    /,
+    *,
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
-    stem: str,
-    width: int,
+    stem: str = "auto",
+    width: int = 64,
 ) -> SpikingNetwork:
     """SEW-ResNet with ADD (Fang et al. 2021, arXiv 2102.04159): residual sums of spikes.
 
@@ -138,9 +80,12 @@ def sew_resnet(
             stride = 2 if stage > 0 and i == 0 else 1
             layers[f"stage{stage + 1}_{i}"] = SEWBlock(c, channels, stride, neuron, bottleneck)
             c = 4 * channels if bottleneck else channels
-    net = SpikingNetwork(nn.Sequential(layers), _pooled_head(c, num_classes))
+    net = SpikingNetwork(nn.Sequential(layers), pooled_head(c, num_classes))
     net.channels_last = True  # docs/methods-snn.md, section 6
     return net
+
+
+sew_resnet18, sew_resnet34, sew_resnet50 = (partial(sew_resnet, depth) for depth in (18, 34, 50))
 
 
 class MSBlock(Recomputable):
@@ -207,24 +152,17 @@ def _weights_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 def ms_resnet(
     depth: int,
+    /,
+    *,
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
-    stem: str,
-    width: int,
+    stem: str = "auto",
+    width: int = 64,
 ) -> MSResNet:
     """MS-ResNet (Hu et al. 2021, arXiv 2112.08954): residual sums of currents ("membrane shortcut").
 
-    Args:
-        depth: 18 or 34.
-        input_shape: ``(C, H, W)`` of one example.
-        num_classes: ``K``.
-        neuron: constants of all neurons.
-        stem: ``small``, ``large``, or ``auto`` by the input's size.
-        width: channels of the first stage; every later one has twice as many as the one before.
-
-    Raises:
-        ValueError: an input that is not ``(C, H, W)`` or below 8x8, an unknown stem, or a width below 1.
+    Arguments and errors as for `sew_resnet`; ``depth`` is 18 or 34.
     """
     c, large = _stem(input_shape, stem, width)
     first = conv(c, width, 7, 2) if large else conv(c, width, 3)
@@ -238,7 +176,10 @@ def ms_resnet(
             layers[f"stage{stage + 1}_{i}"] = MSBlock(c, channels, stride, neuron)
             c = channels
     layers["neuron"] = LIF(neuron)
-    return MSResNet(nn.Sequential(layers), _pooled_head(c, num_classes))
+    return MSResNet(nn.Sequential(layers), pooled_head(c, num_classes))
+
+
+ms_resnet18, ms_resnet34 = (partial(ms_resnet, depth) for depth in (18, 34))
 
 
 def _stem(input_shape: Sequence[int], stem: str, width: int) -> tuple[int, bool]:
@@ -248,7 +189,3 @@ def _stem(input_shape: Sequence[int], stem: str, width: int) -> tuple[int, bool]
     if width < 1:
         raise ValueError(f"width: {width} is not possible; it must be at least 1")
     return c, stem == "large" or (stem == "auto" and max(sides) > 64)
-
-
-def _pooled_head(features: int, num_classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, num_classes))

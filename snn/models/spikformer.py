@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snn.layers import Folded
-from snn.models.base import SpikingNetwork
-from snn.models.shapes import conv_layer, image_shape
+from snn.models.base import SpikingNetwork, conv_layer, image_shape, pooled_head
 from snn.neurons import LIF, NeuronParameters
 
 _ATTENTION_SCALE = 0.125
@@ -65,8 +64,7 @@ def spikformer(
         hidden = mlp_ratio * dim
         mlp = nn.Sequential(conv_layer(dim, hidden, 1, neuron), conv_layer(hidden, dim, 1, neuron))
         layers += [_Residual(SpikingSelfAttention(dim, heads, neuron)), _Residual(mlp)]
-    readout = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))
-    return SpikingNetwork(nn.Sequential(*layers), readout)
+    return SpikingNetwork(nn.Sequential(*layers), pooled_head(dim, num_classes))
 
 
 class SpikingSelfAttention(nn.Module):

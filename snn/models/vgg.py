@@ -15,12 +15,12 @@ the grid allows are averaged down to it before the first linear layer.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
 from snn.layers import Folded, SpikingLayer
-from snn.models.base import SpikingNetwork
-from snn.models.shapes import conv_layer, image_shape
+from snn.models.base import SpikingNetwork, conv_layer, image_shape
 from snn.neurons import LIF, NeuronParameters
 
 _Plan = tuple[tuple[int, ...], ...]
@@ -32,19 +32,22 @@ _STAGES: dict[str, _Plan] = {
 }
 
 
-def vgg6(
+def vgg(
+    name: str,
+    /,
     *,
     input_shape: Sequence[int],
     num_classes: int,
     neuron: NeuronParameters,
     channels: Sequence[int] | None = None,
     hidden: Sequence[int] = (),
-    grid: int = 8,
-    pooling: str = "avg",
+    grid: int = 1,
+    pooling: str = "max",
 ) -> SpikingNetwork:
-    """Six convolutions and a linear head (the table above); average pooling.
+    """Convolutions and a linear head as in the table above.
 
     Args:
+        name: row of the table.
         input_shape: ``(C, H, W)`` of one example; 32x32, 64x64, 224x224 and 2-channel events alike.
         num_classes: ``K``.
         neuron: constants of all neurons.
@@ -57,61 +60,6 @@ def vgg6(
         ValueError: an input that is not ``(C, H, W)`` or too small for the pooling, an unknown pooling, or
             another number of channels than convolutions.
     """
-    return _vgg("vgg6", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
-
-
-def vgg9(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    channels: Sequence[int] | None = None,
-    hidden: Sequence[int] = (1024,),
-    grid: int = 4,
-    pooling: str = "max",
-) -> SpikingNetwork:
-    """Seven convolutions, one hidden linear layer and a head; arguments as for `vgg6`."""
-    return _vgg("vgg9", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
-
-
-def vgg11(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    channels: Sequence[int] | None = None,
-    hidden: Sequence[int] = (),
-    grid: int = 1,
-    pooling: str = "max",
-) -> SpikingNetwork:
-    """Eight convolutions and a head (configuration A); arguments as for `vgg6`."""
-    return _vgg("vgg11", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
-
-
-def vgg16(
-    *,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    channels: Sequence[int] | None = None,
-    hidden: Sequence[int] = (),
-    grid: int = 1,
-    pooling: str = "max",
-) -> SpikingNetwork:
-    """Thirteen convolutions and a head (configuration D); arguments as for `vgg6`."""
-    return _vgg("vgg16", input_shape, num_classes, neuron, channels, hidden, grid, pooling)
-
-
-def _vgg(
-    name: str,
-    input_shape: Sequence[int],
-    num_classes: int,
-    neuron: NeuronParameters,
-    channels: Sequence[int] | None,
-    hidden: Sequence[int],
-    grid: int,
-    pooling: str,
-) -> SpikingNetwork:
     stages = _STAGES[name]
     c, height, width = image_shape(input_shape, least=2 ** (len(stages) - 1))
     if pooling not in ("avg", "max"):
@@ -146,3 +94,9 @@ def _vgg(
     net = SpikingNetwork(nn.Sequential(*layers), nn.Sequential(*between, nn.Linear(features, num_classes)))
     net.channels_last = True  # docs/methods-snn.md, section 6
     return net
+
+
+vgg6 = partial(vgg, "vgg6", grid=8, pooling="avg")
+vgg9 = partial(vgg, "vgg9", hidden=(1024,), grid=4)
+vgg11 = partial(vgg, "vgg11")
+vgg16 = partial(vgg, "vgg16")

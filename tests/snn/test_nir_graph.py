@@ -1,6 +1,5 @@
-"""NIR: files and back, an interpreter of NIR's own equations, and spikingjelly's import."""
+"""NIR: an interpreter of NIR's own equations, and spikingjelly's import."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,7 @@ from snn.coding import direct
 from snn.layers import SpikingLayer
 from snn.models import SpikingNetwork, build
 from snn.neurons import LIF, NeuronParameters
-from snn.nir_graph import from_nir, to_nir
-from snn.surrogate import Surrogate
+from snn.nir_graph import to_nir
 
 nir = pytest.importorskip("nir", reason="the nir extra is not installed")
 
@@ -62,11 +60,12 @@ def interpret(graph, x_TB, dt):
                 )
             elif isinstance(node, nir.Conv2d):
                 w, b = torch.tensor(node.weight).double(), torch.tensor(node.bias).double()
-                x = F.conv2d(x, w, b, node.stride, node.padding, node.dilation, node.groups)
+                sizes = (tuple(map(int, of)) for of in (node.stride, node.padding, node.dilation))
+                x = F.conv2d(x, w, b, *sizes, int(node.groups))
             elif isinstance(node, nir.Flatten):
                 x = x.flatten(1)
             elif isinstance(node, nir.AvgPool2d):
-                x = F.avg_pool2d(x, tuple(node.kernel_size), tuple(node.stride))
+                x = F.avg_pool2d(x, *(tuple(map(int, of)) for of in (node.kernel_size, node.stride)))
             elif isinstance(node, nir.LIF | nir.IF):
                 v = state.get(name, torch.zeros_like(x))
                 if isinstance(node, nir.LIF):
@@ -85,9 +84,10 @@ def interpret(graph, x_TB, dt):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_graph_computes_what_the_network_does(case):
+def test_the_graph_computes_what_the_network_does(case, tmp_path):
     model, x_TB = trained(case)
-    graph = to_nir(model, dt=1e-3)
+    nir.write(tmp_path / "a.nir", to_nir(model, dt=1e-3))
+    graph = nir.read(tmp_path / "a.nir")
     wanted = model.double()(x_TB.double())
     found = interpret(graph, x_TB, dt=1e-3)
     assert wanted.std() > 1e-2
@@ -111,19 +111,6 @@ def test_a_norm_without_an_affine_part_is_folded_too():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_round_trip_through_a_file(case, tmp_path):
-    model, x_TB = trained(case)
-    nir.write(tmp_path / "a.nir", to_nir(model))
-    again = from_nir(nir.read(tmp_path / "a.nir"), surrogate=Surrogate("sigmoid"))
-    assert again.input_shape == model.input_shape
-    assert torch.allclose(again.double()(x_TB.double()), model.double()(x_TB.double()), atol=1e-5)
-    for s, t in zip(model.synapses()[:-1], again.synapses()[:-1], strict=True):
-        assert t.neuron.constants.beta == pytest.approx(s.neuron.constants.beta, abs=1e-6)
-        assert t.neuron.constants.theta == pytest.approx(s.neuron.constants.theta)
-        assert t.neuron.constants.surrogate.name == "sigmoid"
-
-
-@pytest.mark.parametrize("case", CASES)
 def test_spikingjelly_reads_the_same_network(case):
     exchange = pytest.importorskip(
         "spikingjelly.activation_based.nir_exchange", reason="spikingjelly 2.0.0 is not installed"
@@ -136,15 +123,6 @@ def test_spikingjelly_reads_the_same_network(case):
     found = theirs.double()(x_TB.double())
     found = found[0] if isinstance(found, tuple) else found
     assert torch.allclose(found, model.double()(x_TB.double()), atol=1e-5)
-
-
-def test_a_gain_of_another_unit_is_a_threshold_of_another_unit():
-    graph = to_nir(trained("mlp")[0])
-    for node in graph.nodes.values():
-        if isinstance(node, nir.LIF):
-            node.r, node.v_threshold = node.r * 3, node.v_threshold * 3
-    model, x_TB = trained("mlp")
-    assert torch.allclose(from_nir(graph).double()(x_TB.double()), model.double()(x_TB.double()), atol=1e-5)
 
 
 class TestRefusals:
@@ -164,20 +142,3 @@ class TestRefusals:
     def test_dt(self):
         with pytest.raises(ValueError, match="dt: 0 must be a positive"):
             to_nir(trained("mlp")[0], dt=0)
-
-    def test_a_graph_with_a_branch(self):
-        graph = to_nir(trained("mlp")[0])
-        graph.edges.append(("input", "output"))
-        with pytest.raises(ValueError, match="edge 'input' to 'output' branches"):
-            from_nir(graph)
-
-    def test_neurons_that_differ_or_reset_elsewhere(self):
-        graph = to_nir(trained("mlp")[0])
-        name = next(k for k, n in graph.nodes.items() if isinstance(n, nir.LIF))
-        graph.nodes[name].v_reset = graph.nodes[name].v_reset - 0.1
-        with pytest.raises(ValueError, match=r"v_reset -0\.1; only 0 is supported"):
-            from_nir(graph)
-        graph.nodes[name].v_reset = np.zeros_like(graph.nodes[name].v_reset)
-        graph.nodes[name].v_threshold[0] = 7
-        with pytest.raises(ValueError, match="differ in v_threshold"):
-            from_nir(graph)

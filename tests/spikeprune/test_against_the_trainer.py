@@ -17,7 +17,7 @@ from pipelines.networks import make_network
 from pipelines.runs.run import run
 from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
 from pruning.examples.policies import Policy
-from pruning.examples.policies.plan import Plan
+from pruning.examples.policies.base import Plan
 from snn.batchnorm import reestimate
 from spikeprune import DataPruner, direct
 from tests.pipelines.training.conftest import QUIET, metrics, small

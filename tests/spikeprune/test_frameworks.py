@@ -1,4 +1,4 @@
-"""`DataPruner` under Lightning and Accelerate, against a plain loop."""
+"""`DataPruner` and `prune` under Lightning and Accelerate, against a plain loop."""
 
 import os
 import socket
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pruning.weights.recipe import Pruned
 from snn.models import build
-from spikeprune import DataPruner, direct
+from spikeprune import DataPruner, direct, prune
 
 N, B, T, EPOCHS = 96, 8, 3, 4
 Steps = list[tuple[int, Tensor, Tensor]]
@@ -192,6 +193,43 @@ def test_lightning_goes_on_from_its_checkpoint(steps: int, tmp_path: Path) -> No
     assert len(found) == steps
     rest, after = with_lightning(checkpoint=tmp_path / "state.ckpt")
     same((found + rest, after), (expected, weights))
+
+
+def retrained(framework: str) -> tuple[nn.Module, Pruned, list[Tensor]]:
+    """A pruned network after steps of the optimiser as a framework gives it, and its moments."""
+    net, x = network(), data().tensors[0]
+    plain_optimizer = torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.1)
+    optimizer: Any = plain_optimizer
+    if framework == "accelerate":
+        from accelerate import Accelerator
+
+        optimizer = Accelerator(cpu=True).prepare(plain_optimizer)
+    elif framework == "lightning":
+        from lightning.fabric import Fabric
+
+        optimizer = Fabric(accelerator="cpu", devices=1).setup_optimizers(plain_optimizer)
+    assert (optimizer is plain_optimizer) == (framework == "plain")
+    pruned = prune(net, [direct(x, T)], sparsity=0.8)
+    pruned.keep(optimizer)
+    for _ in range(3):
+        losses_of(net, x, data().tensors[1]).mean().backward()
+        optimizer.step()
+    moments = [plain_optimizer.state[s.layer.weight]["exp_avg"] for s in pruned.model.synapses()]
+    return net, pruned, moments
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_pruned_weights_stay_zero_under_a_wrapped_optimizer(framework: str) -> None:
+    need(framework)
+    expected = retrained("plain")[0]
+    net, pruned, moments = retrained(framework)
+    for s, moment in zip(pruned.model.synapses(), moments, strict=True):
+        gone = ~pruned.masks[s.name]
+        assert gone.any()
+        assert not s.layer.weight[gone].any()
+        assert not moment[gone].any()
+    for p, q in zip(net.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 def test_a_prepared_loader_counts_its_epochs_from_the_start() -> None:

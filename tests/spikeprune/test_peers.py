@@ -16,11 +16,11 @@ from pruning.weights.calibration import calibrate
 from snn.activity import measure
 from snn.adapters import Adapted, wrap
 from snn.batchnorm import reestimate
-from snn.interchange import from_spikingjelly_sew_resnet
 from snn.models import SpikingNetwork, build
 from snn.parameters import NeuronParameters
 from snn.weighted_norm import weighted_statistics
 from spikeprune import DataPruner, ExampleScorer, prune
+from tests.snn.spikingjelly_names import from_spikingjelly_sew_resnet
 from tests.spikeprune.peers import CONSTANTS, PEERS, B, T, batch, ours, spikingjelly
 
 

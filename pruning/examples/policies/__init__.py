@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 
 from pruning.examples.inclusion import Bools
-from pruning.examples.policies.base import Policy
-from pruning.examples.policies.chosen import Static, Ucb
-from pruning.examples.policies.drawn import El2n, Full, Loss, Random, Sadp
-from pruning.examples.policies.infobatch import Infobatch, InfobatchMatched
-from pruning.examples.policies.orderdp import Orderdp
-from pruning.examples.policies.plan import Cost, Plan
+from pruning.examples.policies.base import Cost, Plan, Policy
+from pruning.examples.policies.chosen import Orderdp, Static, Ucb
+from pruning.examples.policies.drawn import El2n, Full, Infobatch, InfobatchMatched, Loss, Random, Sadp
 from pruning.examples.policies.repb import Repb, RepbMatched
 from pruning.examples.policies.seta import Seta, SetaMatched
 from pruning.examples.policies.settings import Settings
@@ -31,14 +28,10 @@ _OWN: dict[str, type[Policy]] = {}
 
 
 def register(name: str, policy: type[Policy]) -> None:
-    """Register your own policy for `make_policy`.
-
-    Args:
-        name: ``module:attribute``; the colon keeps it apart from the names in ``POLICIES``.
-        policy: a subclass of `Policy`.
+    """Register your own policy, named ``module:attribute``, for `make_policy`.
 
     Raises:
-        ValueError: a name without a colon, or another class.
+        ValueError: a name without a colon, or a class that is no `Policy`.
     """
     if ":" not in name:
         raise ValueError(f"policy: {name!r} must have the form module:attribute")
@@ -67,7 +60,6 @@ def make_policy(
     name: str,
     *,
     num_examples: int,
-    first_id: int = 0,
     present: Bools | None = None,
     ratio: float,
     seed: int,
@@ -81,8 +73,7 @@ def make_policy(
 
     Args:
         name: a key of ``POLICIES``, or one of your own that is registered.
-        num_examples: ``N``; ids run from ``first_id`` to ``first_id + N - 1``.
-        first_id: the first id.
+        num_examples: ``N``; ids run from 0 to ``N - 1``.
         present: mask ``[N]`` of ids that exist; all of them when not given.
         ratio: pruning ratio ``r``, the share left out, in [0, 1).
         seed: of the draws.
@@ -103,7 +94,6 @@ def make_policy(
         raise ValueError(f"policy {name}: unknown option {unknown[0]!r}; it takes {sorted(own) or 'none'}")
     settings = Settings(
         num_examples=num_examples,
-        first_id=first_id,
         present=None if present is None else np.array(present, dtype=bool),
         ratio=ratio,
         seed=seed,

@@ -6,18 +6,77 @@ a restart. Time runs in epochs: a scoring pass stamped ``e`` used the weights at
 scores of the training step in epoch ``e`` come after it and are half an epoch younger on average.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import inclusion_probabilities
-from pruning.examples.policies.plan import Cost, Plan
 from pruning.examples.policies.settings import Settings
-from pruning.examples.sampling import STREAM_RESCORE, Doubles, Ints, draw, uniform
+from pruning.examples.sampling import (
+    POWER_UNIT,
+    STREAM_RESCORE,
+    Doubles,
+    Ints,
+    draw,
+    power_sum,
+    tempered,
+    uniform,
+)
 
 Source = Literal["pass", "train"]
 _NEVER = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The examples of one epoch, in ascending order of id."""
+
+    epoch: int
+    """The epoch that it is for."""
+    ids: Ints
+    """``[m]``."""
+    weights: NDArray[np.float32]
+    """How often an example counts: in batch statistics and, to a power, in the loss; ``[m]``.
+    Horvitz-Thompson where the design is random, unless the policy has weights of its own."""
+    probabilities: Doubles | None
+    """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
+    full: bool
+    """Whether it holds every present example."""
+    mean_score_age: float | None
+    """Epochs between the weights that made the scores and this epoch, on average; ``None`` without scores."""
+    replaced_scores: int = 0
+    """Present examples whose score was missing or not finite."""
+    weight_power: float = 1.0
+    """Power of the weights in the loss."""
+
+    @property
+    def mean_power(self) -> float:
+        """Mean over the subset of the weights to their power."""
+        if self.weight_power == 1 or not len(self.weights):
+            return 1.0
+        return power_sum(self.weights, self.weight_power) / POWER_UNIT / len(self.weights)
+
+    @property
+    def loss_weights(self) -> NDArray[np.float32]:
+        """``weights`` to their power, rescaled to mean 1 over the subset, ``[m]``; as they are at power 1."""
+        return tempered(self.weights, self.weight_power, self.mean_power)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch costs, in units of a full training epoch."""
+
+    examples: float
+    """Share of the examples that are trained on."""
+    scoring: float
+    """Scoring pass before the epoch."""
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.examples + self.scoring
 
 
 class Policy:
@@ -68,7 +127,6 @@ class Policy:
         if not self.is_full(epoch):
             return self._drawn(epoch) if self.is_uniform(epoch) else self.select(epoch)
         ids = self.settings.positions
-        ids += self.settings.first_id
         return Plan(epoch, ids, np.ones(len(ids), np.float32), None, True, self.mean_score_age(epoch))
 
     def select(self, epoch: int) -> Plan:
@@ -78,15 +136,7 @@ class Policy:
     def _drawn(self, epoch: int) -> Plan:
         s = self.settings
         pi, size = self.inclusion(epoch)
-        subset = draw(
-            pi,
-            size=size,
-            seed=s.seed,
-            epoch=epoch,
-            design=s.design,
-            first_id=s.first_id,
-            population=s.num_present,
-        )
+        subset = draw(pi, size=size, seed=s.seed, epoch=epoch, design=s.design, population=s.num_present)
         uniform = self.is_uniform(epoch)
         return Plan(
             epoch,
@@ -132,11 +182,10 @@ class Policy:
         if s.rescore_who == "unselected":
             wanted &= (self.stamps != 2 * epoch - 1) | (self.stamps == _NEVER)
         elif s.rescore_who == "sample":
-            ids = np.arange(s.first_id, s.first_id + s.num_examples)
-            wanted &= uniform(s.seed, epoch, ids, STREAM_RESCORE) < s.rescore_share
+            wanted &= uniform(s.seed, epoch, np.arange(s.num_examples), STREAM_RESCORE) < s.rescore_share
         if s.present is not None:
             wanted &= s.present
-        ids = np.flatnonzero(wanted) + s.first_id
+        ids = np.flatnonzero(wanted)
         return ids if len(ids) else None
 
     def observe(
@@ -168,8 +217,8 @@ class Policy:
             raise ValueError(f"epoch: {epoch!r} must not be negative")
         if steps is not None and (np.shape(steps) != ids.shape or np.min(steps, initial=0) < 0):
             raise ValueError(f"steps: must be {ids.shape} numbers that are not negative")
-        at = ids.astype(np.int64) - self.settings.first_id
-        self._check_positions(at)
+        at = ids.astype(np.int64)
+        self._check_ids(at)
         if not self.score:
             return
         stamp = 2 * epoch + (source == "train")
@@ -262,11 +311,10 @@ class Policy:
         """The arrays of the state themselves, one entry per id each."""
         return {"scores": self.scores, "stamps": self.stamps} if self.score else {}
 
-    def _check_positions(self, at: Ints) -> None:
+    def _check_ids(self, ids: Ints) -> None:
         s = self.settings
-        bad = (at < 0) | (at >= s.num_examples)
+        bad = (ids < 0) | (ids >= s.num_examples)
         if not bad.any() and s.present is not None:
-            bad = ~s.present[at]
+            bad = ~s.present[ids]
         if bad.any():
-            example = int(at[bad][0]) + s.first_id
-            raise ValueError(f"ids: {example} is not a present example of this data set")
+            raise ValueError(f"ids: {ids[bad][0]} is not a present example of this data set")

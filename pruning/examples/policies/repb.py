@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import Bools, thinned, thinned_to
-from pruning.examples.policies.base import Policy
-from pruning.examples.policies.plan import Plan
+from pruning.examples.policies.base import Plan, Policy
 from pruning.examples.policies.settings import Settings
 from pruning.examples.sampling import Doubles, Ints
 
@@ -31,7 +30,6 @@ class Repb(Policy):
 
     name = "repb"
     score = "loss"
-    rescore_every = 0
 
     def __init__(self, settings: Settings, *, window: int = 1) -> None:
         if not isinstance(window, int) or window < 1:
@@ -48,7 +46,7 @@ class Repb(Policy):
     def select(self, epoch: int) -> Plan:
         """A draw, with weights by the number of epochs that the examples were trained in."""
         plan = self._drawn(epoch)
-        weights = 1 / (self.visits[plan.ids - self.settings.first_id] + 1.0)
+        weights = 1 / (self.visits[plan.ids] + 1.0)
         weights /= weights.mean() if len(weights) else 1
         return replace(plan, weights=weights.astype(np.float32))
 

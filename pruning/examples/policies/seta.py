@@ -31,7 +31,6 @@ class Seta(Unweighted):
 
     name = "seta"
     score = "loss"
-    rescore_every = 0
     partial_annealing = True
 
     def __init__(self, settings: Settings, *, groups: int = 10, window: float = 0.5) -> None:
@@ -79,7 +78,7 @@ class Seta(Unweighted):
         """Positions whose loss is unknown, and the rest in ascending order of loss, ties by hash."""
         s, known = self.settings, np.isfinite(self.scores[at])
         rest = at[known]
-        rest = rest[np.argsort(hash64(s.seed, epoch, rest + s.first_id, STREAM_TIES))]
+        rest = rest[np.argsort(hash64(s.seed, epoch, rest, STREAM_TIES))]
         return at[~known], rest[np.argsort(self.scores[rest], kind="stable")]
 
     def _bounds(self, ordered: Ints, epoch: int, at_least: int) -> tuple[int, int]:

@@ -23,9 +23,7 @@ class Settings:
     """
 
     num_examples: int
-    """``N``: ids run from ``first_id`` to ``first_id + N - 1``."""
-    first_id: int = 0
-    """The first id."""
+    """``N``: ids run from 0 to ``N - 1``."""
     present: Bools | None = None
     """Mask ``[N]`` of ids that exist; ``None`` for all."""
     ratio: float
@@ -68,14 +66,7 @@ class Settings:
             raise ValueError(f"present: shape {self.present.shape} must be ({self.num_examples},)")
         if self.present is not None and not self.present.any():
             raise ValueError("present: holds no example")
-        for name in (
-            "first_id",
-            "warmup_epochs",
-            "anneal_epochs",
-            "score_from",
-            "rescore_every",
-            "scoring_cost",
-        ):
+        for name in ("warmup_epochs", "anneal_epochs", "score_from", "rescore_every", "scoring_cost"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)!r} must not be negative")
         if self.warmup_epochs + self.anneal_epochs > self.epochs:
@@ -117,7 +108,7 @@ class Settings:
 
     @property
     def positions(self) -> Ints:
-        """Of the present examples, ascending, counted from ``first_id``."""
+        """Ids of the present examples, ascending."""
         return np.arange(self.num_examples) if self.present is None else np.flatnonzero(self.present)
 
     @property

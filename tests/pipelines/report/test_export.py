@@ -65,14 +65,15 @@ def test_weights_masks_and_the_table(pruned: Path, tmp_path: Path) -> None:
 
 def test_nir_is_the_network(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nir = pytest.importorskip("nir")
-    from snn.nir_graph import from_nir
+    from tests.snn.test_nir_graph import interpret
 
     assert cli.main(["export", str(pruned), "--output", str(tmp_path / "out"), "--nir"]) == 0
     assert "network of phase retrain" in capsys.readouterr().out
     graph = nir.read(tmp_path / "out" / "model.nir")
     model, _ = load_checkpoint(tmp_path / "out" / "model.safetensors")
     x_TB = torch.from_numpy(np.random.default_rng(0).uniform(-1, 3, (4, 8, 1, 8, 8)))
-    torch.testing.assert_close(logits(from_nir(graph), x_TB), logits(model, x_TB), rtol=1e-4, atol=1e-4)
+    found = interpret(graph, x_TB, dt=1e-4)
+    torch.testing.assert_close(found, logits(model, x_TB), rtol=1e-4, atol=1e-4)
 
 
 def test_a_trained_network_without_masks(dense: Path, tmp_path: Path) -> None:

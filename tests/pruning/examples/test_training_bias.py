@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from pruning.examples.diagnostics import TrainingStep, training_bias
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.scores import ExampleScorer
-from pruning.examples.training_bias import TrainingStep, training_bias
 from snn.coding import direct
 from snn.losses import rate_cross_entropy
 from snn.models import build

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pruning.weights.allocation import allocate
-from pruning.weights.calibration import Calibration, CalibrationSums, calibrate
+from pruning.weights.calibration import Calibration, calibrate
+from pruning.weights.calibration_sums import CalibrationSums
 from pruning.weights.curves import DENSITIES, Curve, kept_of, measure_curves
 from pruning.weights.masks import Masks
 from tests.pruning.weights.test_calibration import convnet, frames

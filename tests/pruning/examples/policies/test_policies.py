@@ -28,7 +28,7 @@ def scores(seed=0, n=N):
 
 def scored(name, **options):
     policy = make_policy(name, **(BASE | options))
-    ids = np.arange(policy.settings.num_examples) + policy.settings.first_id
+    ids = np.arange(policy.settings.num_examples)
     if policy.settings.present is not None:
         ids = ids[policy.settings.present]
     policy.observe(ids, scores(n=len(ids)), 1, "pass")
@@ -45,9 +45,9 @@ def same(a, b):
 @pytest.mark.parametrize("masked", [False, True])
 def test_plans(name, options, masked):
     present = np.random.default_rng(1).random(N) < 0.7 if masked else None
-    policy = scored(name, first_id=1000, present=present, **options)
+    policy = scored(name, present=present, **options)
     n = policy.settings.num_present
-    existing = np.arange(N) + 1000 if present is None else np.flatnonzero(present) + 1000
+    existing = np.arange(N) if present is None else np.flatnonzero(present)
     for epoch in range(12):
         plan = policy.plan(epoch)
         same(plan, policy.plan(epoch))
@@ -183,10 +183,10 @@ def test_rescoring_all():
 
 
 def test_rescoring_the_unselected():
-    policy = scored("sadp", rescore_every=1, rescore_who="unselected", first_id=50)
+    policy = scored("sadp", rescore_every=1, rescore_who="unselected")
     chosen = policy.plan(1).ids
     policy.observe(chosen, np.ones(len(chosen)), 1, "train")
-    np.testing.assert_array_equal(policy.rescore(2), np.setdiff1d(np.arange(N) + 50, chosen))
+    np.testing.assert_array_equal(policy.rescore(2), np.setdiff1d(np.arange(N), chosen))
 
 
 def test_rescoring_a_sample():
@@ -226,9 +226,9 @@ SCORED = sorted(set(POLICIES) - {"random", "full"})
 @pytest.mark.parametrize("design", ["systematic", "poisson"])
 def test_before_score_from_a_scored_policy_is_random(name, design):
     present = np.random.default_rng(1).random(N) < 0.7
-    common = {"design": design, "present": present, "first_id": 20}
+    common = {"design": design, "present": present}
     policy = scored(name, score_from=4, **common)
-    policy.observe(np.flatnonzero(present)[:50] + 20, scores(3, 50), 2, "train")
+    policy.observe(np.flatnonzero(present)[:50], scores(3, 50), 2, "train")
     rival = make_policy("random", **(BASE | common))
     for epoch in range(4):
         plan, expected = policy.plan(epoch), rival.plan(epoch)

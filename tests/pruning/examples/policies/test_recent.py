@@ -13,7 +13,7 @@ from pruning.examples.policies.seta import group_bounds
 from pruning.examples.sampling import STREAM_SUBSET, hash64
 
 N = 60
-BASE = {"num_examples": N, "ratio": 0.5, "seed": 3, "epochs": 12, "first_id": 100}
+BASE = {"num_examples": N, "ratio": 0.5, "seed": 3, "epochs": 12}
 NAMES = ["seta", "seta_matched", "repb", "repb_matched", "orderdp"]
 FIXED = ["seta_matched", "repb_matched", "orderdp"]
 
@@ -24,7 +24,7 @@ def lognormal(seed, n=N):
 
 def trained(name, losses, *, epoch=0, **options):
     policy = make_policy(name, **(BASE | {"num_examples": len(losses)} | options))
-    policy.observe(np.arange(len(losses)) + 100, losses, epoch, "train", np.arange(len(losses)) // 8)
+    policy.observe(np.arange(len(losses)), losses, epoch, "train", np.arange(len(losses)) // 8)
     return policy
 
 
@@ -71,8 +71,8 @@ def test_separate_groups_are_found():
 def test_seta_takes_the_windows_part_of_a_random_subset(seed, epoch, groups, window):
     losses = lognormal(seed)
     policy = trained("seta", losses, groups=groups, window=window)
-    candidates = sorted(random_ids(range(100, 160), 30, epoch), key=lambda i: losses[i - 100])
-    bounds = group_bounds(losses[np.array(candidates) - 100].astype(np.float64), groups)
+    candidates = sorted(random_ids(range(60), 30, epoch), key=lambda i: losses[i])
+    bounds = group_bounds(losses[np.array(candidates)].astype(np.float64), groups)
     width = next(w for w in range(1, groups + 1) if w >= window * groups - 1e-9)
     start = epoch % (groups - width + 1)
     expected = sorted(candidates[bounds[start] : bounds[start + width]])
@@ -86,12 +86,12 @@ def test_setas_window_goes_from_easy_to_hard_and_starts_anew():
     losses = np.repeat([1, 4, 9, 20], 15) + np.linspace(0, 0.5, N)
     policy = trained("seta", losses.astype(np.float32), groups=4, window=0.5)
     for epoch, allowed in [(3, {0, 1}), (4, {1, 2}), (5, {2, 3}), (6, {0, 1})]:
-        assert set((policy.plan(epoch).ids - 100) // 15) == allowed
+        assert set(policy.plan(epoch).ids // 15) == allowed
     matched = trained("seta_matched", losses.astype(np.float32), groups=4, window=0.5)
-    assert (matched.plan(4).ids - 100).tolist() == list(range(15, 45))  # the window holds exactly m
+    assert matched.plan(4).ids.tolist() == list(range(15, 45))  # the window holds exactly m
     narrow = trained("seta_matched", losses.astype(np.float32), groups=4, window=0.25)
-    assert (narrow.plan(5).ids - 100).tolist() == [*range(8, 38)]  # one group, widened on both sides
-    assert (narrow.plan(7).ids - 100).tolist() == [*range(30, 60)]
+    assert narrow.plan(5).ids.tolist() == [*range(8, 38)]  # one group, widened on both sides
+    assert narrow.plan(7).ids.tolist() == [*range(30, 60)]
 
 
 def test_setas_annealing_is_partial_and_the_matched_forms_is_full():
@@ -142,7 +142,7 @@ def deliver(policy, order, losses, batch, epoch, cuts, rng):
     parts = np.split(np.arange(len(order)), cuts)
     for part in [parts[k] for k in rng.permutation(len(parts))] + parts[:1]:
         at = order[part]
-        policy.observe(at + 100, losses[at], epoch, "train", part // batch)
+        policy.observe(at, losses[at], epoch, "train", part // batch)
 
 
 @given(
@@ -165,9 +165,9 @@ def test_repb_follows_its_rule(seed, window, batch, ratio, cuts):
             kept = max(1, round((1 - ratio) * low.sum())) if low.any() else 0
             np.testing.assert_allclose(pi, np.where(low, kept / max(low.sum(), 1), 1.0))
             assert size == len(plan.ids) == N - low.sum() + kept
-            w = np.array([(epoch + 1) / (rule.trainings[i] + 1) for i in plan.ids - 100])
+            w = np.array([(epoch + 1) / (rule.trainings[i] + 1) for i in plan.ids])
             np.testing.assert_allclose(plan.weights, w / w.mean(), rtol=1e-6)
-        order, losses = rng.permutation(plan.ids - 100), lognormal([seed, epoch])
+        order, losses = rng.permutation(plan.ids), lognormal([seed, epoch])
         rule.train(order.tolist(), losses, batch)
         deliver(policy, order, losses, batch, epoch, sorted(c for c in cuts if c < len(order)), rng)
         restarted = make_policy("repb", **(BASE | {"ratio": ratio}), window=window)
@@ -179,11 +179,11 @@ def test_repb_compares_within_windows_only():
     losses = np.array([1, 3, 11, 13, 101, 103], np.float32)  # three batches, each far above the one before
     common = BASE | {"num_examples": 6}
     policy = make_policy("repb", **common)
-    policy.observe(np.arange(6) + 100, losses, 0, "train", np.arange(6) // 2)
+    policy.observe(np.arange(6), losses, 0, "train", np.arange(6) // 2)
     assert (policy.inclusion(1)[0] == 1).tolist() == [False, True] * 3
     for steps, source in [(np.zeros(6, int), "train"), (None, "train"), (None, "pass")]:  # one window
         policy = make_policy("repb", **common)
-        policy.observe(np.arange(6) + 100, losses, 1, source, steps)
+        policy.observe(np.arange(6), losses, 1, source, steps)
         epoch = 2 if source == "train" else 1
         assert (policy.inclusion(epoch)[0] == 1).tolist() == [False] * 4 + [True] * 2
         assert policy.visits.tolist() == [int(source == "train")] * 6
@@ -205,13 +205,13 @@ def test_repb_sees_every_example_equally_in_the_long_run():
     rng = np.random.default_rng(0)
     for epoch in range(epochs):
         plan = policy.plan(epoch)
-        at = plan.ids - 100
+        at = plan.ids
         if epoch >= epochs // 3:
             seen[at] += plan.weights * len(at)
             times[at] += 1
         order = rng.permutation(at)
         losses = level[order] + rng.normal(0, 1, len(order))
-        policy.observe(order + 100, losses, epoch, "train", np.arange(len(order)) // 20)
+        policy.observe(order, losses, epoch, "train", np.arange(len(order)) // 20)
     hard, easy = slice(n // 2, n), slice(0, n // 2)
     assert times[hard].mean() > 1.3 * times[easy].mean()
     assert seen[hard].mean() == pytest.approx(seen[easy].mean(), rel=0.02)
@@ -239,8 +239,8 @@ def test_orderdp_takes_the_highest_of_a_random_subset(seed, epoch, candidates):
     losses = lognormal(seed)
     policy = trained("orderdp", losses, candidates=candidates)
     size = round(N * (candidates or 0.5**0.5))
-    pool = random_ids(range(100, 160), size, epoch)
-    expected = sorted(sorted(pool, key=lambda i: -losses[i - 100])[:30])
+    pool = random_ids(range(60), size, epoch)
+    expected = sorted(sorted(pool, key=lambda i: -losses[i])[:30])
     plan = policy.plan(epoch)
     assert plan.ids.tolist() == expected
     assert (plan.weights == 1).all()
@@ -252,7 +252,7 @@ def test_orderdp_is_unbiased_for_its_surrogate():
     policy = trained("orderdp", np.arange(n, 0, -1.0), ratio=0.75, candidates=s / n, epochs=epochs + 2)
     counts = np.zeros(n)
     for epoch in range(1, epochs + 1):
-        counts[policy.plan(epoch).ids - 100] += 1
+        counts[policy.plan(epoch).ids] += 1
     gamma = np.array(
         [sum(comb(j - 1, k - 1) * comb(n - j, s - k) for k in range(1, q + 1)) for j in range(1, n + 1)]
     ) / comb(n, s)
@@ -285,14 +285,14 @@ def test_any_losses(name, seed, kind, ratio, masked):
     known = existing[rng.random(len(existing)) < 0.5] if kind == "unknown" else existing
     policy = make_policy(name, **(BASE | {"ratio": ratio}), present=present)
     if kind != "none":
-        policy.observe(known + 100, losses[known], 0, "train", rng.integers(0, 4, len(known)))
+        policy.observe(known, losses[known], 0, "train", rng.integers(0, 4, len(known)))
     other = make_policy(name, **(BASE | {"ratio": ratio}), present=present)
     other.load(policy.state())
     for epoch in (1, 2, 7):
         plan, again = policy.plan(epoch), other.plan(epoch)
         np.testing.assert_array_equal(plan.ids, again.ids)
         np.testing.assert_array_equal(plan.weights, again.weights)
-        assert set(plan.ids - 100) <= set(existing)
+        assert set(plan.ids) <= set(existing)
         assert plan.weights.mean() == pytest.approx(1)
         assert (plan.weights > 0).all()
         assert len(plan.ids) >= 1
@@ -309,7 +309,7 @@ def test_any_losses(name, seed, kind, ratio, masked):
 def test_one_example(name):
     policy = trained(name, np.array([0.7]))
     for epoch in range(12):
-        assert policy.plan(epoch).ids.tolist() == [100]
+        assert policy.plan(epoch).ids.tolist() == [0]
         assert policy.plan(epoch).weights.tolist() == [1.0]
 
 
@@ -325,11 +325,11 @@ def test_unknown_losses_are_trained_on():
     losses = lognormal(0)
     losses[:5] = np.nan
     for epoch in range(1, 8):
-        pool = random_ids(range(100, 160), 30, epoch) & set(range(100, 105))
+        pool = random_ids(range(60), 30, epoch) & set(range(5))
         assert pool <= set(trained("seta", losses).plan(epoch).ids.tolist())
-        pool = random_ids(range(100, 160), round(30 * 2**0.5), epoch) & set(range(100, 105))
+        pool = random_ids(range(60), round(30 * 2**0.5), epoch) & set(range(5))
         assert pool <= set(trained("orderdp", losses).plan(epoch).ids.tolist())
-    assert set(range(100, 105)) <= set(trained("repb", losses).plan(1).ids.tolist())
+    assert set(range(5)) <= set(trained("repb", losses).plan(1).ids.tolist())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from pruning.weights.calibration import calibrate
-from pruning.weights.calibration_sums import CalibrationSums
-from pruning.weights.gradients import squared_gradients
+from pruning.weights.calibration_sums import CalibrationSums, squared_gradients
 from tests.pruning.weights.test_calibration import Residual, Unfolded, convnet, frames
 
 MEASURE = ("gradients", "fisher")

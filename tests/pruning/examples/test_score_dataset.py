@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pruning.examples.passes import score_dataset
-from pruning.examples.scores import ExampleScorer
+from pruning.examples.scores import ExampleScorer, score_dataset
 from snn.coding import direct
 from tests.pruning.examples.oracles import mlp
 
