@@ -15,9 +15,8 @@ from cluster.connect import connect
 from pipelines.config import Config
 from pipelines.config.plugins import own_failures_named, use_own_code
 from pipelines.data.dataset import Split, check_examples, describe, read_split
+from pipelines.data.inputs import Inputs, choose_device
 from pipelines.data.layout import with_source_ids
-from pipelines.data.rows import Inputs
-from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import (

@@ -14,9 +14,8 @@ import torch
 from cluster.connect import prepare_data, usable_cpus
 from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import Ids
-from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
-from pipelines.data.rows import Inputs, Rows
-from pipelines.data.transfer import to_device
+from pipelines.data.inputs import Inputs, to_device
+from pipelines.data.layout import Layout, Rows, chunked, naming_rows, read_rows, select
 from pipelines.errors import UserError
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from pipelines.config import AugmentConfig
-from pipelines.data.augment import Augmentation
-from pipelines.data.rows import Inputs
+from pipelines.data.inputs import Augmentation, Inputs
 
 IDS = np.array([3, 9, 4, 100_000, 7, 65_536])
 

@@ -9,18 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import layout as reading
-from pipelines.data import raw
 from pipelines.data.dataset import read_split
-from pipelines.data.decode import decode
+from pipelines.data.decode import decode, pack
 from pipelines.data.events import EVENTS, EventBatch
-from pipelines.data.layout import read_rows
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Rows, read_rows
 
 ROWS = 10
 
 
 def _packed() -> list[bytes]:
-    return [raw.pack(np.full((1, 2, 2), i, np.uint8)) for i in range(ROWS)]
+    return [pack(np.full((1, 2, 2), i, np.uint8)) for i in range(ROWS)]
 
 
 COLUMNS: dict[str, tuple[Any, pa.DataType]] = {

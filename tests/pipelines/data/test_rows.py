@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.data.decode import decode
-from pipelines.data.rows import Inputs, Rows
+from pipelines.data.inputs import Inputs
+from pipelines.data.layout import Rows
 
 
 def test_rows_come_in_the_order_asked_for(digits: Path) -> None:
