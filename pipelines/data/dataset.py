@@ -1,9 +1,8 @@
 """A folder of Parquet files as a dataset: its splits, their columns, and what a run must know of them."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,10 +106,6 @@ class DatasetInfo:
     """How recordings of events become frames; ``None`` for all other data."""
     timesteps: int | None = None
     """Frames per example where the dataset holds frames; ``None`` for all other data."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") -> Split:
@@ -252,10 +247,9 @@ def check_examples(split: Split) -> Split:
         for start in range(0, rows.num_rows, CHECKED_ROWS):
             size, ids = _check(split, part, rows.slice(start, CHECKED_ROWS), size)
             bad.append(ids)
-    whole = (
-        split if len(readable) == len(split.layout) else replace(split, layout=split.layout.take(readable))
-    )
-    return whole.without(np.concatenate(bad))
+    if len(readable) < len(split.layout):
+        split = replace(split, layout=split.layout.take(readable))
+    return split.without(np.concatenate(bad))
 
 
 def _check(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.ids import Ids
 from pipelines.errors import UserError
-from pipelines.storage.paths import open_parquet
+from pipelines.storage.paths import open_parquet, short
 
 COLUMNS = ("id", "image", "label")
 UNREADABLE = (pa.ArrowException, OSError)
@@ -161,10 +161,8 @@ def select(block: pa.Table, wanted: np.ndarray) -> pa.Table:
 
 def unreadable(file: str, start: int, rows: int, group: int, error: BaseException) -> UserError:
     """The mistake that a damaged row group is."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(
-        file, f"row group {group} (rows {start} to {start + rows - 1}) cannot be read ({reason})"
-    )
+    what = f"row group {group} (rows {start} to {start + rows - 1}) cannot be read ({short(error)})"
+    return UserError(file, what)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, parquet
 from pipelines.data.sources.base import Options, Source
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, write_beside, write_json
-from pipelines.storage.paths import Folder, below, name_of, uri_of
+from pipelines.storage.paths import Folder, below, name_of, short, uri_of
 
 REQUEST = "ingested.json"
 
@@ -176,7 +176,7 @@ def _check_hash(folder: Folder, file: Mapping[str, Any]) -> None:
         with folder.open(file["path"]) as stream:
             sha256 = hashlib.file_digest(io.BufferedReader(stream), "sha256").hexdigest()
     except OSError as error:
-        raise UserError(path, f"is not readable ({str(error).splitlines()[0]}); {remedy}") from None
+        raise UserError(path, f"is not readable ({short(error)}); {remedy}") from None
     if sha256 != file["sha256"]:
         raise UserError(path, f"differs from its manifest; {remedy}")
 

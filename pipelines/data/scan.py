@@ -253,7 +253,7 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
         with open_parquet(file) as parquet:
             schema = parquet.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(file, f"is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")

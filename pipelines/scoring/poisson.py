@@ -78,9 +78,9 @@ def _water_level(table: Any, score: str, plan: PoissonDraw) -> WaterLevel:
     histogram: ScoreHistogram | None = None
     expected = 0
     for row in _mapped(table, _histogram, score=score).iter_rows():
-        if row["first"] != expected:
+        expected = expected + int(row["rows"]) if row["first"] == expected else -1
+        if expected < 0:
             break
-        expected += int(row["rows"])
         counts = int(row["zeros"]), int(row["replaced"])
         found = ScoreHistogram(row["counts"], row["low"], *counts, float(row["top"]))
         histogram = found if histogram is None else histogram + found

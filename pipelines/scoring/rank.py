@@ -68,7 +68,8 @@ def rank(
     use_own_code(config)
     train, scored = _read(config, split, console)
     info = describe(train, scored, config.data.path, config.data, config.model.T)
-    model = _network(checkpoint, architecture(config.model, info))
+    described = architecture(config.model, info)
+    model = _network(checkpoint, described)
     scoring = Scoring(
         scores=tuple(names),
         loss=config.train.loss,
@@ -79,18 +80,7 @@ def rank(
     )
     with ExitStack() as stack:
         if config.cluster.launcher == "ray":
-            with console.status("starting Ray" if config.cluster.address is None else "connecting"):
-                cluster = stack.enter_context(connect(config.cluster.address))
-                if cluster.nodes > 1:
-                    check_shared(None, scored.files)
-            weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-            pass_ = ScoringPass(
-                weights=weights,
-                architecture=architecture(config.model, info),
-                scoring=scoring,
-                scorers=scorers_alone(config.cluster),
-            )
-            parts = stream_scores(scored.layout, scored.ids, pass_)
+            parts = _on_ray(config, model, described, scoring, scored, stack, console)
         else:
             device = choose_device(config.cluster.device, torch.cuda.device_count())
             model.to(device)
@@ -101,6 +91,28 @@ def rank(
         metadata = {b"checkpoint": str(checkpoint).encode()}
         write_parquet(output, _counted(parts, bar, scored.num_examples, metadata))
     return scored.num_examples
+
+
+def _on_ray(
+    config: Config,
+    model: SpikingNetwork,
+    described: dict[str, object],
+    scoring: Scoring,
+    scored: Split,
+    stack: ExitStack,
+    console: Console,
+) -> Iterator[pa.Table]:
+    with console.status("starting Ray" if config.cluster.address is None else "connecting"):
+        cluster = stack.enter_context(connect(config.cluster.address))
+        if cluster.nodes > 1:
+            check_shared(None, scored.files)
+    pass_ = ScoringPass(
+        weights={name: tensor.detach() for name, tensor in model.state_dict().items()},
+        architecture=described,
+        scoring=scoring,
+        scorers=scorers_alone(config.cluster),
+    )
+    return stream_scores(scored.layout, scored.ids, pass_)
 
 
 def _read(config: Config, split: str | None, console: Console) -> tuple[Split, Split]:

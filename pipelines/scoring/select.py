@@ -1,7 +1,7 @@
 """A subset with its weights, written for people who train elsewhere."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass
 from pipelines.storage.atomic import check_beside, check_new_folder, write_beside, write_parquet
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, uri_of
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 from pruning.examples.inclusion import subset_size
 from pruning.examples.policies import Policy, make_policy
 
@@ -88,22 +88,19 @@ def select_subset(
             anneal_epochs=0,
             alpha=alpha,
             stale_alpha=alpha,
-            design=design,
+            design=design,  # type: ignore[arg-type]  # checked there
         )
     except ValueError as error:
         where, _, what = str(error).partition(": ")
         raise UserError(f"--{where}", what) from None
     if drawn.score is not None and scores is None:
         raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
-    with ExitStack() as stack:
-        if large:
-            plan, score = _plan(drawn, data.num_examples, epoch)
-            if scores is not None and score is not None:
-                _opened(scores, score).close()
-            stack.enter_context(connect(address))
-            parts = _passes(plan, scores, score)
-        else:
-            parts = _in_memory(drawn, scores, epoch)
+    if large:
+        plan, score = _plan(drawn, data.num_examples, epoch)
+        if scores is not None and score is not None:
+            _opened(scores, score).close()
+    with connect(address) if large else nullcontext():
+        parts = _passes(plan, scores, score) if large else _in_memory(drawn, scores, epoch)
         told = _write(output, with_source_ids(data.layout, parts), ratio)
     if filtered is not None:
         _write_filtered(folder, split, output, filtered)
@@ -188,9 +185,7 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
     except FileNotFoundError:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError("--scores", f"{path} is not readable Parquet ({short(error)})") from None
     for column in ("id", score):
         if column not in parquet.schema_arrow.names:
             names = ", ".join(parquet.schema_arrow.names)

@@ -25,11 +25,10 @@ from pipelines.data.sources.base import (
     load_numpy,
     open_originals,
     reading,
-    reason,
     spans,
 )
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder
+from pipelines.storage.paths import Folder, short
 
 Load = Callable[[Folder, str], tuple[np.ndarray, np.ndarray]]
 """The examples ``[N, C, H, W]`` or ``[N, D]`` and labels ``[N]`` of a file."""
@@ -241,7 +240,7 @@ def _download(name: str, options: Options) -> None:
                 of.url, options.input, filename=of.filename, md5=of.tgz_md5
             )
     except (OSError, RuntimeError) as error:
-        raise UserError("--download", f"{name} could not be fetched ({reason(error)})") from None
+        raise UserError("--download", f"{name} could not be fetched ({short(error)})") from None
 
 
 def arrays(options: Options) -> Source:
@@ -309,4 +308,4 @@ def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
             return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
         return np.asarray(load_numpy(folder.read(file), name))
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(folder.at(file), f"cannot be read ({reason(error)})") from None
+        raise UserError(folder.at(file), f"cannot be read ({short(error)})") from None

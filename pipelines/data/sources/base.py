@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines.data.events import Recording, Sensor
 from pipelines.errors import UserError
-from pipelines.storage.paths import Entry, Folder
+from pipelines.storage.paths import Entry, Folder, short
 
 MOST_TIMES, FLOOR_BYTES = 200, 256 << 20
 """A file may grow so many times when it is decompressed, or to so many bytes."""
@@ -106,7 +106,7 @@ def open_originals(path: str | None) -> Folder:
     try:
         found = folder.exists()
     except (ImportError, ValueError, OSError) as error:
-        raise UserError("--input", f"{path} cannot be opened ({_first_line(error)})") from None
+        raise UserError("--input", f"{path} cannot be opened ({short(error)})") from None
     if not found:
         raise UserError("--input", f"{path} does not exist")
     return folder
@@ -170,18 +170,7 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise UserError(path, f"cannot be read ({reason(error)})") from None
-
-
-def reason(error: BaseException) -> str:
-    """An error's first line, for a list of bad files."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(path, f"cannot be read ({short(error)})") from None
 
 
 def most_bytes(stored: int) -> int:

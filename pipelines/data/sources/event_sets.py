@@ -23,10 +23,9 @@ from pipelines.data.sources.base import (
     load_numpy,
     open_originals,
     reading,
-    reason,
 )
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder
+from pipelines.storage.paths import Folder, short
 
 GESTURES = (
     "hand clapping",
@@ -70,7 +69,7 @@ class Trials:
                 if path != opened:  # trials of one recording follow one another
                     whole, opened = read_aedat(self.folder.read(path))[0], path
             except (OSError, ValueError) as error:
-                yield Bad(path, reason(error))
+                yield Bad(path, short(error))
             else:
                 trial = whole.take((whole.t >= begin) & (whole.t < end))
                 yield Example(trial._replace(t=trial.t - begin), label, f"{path}#{begin}")

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, open_originals, reason
+from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, open_originals
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder
+from pipelines.storage.paths import Folder, short
 
 TRAIN = ("train", "Train", "training")
 TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
@@ -55,7 +55,7 @@ class Files:
                     raise ValueError("zero bytes")
                 value = data if self.reader is None else self.reader.read(path, data)[0]
             except (OSError, ValueError) as error:
-                yield Bad(path, reason(error))
+                yield Bad(path, short(error))
             else:
                 yield Example(value, label, path)
 
@@ -130,7 +130,7 @@ def _places(folder: Folder) -> dict[str, str]:
     try:
         names = folder.folders()
     except OSError as error:
-        raise UserError("--input", f"{folder} cannot be read ({reason(error)})") from None
+        raise UserError("--input", f"{folder} cannot be read ({short(error)})") from None
     train = next((n for n in TRAIN if n in names), None)
     if train is None:
         return {"train": ""}
@@ -162,7 +162,7 @@ class _Listing:
         try:
             classes = (self._folder.below(place) if place else self._folder).folders()
         except OSError as error:
-            self.bad.append(Bad(place, reason(error)))
+            self.bad.append(Bad(place, short(error)))
             return
         self._found[split] = {}
         for name in classes:
@@ -170,7 +170,7 @@ class _Listing:
             try:
                 entries = self._folder.below(path).files(hidden=False)
             except OSError as error:
-                self.bad.append(Bad(path, reason(error)))
+                self.bad.append(Bad(path, short(error)))
                 continue
             wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
             self.ignored += len(entries) - len(wanted)

@@ -23,11 +23,10 @@ from pipelines.data.sources.base import (
     fingerprint_of,
     open_originals,
     reading,
-    reason,
     spans,
 )
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, name_of, open_parquet
+from pipelines.storage.paths import Folder, name_of, open_parquet, short
 
 READ_ROWS = 32  # at once; recordings are up to megabytes
 _WORDS = {
@@ -186,7 +185,7 @@ def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
         with folder.open(file) as stream, pq.ParquetFile(stream) as opened:
             return opened.schema_arrow, opened.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(folder.at(file), f"is not a readable Parquet file ({reason(error)})") from None
+        raise UserError(folder.at(file), f"is not a readable Parquet file ({short(error)})") from None
 
 
 def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
