@@ -4,7 +4,7 @@
 
 The same JPEGs (CIFAR-10 at 32x32, Tiny-ImageNet at 64x64) as a dataset of ours and as class folders. Ours:
 an epoch's rows selected by id from the table in memory, decoded batch by batch in the drawn order and
-normalised (`pipelines.data.rows`); reading the Parquet, once a run, is timed apart. Theirs:
+normalised (`pipelines.data.inputs`); reading the Parquet, once a run, is timed apart. Theirs:
 torchvision's ImageFolder with ToTensor and Normalize in a shuffling DataLoader, without and with two worker
 processes (kept between epochs). One thread each, interleaved, medians; batches of 256. Then the same with
 half of the examples selected: seconds, and how many images were decoded. ``packed`` is the dataset as raw
@@ -32,9 +32,8 @@ from pipelines.data import decode as decoding
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.ingest import Writing, ingest
-from pipelines.data.layout import read_rows
-from pipelines.data.rows import Inputs, Rows
-from pipelines.scoring.scorer import select
+from pipelines.data.inputs import Inputs
+from pipelines.data.layout import Rows, read_rows, select
 from pipelines.storage.atomic import write_json
 
 BATCH = 256
@@ -79,11 +78,10 @@ def decoded(table: pa.Table, ids: np.ndarray, inputs: Inputs) -> int:
 
 def packed(table: pa.Table) -> pa.Table:
     """The same rows as raw pixels."""
-    from pipelines.data import raw
 
     x = decode(table.column("image"), table.column("id").to_numpy())
     assert isinstance(x, np.ndarray)
-    images = pa.array([{"bytes": raw.pack(row), "path": ""} for row in x])
+    images = pa.array([{"bytes": decoding.pack(row), "path": ""} for row in x])
     return pa.table({"id": table.column("id"), "image": images, "label": table.column("label")})
 
 

@@ -156,7 +156,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 
         from pipelines.config import ClusterConfig, ModelConfig
         from pipelines.data.dataset import describe, read_split
-        from pipelines.data.rows import Inputs
+        from pipelines.data.inputs import Inputs
         from pipelines.networks import architecture, make_network
         from pipelines.scoring.scorer import (
             Scoring,

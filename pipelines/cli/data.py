@@ -148,8 +148,9 @@ def ingest(args: list[str]) -> int:
     """Write a dataset as Parquet with dense ids and a manifest."""
     o = parse(IngestCommand, args, prog="spikeprune data ingest", description=ingest.__doc__)
     _check_ingest(o)
-    from pipelines.data.ingest import Writing, summary
+    from pipelines.data.ingest import Writing
     from pipelines.data.ingest import ingest as write_dataset
+    from pipelines.data.manifest import summary
     from pipelines.data.sources.base import Options
     from pipelines.storage.sync import named
 
@@ -191,8 +192,8 @@ def _check_ingest(o: IngestCommand) -> None:
 def verify(args: list[str]) -> int:
     """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
     o = parse(VerifyCommand, args, prog="spikeprune data verify", description=verify.__doc__)
-    from pipelines.data.ingest import summary
-    from pipelines.data.verify import verify as verify_dataset
+    from pipelines.data.manifest import summary
+    from pipelines.data.manifest import verify as verify_dataset
     from pipelines.storage.sync import named
 
     with progress("verifying") as told:
@@ -204,8 +205,8 @@ def verify(args: list[str]) -> int:
 def frames(args: list[str]) -> int:
     """Write a dataset of event recordings as one of event frames, so that training need not make them."""
     o = parse(FramesCommand, args, prog="spikeprune data frames", description=frames.__doc__)
-    from pipelines.data.cache import cache_frames
-    from pipelines.data.ingest import Writing, summary
+    from pipelines.data.ingest import Writing, cache_frames
+    from pipelines.data.manifest import summary
     from pipelines.storage.sync import named
 
     writing = Writing(workers=o.workers)
@@ -220,16 +221,13 @@ def show(args: list[str]) -> int:
     o = parse(ShowCommand, args, prog="spikeprune data show", description=show.__doc__)
     if o.rows < 1:
         raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
-    import json
-
     from pipelines.data.show import contact_sheet
     from pipelines.data.show import show as show_dataset
     from pipelines.storage.sync import named
 
-    table, sensor = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
+    table, schema = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
     if o.png is not None:
-        names = json.loads((table.schema.metadata or {}).get(b"class_names", b"[]"))
-        contact_sheet(table, sensor, o.png, tuple(str(n) for n in names))
+        contact_sheet(table, schema, o.png)
         write(f"{named(o.png)}: {table.num_rows} examples")
     return 0
 

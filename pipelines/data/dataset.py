@@ -1,20 +1,18 @@
 """A folder of Parquet files as a dataset: its splits, their columns, and what a run must know of them."""
 
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.config import DataConfig
-from pipelines.data.bad_rows import BadRows, OnBadRow
 from pipelines.data.decode import ExampleError, Examples, decode
-from pipelines.data.events import EventBatch, Sensor, is_events
-from pipelines.data.frames import Frames
+from pipelines.data.events import EventBatch, Frames, Sensor, is_events
 from pipelines.data.ids import Ids
-from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
-from pipelines.data.scan import MANIFEST, check_files, class_names, listed_files, scan, split_files
+from pipelines.data.layout import Layout, naming_rows, read_rows
+from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, scan, split_files
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below
 from pipelines.storage.paths import open_parquet
@@ -109,10 +107,6 @@ class DatasetInfo:
     timesteps: int | None = None
     """Frames per example where the dataset holds frames; ``None`` for all other data."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") -> Split:
     """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
@@ -126,21 +120,11 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
         UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
             ids that are not the rows' positions, or a bad label, each with its file.
     """
-    bad = BadRows(skip=on_bad_row == "skip")
-    files = split_files(folder, split)
-    listed = listed_files(folder, split)
-    check_files(folder, listed, bad)
-    found = scan(files, bad, listed)
-    if not len(found.layout):
+    bad, files = BadRows(skip=on_bad_row == "skip"), split_files(folder, split)
+    ids, layout, num_bytes, counts = scan(folder, split, files, bad)
+    if not len(layout):
         raise UserError(files[0], f"split {split!r} has no rows")
-    return Split(
-        files=files,
-        ids=found.ids,
-        layout=found.layout,
-        num_bytes=found.num_bytes,
-        class_counts=found.class_counts,
-        bad=bad,
-    )
+    return Split(files=files, ids=ids, layout=layout, num_bytes=num_bytes, class_counts=counts, bad=bad)
 
 
 def describe(
@@ -170,24 +154,24 @@ def describe(
             " number the classes from 0, or name them in the schema's metadata (class_names)",
         )
     check_labels(test, num_classes)
-    event_frames = _frames(schema, train.files[0], data or DataConfig(), T)
-    rows = train.head(STATISTICS_FRAMES if event_frames else STATISTICS_ROWS)
+    frames = _frames(schema, train.files[0], data or DataConfig(), T)
+    rows = train.head(STATISTICS_FRAMES if frames else STATISTICS_ROWS)
     with naming_rows(train.layout):
         x = decode(rows.column("image"), rows.column("id").to_numpy())
     if isinstance(x, EventBatch):
-        assert event_frames is not None
-        x = event_frames.batch(x)
+        assert frames is not None
+        x = frames.batch(x)
     mean, std = _statistics(x)
-    if event_frames is None:
+    if frames is None:
         mean, std = _stored_statistics(folder, mean, std)
     return DatasetInfo(
         input_shape=x.shape[2:] if x.ndim == 5 else x.shape[1:],
         num_classes=num_classes,
-        class_names=tuple(names) or tuple(str(k) for k in range(num_classes)),
+        class_names=names or tuple(str(k) for k in range(num_classes)),
         mean=tuple(float(v) for v in mean),
         std=tuple(float(v) or 1.0 for v in std),
-        frames=event_frames,
-        timesteps=x.shape[1] if x.ndim == 5 and event_frames is None else None,
+        frames=frames,
+        timesteps=x.shape[1] if x.ndim == 5 and frames is None else None,
     )
 
 
@@ -209,15 +193,12 @@ def _stored_statistics(
     """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
     stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
     found = []
-    for name, own in (("mean", mean), ("std", std)):
+    for name, own, least in (("mean", mean, -np.inf), ("std", std, 0)):
         try:
             values = np.asarray(stored.get(name, own), np.float64)
         except (AttributeError, TypeError, ValueError):
             values = np.full(1, np.nan)
-        good = (
-            values.shape == own.shape and np.isfinite(values).all() and (name == "mean" or values.min() >= 0)
-        )
-        if not good:
+        if values.shape != own.shape or not (np.isfinite(values) & (values >= least)).all():
             raise UserError(
                 f"{folder}/{MANIFEST}",
                 f"statistics.{name} must hold {len(own)} finite numbers, none of std negative; ingest again,"
@@ -233,8 +214,7 @@ def _frames(schema: pa.Schema, file: str, data: DataConfig, T: int) -> Frames | 
     sensor = Sensor.of(schema)
     if sensor is None:
         raise UserError(file, "its schema metadata do not tell the sensor_size; ingest the recordings again")
-    by, size = data.frames.by, data.frames.size
-    return Frames.of(sensor, T=T, by=by, size=size, where="data.frames.size")
+    return Frames.of(sensor, T=T, by=data.frames.by, size=data.frames.size, where="data.frames.size")
 
 
 def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,66 +226,57 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.atleast_1d(x.mean(axes, np.float64)), np.atleast_1d(x.std(axes, dtype=np.float64))
 
 
-def check_examples(split: Split, shape: tuple[int, ...] | None = None) -> Split:
+def check_examples(split: Split) -> Split:
     """Decode every example of a split; the split without those that cannot be used.
 
-    Args:
-        split: already scanned.
-        shape: of one decoded example; that of the first good one when not given.
-
     Raises:
-        UserError: an example that cannot be decoded, is not finite or of another shape, with its file and
-            row; only where bad rows are not skipped.
+        UserError: an example that cannot be decoded, is not finite or of another size than the first, with
+            its file and row; only where bad rows are not skipped.
     """
-    bad: list[np.ndarray] = []
-    readable = np.ones(len(split.layout), bool)
+    size: tuple[int, ...] | None = None
+    readable, bad = [], [np.zeros(0, np.int64)]
     for piece in range(len(split.layout)):
         part = split.layout.take([piece])
         try:
             rows = read_rows(part, split.ids)
         except UserError as error:
-            lost = split.ids.array(int(part.low[0]), int(part.high[0]))
-            split.bad.mistake(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=lost)
-            readable[piece] = False
-            bad.append(lost)
+            bad.append(split.ids.array(int(part.low[0]), int(part.high[0])))
+            split.bad.found(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=bad[-1])
             continue
-        ids = rows.column("id").to_numpy()
-        for start in range(0, len(ids), CHECKED_ROWS):
-            of = slice(start, start + CHECKED_ROWS)
-            images = rows.column("image").slice(start, CHECKED_ROWS)
-            try:
-                found = _shape(decode(images, ids[of]))
-                shape = found if shape is None else shape
-                if found == shape:
-                    continue
-            except UserError:
-                pass
-            bad.append(_check_each(split, part, images, ids[of], shape))
-    if not bad:
-        return split
-    whole = replace(split, layout=split.layout.take(np.flatnonzero(readable)))
-    return whole.without(np.concatenate(bad))
+        readable.append(piece)
+        for start in range(0, rows.num_rows, CHECKED_ROWS):
+            size, ids = _check(split, part, rows.slice(start, CHECKED_ROWS), size)
+            bad.append(ids)
+    if len(readable) < len(split.layout):
+        split = replace(split, layout=split.layout.take(readable))
+    return split.without(np.concatenate(bad))
 
 
-def _shape(x: Examples) -> tuple[int, ...]:
-    """Of one example; recordings have none."""
-    return () if isinstance(x, EventBatch) else x.shape[1:]
-
-
-def _check_each(
-    split: Split, part: Layout, images: pa.ChunkedArray, ids: np.ndarray, shape: tuple[int, ...] | None
-) -> np.ndarray:
+def _check(
+    split: Split, part: Layout, rows: pa.Table, size: tuple[int, ...] | None
+) -> tuple[tuple[int, ...] | None, np.ndarray]:
+    """The size that all must have, and the ids of the others: decoded together, one by one if that fails."""
+    images, ids = rows.column("image"), rows.column("id").to_numpy()
+    with suppress(UserError):
+        found = _size(decode(images, ids))
+        if found == (size or found):
+            return found, ids[:0]
     bad = []
     for i in range(len(ids)):
-        one = ids[i : i + 1]
         try:
-            found = _shape(decode(images.slice(i, 1), one))
-            shape = found if shape is None else shape
-            if found[-2:] == shape[-2:]:
-                continue
-            raise ExampleError(int(one[0]), f"has shape {found}, others {shape}; make them equal")
+            found = _size(decode(images.slice(i, 1), ids[i : i + 1]))
+            size = size or found
+            if found != size:
+                raise ExampleError(int(ids[i]), f"has shape {found}, others {size}; make them equal")
         except ExampleError as error:
-            file, row = place_of(part, error.example) or (split.files[0], 0)
-            split.bad.found(file, error.what, first_row=row, rows=1, ids=one)
-            bad.append(one)
-    return np.concatenate(bad) if bad else np.zeros(0, np.int64)
+            file, row = part.place_of(error.example) or (split.files[0], 0)
+            split.bad.found(
+                UserError(file, f"row {row}: {error.what}"), first_row=row, rows=1, ids=ids[i : i + 1]
+            )
+            bad.append(i)
+    return size, ids[bad]
+
+
+def _size(x: Examples) -> tuple[int, ...]:
+    """Height and width, or the number of features; recordings have none."""
+    return () if isinstance(x, EventBatch) else x.shape[1:][-2:]

@@ -1,17 +1,17 @@
 """Arrow image columns to uint8 or float arrays.
 
 Accepted columns: a struct with ``bytes`` (the Hugging Face image layout), binary (an encoded image, or an
-array as `pipelines.data.raw` packs it), numbers (a list of floats or integers per row, one feature vector),
-or recordings of events (`pipelines.data.events`).
+array in NumPy's .npy format: raw pixels and cached event frames, which are read without decoding), numbers (a
+list of floats or integers per row, one feature vector), or recordings of events (`pipelines.data.events`).
 """
 
 import io
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data import raw
 from pipelines.data.events import EventBatch, from_arrow, is_events
 from pipelines.errors import UserError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Formats whose greyscale values span 0 to 65535 where Pillow opens them in such a mode.
 _WIDE = {"I": ("PNG", "PPM"), "I;16": ("PNG", "TIFF", "JPEG2000"), "I;16B": ("TIFF",)}
 _BITS_PER_SAMPLE = 258  # TIFF's tag
+_NPY = b"\x93NUMPY"
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "SGI", "TGA", "TIFF", "WEBP")
 """Of images: what Pillow decodes by itself. For EPS it would run Ghostscript on what the file says."""
@@ -46,7 +47,9 @@ class ExampleError(UserError):
 
 def is_encoded(kind: pa.DataType) -> bool:
     """Whether rows of this type hold encoded images."""
-    return _bytes_type(kind) is not None
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -78,27 +81,20 @@ def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> Examples:
         return _features(column, ids)
     if pa.types.is_struct(column.type):
         column = column.field("bytes")
-    if (rows := raw.unpack_rows(column)) is not None:
+    if (rows := unpack_rows(column)) is not None:
         return rows
-    images = [_image(value.as_py(), int(i)) for value, i in zip(column, ids, strict=True)]
-    return _stack(images, ids)
-
-
-def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return kind if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+    return _stack([_image(value.as_py(), int(i)) for value, i in zip(column, ids, strict=True)], ids)
 
 
 def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
-    lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
-    if lengths is not None and lengths.size and (lengths != lengths[0]).any():
-        row = int(np.argmax(lengths != lengths[0]))
+    lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else np.zeros(0)
+    other = np.flatnonzero(lengths != lengths[:1])
+    if len(other):
+        row = int(other[0])
         raise ExampleError(
             int(ids[row]), f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
         )
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    x = flat.reshape(len(column), -1)
+    x = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
     if not np.isfinite(x).all():
         raise ExampleError(int(ids[~np.isfinite(x).all(1)][0]), "is NaN or infinite")
     return x
@@ -119,8 +115,8 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         ValueError: it is not one, is cut short, or has values of a range that the file does not tell.
     """
-    if data.startswith(raw.MAGIC):
-        return raw.unpack(data)
+    if data.startswith(_NPY):
+        return unpack(data)
     from PIL import Image
 
     try:
@@ -158,3 +154,53 @@ def _stack(images: list[np.ndarray], ids: np.ndarray) -> np.ndarray:
             )
         batch[row] = image  # a greyscale image among RGB ones fills all channels
     return batch
+
+
+def pack(array: np.ndarray) -> bytes:
+    """An array as .npy bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> np.ndarray:
+    """The array of .npy bytes, read-only.
+
+    Raises:
+        ValueError: not .npy, objects in it, or fewer values than its shape asks for.
+    """
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, dtype = _header(data[:start])
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def unpack_rows(column: pa.Array) -> np.ndarray | None:
+    """All rows of a binary column as one array ``[B, ...]``; ``None`` unless all are .npy of one shape."""
+    if column.null_count or len(column) == 0 or not column[0].as_py().startswith(_NPY):
+        return None
+    wide = pa.types.is_large_binary(column.type)
+    offsets = np.frombuffer(column.buffers()[1], np.int64 if wide else np.int32)
+    offsets = offsets[column.offset : column.offset + len(column) + 1]
+    size = int(offsets[1] - offsets[0])
+    if (np.diff(offsets) != size).any():
+        return None
+    rows = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, size)
+    start = 10 + int(rows[0, 8]) + 256 * int(rows[0, 9])
+    if (rows[:, :start] != rows[0, :start]).any():
+        return None
+    try:
+        shape, dtype = _header(rows[0, :start].tobytes())
+        return np.ascontiguousarray(rows[:, start:]).view(dtype).reshape(len(rows), *shape)
+    except ValueError:  # each of them is refused by `unpack`, and named
+        return None
+
+
+@lru_cache(maxsize=256)
+def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    stream = io.BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("is .npy of a version other than 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran or dtype.hasobject:
+        raise ValueError("is .npy in Fortran order or with objects")
+    return shape, dtype

@@ -1,4 +1,4 @@
-"""Recordings of event cameras and their like: lists of events, one recording an example.
+"""Recordings of event cameras and their like, one an example, and the frames that they become.
 
 In Parquet a recording is the struct ``{t, x, y, p}`` of four lists of equal length in the column
 ``image``, sorted by time; the sensor's ``[width, height, polarities]`` stands in the schema metadata.
@@ -7,10 +7,12 @@ In Parquet a recording is the struct ``{t, x, y, p}`` of four lists of equal len
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+
+from pipelines.errors import UserError
 
 EVENTS = pa.struct(
     [
@@ -21,6 +23,9 @@ EVENTS = pa.struct(
     ]
 )
 """``t`` microseconds from the start of the recording, ``x`` column, ``y`` row, ``p`` polarity (1 = ON)."""
+UNSORTED = "unsorted times"
+"""How `fault` begins where sorting would mend the recording."""
+By = Literal["time", "count"]
 
 
 class Sensor(NamedTuple):
@@ -45,6 +50,10 @@ class Recording(NamedTuple):
     y: np.ndarray
     p: np.ndarray
 
+    def take(self, events: np.ndarray | slice) -> "Recording":
+        """Some of the events."""
+        return Recording(*(values[events] for values in self))
+
 
 @dataclass(frozen=True, eq=False)
 class EventBatch:
@@ -60,8 +69,7 @@ class EventBatch:
 
     def __getitem__(self, row: int) -> Recording:
         """One recording."""
-        span = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
-        return Recording(*(values[span] for values in self.events))
+        return self.events.take(slice(int(self.offsets[row]), int(self.offsets[row + 1])))
 
 
 def is_events(kind: pa.DataType) -> bool:
@@ -85,11 +93,12 @@ def from_arrow(column: pa.StructArray) -> EventBatch:
 
 def to_arrow(recordings: Sequence[Recording]) -> pa.StructArray:
     """A column of type `EVENTS`."""
-    sizes = np.array([len(r.t) for r in recordings], np.int64)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
-    kinds = [field.type.value_type for field in EVENTS]
-    flat = [_joined([r[i] for r in recordings], kind) for i, kind in enumerate(kinds)]
-    lists = [pa.ListArray.from_arrays(offsets, pa.array(v, k)) for v, k in zip(flat, kinds, strict=True)]
+    offsets = pa.array(np.cumsum([0, *(len(r.t) for r in recordings)]), pa.int32())
+    lists = []
+    for field in EVENTS:
+        values = np.concatenate([getattr(r, field.name) for r in recordings])
+        values = values.astype(field.type.value_type.to_pandas_dtype())
+        lists.append(pa.ListArray.from_arrays(offsets, pa.array(values)))
     return pa.StructArray.from_arrays(lists, fields=list(EVENTS))
 
 
@@ -115,16 +124,86 @@ def fault(recording: Recording, sensor: Sensor) -> str | None:
     return "times before the recording's start" if t[0] < 0 else None
 
 
-UNSORTED = "unsorted times"
-"""How `fault` begins where sorting would mend the recording."""
-
-
 def sort(recording: Recording) -> Recording:
     """The same events in order of time; equal times stay in their order."""
-    order = np.argsort(recording.t, kind="stable")
-    return Recording(*(values[order] for values in recording))
+    return recording.take(np.argsort(recording.t, kind="stable"))
 
 
-def _joined(parts: list[np.ndarray], kind: pa.DataType) -> np.ndarray:
-    dtype = kind.to_pandas_dtype()
-    return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """How a recording becomes ``T`` images that count the events of a cell and a polarity.
+
+    The rule is that of tonic's ``ToFrame`` (``n_time_bins``, ``n_event_bins``, no overlap), bit for bit:
+
+    - by time: the window is ``(t_last - t_first) // T`` microseconds long; frame ``k`` counts the events with
+      ``k window <= t - t_first < (k + 1) window``. What the division leaves over is not counted.
+    - by count: with ``n = E // T``, frame ``k`` counts the events ``k n`` to ``(k + 1) n``. The last
+      ``E mod T`` events are not counted.
+
+    Fewer cells: ``x * width // sensor width``, and rows likewise, in integers.
+    """
+
+    T: int
+    by: By
+    height: int
+    width: int
+    sensor: Sensor
+
+    @classmethod
+    def of(cls, sensor: Sensor, *, T: int, by: By, size: tuple[int, ...] | None, where: str) -> "Frames":
+        """For a size as users give it: none (the sensor's), one number, or height and width.
+
+        Raises:
+            UserError: a size beyond the sensor's, under the name ``where``.
+        """
+        height, width = (size[0], size[-1]) if size else (sensor.height, sensor.width)
+        if not (1 <= height <= sensor.height and 1 <= width <= sensor.width):
+            raise UserError(
+                where,
+                f"{height}x{width} is not possible; the sensor has {sensor.height}x{sensor.width} cells",
+            )
+        return cls(T=T, by=by, height=height, width=width, sensor=sensor)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(T, polarities, height, width)``."""
+        return self.T, self.sensor.polarities, self.height, self.width
+
+    def count(self, recording: Recording) -> np.ndarray:
+        """Frames of one recording, int64 ``[T, P, H, W]``; all zero without events."""
+        cells = self.sensor.polarities * self.height * self.width
+        if self.by == "count":
+            n = len(recording.t) // self.T
+            _, x, y, p = recording.take(slice(n * self.T))
+            frame = np.arange(len(x), dtype=np.int64) // max(n, 1)
+        else:
+            since = recording.t.astype(np.int64)
+            since -= since[:1].sum()  # nothing where there is no event
+            window = int(since[-1]) // self.T if len(since) else 0
+            stop = int(np.searchsorted(since, window * self.T))
+            _, x, y, p = recording.take(slice(stop))
+            frame = since[:stop] // max(window, 1)
+        cell = (y.astype(np.int64) * self.height // self.sensor.height) * self.width
+        cell += x.astype(np.int64) * self.width // self.sensor.width
+        if self.sensor.polarities > 1:
+            cell += p.astype(np.int64) * (self.height * self.width)
+        return np.bincount(frame * cells + cell, minlength=self.T * cells).reshape(self.shape)
+
+    def batch(self, events: EventBatch) -> np.ndarray:
+        """Frames of several recordings, float32 ``[B, T, P, H, W]``."""
+        frames = np.empty((len(events), *self.shape), np.float32)
+        for row in range(len(events)):
+            frames[row] = self.count(events[row])
+        return frames
+
+
+def smallest(counts: np.ndarray) -> np.ndarray:
+    """The same counts as uint8 where they fit, else uint16.
+
+    Raises:
+        ValueError: a count beyond 65,535.
+    """
+    most = int(counts.max(initial=0))
+    if most > 65535:
+        raise ValueError(f"{most} events in one cell of one frame; use more frames or cells")
+    return counts.astype(np.uint8 if most < 256 else np.uint16)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pruning.examples.sampling import uniform
+
 MOST_IDS = 100_000_000
 """Ids that one process draws from: 16 bytes of memory each for their scores, and about 40 for a draw."""
 BLOCK = 1 << 16
@@ -58,3 +60,32 @@ class Ids:
         before = self.absent - np.arange(len(self.absent))  # ids there are below each absent one
         end = count + int(np.searchsorted(before, count - 1, side="right"))
         return Ids(end, self.absent[self.absent < end])
+
+
+def uniform_sample(
+    ids: Ids, size: int, *, seed: int, epoch: int, stream: int, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
+    """This worker's equal share of a uniform sample without replacement, by a hash of (seed, epoch, id).
+
+    Args:
+        ids: all examples.
+        size: of the sample over all workers; fewer when there are fewer examples.
+        seed: of the run.
+        epoch: keys the sample together with ``seed`` and ``stream``.
+        stream: tells samples for different purposes apart.
+        rank: this worker.
+        world_size: number of workers.
+
+    Returns:
+        int64, ascending; at least one row.
+    """
+    size = min(size, len(ids))
+    chosen, keys = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    for block in ids.blocks():  # the lowest keys so far; of equal ones the earlier
+        chosen = np.concatenate([chosen, block])
+        keys = np.concatenate([keys, uniform(seed, epoch, block, stream=stream)])
+        order = np.argsort(keys, kind="stable")[:size]
+        chosen, keys = chosen[order], keys[order]
+    share = max(size // world_size, 1)
+    start = rank * share % size
+    return np.sort(chosen[start : start + share])

@@ -6,6 +6,7 @@ the shards that are there.
 """
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,19 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.publish import publish, refuse_bad
-from pipelines.data.request import check_request, request_of, write_request
-from pipelines.data.shards import (
-    Layout,
-    OnBad,
-    Shard,
-    ShardReport,
-    example_shape,
-    write_shard,
-)
+import numpy as np
+
+from pipelines.data.events import By
+from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, request_of, verify
+from pipelines.data.scan import MANIFEST
+from pipelines.data.shards import Format, OnBad, Shard, ShardReport, example_shape, write_shard
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Example, Options, Source, Split
-from pipelines.data.verify import verify
+from pipelines.data.sources.tables import event_frames
 from pipelines.errors import UserError
 from pipelines.storage.atomic import (
     check_new_folder,
@@ -39,9 +36,9 @@ from pipelines.storage.atomic import (
 from pipelines.storage.paths import Folder, uri_of
 from pipelines.storage.sync import working_copy
 
-MANIFEST = "manifest.json"
 IMAGE_ROWS = (8192, 1024)  # of a shard and of a row group; 65,536 (a block of the draw) is a multiple
 EVENT_ROWS = (512, 32)  # recordings are up to megabytes
+FRAME_BYTES = 1 << 24  # of event frames in a row group
 SMALL = 20_000  # rows below which starting Ray takes longer than the work
 
 Told = Callable[[int, int], None]
@@ -103,39 +100,84 @@ def ingest(
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
-    output, writing = absolute(output), writing or Writing()
     chosen = replace(options or Options(), input=None if input is None else str(input))
     request = request_of(chosen)
-    if (manifest := read_json_below(output, MANIFEST)) is not None:
-        if manifest.get("source") != source:
-            raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
-        unfetched = replace(chosen, download=False)
-        check_request(output, writing.settings(), request, lambda: SOURCES[source](unfetched))
-        verify(output)
-        return manifest
-    return write_dataset(source, SOURCES[source](chosen), output, writing, told, request)
+
+    def opened(download: bool) -> Source:
+        return SOURCES[source](replace(chosen, download=download and chosen.download))
+
+    return _write_or_find(source, opened, output, writing or Writing(), told, request)
 
 
-def absolute(output: Path | str) -> str:
-    """A folder to write as an absolute path, or as its URI."""
-    return uri_of(output) or str(Path(output).absolute())
+def cache_frames(
+    folder: Path | str,
+    output: Path | str,
+    *,
+    T: int,
+    by: By = "time",
+    size: tuple[int, ...] | None = None,
+    writing: Writing | None = None,
+    told: Told = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write a dataset of recordings as one of event frames ``[T, P, H, W]``, uint8 (or uint16 where needed).
+
+    Args:
+        folder: the dataset of recordings.
+        output: folder to write.
+        T: frames per recording.
+        by: frames of equal duration (time) or of equally many events (count).
+        size: height and width of the frames; the sensor's when not given.
+        writing: as for `ingest`.
+        told: of progress.
+
+    Returns:
+        the new dataset's manifest.
+
+    Raises:
+        UserError: a dataset of something else, a size beyond the sensor, or a folder that holds other data.
+    """
+    if T < 1:
+        raise UserError("--T", f"{T} is not possible; it must be at least 1")
+    source, frames = event_frames(str(folder), T=T, by=by, size=size)
+    manifest = read_json_below(output, MANIFEST)
+    if manifest is not None and manifest.get("frames") != source.notes["frames"]:
+        raise UserError(str(output), f"holds {manifest.get('frames') or manifest.get('source')} already")
+    writing = writing or Writing()
+    if manifest is None and writing.group_rows is None:
+        fitting = max(FRAME_BYTES // int(np.prod(frames.shape)), 1)
+        group = min(IMAGE_ROWS[1], 1 << fitting.bit_length() - 1)
+        writing = replace(writing, group_rows=group, shard_rows=writing.shard_rows or 8 * group)
+    return _write_or_find("frames", lambda download: source, output, writing, told, {})
 
 
-def write_dataset(
+def _write_or_find(
     name: str,
-    source: Source,
-    output: str,
+    opened: Callable[[bool], Source],
+    output: Path | str,
     writing: Writing,
     told: Told,
-    request: dict[str, Any] | None = None,
+    request: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write an opened source; see `ingest`. ``request`` is kept beside it, for `check_request`.
+    """The manifest of a source's dataset, which is written unless it is there.
 
-    For a URI all is written here first, in the temporary folder, and uploaded at the end.
+    Args:
+        name: of the source.
+        opened: opens it, downloaded or as it is.
+        output: folder of the dataset. For a URI all is written here first, and uploaded at the end.
+        writing: how it is written.
+        told: of progress.
+        request: kept beside the dataset, for `check_request`.
     """
+    output = uri_of(output) or str(Path(output).absolute())
+    if (manifest := read_json_below(output, MANIFEST)) is not None:
+        if manifest.get("source") != name:
+            raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
+        check_request(output, writing.settings(), request, lambda: opened(False))
+        return verify(output)
+    source = opened(True)
     check_new_folder("--output", output)
     if uri_of(output) is None:
-        return _write_here(name, source, Path(output), writing, told, request or {})
+        return _write_here(name, source, Path(output), writing, told, request)
     if writing.address is not None:
         raise UserError(
             "--address", f"cannot be used for {output}, which is written here first; leave it out"
@@ -146,7 +188,7 @@ def write_dataset(
     try:
         if (here / MANIFEST).exists():  # an upload that was cut off
             shutil.rmtree(here)
-        manifest = _write_here(name, source, here, writing, told, request or {})
+        manifest = _write_here(name, source, here, writing, told, request)
         upload_folder(here, there, last=MANIFEST)
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -158,32 +200,28 @@ def write_dataset(
 def _write_here(
     name: str, source: Source, output: Path, writing: Writing, told: Told, request: dict[str, Any]
 ) -> dict[str, Any]:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(str(output), f"cannot be written ({error.strerror})") from None
     shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
     )
     with _staging(output) as staging:
-        shards, layout = _plan(source, writing, staging)
-        reports = _write_all(source, shards, layout, staging, writing, told)
+        record = {"fingerprint": source.fingerprint, **writing.settings(), "options": request}
+        _keep_finished(staging, record)
+        format, shards = _format(source, writing), list(_shards(source, writing))
+        reports = _write_all(source, shards, format, staging, writing, told)
         bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
-        manifest = publish(name, source, shards, reports, layout, staging)
+        manifest = publish(name, source, shards, reports, format.group_rows, staging)
         if bad:
             manifest["bad"] = bad
-        write_request(staging, source.fingerprint, writing.settings(), request, complete=not bad)
+        elif writing.on_bad == "skip":  # it gave what refuse would have given
+            record["on_bad"] = "refuse"
+        write_json(staging / REQUEST, record)
         write_json(staging / MANIFEST, manifest)
-        for report in staging.glob("*-*.json"):
-            report.unlink()
-        _remove_partials(staging)
-        (staging / "plan.json").unlink()
-        (staging / "lock").unlink()
-        try:
+        for file in staging.iterdir():
+            if file.name not in (REQUEST, MANIFEST) and (file.suffix != ".parquet" or file.name[0] == "."):
+                file.unlink()
+        with _writable(output):
             os.rename(staging, output)
-        except OSError as error:
-            raise UserError(str(output), f"cannot be written ({error.strerror})") from None
     return manifest
 
 
@@ -191,11 +229,9 @@ def _write_here(
 def _staging(output: Path) -> Iterator[Path]:
     """The hidden folder, locked against a second ingestion."""
     folder = output.with_name(f".{output.name}.ingest")
-    try:
-        folder.mkdir(exist_ok=True)
+    with _writable(output):
+        folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
-    except OSError as error:
-        raise UserError(str(output), f"cannot be written ({error.strerror})") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,85 +240,92 @@ def _staging(output: Path) -> Iterator[Path]:
         yield folder
 
 
-def _plan(source: Source, writing: Writing, staging: Path) -> tuple[list[Shard], Layout]:
-    """The shards; what an ingestion of something else left in the folder is removed."""
-    shard_rows, group_rows, size = (writing.settings()[k] for k in ("shard_rows", "group_rows", "size"))
-    layout = Layout(
+@contextmanager
+def _writable(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(str(output), f"cannot be written ({error.strerror})") from None
+
+
+def _keep_finished(staging: Path, record: dict[str, Any]) -> None:
+    """Remove what an ingestion of something else left in the folder, and what processes that died wrote."""
+
+    def files(record: dict[str, Any]) -> dict[str, Any]:
+        """What decides on the shards: not whether bad rows are skipped or refused, nor the words."""
+        sort = record["on_bad"] == "sort"
+        return json.loads(json.dumps({**record, "on_bad": sort, "options": None}))
+
+    known = staging / REQUEST
+    same = known.exists() and files(read_json(known)) == files(record)
+    for file in staging.iterdir():
+        if file.name != "lock" and (not same or ".partial-" in file.name):
+            file.unlink()
+    write_json(known, record)
+
+
+def _format(source: Source, writing: Writing) -> Format:
+    settings = writing.settings()
+    return Format(
         class_names=source.class_names,
         sensor=source.sensor,
-        group_rows=group_rows,
-        size=size,
-        shape=None if source.sensor else _first_shape(source.splits["train"], size),
+        group_rows=settings["group_rows"],
+        size=settings["size"],
+        shape=None if source.sensor else _first_shape(source.splits["train"], settings["size"]),
         on_bad=writing.on_bad,
         source_id=source.source_id,
     )
-    shards = []
-    for split, rows in source.splits.items():
-        if rows.rows == 0:
-            raise UserError(split, "the source has no rows")
-        for number, start in enumerate(range(0, rows.rows, shard_rows)):
-            shards.append(Shard(split, number, start, min(start + shard_rows, rows.rows)))
-    # Whether bad rows are skipped or refused changes no shard.
-    alike = repr(replace(layout, on_bad="sort" if writing.on_bad == "sort" else "skip"))
-    plan = {"fingerprint": source.fingerprint, "shard_rows": shard_rows, "layout": alike}
-    if not (staging / "plan.json").exists() or read_json(staging / "plan.json") != plan:
-        for old in staging.iterdir():
-            if old.name != "lock":
-                old.unlink()
-        write_json(staging / "plan.json", plan)
-    _remove_partials(staging)
-    return shards, layout
-
-
-def _remove_partials(staging: Path) -> None:
-    """What processes that died were writing."""
-    for partial in staging.glob(".*.partial-*"):
-        partial.unlink()
 
 
 def _first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
     for row in split.read(0, min(split.rows, 64)):
         if isinstance(row, Example):
-            try:
+            with suppress(ValueError):
                 return example_shape(row.value, size)
-            except ValueError:
-                continue
     return None
 
 
+def _shards(source: Source, writing: Writing) -> Iterator[Shard]:
+    assert writing.shard_rows is not None
+    for split, rows in source.splits.items():
+        if rows.rows == 0:
+            raise UserError(split, "the source has no rows")
+        for number, start in enumerate(range(0, rows.rows, writing.shard_rows)):
+            yield Shard(split, number, start, min(start + writing.shard_rows, rows.rows))
+
+
 def _write_all(
-    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing, told: Told
+    source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing, told: Told
 ) -> list[ShardReport]:
-    reports = {s: _finished(staging, s) for s in shards}
-    left = [s for s in shards if reports[s] is None]
-    total, done = sum(s.stop - s.start for s in shards), 0
-    done = total - sum(s.stop - s.start for s in left)
+    """A report of each shard; those of an earlier start are kept."""
+    reports: dict[Shard, ShardReport] = {}
+    for shard in shards:
+        path = staging / shard.file
+        if path.exists() and path.with_suffix(".json").exists():
+            reports[shard] = ShardReport.from_dict(read_json(path.with_suffix(".json")))
+    left = [s for s in shards if s not in reports]
+    total, rows_left = sum(s.rows for s in shards), sum(s.rows for s in left)
+    done = total - rows_left
     told(done, total)
     alone = writing.workers == 1 or len(left) < 2
     if writing.workers is None and writing.address is None:
-        alone = alone or sum(s.stop - s.start for s in left) * (50 if source.sensor else 1) < SMALL
-    for shard, report in (_one_by_one if alone else _on_ray)(source, left, layout, staging, writing):
+        alone = alone or rows_left * (50 if source.sensor else 1) < SMALL
+    for shard, report in (_one_by_one if alone else _on_ray)(source, left, format, staging, writing):
         reports[shard] = report
-        done += shard.stop - shard.start
+        done += shard.rows
         told(done, total)
-    return [r for s in shards if (r := reports[s]) is not None]
-
-
-def _finished(staging: Path, shard: Shard) -> ShardReport | None:
-    path = staging / shard.file
-    report = path.with_suffix(".json")
-    return ShardReport.from_dict(read_json(report)) if report.exists() and path.exists() else None
+    return [reports[s] for s in shards]
 
 
 def _one_by_one(
-    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing
+    source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing
 ) -> Iterator[tuple[Shard, ShardReport]]:
     for s in shards:
-        yield s, write_shard(source.splits[s.split], s.start, s.stop, str(staging), s.file, layout)
+        yield s, write_shard(source.splits[s.split], s.start, s.stop, str(staging), s.file, format)
 
 
 def _on_ray(
-    source: Source, shards: list[Shard], layout: Layout, staging: Path, writing: Writing
+    source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing
 ) -> Iterator[tuple[Shard, ShardReport]]:
     """One task a shard, never more of them at once than processes."""
     from cluster.connect import connect, usable_cpus
@@ -293,27 +336,18 @@ def _on_ray(
         splits = {name: ray.put(split) for name, split in source.splits.items()}
         task = ray.remote(write_shard).options(num_cpus=1, max_retries=3)
         limit = writing.workers or (usable_cpus() if writing.address is None else int(cluster.cpus))
-        waiting = list(reversed(shards))
-        running: dict[Any, Shard] = {}
+        waiting, running = shards[::-1], dict[Any, Shard]()
         try:
             while waiting or running:
                 while waiting and len(running) < max(limit, 1):
                     s = waiting.pop()
-                    running[task.remote(splits[s.split], s.start, s.stop, str(staging), s.file, layout)] = s
+                    running[task.remote(splits[s.split], s.start, s.stop, str(staging), s.file, format)] = s
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ready), ray.get(ready)
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, UserError):
-                raise UserError(cause.where, cause.what) from None
+            if isinstance(error.cause, UserError):
+                raise UserError(error.cause.where, error.cause.what) from None
             raise
         finally:
             for ref in running:
                 ray.cancel(ref)
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """A manifest in one line."""
-    rows = ", ".join(f"{s['rows']:,} {name}" for name, s in manifest["splits"].items())
-    bad = manifest.get("bad", {}).get("rows", 0)
-    return f"{rows} examples" + (f", {bad} bad ones skipped" if bad else "")

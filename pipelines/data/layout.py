@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.decode import ExampleError
+from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.ids import Ids
 from pipelines.errors import UserError
-from pipelines.storage.paths import open_parquet
+from pipelines.storage.paths import open_parquet, short
 
 COLUMNS = ("id", "image", "label")
 UNREADABLE = (pa.ArrowException, OSError)
@@ -73,16 +73,21 @@ class Layout:
         for part in chunked(self.rows, rows):
             yield self.take(part)
 
+    def place_of(self, example: int) -> tuple[str, int] | None:
+        """File and row of an id; ``None`` where it is in none of the row groups."""
+        for i in np.flatnonzero((self.low <= example) & (example < self.high)):
+            return self.files[self.file[i]], int(self.start[i] + example - self.low[i])
+        return None
+
 
 def chunked(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Consecutive positions whose ``rows`` add up to at least ``size``; the last may have less."""
     ends = np.cumsum(rows)
-    start = 0
+    start = before = 0
     while start < len(rows):
-        before = int(ends[start - 1]) if start else 0
         stop = min(int(np.searchsorted(ends, before + size)) + 1, len(rows))
         yield np.arange(start, stop)
-        start = stop
+        start, before = stop, int(ends[stop - 1])
 
 
 def read_rows(layout: Layout, wanted: np.ndarray | Ids) -> pa.Table:
@@ -101,25 +106,19 @@ def read_rows(layout: Layout, wanted: np.ndarray | Ids) -> pa.Table:
 
 def read_pieces(layout: Layout, wanted: np.ndarray | Ids) -> Iterator[pa.Table]:
     """As `read_rows`, a part of a row group after the other; those without wanted rows are empty tables."""
-    opened: tuple[int, pq.ParquetFile] | None = None
-    try:
-        for i in range(len(layout)):
-            file, group = int(layout.file[i]), int(layout.group[i])
-            try:
-                if opened is None or opened[0] != file:
-                    if opened is not None:
-                        opened[1].close()
-                    opened = (file, open_parquet(layout.files[file]))
-                low = int(layout.low[i])
-                for piece in _decoded(opened[1], group):
-                    yield _widened(piece, _within(wanted, low, low + piece.num_rows), low)
-                    low += piece.num_rows
-            except UNREADABLE as error:
-                start, count = int(layout.start[i]), int(layout.rows[i])
-                raise unreadable(layout.files[file], start, count, group, error) from None
-    finally:
-        if opened is not None:
-            opened[1].close()
+    for number in np.unique(layout.file):
+        own = np.flatnonzero(layout.file == number)
+        i = own[0]
+        try:
+            with open_parquet(layout.files[number]) as parquet:
+                for i in own:
+                    low = int(layout.low[i])
+                    for piece in _decoded(parquet, int(layout.group[i])):
+                        yield _widened(piece, _within(wanted, low, low + piece.num_rows), low)
+                        low += piece.num_rows
+        except UNREADABLE as error:
+            start, count = int(layout.start[i]), int(layout.rows[i])
+            raise unreadable(layout.files[number], start, count, int(layout.group[i]), error) from None
 
 
 def with_source_ids(layout: Layout, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -162,15 +161,13 @@ def select(block: pa.Table, wanted: np.ndarray) -> pa.Table:
 
 def unreadable(file: str, start: int, rows: int, group: int, error: BaseException) -> UserError:
     """The mistake that a damaged row group is."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(
-        file, f"row group {group} (rows {start} to {start + rows - 1}) cannot be read ({reason})"
-    )
+    what = f"row group {group} (rows {start} to {start + rows - 1}) cannot be read ({short(error)})"
+    return UserError(file, what)
 
 
 @contextmanager
 def naming_rows(layout: Layout) -> Iterator[None]:
-    """Let an example that cannot be decoded be told of with its file and row.
+    """Name the file and row of an example that cannot be decoded.
 
     Raises:
         UserError: instead of an `ExampleError`.
@@ -178,17 +175,10 @@ def naming_rows(layout: Layout) -> Iterator[None]:
     try:
         yield
     except ExampleError as error:
-        place = place_of(layout, error.example)
+        place = layout.place_of(error.example)
         if place is None:
             raise
         raise UserError(place[0], f"row {place[1]}: {error.what}") from None
-
-
-def place_of(layout: Layout, example: int) -> tuple[str, int] | None:
-    """File and row of an id; ``None`` where it is in none of the row groups."""
-    for i in np.flatnonzero((layout.low <= example) & (example < layout.high)):
-        return layout.files[layout.file[i]], int(layout.start[i] + example - layout.low[i])
-    return None
 
 
 def group_bytes(group: pq.RowGroupMetaData) -> int:
@@ -221,3 +211,50 @@ def _wide(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_binary(kind):
         return pa.large_binary()
     return pa.large_string() if pa.types.is_string(kind) else kind
+
+
+class Rows:
+    """Encoded examples that are found by id; decoded only when a batch wants them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        ids = table.column("id").to_numpy()
+        if (np.diff(ids) < 0).any():  # a copy of all images, so only where it is needed
+            table = table.take(pa.array(np.argsort(ids, kind="stable")))
+        self.ids = table.column("id").to_numpy()
+        self._images = table.column("image").combine_chunks()
+        self._labels = table.column("label").to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def get(self, ids: np.ndarray) -> tuple[Examples, np.ndarray]:
+        """Decoded examples ``[B, ...]`` and labels int64 ``[B]``, in the order of ``ids`` (repeats allowed).
+
+        Raises:
+            KeyError: an id that was not fetched.
+        """
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        missing = self.ids[at] != ids
+        if missing.any():
+            raise KeyError(f"id {ids[missing][0]} was not fetched")
+        images = self._images.take(pa.array(at))
+        return decode(images, ids), self._labels[at]
+
+    def table(self, ids: np.ndarray) -> pa.Table:
+        """Some of the rows (ascending ids that were fetched), as they came."""
+        at = np.searchsorted(self.ids, ids)
+        return pa.table({"id": ids, "image": self._images.take(pa.array(at)), "label": self._labels[at]})
+
+    def head(self, rows: int) -> "Rows":
+        """At least the first ``rows`` rows: all of them."""
+        return self
+
+    def share(self, rank: int, world_size: int) -> "Rows":
+        """Every ``world_size``-th row, from the ``rank``-th on."""
+        return Rows(self.table(self.ids[rank::world_size]))
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Examples, np.ndarray]]:
+        """Ids, decoded examples and labels in ascending order of the ids."""
+        for start in range(0, len(self), batch_size):
+            ids = self.ids[start : start + batch_size]
+            yield ids, *self.get(ids)

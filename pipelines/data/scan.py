@@ -1,41 +1,86 @@
-"""Looking through a split before a run: where its rows lie, and what is wrong with them."""
+"""Looking through a split before a run: its files, where its rows lie, and what is wrong with them."""
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.bad_rows import BadRows
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below
+from pipelines.storage.atomic import read_json_below, write_json
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 
 MANIFEST = "manifest.json"
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
 NUMBER = "ids count the rows of a split from 0; `spikeprune data ingest parquet` numbers them"
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
+LISTED_IDS = 100  # of one finding; the rest is counted
+
+OnBadRow = Literal["stop", "skip"]
 
 
-@dataclass(frozen=True, eq=False)
-class Scanned:
-    """What a look through a split's ids and labels tells."""
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """Rows that are left out for one reason."""
 
-    ids: Ids
-    layout: Layout
-    num_bytes: int
-    """Of the rows in memory, still encoded."""
-    class_counts: dict[int, int]
-    """Rows of each label that occurs."""
+    file: str
+    first_row: int | None
+    """Place of the first in its file; ``None`` where the file itself is at fault."""
+    rows: int | None
+    """How many; ``None`` where nobody can tell."""
+    ids: tuple[int, ...]
+    """Theirs, as far as known, at most 100."""
+    reason: str
+
+
+@dataclass
+class BadRows:
+    """What was found to be wrong with rows: the first one stops, or all are left out and listed."""
+
+    skip: bool = False
+    skipped: list[Skipped] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
+    """Ids to leave out."""
+
+    def found(
+        self, error: UserError, *, first_row: int | None = None, rows: int | None = None, ids: Any = ()
+    ) -> None:
+        """Rows that cannot be used, and why.
+
+        Raises:
+            UserError: unless bad rows are skipped.
+        """
+        if not self.skip:
+            raise error
+        self.ids.append(np.asarray(ids, dtype=np.int64))
+        listed = tuple(self.ids[-1][:LISTED_IDS].tolist())
+        self.skipped.append(
+            Skipped(file=error.where, first_row=first_row, rows=rows, ids=listed, reason=error.what)
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows known to be left out."""
+        return sum(s.rows or 0 for s in self.skipped)
+
+
+def write_skipped(path: Path, splits: dict[str, BadRows]) -> None:
+    """Counts and a list of what was skipped in each split, as JSON."""
+    found = {
+        name: {"rows": bad.num_rows, "skipped": [asdict(s) for s in bad.skipped]}
+        for name, bad in splits.items()
+    }
+    write_json(path, found)
 
 
 def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
@@ -44,65 +89,65 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     Raises:
         UserError: no such folder, or no file of that split.
     """
-    if (uri := uri_of(folder)) is not None:
-        return _remote_files(uri, split)
-    folder = Path(folder)
-    if not folder.exists():
+    pattern, uri = f"{split}*.parquet", uri_of(folder)
+    if uri is not None:
+        files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
+    elif Path(folder).exists():
+        files = [str(file.resolve()) for file in sorted(Path(folder).glob(pattern))]
+    else:
         raise UserError("data.path", f"{folder} does not exist; {REMEDY}")
-    files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
-        raise UserError("data.path", f"{folder} has no file {split}*.parquet; {REMEDY}")
-    return tuple(str(f.resolve()) for f in files)
+        raise UserError("data.path", f"{uri or folder} has no file {pattern}; {REMEDY}")
+    return tuple(files)
 
 
-def _remote_files(uri: str, split: str) -> tuple[str, ...]:
+def _remote_names(uri: str) -> list[str]:
     try:
-        found = [entry.path for entry in Folder.of(uri, where="data.path").files()]
+        return [entry.path for entry in Folder.of(uri, where="data.path").files() if "/" not in entry.path]
     except UserError:
         raise
     except Exception as error:  # fsspec's filesystems raise what they like
         raise UserError("data.path", f"{uri} cannot be read ({short(error)})") from None
-    names = sorted(n for n in found if fnmatch(n, f"{split}*.parquet") and "/" not in n)
-    if not names:
-        raise UserError("data.path", f"{uri} has no file {split}*.parquet; {REMEDY}")
-    return tuple(below(uri, name) for name in names)
 
 
-def listed_files(folder: Path | str, split: str) -> list[dict[str, Any]]:
-    """What the manifest, if there is one, tells of a split's files."""
-    manifest = read_json_below(folder, MANIFEST) or {}
-    return manifest.get("splits", {}).get(split, {}).get("files", [])
-
-
-def check_files(folder: Path | str, listed: list[dict[str, Any]], bad: BadRows) -> None:
-    """That all listed files are there."""
-    uri = uri_of(folder)
-    there = {e.path for e in Folder.of(uri).files()} if uri is not None and listed else set()
-    for file in listed:
-        path = Path(folder) / file["path"] if uri is None else below(uri, file["path"])
-        if not (path.exists() if isinstance(path, Path) else file["path"] in there):
-            first, rows = file.get("first_id"), file.get("rows")
-            of = "" if first is None or rows is None else f" (ids {first} to {first + rows - 1})"
-            bad.found(
-                str(path), f"is missing, {MANIFEST} lists it{of}; restore it or ingest again", rows=rows
-            )
-
-
-def scan(files: tuple[str, ...], bad: BadRows, listed: list[dict[str, Any]]) -> Scanned:
-    """Look through the columns id and label of all files, a bounded number of rows at a time.
+def scan(
+    folder: Path | str, split: str, files: tuple[str, ...], bad: BadRows
+) -> tuple[Ids, Layout, int, dict[int, int]]:
+    """Look through the columns id and label of a split, a bounded number of rows at a time.
 
     Args:
+        folder: of the dataset.
+        split: prefix of its files.
         files: of the split, in order.
         bad: is told of rows that cannot be used.
-        listed: what the manifest tells of the files.
+
+    Returns:
+        the ids of the other rows, where they lie, the bytes of all rows in memory (still encoded), and how
+        many there are of each label.
 
     Raises:
         UserError: ids that are not the rows' positions, and what `BadRows` refuses.
     """
+    manifest = read_json_below(folder, MANIFEST) or {}
+    listed = manifest.get("splits", {}).get(split, {}).get("files", [])
+    _check_listed(folder, listed, bad)
     found = _Scan(bad, {file["path"]: file["first_id"] for file in listed if "first_id" in file})
     for index, file in enumerate(files):
         found.file(index, file)
     return found.result(files)
+
+
+def _check_listed(folder: Path | str, listed: list[dict[str, Any]], bad: BadRows) -> None:
+    """That the files that the manifest lists are there."""
+    uri = uri_of(folder)
+    there = _remote_names(uri) if uri is not None and listed else []
+    for file in listed:
+        if file["path"] in there or (uri is None and (Path(folder) / file["path"]).exists()):
+            continue
+        first, rows = file.get("first_id"), file.get("rows")
+        of = "" if first is None or rows is None else f" (ids {first} to {first + rows - 1})"
+        what = f"is missing, {MANIFEST} lists it{of}; restore it or ingest again"
+        bad.found(UserError(below(folder, file["path"]), what), rows=rows)
 
 
 class _Scan:
@@ -118,11 +163,11 @@ class _Scan:
         self.class_counts: Counter[int] = Counter()
 
     def file(self, index: int, file: str) -> None:
-        """One file, in which row groups that cannot be read are found one by one."""
+        """One file; of its row groups those that can be read."""
         try:
             self.schema = _check_schema(file, self.schema)
         except UserError as error:
-            self.bad.mistake(error)
+            self.bad.found(error)
             self.lost = True
             return
         self.num_classes = self.num_classes or len(class_names(self.schema))
@@ -140,61 +185,52 @@ class _Scan:
             self.end, self.lost = first_id + int(rows.sum()), False
             starts = np.cumsum(rows) - rows
             for part in chunked(rows, SCANNED_ROWS):
-                part = part[rows[part] > 0]
-                try:
-                    self._part(index, file, parquet, part, starts[part], rows[part], first_id)
-                except UNREADABLE:
-                    for g in part:
-                        at = np.array([g])
-                        try:
-                            self._part(index, file, parquet, at, starts[at], rows[at], first_id)
-                        except UNREADABLE as error:
-                            start, count = int(starts[g]), int(rows[g])
-                            mistake = unreadable(file, start, count, int(g), error)
-                            self.bad.mistake(mistake, first_row=start, rows=count)
+                for at, table in self._read(file, parquet, part[rows[part] > 0], starts, rows):
+                    self._check(file, table, int(starts[at[0]]), first_id)
+                    place = np.full(len(at), index), at, starts[at], rows[at], first_id + starts[at]
+                    self.groups.append(np.stack(place, axis=1))
 
-    def _part(
-        self,
-        index: int,
-        file: str,
-        parquet: pq.ParquetFile,
-        groups: np.ndarray,
-        starts: np.ndarray,
-        rows: np.ndarray,
-        first_id: int,
-    ) -> None:
-        if not len(groups):
-            return
-        table = parquet.read_row_groups(groups.tolist(), columns=["id", "label"], use_threads=False)
+    def _read(
+        self, file: str, parquet: pq.ParquetFile, groups: np.ndarray, starts: np.ndarray, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Ids and labels of row groups: of all together, or of those alone that can be read."""
+        try:
+            if len(groups):
+                columns = ["id", "label"]
+                yield groups, parquet.read_row_groups(groups.tolist(), columns=columns, use_threads=False)
+        except UNREADABLE as error:
+            if len(groups) > 1:
+                for g in groups:
+                    yield from self._read(file, parquet, np.array([g]), starts, rows)
+                return
+            start, count = int(starts[groups[0]]), int(rows[groups[0]])
+            wrong = unreadable(file, start, count, int(groups[0]), error)
+            self.bad.found(wrong, first_row=start, rows=count)
+
+    def _check(self, file: str, table: pa.Table, first: int, first_id: int) -> None:
+        """Ids and labels of rows of which the first has the place ``first`` in its file."""
         ids, labels = (table.column(n).cast(pa.int64()).fill_null(-1).to_numpy() for n in ("id", "label"))
         empty = table.column("label").is_null().to_numpy()
-        first = int(starts[0])
-        positions = np.arange(first_id + first, first_id + first + len(ids))
-        if 2 * (wrong := ids != positions).sum() > len(ids):  # not bad rows, but other ids
-            row = int(np.argmax(wrong))
-            raise UserError(
-                file, f"row {first + row}: id {ids[row]} is not its position, {positions[row]}; {NUMBER}"
-            )
-        good = np.ones(len(ids), bool)
-        known = f"the schema names {self.num_classes} classes" if self.num_classes else "labels start at 0"
-        for found, say in (
-            (wrong, lambda row: f"id {ids[row]} is not its position, {positions[row]}; {NUMBER}"),
-            (empty, lambda row: f"column 'label' has {empty.sum()} empty values"),
-            (labels < 0, lambda row: f"label {labels[row]} is out of range; labels start at 0"),
-            (
-                labels >= (self.num_classes or np.iinfo(np.int64).max),
-                lambda row: f"label {labels[row]} is out of range; {known}",
-            ),
-        ):
-            for row in np.flatnonzero(found & good).tolist():
-                self.bad.found(file, say(row), first_row=first + row, rows=1, ids=positions[[row]])
-            good &= ~found
-        for label, number in zip(*np.unique(labels[good], return_counts=True), strict=True):
-            self.class_counts[int(label)] += int(number)
-        place = np.full(len(groups), index)
-        self.groups.append(np.stack([place, groups, starts, rows, first_id + starts], axis=1))
+        positions = np.arange(len(ids)) + first_id + first
+        wrong = ids != positions
+        beyond = labels >= (self.num_classes or np.iinfo(np.int64).max)
+        bad = wrong | (labels < 0) | beyond
+        other_ids = 2 * wrong.sum() > len(ids)  # not bad rows, but ids of another kind
+        for k in np.flatnonzero(wrong if other_ids else bad).tolist():
+            if wrong[k]:
+                what = f"id {ids[k]} is not its position, {positions[k]}; {NUMBER}"
+            elif empty[k]:
+                what = f"column 'label' has {empty.sum()} empty values"
+            else:
+                known = f"the schema names {self.num_classes} classes" if beyond[k] else "labels start at 0"
+                what = f"label {labels[k]} is out of range; {known}"
+            error = UserError(file, f"row {first + k}: {what}")
+            if other_ids:
+                raise error
+            self.bad.found(error, first_row=first + k, rows=1, ids=positions[[k]])
+        self.class_counts.update(Counter(labels[~bad].tolist()))
 
-    def result(self, files: tuple[str, ...]) -> Scanned:
+    def result(self, files: tuple[str, ...]) -> tuple[Ids, Layout, int, dict[int, int]]:
         """All files' findings together; ids of rows that nobody could read are absent."""
         groups = np.concatenate(self.groups) if self.groups else np.zeros((0, 5), np.int64)
         file, group, start, rows, low = groups.T.copy()
@@ -202,7 +238,7 @@ class _Scan:
         before, after = np.append(0, layout.high), np.append(low, self.end)
         gaps = [np.arange(before[i], after[i]) for i in np.flatnonzero(before < after)]
         ids = Ids(self.end).without(np.concatenate([np.zeros(0, np.int64), *gaps, *self.bad.ids]))
-        return Scanned(ids, layout, self.num_bytes, dict(self.class_counts))
+        return ids, layout, self.num_bytes, dict(self.class_counts)
 
 
 def _first_id(parquet: pq.ParquetFile) -> int:
@@ -217,26 +253,25 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
         with open_parquet(file) as parquet:
             schema = parquet.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(file, f"is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")
+    label, kind = schema.field("label").type, schema.field("image").type
     if schema.field("id").type != pa.int64():
         raise UserError(file, f"column 'id' is {schema.field('id').type}; it must be int64")
-    if not pa.types.is_integer(schema.field("label").type):
-        raise UserError(file, f"column 'label' is {schema.field('label').type}; it must be an integer")
-    kind = schema.field("image").type
+    if not pa.types.is_integer(label):
+        raise UserError(file, f"column 'label' is {label}; it must be an integer")
     if not (is_encoded(kind) or is_numeric(kind) or is_events(kind)):
         raise UserError(
             file,
             f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events",
         )
-    if expected is not None and schema.field("image").type != expected.field("image").type:
+    if expected is not None and kind != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
     return schema
 
 
-def class_names(schema: pa.Schema) -> list[str]:
+def class_names(schema: pa.Schema) -> tuple[str, ...]:
     """Names of the classes in a schema's metadata; empty when it has none."""
-    raw = (schema.metadata or {}).get(b"class_names")
-    return [str(n) for n in json.loads(raw)] if raw else []
+    return tuple(str(n) for n in json.loads((schema.metadata or {}).get(b"class_names", b"[]")))

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import raw
-from pipelines.data.decode import decode_image
-from pipelines.data.events import UNSORTED, Recording, Sensor, fault, sort, to_arrow
+from pipelines.data.decode import decode_image, pack
+from pipelines.data.events import UNSORTED, Recording, Sensor, fault, is_events, sort, to_arrow
 from pipelines.data.sources.base import Bad, Example, Split, Value
-from pipelines.data.statistics import Statistics
 from pipelines.storage.atomic import write_beside, write_json
 
 OnBad = Literal["refuse", "skip", "sort"]
@@ -26,7 +24,7 @@ BAD_NAMED = 100  # bad rows that a shard's report names; all are counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Format:
     """What all shards of a dataset have in common."""
 
     class_names: tuple[str, ...]
@@ -50,6 +48,89 @@ class Layout:
         return told
 
 
+@dataclass
+class Statistics:
+    """Sums over the examples of a shard or a split, all of one kind; of integers they are exact."""
+
+    rows: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Images by number of channels (features have one): count, sum and sum of squares per channel."""
+    events: dict[str, int] = field(default_factory=dict)
+    """Recordings: number of events, of ON events, of microseconds; fewest, most events."""
+    framed: bool = False
+    """Whether the images are event frames, whose zeros stay zeros."""
+
+    def label(self, label: int) -> None:
+        """Count an example and its class."""
+        self.rows += 1
+        self.classes[str(label)] = self.classes.get(str(label), 0) + 1
+
+    def images(self, x: np.ndarray, *, framed: bool = False) -> None:
+        """Add images or frames ``[n, C, H, W]`` of integers, or features ``[n, D]`` of floats."""
+        self.framed = self.framed or framed
+        kind = int if x.dtype.kind in "iu" else float
+        sums: list[list[float]] = [[], [], []]
+        for channel in x.swapaxes(0, 1) if x.ndim == 4 else [x]:
+            wide = channel.astype(np.float64).ravel()  # whole numbers below 2^53: exact in any order
+            sums[0].append(wide.size)
+            sums[1].append(kind(wide.sum()))
+            sums[2].append(kind(np.square(wide, out=wide).sum()))
+        self._add(str(len(sums[0])), sums)
+
+    def recording(self, r: Recording) -> None:
+        """Add a recording that is not empty."""
+        n = len(r.t)
+        on, lasts = int(np.count_nonzero(r.p)), int(r.t[-1]) - int(r.t[0])
+        self._add_events({"events": n, "on_events": on, "microseconds": lasts, "fewest": n, "most": n})
+
+    def merge(self, other: "Statistics") -> None:
+        """Add another shard's sums."""
+        self.rows += other.rows
+        self.framed = self.framed or other.framed
+        for label, count in other.classes.items():
+            self.classes[label] = self.classes.get(label, 0) + count
+        for channels, sums in other.channels.items():
+            self._add(channels, sums)
+        if other.events:
+            self._add_events(other.events)
+
+    def result(self) -> dict[str, Any]:
+        """For the manifest: mean and deviation per channel, or what there is to say of the events."""
+        if self.channels:
+            return self._pixels()
+        e = self.events
+        return e and {
+            "events": e["events"],
+            "events_per_recording": e["events"] / self.rows,
+            "fewest_events": e["fewest"],
+            "most_events": e["most"],
+            "on_share": e["on_events"] / e["events"],
+            "seconds_per_recording": e["microseconds"] / self.rows / 1e6,
+        }
+
+    def _pixels(self) -> dict[str, list[float]]:
+        """Greyscale among coloured images counts in every channel; frames get a mean of 0."""
+        total = np.zeros((3, max(map(int, self.channels))))
+        for sums in self.channels.values():
+            total += np.array(sums, np.float64)  # one channel spreads over all
+        count, first, second = total
+        mean = first / count * (not self.framed)
+        return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(second / count - mean**2, 0)).tolist()}
+
+    def _add(self, channels: str, sums: list[list[float]]) -> None:
+        old = self.channels.get(channels, [[0] * int(channels)] * 3)
+        # Python's own numbers, which have no limit.
+        self.channels[channels] = [
+            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, sums, strict=True)
+        ]
+
+    def _add_events(self, more: dict[str, int]) -> None:
+        e = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
+        ends = {"fewest": min(e["fewest"], more["fewest"]), "most": max(e["most"], more["most"])}
+        self.events = {name: e[name] + more[name] for name in more} | ends
+
+
 @dataclass(frozen=True)
 class Shard:
     """A span of a split's rows, and its file."""
@@ -58,6 +139,11 @@ class Shard:
     number: int
     start: int
     stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
 
     @property
     def file(self) -> str:
@@ -76,18 +162,14 @@ class ShardReport:
     """The first ones."""
     bad_rows: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**vars(self), "statistics": self.statistics.to_dict()}
-
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "ShardReport":
-        """What `to_dict` made."""
+        """What ``asdict`` made, from JSON."""
         bad = [Bad(*b) for b in value["bad"]]
-        return cls(**{**value, "statistics": Statistics.from_dict(value["statistics"]), "bad": bad})
+        return cls(**{**value, "statistics": Statistics(**value["statistics"]), "bad": bad})
 
 
-def write_shard(split: Split, start: int, stop: int, folder: str, file: str, layout: Layout) -> ShardReport:
+def write_shard(split: Split, start: int, stop: int, folder: str, file: str, format: Format) -> ShardReport:
     """Write rows ``start`` to ``stop`` as a Parquet file with their positions as ids, then its report.
 
     Memory holds one row group at a time.
@@ -102,13 +184,12 @@ def write_shard(split: Split, start: int, stop: int, folder: str, file: str, lay
         writer: pq.ParquetWriter | None = None
         next_id = start
         try:
-            for table in _groups(split.read(start, stop), report, layout):
+            for table in _groups(split.read(start, stop), report, format):
                 ids = pa.array(np.arange(next_id, next_id + table.num_rows))
                 next_id += table.num_rows
-                table = table.add_column(0, "id", ids).replace_schema_metadata(layout.metadata())
-                if writer is None:
-                    writer = parquet_writer(partial, table.schema)
-                writer.write_table(table, row_group_size=layout.group_rows)
+                table = table.add_column(0, "id", ids).replace_schema_metadata(format.metadata())
+                writer = writer or parquet_writer(partial, table.schema)
+                writer.write_table(table, row_group_size=format.group_rows)
         finally:
             if writer is not None:
                 writer.close()
@@ -117,14 +198,13 @@ def write_shard(split: Split, start: int, stop: int, folder: str, file: str, lay
 
     write_beside(path, write)
     report.sha256 = sha256_of(path)
-    write_json(path.with_suffix(".json"), report.to_dict())
+    write_json(path.with_suffix(".json"), asdict(report))
     return report
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """For any of our schemas: zstd; times as differences, coordinates by dictionary, images plain."""
-    events = pa.types.is_struct(schema.field("image").type) and "t" in schema.field("image").type.names
-    if not events:
+    if not is_events(schema.field("image").type):
         return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["label"])
     name = "image.{}.list.element"
     return pq.ParquetWriter(
@@ -142,98 +222,98 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _groups(rows: Iterator[Example | Bad], report: ShardReport, layout: Layout) -> Iterator[pa.Table]:
+def _groups(rows: Iterator[Example | Bad], report: ShardReport, format: Format) -> Iterator[pa.Table]:
     good: list[Example] = []
-    checked = _Checker(report.statistics, layout)
+    checker = _Checker(report, format)
     for row in rows:
-        found = checked(row) if isinstance(row, Example) else row
-        if isinstance(found, Bad):
-            report.bad_rows += 1
-            if len(report.bad) < BAD_NAMED:
-                report.bad.append(found)
-            continue
-        good.append(found)
-        if len(good) == layout.group_rows:
-            yield _table(good, layout.source_id)
-            checked.flush()
+        if (found := checker.check(row)) is not None:
+            good.append(found)
+        if len(good) == format.group_rows:
+            yield _table(good, format.source_id)
             good = []
     if good:
-        yield _table(good, layout.source_id)
-    checked.flush()
+        yield _table(good, format.source_id)
+    checker.flush()
 
 
 class _Checker:
-    """Holds a row against the layout, and counts it."""
+    """Checks rows against the format, and counts them in the report."""
 
-    def __init__(self, statistics: Statistics, layout: Layout) -> None:
-        self._statistics, self._layout = statistics, layout
-        self._images: list[np.ndarray] = []
+    def __init__(self, report: ShardReport, format: Format) -> None:
+        self._report, self._format = report, format
+        self._images: dict[tuple[int, ...], list[np.ndarray]] = {}
         self._held = 0
 
-    def __call__(self, row: Example) -> Example | Bad:
-        """The row to write, or why not."""
-        if row.label < 0 or (self._layout.class_names and row.label >= len(self._layout.class_names)):
-            return Bad(row.path, f"label {row.label} is out of range")
-        try:
-            value = self._value(row.value)
-        except ValueError as error:
-            return Bad(row.path, str(error))
-        self._statistics.label(row.label)
-        return row if value is row.value else row._replace(value=value)
+    def check(self, row: Example | Bad) -> Example | None:
+        """The row as it is to be written; ``None`` for a bad one."""
+        if isinstance(row, Example):
+            try:
+                value = self._value(row.label, row.value)
+            except ValueError as error:
+                row = Bad(row.path, str(error))
+            else:
+                self._report.statistics.label(row.label)
+                return row._replace(value=value)
+        self._report.bad_rows += 1
+        if len(self._report.bad) < BAD_NAMED:
+            self._report.bad.append(row)
+        return None
 
-    def _value(self, value: Value) -> Value:
+    def _value(self, label: int, value: Value) -> Value:
+        names = self._format.class_names
+        if label < 0 or (names and label >= len(names)):
+            raise ValueError(f"label {label} is out of range")
         if isinstance(value, Recording):
-            assert self._layout.sensor is not None
-            wrong = fault(value, self._layout.sensor)
-            if wrong is not None and wrong.startswith(UNSORTED) and self._layout.on_bad == "sort":
-                value = sort(value)
-                wrong = fault(value, self._layout.sensor)
-            if wrong is not None:
-                raise ValueError(wrong)
-            self._statistics.recording(value)
-            return value
-        if isinstance(value, bytes):
-            value, pixels = _sized(value, self._layout.size)
-        else:
-            pixels = value
+            return self._recording(value)
+        value, pixels = _sized(value, self._format.size) if isinstance(value, bytes) else (value, value)
         self._check_shape(pixels)
         if pixels.ndim == 4:
-            self._statistics.frames(pixels)
+            self._report.statistics.images(pixels, framed=True)
         else:
-            self._images.append(pixels)
+            self._images.setdefault(pixels.shape, []).append(pixels)
             self._held += pixels.nbytes
             if self._held > HELD_BYTES:
                 self.flush()
         return value
 
+    def _recording(self, value: Recording) -> Recording:
+        assert self._format.sensor is not None
+        wrong = fault(value, self._format.sensor)
+        if wrong is not None and wrong.startswith(UNSORTED) and self._format.on_bad == "sort":
+            value = sort(value)
+            wrong = fault(value, self._format.sensor)
+        if wrong is not None:
+            raise ValueError(wrong)
+        self._report.statistics.recording(value)
+        return value
+
     def _check_shape(self, pixels: np.ndarray) -> None:
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise ValueError("has values that are NaN or infinite")
-        expected, shape = self._layout.shape, pixels.shape[-2:] if pixels.ndim > 1 else pixels.shape
+        expected, shape = self._format.shape, _height_and_width(pixels)
         if expected is not None and shape != expected:
             given, wanted = ("x".join(map(str, s)) for s in (shape, expected))
             remedy = "; --size brings all to one" if pixels.ndim == 3 else ""
             raise ValueError(f"is {given}, the first is {wanted}{remedy}")
 
     def flush(self) -> None:
-        """Count what was held back to be counted at once."""
-        by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for image in self._images:
-            by_shape.setdefault(image.shape, []).append(image)
-        for images in by_shape.values():
-            self._statistics.images(np.stack(images))
-        self._images, self._held = [], 0
+        """Count the images that are held back to be counted at once."""
+        for images in self._images.values():
+            self._report.statistics.images(np.stack(images))
+        self._images, self._held = {}, 0
 
 
-def example_shape(value: Value, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def example_shape(value: Value, size: tuple[int, ...] | None) -> tuple[int, ...]:
     """Height and width of an image as it will be written, or the number of features.
 
     Raises:
         ValueError: it cannot be decoded.
     """
-    if isinstance(value, Recording):
-        return None
-    pixels = _sized(value, size)[1] if isinstance(value, bytes) else value
+    assert not isinstance(value, Recording)
+    return _height_and_width(_sized(value, size)[1] if isinstance(value, bytes) else value)
+
+
+def _height_and_width(pixels: np.ndarray) -> tuple[int, ...]:
     return pixels.shape[-2:] if pixels.ndim > 1 else pixels.shape
 
 
@@ -254,25 +334,19 @@ def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray
 
 
 def _table(rows: list[Example], source_id: str | None) -> pa.Table:
-    table = _examples(rows)
-    if source_id is None:
-        return table
-    ids = pa.array([r.source_id for r in rows])
-    return table.append_column("source_id", ids.cast(source_id))
-
-
-def _examples(rows: list[Example]) -> pa.Table:
-    labels = pa.array([r.label for r in rows], pa.int64())
     values = [r.value for r in rows]
     paths = pa.array([r.path for r in rows], pa.string())
+    columns: dict[str, Any] = {"image": None, "label": pa.array([r.label for r in rows], pa.int64())}
     if isinstance(values[0], Recording):
         recordings = [v for v in values if isinstance(v, Recording)]
-        counts = pa.array([len(r.t) for r in recordings], pa.int32())
-        return pa.table({"image": to_arrow(recordings), "label": labels, "num_events": counts, "path": paths})
-    if isinstance(values[0], np.ndarray) and values[0].ndim == 1:
+        columns["image"] = to_arrow(recordings)
+        columns |= {"num_events": pa.array([len(r.t) for r in recordings], pa.int32()), "path": paths}
+    elif isinstance(values[0], np.ndarray) and values[0].ndim == 1:
         flat = pa.array(np.concatenate(values), pa.float32())
-        return pa.table({"image": pa.FixedSizeListArray.from_arrays(flat, len(values[0])), "label": labels})
-    encoded = pa.array([raw.pack(v) if isinstance(v, np.ndarray) else v for v in values], pa.binary())
-    return pa.table(
-        {"image": pa.StructArray.from_arrays([encoded, paths], fields=list(IMAGE)), "label": labels}
-    )
+        columns["image"] = pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+    else:
+        encoded = pa.array([pack(v) if isinstance(v, np.ndarray) else v for v in values], pa.binary())
+        columns["image"] = pa.StructArray.from_arrays([encoded, paths], fields=list(IMAGE))
+    if source_id is not None:
+        columns["source_id"] = pa.array([r.source_id for r in rows]).cast(source_id)
+    return pa.table(columns)

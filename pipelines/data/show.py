@@ -1,8 +1,6 @@
 """A dataset at a glance: statistics in the terminal, and a contact sheet of examples."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +9,10 @@ from rich.table import Table
 
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
-from pipelines.data.events import EventBatch, Sensor
-from pipelines.data.frames import Frames
+from pipelines.data.events import EventBatch, Frames, Sensor
+from pipelines.data.ids import uniform_sample
 from pipelines.data.layout import read_rows
-from pipelines.data.sample import uniform_sample
-from pipelines.data.verify import MANIFEST
+from pipelines.data.scan import MANIFEST, class_names
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, write_beside
 from pipelines.storage.paths import open_parquet
@@ -27,7 +24,7 @@ BAR = 24
 
 def show(
     folder: Path | str, console: Console, *, split: str = "train", rows: int = 16, seed: int = 0
-) -> tuple[pa.Table, Sensor | None]:
+) -> tuple[pa.Table, pa.Schema]:
     """Print a split's size, classes and statistics, and draw rows for the sheet.
 
     Args:
@@ -38,7 +35,7 @@ def show(
         seed: another one draws other rows.
 
     Returns:
-        the drawn rows in order of their ids, and the sensor of recordings.
+        the drawn rows in order of their ids, and the schema of the files.
 
     Raises:
         UserError: no such dataset or split.
@@ -46,17 +43,16 @@ def show(
     checked = read_split(folder, split)
     with open_parquet(checked.files[0]) as parquet:
         schema = parquet.schema_arrow
-    chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM, rank=0, world_size=1)
+    chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM)
     table = read_rows(checked.layout.holding(chosen), chosen)
-    names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
-    console.print(_classes(checked.class_counts, [str(n) for n in names]))
-    for line in _told(folder, split):
+    console.print(_classes(checked.class_counts, class_names(schema)))
+    for line in _statistics(folder, split):
         console.print(line, highlight=False)
-    return table, Sensor.of(schema)
+    return table, schema
 
 
-def contact_sheet(table: pa.Table, sensor: Sensor | None, path: Path, names: tuple[str, ...] = ()) -> None:
+def contact_sheet(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     """Write the rows as a PNG: one cell an image, one line an event recording or its frames.
 
     Events show ON in red and OFF in blue, brighter where there are more.
@@ -66,20 +62,20 @@ def contact_sheet(table: pa.Table, sensor: Sensor | None, path: Path, names: tup
     """
     from matplotlib.figure import Figure
 
-    pictures = [_pictures(x) for x in _examples(table, sensor)]
-    columns = len(pictures[0]) if len(pictures[0]) > 1 else int(np.ceil(np.sqrt(len(pictures))))
+    pictures = [_pictures(x) for x in _examples(table, Sensor.of(schema))]
+    names, labels = class_names(schema), table.column("label").to_pylist()
+    of_one = len(pictures[0])
+    columns = of_one if of_one > 1 else int(np.ceil(np.sqrt(len(pictures))))
     flat = [p for row in pictures for p in row]
     lines = -(-len(flat) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.5 * lines), dpi=120)
-    labels = table.column("label").to_pylist()
     for k, picture in enumerate(flat):
         axes = figure.add_subplot(lines, columns, k + 1)
         axes.imshow(picture, interpolation="nearest", vmin=0, vmax=255, cmap="gray", aspect="auto")
         axes.set_axis_off()
-        row, frame = divmod(k, len(pictures[0]))
+        row, frame = divmod(k, of_one)
         if frame == 0:
-            label = names[labels[row]] if labels[row] < len(names) else labels[row]
-            axes.set_title(f"{label}", fontsize=7, loc="left", pad=2)
+            axes.set_title(_name(labels[row], names), fontsize=7, loc="left", pad=2)
     figure.tight_layout(pad=0.3)
     write_beside(path, lambda p: figure.savefig(p, format="png"))
 
@@ -113,7 +109,11 @@ def _pictures(x: np.ndarray) -> list[np.ndarray]:
     return out
 
 
-def _classes(found: dict[int, int], names: list[str]) -> Table:
+def _name(label: int, names: tuple[str, ...]) -> str:
+    return names[label] if label < len(names) else str(label)
+
+
+def _classes(found: dict[int, int], names: tuple[str, ...]) -> Table:
     counts = np.zeros(max(len(names), max(found) + 1), np.int64)
     counts[list(found)] = list(found.values())
     table = Table(box=None, header_style="bold")
@@ -121,19 +121,16 @@ def _classes(found: dict[int, int], names: list[str]) -> Table:
         table.add_column(title, justify="right" if title == "examples" else "left")
     shown = np.arange(len(counts)) if len(counts) <= 30 else np.argsort(-counts, kind="stable")[:30]
     for k in shown:
-        name = names[k] if k < len(names) else str(k)
-        table.add_row(name, f"{counts[k]:,}", "█" * round(BAR * counts[k] / counts.max()))
+        table.add_row(_name(k, names), f"{counts[k]:,}", "█" * round(BAR * counts[k] / counts.max()))
     if len(shown) < len(counts):
         table.add_row(f"and {len(counts) - len(shown)} more", "", "")
     return table
 
 
-def _told(folder: Path | str, split: str) -> list[str]:
-    manifest: dict[str, Any] | None = read_json_below(folder, MANIFEST)
-    if manifest is None:
-        return []
-    of_split = manifest["splits"].get(split, {})
-    told = of_split.get("statistics") or manifest.get("statistics", {})
+def _statistics(folder: Path | str, split: str) -> list[str]:
+    """What the manifest tells, if there is one."""
+    manifest = read_json_below(folder, MANIFEST) or {"splits": {}}
+    told = manifest["splits"].get(split, {}).get("statistics") or manifest.get("statistics", {})
     lines = []
     if "mean" in told:
         numbers = (f"{m:.4g} ± {s:.4g}" for m, s in zip(told["mean"], told["std"], strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipelines.config import ClusterConfig, Config
-from pipelines.data.transfer import choose_device
+from pipelines.data.inputs import choose_device
 from pipelines.runs.provenance import read_provenance
 from pipelines.runs.run_folder import CONFIG, read_config
 

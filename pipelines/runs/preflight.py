@@ -18,8 +18,8 @@ from pipelines.data.dataset import (
     describe,
     read_split,
 )
+from pipelines.data.inputs import choose_device
 from pipelines.data.scan import split_files
-from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.storage.paths import uri_of

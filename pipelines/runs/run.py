@@ -16,7 +16,7 @@ from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.console import messages
-from pipelines.data.bad_rows import write_skipped
+from pipelines.data.scan import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import end_without_ray, renew
 from pipelines.runs.placement import give_gpus, placement, settle_engine

@@ -60,74 +60,49 @@ def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[p
     Raises:
         UserError: ids that are not the rows' positions.
     """
+    import ray.data
+
     prepare_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     if score is None:
         level = WaterLevel(0.0, plan.size / plan.population, np.inf, 1.0)
     else:
         level = _water_level(table, score, plan)
-    waiting: dict[int, tuple[int, pa.Table]] = {}
-    expected = 0
-    given = {"score": score, "plan": plan, "level": level}
-    drawn_by = table.map_batches(_drawn, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
-    for part in _rows(drawn_by):
-        columns = {name: part[name].values for name in ("id", "weight", "probability")}
-        waiting[part["first"].as_py()] = part["rows"].as_py(), pa.table(columns)
-        while expected in waiting:  # Ray Data finishes blocks in an order of its own
-            count, drawn = waiting.pop(expected)
-            expected += count
-            if drawn.num_rows:
-                yield drawn
-    _check(not waiting and expected == plan.population, plan)
+    drawn = _mapped(table, _drawn, score=score, plan=plan, level=level)
+    for part in drawn.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if part.num_rows:
+            yield part
 
 
 def _water_level(table: Any, score: str, plan: PoissonDraw) -> WaterLevel:
-    ends: dict[int, int] = {}
     histogram: ScoreHistogram | None = None
-    for row in _gathered(table, _histogram, score=score):
-        ends[int(row["first"])] = int(row["first"] + row["rows"])
+    expected = 0
+    for row in _mapped(table, _histogram, score=score).iter_rows():
+        expected = expected + int(row["rows"]) if row["first"] == expected else -1
+        if expected < 0:
+            break
         counts = int(row["zeros"]), int(row["replaced"])
         found = ScoreHistogram(row["counts"], row["low"], *counts, float(row["top"]))
         histogram = found if histogram is None else histogram + found
-    expected = 0
-    while expected in ends:
-        expected = ends.pop(expected)
-    _check(not ends and expected == plan.population, plan)
-    assert histogram is not None
-    _check(histogram.total == plan.population, plan)
+    if expected != plan.population or histogram is None:
+        what = f"its ids are not 0 to {plan.population - 1:,} in this order"
+        raise UserError("--scores", f"{what}; `spikeprune score` writes them so")
     which = bracketing_bin(histogram, plan.size, plan.alpha)
     given = {"score": score, "which": which, "fill": histogram.completed().top}
-    inside = reduce(add, (row["inside"] for row in _gathered(table, _inside, **given)))
+    inside = reduce(add, (row["inside"] for row in _mapped(table, _inside, **given).iter_rows()))
     return water_level(histogram, which, inside, plan.size, plan.alpha)
 
 
-def _check(whole: bool, plan: PoissonDraw) -> None:
-    if not whole:
-        what = f"its ids are not 0 to {plan.population - 1:,} in this order"
-        raise UserError("--scores", f"{what}; `spikeprune score` writes them so")
-
-
-def _gathered(table: Any, function: Any, **given: Any) -> Iterator[dict[str, Any]]:
-    """What a function makes of each batch, a row each, as they are done."""
-    found = table.map_batches(function, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
-    return found.iter_rows()
-
-
-def _rows(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Rows as Arrow's scalars: Python's own numbers would be slow, and forget that they are float32."""
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for k in range(block.num_rows):
-            yield {name: block.column(name)[k] for name in block.column_names}
-
-
-def _range(batch: pa.Table) -> dict[str, int]:
-    """First id and number of a batch's rows; -1 where its ids do not follow each other."""
-    ids = batch.column("id").to_numpy()
-    follow = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
-    return {"first": int(ids[0]) if follow else -1, "rows": len(ids)}
+def _mapped(table: Any, function: Any, **given: Any) -> Any:
+    return table.map_batches(function, fn_kwargs=given, batch_size=BATCH_ROWS, batch_format="pyarrow")
 
 
 def _histogram(batch: pa.Table, score: str) -> dict[str, Any]:
-    found = _range(batch) | vars(ScoreHistogram.of(batch.column(score).to_numpy()))
+    """One row: the histogram, the first id (-1 where the ids do not follow each other) and the rows."""
+    ids = batch.column("id").to_numpy()
+    follow = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
+    found = vars(ScoreHistogram.of(batch.column(score).to_numpy()))
+    found = {"first": int(ids[0]) if follow else -1, "rows": len(ids), **found}
     return {name: np.asarray(value)[None] for name, value in found.items()}
 
 
@@ -136,8 +111,7 @@ def _inside(batch: pa.Table, score: str, which: int, fill: float) -> dict[str, A
 
 
 def _drawn(batch: pa.Table, score: str | None, plan: PoissonDraw, level: WaterLevel) -> pa.Table:
-    found = _range(batch)
-    n = found["rows"]
+    n = batch.num_rows
     scores = np.zeros(n, np.float32) if score is None else batch.column(score).to_numpy()
     subset = draw(
         level.probabilities(scores),
@@ -145,13 +119,7 @@ def _drawn(batch: pa.Table, score: str | None, plan: PoissonDraw, level: WaterLe
         seed=plan.seed,
         epoch=plan.epoch,
         design="poisson",
-        first_id=max(found["first"], 0),
+        first_id=batch.column("id")[0].as_py(),
         population=plan.population,
     )
-    columns: dict[str, np.ndarray] = {
-        "id": subset.ids,
-        "weight": subset.weights,
-        "probability": subset.probabilities,
-    }
-    lists = {name: pa.LargeListArray.from_arrays([0, len(v)], pa.array(v)) for name, v in columns.items()}
-    return pa.table({name: [value] for name, value in found.items()} | lists)
+    return pa.table({"id": subset.ids, "weight": subset.weights, "probability": subset.probabilities})

@@ -5,19 +5,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from cluster.connect import connect
 from pipelines.config import Config
 from pipelines.config.plugins import own_failures_named, use_own_code
+from pipelines.console import bars
 from pipelines.data.dataset import Split, check_examples, describe, read_split
+from pipelines.data.inputs import Inputs, choose_device
 from pipelines.data.layout import with_source_ids
-from pipelines.data.rows import Inputs
-from pipelines.data.transfer import choose_device
 from pipelines.errors import UserError
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import (
@@ -28,7 +27,7 @@ from pipelines.scoring.scorer import (
     scorers_alone,
     stream_scores,
 )
-from pipelines.storage.atomic import check_beside, write_beside
+from pipelines.storage.atomic import check_beside, write_parquet
 from pipelines.storage.shared import check_shared
 from pruning.examples.scores import SCORES
 from snn.interchange import load_checkpoint
@@ -69,7 +68,8 @@ def rank(
     use_own_code(config)
     train, scored = _read(config, split, console)
     info = describe(train, scored, config.data.path, config.data, config.model.T)
-    model = _network(checkpoint, architecture(config.model, info))
+    described = architecture(config.model, info)
+    model = _network(checkpoint, described)
     scoring = Scoring(
         scores=tuple(names),
         loss=config.train.loss,
@@ -80,28 +80,39 @@ def rank(
     )
     with ExitStack() as stack:
         if config.cluster.launcher == "ray":
-            with console.status("starting Ray" if config.cluster.address is None else "connecting"):
-                cluster = stack.enter_context(connect(config.cluster.address))
-                if cluster.nodes > 1:
-                    check_shared(None, scored.files)
-            weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-            pass_ = ScoringPass(
-                weights=weights,
-                architecture=architecture(config.model, info),
-                scoring=scoring,
-                scorers=scorers_alone(config.cluster),
-            )
-            parts = stream_scores(scored.layout, scored.ids, pass_)
+            parts = _on_ray(config, model, described, scoring, scored, stack, console)
         else:
             device = choose_device(config.cluster.device, torch.cuda.device_count())
             model.to(device)
             parts = (score_layout(p, scored.ids, model, scoring, device) for p in parts_of(scored.layout))
-        bar = stack.enter_context(_bar(console))
-        scores = with_source_ids(scored.layout, (part for part in parts if part.num_rows))
-        counted = _counted(scores, bar, scored.num_examples)
+        parts = with_source_ids(scored.layout, (part for part in parts if part.num_rows))
+        counts = "{task.completed:,}/{task.total:,} examples"
+        bar = stack.enter_context(bars(console, counts, _Rate(), TimeRemainingColumn()))
         metadata = {b"checkpoint": str(checkpoint).encode()}
-        write_beside(output, lambda path: _write(path, counted, metadata, scored.num_examples))
+        write_parquet(output, _counted(parts, bar, scored.num_examples, metadata))
     return scored.num_examples
+
+
+def _on_ray(
+    config: Config,
+    model: SpikingNetwork,
+    described: dict[str, object],
+    scoring: Scoring,
+    scored: Split,
+    stack: ExitStack,
+    console: Console,
+) -> Iterator[pa.Table]:
+    with console.status("starting Ray" if config.cluster.address is None else "connecting"):
+        cluster = stack.enter_context(connect(config.cluster.address))
+        if cluster.nodes > 1:
+            check_shared(None, scored.files)
+    pass_ = ScoringPass(
+        weights={name: tensor.detach() for name, tensor in model.state_dict().items()},
+        architecture=described,
+        scoring=scoring,
+        scorers=scorers_alone(config.cluster),
+    )
+    return stream_scores(scored.layout, scored.ids, pass_)
 
 
 def _read(config: Config, split: str | None, console: Console) -> tuple[Split, Split]:
@@ -116,18 +127,6 @@ def _read(config: Config, split: str | None, console: Console) -> tuple[Split, S
             console.print(f"{rows:,} bad rows are left out", highlight=False)
         train = check_examples(train)
     return train, scored
-
-
-def _write(path: Path, parts: Iterator[pa.Table], metadata: dict[bytes, bytes], expected: int) -> None:
-    first = next(parts).replace_schema_metadata(metadata)
-    written = first.num_rows
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        writer.write_table(first)
-        for part in parts:
-            writer.write_table(part.replace_schema_metadata(metadata))
-            written += part.num_rows
-    if written != expected:
-        raise RuntimeError(f"scored {written} of {expected} rows: the data changed meanwhile")
 
 
 def _network(checkpoint: Path, wanted: dict[str, object]) -> SpikingNetwork:
@@ -146,11 +145,16 @@ def _network(checkpoint: Path, wanted: dict[str, object]) -> SpikingNetwork:
     return model
 
 
-def _counted(parts: Iterator[pa.Table], bar: Progress, total: int) -> Iterator[pa.Table]:
-    task = bar.add_task("scoring", total=total)
+def _counted(
+    parts: Iterator[pa.Table], bar: Progress, total: int, metadata: dict[bytes, bytes]
+) -> Iterator[pa.Table]:
+    task, scored = bar.add_task("scoring", total=total), 0
     for part in parts:
-        bar.advance(task, part.num_rows)
-        yield part
+        scored += part.num_rows
+        bar.update(task, completed=scored)
+        yield part.replace_schema_metadata(metadata)
+    if scored != total:
+        raise RuntimeError(f"scored {scored} of {total} rows: the data changed meanwhile")
 
 
 class _Rate(ProgressColumn):
@@ -159,15 +163,3 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Blank until there is a rate."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.completed:,}/{task.total:,} examples"),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

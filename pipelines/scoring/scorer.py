@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,8 @@ import torch
 from cluster.connect import prepare_data, usable_cpus
 from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import Ids
-from pipelines.data.layout import Layout, chunked, naming_rows, read_rows, select
-from pipelines.data.rows import Inputs, Rows
-from pipelines.data.transfer import to_device
+from pipelines.data.inputs import Inputs, to_device
+from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
 from pipelines.errors import UserError
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer
@@ -74,16 +74,10 @@ def score_table(
     return pa.table({"id": rows.ids, **scores})
 
 
-def part_rows(layout: Layout, cores: int) -> int:
-    """Rows of one task, at least: few enough that every core has some, many enough to be worth a task."""
-    parts = max(PARTS, PARTS_PER_CORE * cores)
-    return min(max(int(layout.rows.sum()) // parts, LEAST_ROWS), MOST_ROWS)
-
-
 def parts_of(layout: Layout, cores: int = 1) -> Iterator[Layout]:
     """The row groups that are scored by one task each. Scores do not depend on how they are parted."""
-    for part in chunked(layout.rows, part_rows(layout, cores)):
-        yield layout.take(part)
+    parts = max(PARTS, PARTS_PER_CORE * cores)
+    return layout.parts(min(max(int(layout.rows.sum()) // parts, LEAST_ROWS), MOST_ROWS))
 
 
 def score_layout(
@@ -275,29 +269,25 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-class _ScoringActor:
+class _ScoringActor(Scorer):
     """A member of a pool of scoring actors."""
 
     def __init__(self, given: list[Any]) -> None:
         import ray
 
-        self._scorer = Scorer(*ray.get(given[0]))
-
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        return self._scorer(block)
+        super().__init__(*ray.get(given[0]))
 
 
-_cached: tuple[str, Scorer] | None = None  # a task's process keeps the network for the pass's other blocks
+@lru_cache(maxsize=1)
+def _scorer(given: Any) -> Scorer:
+    """A task's process keeps the network for the pass's other blocks."""
+    import ray
+
+    return Scorer(*ray.get(given))
 
 
 def _score_block(block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
-    global _cached
-    key = given[0].hex()
-    if _cached is None or _cached[0] != key:
-        import ray
-
-        _cached = (key, Scorer(*ray.get(given[0])))
-    return _cached[1](block)
+    return _scorer(given[0])(block)
 
 
 def mistake(error: BaseException) -> UserError | None:

@@ -1,7 +1,7 @@
 """A subset with its weights, written for people who train elsewhere."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from pipelines.data.layout import with_source_ids
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass
-from pipelines.storage.atomic import check_beside, check_new_folder, write_beside
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, uri_of
+from pipelines.storage.atomic import check_beside, check_new_folder, write_beside, write_parquet
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 from pruning.examples.inclusion import subset_size
 from pruning.examples.policies import Policy, make_policy
 
@@ -76,45 +76,35 @@ def select_subset(
     if filtered is not None:
         check_new_folder("--filtered", filtered)
     data = read_split(folder, split)
-    settings = {
-        "ratio": ratio,
-        "seed": seed,
-        "epochs": epoch + 1,
-        "warmup_epochs": 0,
-        "anneal_epochs": 0,
-        "alpha": alpha,
-        "stale_alpha": alpha,
-        "design": design,
-    }
     large = data.num_examples > IN_MEMORY
-    with _naming_options():
+    try:
         drawn = make_policy(
             policy,
             num_examples=1 if large else data.num_examples,
-            **settings,  # type: ignore[arg-type]
+            ratio=ratio,
+            seed=seed,
+            epochs=epoch + 1,
+            warmup_epochs=0,
+            anneal_epochs=0,
+            alpha=alpha,
+            stale_alpha=alpha,
+            design=design,  # type: ignore[arg-type]  # checked there
         )
+    except ValueError as error:
+        where, _, what = str(error).partition(": ")
+        raise UserError(f"--{where}", what) from None
     if drawn.score is not None and scores is None:
         raise UserError("--scores", f"policy {policy} needs them; `spikeprune score` writes such a file")
     if large:
         plan, score = _plan(drawn, data.num_examples, epoch)
         if scores is not None and score is not None:
             _opened(scores, score).close()
-        with connect(address):
-            told = _write(output, with_source_ids(data.layout, _passes(plan, scores, score)), ratio)
-    else:
-        told = _write(output, with_source_ids(data.layout, _in_memory(drawn, scores, epoch)), ratio)
+    with connect(address) if large else nullcontext():
+        parts = _passes(plan, scores, score) if large else _in_memory(drawn, scores, epoch)
+        told = _write(output, with_source_ids(data.layout, parts), ratio)
     if filtered is not None:
         _write_filtered(folder, split, output, filtered)
     return told
-
-
-@contextmanager
-def _naming_options() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        where, _, what = str(error).partition(": ")
-        raise UserError(f"--{where}", what) from None
 
 
 def _in_memory(policy: Policy, scores: Path | None, epoch: int) -> Iterator[pa.Table]:
@@ -157,21 +147,17 @@ def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterat
 def _write(output: Path, parts: Iterator[pa.Table], ratio: float) -> Selected:
     examples, largest = 0, 0.0
 
-    def write(path: Path) -> None:
+    def counted() -> Iterator[pa.Table]:
         nonlocal examples, largest
-        writer: pq.ParquetWriter | None = None
         for part in parts:
-            writer = writer or pq.ParquetWriter(path, part.schema, compression="zstd")
             examples += part.num_rows
             largest = max(largest, part.column("weight").to_numpy().max(initial=0))
-            writer.write_table(part)
-        if writer is not None:
-            writer.close()
+            yield part
         if not examples:
             what = f"at {ratio:g} the poisson design drew none; lower it, or take --design systematic"
             raise UserError("--ratio", what)
 
-    write_beside(output, write)
+    write_parquet(output, counted())
     return Selected(examples, float(largest))
 
 
@@ -199,9 +185,7 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
     except FileNotFoundError:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            "--scores", f"{path} is not readable Parquet ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError("--scores", f"{path} is not readable Parquet ({short(error)})") from None
     for column in ("id", score):
         if column not in parquet.schema_arrow.names:
             names = ", ".join(parquet.schema_arrow.names)
@@ -212,33 +196,23 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
 def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> None:
     """A dataset of the chosen rows, renumbered, with their weights; other splits are copied."""
     next_id, files = 0, split_files(folder, split)
+
+    def chosen(file: str) -> Iterator[pa.Table]:
+        nonlocal next_id
+        with open_parquet(file) as parquet:
+            if not parquet.metadata.num_rows:
+                yield parquet.schema_arrow.empty_table()
+            for batch in parquet.iter_batches(READ_ROWS):
+                rows = _chosen(pa.Table.from_batches([batch]), subset, next_id)
+                next_id += rows.num_rows
+                yield rows.replace_schema_metadata(parquet.schema_arrow.metadata)
+
     for file in files:
-
-        def write(path: Path, file: str = file) -> None:
-            nonlocal next_id
-            next_id = _filter(file, subset, path, next_id)
-
-        write_beside(below(output, name_of(file)), write)
+        write_parquet(below(output, name_of(file)), chosen(file), ROW_GROUP_ROWS)
     names, dataset = {name_of(file) for file in files}, Folder.of(folder, "data")
     for entry in dataset.files(hidden=False):
         if entry.path.endswith(".parquet") and "/" not in entry.path and entry.path not in names:
             write_beside(below(output, entry.path), partial(dataset.download, entry.path))
-
-
-def _filter(file: str, subset: Path, path: Path, next_id: int) -> int:
-    with open_parquet(file) as parquet:
-        metadata = parquet.schema_arrow.metadata
-        writer: pq.ParquetWriter | None = None
-        for batch in parquet.iter_batches(READ_ROWS):
-            chosen = _chosen(pa.Table.from_batches([batch]), subset, next_id).replace_schema_metadata(
-                metadata
-            )
-            next_id += chosen.num_rows
-            writer = writer or pq.ParquetWriter(path, chosen.schema, compression="zstd")
-            writer.write_table(chosen, row_group_size=ROW_GROUP_ROWS)
-        if writer is not None:
-            writer.close()
-    return next_id
 
 
 def _chosen(rows: pa.Table, subset: Path, next_id: int) -> pa.Table:

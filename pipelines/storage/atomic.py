@@ -3,13 +3,17 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, below, parent, short, uri_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
@@ -116,6 +120,24 @@ def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
         same = there == beside
     if same:
         raise UserError(where, f"{uri or output} lies among the dataset's own files; write it elsewhere")
+
+
+def write_parquet(path: Path | str, tables: "Iterable[pa.Table]", row_group_size: int | None = None) -> None:
+    """Tables of one schema, at least one, one after the other as they come.
+
+    Raises:
+        UserError: as `write_beside`, and what ``tables`` raises; nothing is written then.
+    """
+    import pyarrow.parquet as pq
+
+    def write(partial: Path) -> None:
+        parts = iter(tables)
+        first = next(parts)
+        with pq.ParquetWriter(partial, first.schema, compression="zstd") as writer:
+            for table in chain([first], parts):
+                writer.write_table(table, row_group_size=row_group_size)
+
+    write_beside(path, write)
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import ExamplesConfig, TrainConfig
-from pipelines.data.sample import uniform_sample
-from pipelines.data.transfer import to_device
+from pipelines.data.ids import uniform_sample
+from pipelines.data.inputs import to_device
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import TrainingStep, diagnose, example_gradients, training_bias
 from pruning.examples.inclusion import inclusion_probabilities, subset_size

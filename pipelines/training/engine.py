@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Rows
 from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed
 from pipelines.training.score_table import Drawn, ScoreTable

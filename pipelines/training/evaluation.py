@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipelines.config import TrainConfig
-from pipelines.data.rows import Inputs, Rows
-from pipelines.data.transfer import to_device
+from pipelines.data.inputs import Inputs, to_device
+from pipelines.data.layout import Rows
 from pipelines.training.engine import Engine, HeldOut
 from snn import activity
 from snn.batchnorm import reestimate

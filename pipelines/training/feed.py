@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.decode import Examples
-from pipelines.data.layout import Layout, naming_rows
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Layout, Rows, naming_rows
 from pipelines.training.order import EpochOrder, ShardOrder, Window
 from pipelines.training.trace import part
 from pruning.examples.sampling import shuffled

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from pipelines.config.plugins import own_failures_named
 from pipelines.data.dataset import Split
-from pipelines.data.layout import Layout, naming_rows, read_rows, select
-from pipelines.data.rows import Rows
-from pipelines.data.transfer import choose_device
+from pipelines.data.inputs import choose_device
+from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
 from pipelines.scoring.scorer import Scoring, parts_of, score_layout, score_table
 from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint

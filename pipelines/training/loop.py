@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.rows import Rows
-from pipelines.data.sample import uniform_sample
+from pipelines.data.ids import uniform_sample
+from pipelines.data.layout import Rows
 from pipelines.networks import make_network
 from pipelines.scoring.scorer import Scoring
 from pipelines.training import checkpoint

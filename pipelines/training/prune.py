@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import WeightsConfig
-from pipelines.data.sample import uniform_sample
+from pipelines.data.ids import uniform_sample
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
 from pipelines.training.distortion import measure_distortion
@@ -26,7 +26,7 @@ from pruning.weights.masks import Masks
 from snn.models import SpikingNetwork
 
 if TYPE_CHECKING:
-    from pipelines.data.rows import Rows
+    from pipelines.data.layout import Rows
     from pipelines.training.engine import Engine
     from pipelines.training.worker import Worker
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.config.plugins import OwnCode, activate
-from pipelines.data.layout import Layout, read_rows
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Layout, Rows, read_rows
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import (
     Scoring,

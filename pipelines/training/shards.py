@@ -7,8 +7,7 @@ import pyarrow as pa
 
 from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
-from pipelines.data.layout import chunked, naming_rows
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Rows, chunked, naming_rows
 from pipelines.training.feed import Feed, Reader, ShardFeed
 from pipelines.training.order import shard_order
 from pipelines.training.score_table import Drawn, ScoreTable

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipelines.data.transfer import to_device
+from pipelines.data.inputs import to_device
 from pipelines.errors import UserError
 from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed, Part, decoded

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from pipelines.config import Config
 from pipelines.config.plugins import OwnCode
-from pipelines.data.augment import Augmentation
 from pipelines.data.dataset import DatasetInfo, Split
 from pipelines.data.ids import Ids
-from pipelines.data.rows import Inputs, Rows
+from pipelines.data.inputs import Augmentation, Inputs
+from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.storage.atomic import write_beside

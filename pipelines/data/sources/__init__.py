@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+from pipelines.data.sources.arrays import arrays, cifar, mnist
 from pipelines.data.sources.base import Options, Source
 from pipelines.data.sources.bundled import digits, mnist_sample
+from pipelines.data.sources.event_sets import dvs_gesture, shd
 from pipelines.data.sources.folders import EVENT_SUFFIXES, event_folder, image_folder
-from pipelines.data.sources.gesture import dvs_gesture
-from pipelines.data.sources.pixels import cifar, mnist
-from pipelines.data.sources.spikes import shd
-from pipelines.data.sources.tables import arrays, parquet
+from pipelines.data.sources.tables import parquet
 
 SOURCES: dict[str, Callable[[Options], Source]] = {
     "digits": digits,

@@ -59,7 +59,7 @@ def _version_3(data: bytes) -> Recording:
     if end < 0:
         raise ValueError("is cut short: its header does not end")
     at = data.index(b"\n", end) + 1
-    parts: list[np.ndarray] = []
+    parts = [np.zeros((0, 2), np.int64)]
     while at < len(data):
         if at + 28 > len(data):
             raise ValueError("is cut short within a packet's header")
@@ -73,8 +73,7 @@ def _version_3(data: bytes) -> Recording:
             words[:, 1] += overflow << 31
             parts.append(words)
         at += size * (capacity if at + size * capacity <= len(data) else count)
-    words = np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
-    address, t = words[:, 0], words[:, 1]
+    address, t = np.concatenate(parts).T
     return Recording(t, address >> 17 & 0x7FFF, address >> 2 & 0x7FFF, address >> 1 & 1)
 
 
@@ -84,29 +83,28 @@ _COMPRESSION = {1: "lz4", 2: "lz4", 3: "zstd", 4: "zstd"}
 
 def _version_4(data: bytes) -> tuple[Recording, Sensor | None]:
     at = data.index(b"\n") + 1
-    (size,) = _unpack("<I", data, at)
-    header = _Table.root(data[at + 4 : at + 4 + size])
-    compression, table_at = header.int32(0), header.int64(1, -1)
-    info = header.string(2)
-    streams = _event_streams(info)
-    stream = min(streams) if streams else None
+    size = _number("<I", data, at)
+    header = _Table(data[at + 4 : at + 4 + size])
+    compression, end = header.number(0, "<i"), header.number(1, "<q", -1)
+    streams = _event_streams(header.string(2))
+    if not streams:
+        raise ValueError("has no stream of events")
+    stream = min(streams)
     at += 4 + size
-    end = table_at if 0 < table_at <= len(data) else len(data)
-    parts = []
+    end = end if 0 < end <= len(data) else len(data)
+    parts = [np.zeros(0, _EVENT_4)]
     while at < end:
         identity, size = _unpack("<ii", data, at)
         at += 8
         if size < 0 or at + size > len(data):
             raise ValueError("is cut short within a packet")
-        if stream is not None and identity == stream:
+        if identity == stream:
             packet = _decompressed(data[at : at + size], compression)
-            parts.append(_Table.root(packet[4:]).structs(0, _EVENT_4))
+            parts.append(_Table(packet[4:]).structs(0, _EVENT_4))
         at += size
-    if stream is None:
-        raise ValueError("has no stream of events")
-    events = np.concatenate(parts) if parts else np.zeros(0, _EVENT_4)
-    x, y, p = (events[name].astype(np.int64) for name in "xyp")
-    return Recording(events["t"].astype(np.int64), x, y, p), streams[stream]
+    events = np.concatenate(parts)
+    t, x, y, p = (events[name].astype(np.int64) for name in "txyp")
+    return Recording(t, x, y, p), streams[stream]
 
 
 def _event_streams(info: str) -> dict[int, Sensor | None]:
@@ -125,9 +123,8 @@ def _event_streams(info: str) -> dict[int, Sensor | None]:
         if values.get("typeIdentifier") == "EVTS" and str(node.get("name", "")).isdigit():
             size = {a.get("key"): a.text for child in node.findall("node") for a in child.findall("attr")}
             known = size.get("sizeX") and size.get("sizeY")
-            found[int(str(node.get("name")))] = (
-                Sensor(int(str(size["sizeX"])), int(str(size["sizeY"]))) if known else None
-            )
+            sensor = Sensor(int(str(size["sizeX"])), int(str(size["sizeY"]))) if known else None
+            found[int(str(node.get("name")))] = sensor
     return found
 
 
@@ -145,50 +142,44 @@ def _decompressed(data: bytes, compression: int) -> bytes:
 class _Table:
     """A FlatBuffers table, as far as AEDAT 4 needs it (https://flatbuffers.dev/internals)."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at = data, at
-        (offset,) = _unpack("<i", data, at)
-        self._fields = at - offset
-        (self._size,) = _unpack("<H", data, self._fields)
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, _number("<I", data, 0)
+        self._fields = self._at - _number("<i", data, self._at)
+        self._size = _number("<H", data, self._fields)
 
-    @classmethod
-    def root(cls, data: bytes) -> "_Table":
-        """The table that a buffer begins with."""
-        return cls(data, _unpack("<I", data, 0)[0])
+    def number(self, field: int, layout: str, default: int = 0) -> int:
+        """A number, ``default`` where it is left out."""
+        at = self._place(field)
+        return _number(layout, self._data, at) if at else default
 
-    def int32(self, number: int) -> int:
-        """A number, 0 where it is left out."""
-        at = self._field(number)
-        return int(_unpack("<i", self._data, at)[0]) if at else 0
-
-    def int64(self, number: int, default: int) -> int:
-        """A number."""
-        at = self._field(number)
-        return int(_unpack("<q", self._data, at)[0]) if at else default
-
-    def string(self, number: int) -> str:
+    def string(self, field: int) -> str:
         """Text, empty where it is left out."""
-        start, length = self._vector(number)
+        start, length = self._vector(field)
         return self._data[start : start + length].decode("utf-8", "replace")
 
-    def structs(self, number: int, dtype: np.dtype) -> np.ndarray:
+    def structs(self, field: int, dtype: np.dtype) -> np.ndarray:
         """A vector of structs."""
-        start, length = self._vector(number)
+        start, length = self._vector(field)
         if start + length * dtype.itemsize > len(self._data):
             raise ValueError("has a packet that is cut short")
         return np.frombuffer(self._data, dtype, length, start)
 
-    def _vector(self, number: int) -> tuple[int, int]:
-        at = self._field(number)
+    def _vector(self, field: int) -> tuple[int, int]:
+        """Where it starts, and its length."""
+        at = self._place(field)
         if not at:
             return 0, 0
-        start = at + _unpack("<I", self._data, at)[0]
-        return start + 4, _unpack("<I", self._data, start)[0]
+        start = at + _number("<I", self._data, at)
+        return start + 4, _number("<I", self._data, start)
 
-    def _field(self, number: int) -> int:
-        at = 4 + 2 * number
-        offset = _unpack("<H", self._data, self._fields + at)[0] if at < self._size else 0
+    def _place(self, field: int) -> int:
+        at = 4 + 2 * field
+        offset = _number("<H", self._data, self._fields + at) if at < self._size else 0
         return self._at + offset if offset else 0
+
+
+def _number(layout: str, data: bytes, at: int) -> int:
+    return _unpack(layout, data, at)[0]
 
 
 def _unpack(layout: str, data: bytes, at: int) -> tuple[int, ...]:

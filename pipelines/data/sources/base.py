@@ -1,13 +1,26 @@
-"""What a source of examples is: splits whose rows can be read from any place on, by any process."""
+"""What all sources share: splits that any process reads from any row on, and originals that may be bad.
 
-from collections.abc import Iterator
+Originals are what somebody else has put there: no pickles, no files that grow without end.
+"""
+
+import gzip
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.data.events import Recording, Sensor
+from pipelines.errors import UserError
+from pipelines.storage.paths import Entry, Folder, short
 
+MOST_TIMES, FLOOR_BYTES = 200, 256 << 20
+"""A file may grow so many times when it is decompressed, or to so many bytes."""
 Value = bytes | np.ndarray | Recording
 """An encoded image, raw pixels ``[C, H, W]`` uint8 (or features ``[N]`` float32), or a recording."""
 
@@ -79,3 +92,134 @@ class Options:
     """Order of the columns of event arrays ``[E, 4]``, such as txyp."""
     time_unit: str = "us"
     """Of recorded times that carry no unit: us, ms, s or ns."""
+
+
+def open_originals(path: str | None) -> Folder:
+    """The folder that a user names as a local path, or as a URI such as ``s3://bucket/folder``.
+
+    Raises:
+        UserError: none given, one with a secret, unknown scheme, or no such folder.
+    """
+    if path is None:
+        raise UserError("--input", "is needed: the folder to read")
+    folder = Folder.of(path, "--input")
+    try:
+        found = folder.exists()
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError("--input", f"{path} cannot be opened ({short(error)})") from None
+    if not found:
+        raise UserError("--input", f"{path} does not exist")
+    return folder
+
+
+class Fingerprint:
+    """A hash of what a source consists of."""
+
+    def __init__(self, *parts: object) -> None:
+        self._hash = hashlib.sha256(repr(parts).encode())
+
+    def add(self, entries: Iterable[Entry], place: str = "") -> None:
+        """More files, below ``place``."""
+        before = f"{place}/" if place else ""
+        for path, size, modified in entries:
+            self._hash.update(f"{before}{path}\0{size}\0{modified}\n".encode())
+
+    def result(self) -> str:
+        """Hexadecimal."""
+        return self._hash.hexdigest()
+
+
+def fingerprint_of(folder: Folder, paths: list[str], *parts: object) -> str:
+    """Of a few known files."""
+    found = Fingerprint(*parts)
+    found.add(folder.find(paths))
+    return found.result()
+
+
+def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
+    """The first of several names that exists.
+
+    Raises:
+        UserError: none does; ``what`` says what was looked for.
+    """
+    for path in candidates:
+        if folder.exists(path):
+            return path
+    raise UserError("--input", f"{folder} holds no {what} (looked for {', '.join(candidates)})")
+
+
+def spans(
+    files: Sequence[str], sizes: Sequence[int], start: int, stop: int
+) -> Iterator[tuple[str, int, int]]:
+    """The files that hold rows ``start`` to ``stop`` of all of them, and from where to where in each."""
+    first = 0
+    for file, size in zip(files, sizes, strict=True):
+        low, high = max(start - first, 0), min(stop - first, size)
+        if low < high:
+            yield file, low, high
+        first += size
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Tell failures to read a file that holds many examples from failures to write what is made of them.
+
+    Raises:
+        UserError: in place of what was raised inside.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(path, f"cannot be read ({short(error)})") from None
+
+
+def most_bytes(stored: int) -> int:
+    """What a file of this size may become when it is decompressed."""
+    return max(FLOOR_BYTES, MOST_TIMES * stored)
+
+
+def check_expansion(expanded: int, stored: int) -> None:
+    """That a file does not grow beyond reason.
+
+    Raises:
+        ValueError: it would be larger than `most_bytes` allows when decompressed.
+    """
+    if expanded > most_bytes(stored):
+        raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
+
+
+def decompress(data: bytes) -> bytes:
+    """A gzip file's content.
+
+    Raises:
+        ValueError: it is not whole, or grows beyond reason.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            found = file.read(most_bytes(len(data)) + 1)
+    except Exception as error:  # zlib's own
+        raise ValueError(f"is not a whole gzip file ({error})") from None
+    check_expansion(len(found), len(data))
+    return found
+
+
+def load_numpy(data: bytes, name: str | None = None) -> Any:
+    """The array of a .npy file; of an .npz file that of this name, or all by their names.
+
+    Raises:
+        KeyError: no array of this name.
+        ValueError: it is not whole, holds Python objects, or grows beyond reason.
+    """
+    try:
+        if data.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                check_expansion(sum(member.file_size for member in archive.infolist()), len(data))
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {n: found[n] for n in found.files} if name is None else found[name]
+    except KeyError:
+        raise
+    except Exception as error:  # zipfile's and zlib's own
+        raise ValueError(f"is not whole NumPy data ({error})") from None

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.data.sources.base import Bad, Example, Options, Source
 from pipelines.errors import UserError
 
-Table = tuple[NDArray[np.uint8], NDArray[np.integer]]
-"""Images ``[N, H, W]`` and labels ``[N]``."""
-CLASSES = tuple(str(n) for n in range(10))
+Table = tuple[np.ndarray, np.ndarray]
+"""Images ``[N, H, W]`` uint8 and labels ``[N]``."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,19 @@ def mnist_sample(_: Options) -> Source:
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
         of_class[own] = np.arange(len(own))
-    train = np.random.default_rng(0).permutation(np.flatnonzero(of_class % 5 < 4))
-    return _source(
-        "mnist-sample",
-        _mnist_sample,
-        train,
-        np.flatnonzero(of_class % 5 == 4),
-        "every fifth of a class held out",
-    )
+    held_out = of_class % 5 == 4
+    train = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))
+    test, how = np.flatnonzero(held_out), "every fifth of a class held out"
+    return _source("mnist-sample", _mnist_sample, train, test, how)
 
 
-def _source(
-    name: str,
-    table: Callable[[], Table],
-    train: NDArray[np.integer],
-    test: NDArray[np.integer],
-    split: str,
-) -> Source:
+def _source(name: str, table: Callable[[], Table], train: np.ndarray, test: np.ndarray, split: str) -> Source:
     return Source(
         splits={
             "train": Bundled(table, tuple(train.tolist())),
             "test": Bundled(table, tuple(test.tolist())),
         },
-        class_names=CLASSES,
+        class_names=tuple(str(n) for n in range(10)),
         fingerprint=name,
         notes={"split": split, "order": "as split"},
     )

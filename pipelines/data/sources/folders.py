@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.originals import Fingerprint, open_originals, reason
+from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, open_originals
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder
+from pipelines.storage.paths import Folder, short
 
 TRAIN = ("train", "Train", "training")
 TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
@@ -26,9 +25,9 @@ EVENT_SUFFIXES = {
     "h5": ("h5", "hdf5"),
     "npy": ("npy", "npz"),
 }
-LISTED = 1024  # paths that are turned into Python's strings at once
 _DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
+_Rows = tuple[pa.Array, np.ndarray]  # paths and labels
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,17 @@ class Files:
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
         """See `Split`."""
-        for row in range(start, stop):
-            if (row - start) % LISTED == 0:
-                paths = self.paths.slice(row, min(LISTED, stop - row)).to_pylist()
-            path = paths[(row - start) % LISTED]
+        paths = self.paths.slice(start, stop - start).to_pylist()
+        for path, label in zip(paths, self.labels[start:stop].tolist(), strict=True):
             try:
                 data = self.folder.read(path)
-                value = data if self.reader is None else self.reader.read(path, data)[0]
                 if not data:
                     raise ValueError("zero bytes")
+                value = data if self.reader is None else self.reader.read(path, data)[0]
             except (OSError, ValueError) as error:
-                yield Bad(path, reason(error))
+                yield Bad(path, short(error))
             else:
-                yield Example(value, int(self.labels[row]), path)
+                yield Example(value, label, path)
 
 
 def image_folder(options: Options) -> Source:
@@ -99,13 +96,13 @@ def _open(
     if not classes:
         raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
     rng = np.random.default_rng(options.split_seed)
-    parts = (
-        {split: listing.rows(split, classes) for split in places}
-        if official
-        else _held_out(listing.rows("train", classes), options, rng)
-    )
+    rows = {split: listing.rows(split, classes) for split in places}
+    how = "official"
+    if not official:
+        rows = _held_out(rows["train"], options.test_share, rng)
+        how = f"{options.test_share:.0%} of every class held out, drawn with seed {options.split_seed}"
     splits = {}
-    for split, (paths, labels) in parts.items():
+    for split, (paths, labels) in rows.items():
         if len(paths) == 0:
             raise UserError(
                 "--input", f"{folder} leaves the {split} split empty; add files, or change --test-share"
@@ -113,7 +110,7 @@ def _open(
         order = rng.permutation(len(paths))  # every shard holds all classes
         splits[split] = Files(folder, paths.take(pa.array(order)), labels[order], reader)
     if reader is not None and sensor is None:
-        sensor = _told(splits["train"], reader)
+        sensor = _sensor(splits["train"], reader)
     return Source(
         splits=dict(splits),
         class_names=tuple(classes),
@@ -121,7 +118,7 @@ def _open(
         fingerprint=listing.fingerprint.result(),
         bad=tuple(listing.bad),
         notes={
-            "split": "official" if official else _share(options),
+            "split": how,
             "order": f"shuffled with seed {options.split_seed}",
             "ignored_files": listing.ignored,
         },
@@ -133,16 +130,14 @@ def _places(folder: Folder) -> dict[str, str]:
     try:
         names = folder.folders()
     except OSError as error:
-        raise UserError("--input", f"{folder} cannot be read ({reason(error)})") from None
+        raise UserError("--input", f"{folder} cannot be read ({short(error)})") from None
     train = next((n for n in TRAIN if n in names), None)
+    if train is None:
+        return {"train": ""}
     held_out = [n for n in TEST if n in names]
     # ImageNet's test folder has no classes: its val folder is meant.
     test = next((n for n in held_out if _has_folders(folder.below(n))), held_out[0] if held_out else None)
-    if train is None:
-        return {"train": ""}
-    if test is None:
-        return {"train": train}
-    return {"train": train, "test": test}
+    return {"train": train} if test is None else {"train": train, "test": test}
 
 
 def _has_folders(folder: Folder) -> bool:
@@ -164,21 +159,20 @@ class _Listing:
 
     def add(self, split: str, place: str) -> None:
         """List the class folders below ``place``."""
-        below = self._folder.below(place) if place else self._folder
         try:
-            classes = below.folders()
+            classes = (self._folder.below(place) if place else self._folder).folders()
         except OSError as error:
-            self.bad.append(Bad(place, reason(error)))
+            self.bad.append(Bad(place, short(error)))
             return
-        self._found[split], suffixes = {}, frozenset(self._suffixes)
+        self._found[split] = {}
         for name in classes:
             path = f"{place}/{name}" if place else name
             try:
-                entries = list(self._folder.below(path).files(hidden=False))
+                entries = self._folder.below(path).files(hidden=False)
             except OSError as error:
-                self.bad.append(Bad(path, reason(error)))
+                self.bad.append(Bad(path, short(error)))
                 continue
-            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in suffixes]
+            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
             self.ignored += len(entries) - len(wanted)
             if not wanted:
                 self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
@@ -191,34 +185,27 @@ class _Listing:
         names = {name for found in self._found.values() for name, paths in found.items() if len(paths)}
         return sorted(names, key=_natural)
 
-    def rows(self, split: str, classes: list[str]) -> tuple[pa.Array, np.ndarray]:
+    def rows(self, split: str, classes: list[str]) -> _Rows:
         """Paths and labels, class by class."""
         found = self._found.get(split, {})
-        empty = pa.array([], pa.string())
-        paths = [found.get(name, empty) for name in classes]
+        paths = [found.get(name, pa.array([], pa.string())) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(p) for p in paths])
         return pa.concat_arrays(paths), labels.astype(np.int32)
 
 
-def _held_out(
-    rows: tuple[pa.Array, np.ndarray], options: Options, rng: np.random.Generator
-) -> dict[str, tuple[pa.Array, np.ndarray]]:
+def _held_out(rows: _Rows, share: float, rng: np.random.Generator) -> dict[str, _Rows]:
     """The same share of every class as test rows, drawn from the files in natural order."""
     paths, labels = rows
     test = np.zeros(len(paths), bool)
     for k in np.unique(labels):
         of_class = np.flatnonzero(labels == k)
-        test[rng.permutation(of_class)[: round(options.test_share * len(of_class))]] = True
-    return {
-        "train": (paths.filter(pa.array(~test)), labels[~test]),
-        "test": (paths.filter(pa.array(test)), labels[test]),
-    }
+        test[rng.permutation(of_class)[: round(share * len(of_class))]] = True
+    return {s: (paths.filter(pa.array(of)), labels[of]) for s, of in (("train", ~test), ("test", test))}
 
 
-def _told(split: Files, reader: Reader) -> Sensor:
+def _sensor(split: Files, reader: Reader) -> Sensor:
     """The sensor that the first readable recording tells of."""
-    for row in range(min(split.rows, 16)):
-        path = split.paths[row].as_py()
+    for path in split.paths.slice(0, 16).to_pylist():
         try:
             sensor = reader.read(path, split.folder.read(path))[1]
         except (OSError, ValueError):
@@ -238,7 +225,3 @@ def _natural(text: str) -> list[Any]:
 
 def _globs(suffixes: tuple[str, ...]) -> str:
     return ", ".join(f"*.{s}" for s in sorted(set(suffixes))[:6])
-
-
-def _share(options: Options) -> str:
-    return f"{options.test_share:.0%} of every class held out, drawn with seed {options.split_seed}"

@@ -1,7 +1,7 @@
 """Files of one recording each: N-MNIST's .bin, AEDAT, and events in .npy, .npz and HDF5."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.data.events import Recording, Sensor
 from pipelines.data.sources.aedat import read_aedat
-from pipelines.data.sources.untrusted import check_expansion, load_numpy
+from pipelines.data.sources.base import check_expansion, load_numpy
 
 _NAMES = {
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
@@ -38,27 +38,25 @@ class Reader:
         Raises:
             ValueError: the file is not what its name says, or is cut short.
         """
-        if not data:
-            raise ValueError("zero bytes")
         suffix = path.rpartition(".")[2].lower()
         if suffix in ("aedat", "aedat4"):
             recording, sensor = read_aedat(data, cifar10_dvs=self.cifar10_dvs)
-            return _from_zero(recording), sensor
+            start = recording.t.min() if len(recording.t) else 0
+            return recording._replace(t=recording.t - start), sensor
         if suffix in ("bin", "bs2"):
             return read_nmnist(data), Sensor(34, 34)
-        return self._in_microseconds(_ARRAYS[suffix](self, data)), None
+        found = _hdf5(data) if suffix in ("h5", "hdf5") else self._numpy(data)
+        t, *rest = (np.asarray(v) for v in found)
+        return Recording(self._microseconds(t), *(v.astype(np.int64) for v in rest)), None
 
-    def _in_microseconds(self, r: Recording) -> Recording:
-        t = np.asarray(r.t)
-        scaled = t if self.time_unit == "us" and t.dtype.kind in "iu" else self._rounded(t)
-        return Recording(scaled, *(np.asarray(v).astype(np.int64) for v in r[1:]))
-
-    def _rounded(self, t: np.ndarray) -> np.ndarray:
+    def _microseconds(self, t: np.ndarray) -> np.ndarray:
+        if self.time_unit == "us" and t.dtype.kind in "iu":
+            return t
         if not np.isfinite(t).all():
             raise ValueError("has times that are not numbers")
         return np.rint(t.astype(np.float64) * _MICROSECONDS[self.time_unit]).astype(np.int64)
 
-    def _npy(self, data: bytes) -> Recording:
+    def _numpy(self, data: bytes) -> Recording:
         array = load_numpy(data)
         if isinstance(array, dict):
             return _named(array)
@@ -69,32 +67,6 @@ class Reader:
         if self.columns is None:
             raise ValueError("has rows without names; give their order, such as --columns txyp")
         return Recording(*(array[:, self.columns.index(c)] for c in "txyp"))
-
-    def _npz(self, data: bytes) -> Recording:
-        return self._npy(data)
-
-    def _hdf5(self, data: bytes) -> Recording:
-        import h5py
-
-        try:
-            with h5py.File(io.BytesIO(data), "r") as file:
-                place = _within(file, "events") if "events" in file else file
-                if isinstance(place, h5py.Dataset):
-                    array = _values(place, len(data))
-                    return _named({n: array[n] for n in array.dtype.names or ()})
-                found = {name: _within(place, name) for name in place}
-                columns = {n: v for n, v in found.items() if isinstance(v, h5py.Dataset)}
-                return _named({name: _values(v, len(data)) for name, v in columns.items()})
-        except OSError as error:
-            raise ValueError(f"is not a whole HDF5 file ({error})") from None
-
-
-_ARRAYS: dict[str, Callable[[Reader, bytes], Recording]] = {
-    "npy": Reader._npy,
-    "npz": Reader._npz,
-    "h5": Reader._hdf5,
-    "hdf5": Reader._hdf5,
-}
 
 
 def read_nmnist(data: bytes) -> Recording:
@@ -109,15 +81,25 @@ def read_nmnist(data: bytes) -> Recording:
         raise ValueError(f"is cut short: {len(data)} bytes are no multiple of 5")
     rows = np.frombuffer(data, np.uint8).reshape(-1, 5).astype(np.int64)
     x, y = rows[:, 0], rows[:, 1]
-    t = (rows[:, 2] & 127) << 16 | rows[:, 3] << 8 | rows[:, 4]
     overflow = y == 240
-    t = t + (np.cumsum(overflow) << 13)
-    event = ~overflow
-    return Recording(t[event], x[event], y[event], rows[event, 2] >> 7)
+    t = ((rows[:, 2] & 127) << 16 | rows[:, 3] << 8 | rows[:, 4]) + (np.cumsum(overflow) << 13)
+    return Recording(t, x, y, rows[:, 2] >> 7).take(~overflow)
 
 
-def _from_zero(r: Recording) -> Recording:
-    return r._replace(t=r.t - r.t.min()) if len(r.t) else r
+def _hdf5(data: bytes) -> Recording:
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            place = _within(file, "events") if "events" in file else file
+            if isinstance(place, h5py.Dataset):
+                array = _values(place, len(data))
+                return _named({n: array[n] for n in array.dtype.names or ()})
+            found = {name: _within(place, name) for name in place}
+            columns = {n: v for n, v in found.items() if isinstance(v, h5py.Dataset)}
+            return _named({name: _values(v, len(data)) for name, v in columns.items()})
+    except OSError as error:
+        raise ValueError(f"is not a whole HDF5 file ({error})") from None
 
 
 def _within(group: Any, name: str) -> Any:

@@ -1,8 +1,10 @@
-"""Sources that are tables already: Parquet (the Hugging Face layout) and NumPy arrays."""
+"""Parquet files, by the Hugging Face layout or our own, and recordings of our own as event frames."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -10,15 +12,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import is_encoded, is_numeric
-from pipelines.data.events import Recording, Sensor, from_arrow, is_events
-from pipelines.data.sources.base import Bad, Example, Options, Source
-from pipelines.data.sources.originals import Fingerprint, fingerprint_of, open_originals, reading, reason
-from pipelines.data.sources.splits import by_split
-from pipelines.data.sources.untrusted import load_numpy
+from pipelines.data.events import By, Frames, Recording, Sensor, is_events, smallest
+from pipelines.data.scan import class_names, split_files
+from pipelines.data.sources.base import (
+    Bad,
+    Example,
+    Fingerprint,
+    Options,
+    Source,
+    fingerprint_of,
+    open_originals,
+    reading,
+    spans,
+)
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder
+from pipelines.storage.paths import Folder, name_of, open_parquet, short
 
-READ_ROWS = 256
+READ_ROWS = 32  # at once; recordings are up to megabytes
+_WORDS = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_BEGINS = re.compile(r"train|test|validation|valid|val(?![a-z])")  # values.parquet is no validation
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,8 @@ class ParquetRows:
     label: str
     ids: str | None = None
     """Of their own ids."""
+    path: str | None = None
+    """Of the originals' names."""
 
     @property
     def rows(self) -> int:
@@ -42,54 +62,50 @@ class ParquetRows:
 
     def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
         """See `Split`. Only the row groups that hold the rows are read."""
-        first = 0
-        for path, size in zip(self.files, self.sizes, strict=True):
-            low, high = max(start - first, 0), min(stop - first, size)
-            if low < high:
-                with reading(self.folder.at(path)):
-                    yield from self._span(path, low, high)
-            first += size
+        for file, low, high in spans(self.files, self.sizes, start, stop):
+            with reading(self.folder.at(file)):
+                yield from self._span(file, low, high)
 
     def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
+        names = [*self.columns, self.label, *(n for n in (self.ids, self.path) if n)]
         with self.folder.open(path) as stream, pq.ParquetFile(stream) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             begins = np.concatenate([[0], np.cumsum(sizes)])
             groups = [g for g in range(len(sizes)) if begins[g] < high and begins[g + 1] > low]
             row = int(begins[groups[0]])
-            names = [*self.columns, self.label, *([self.ids] if self.ids else [])]
             for batch in file.iter_batches(READ_ROWS, groups, columns=names):
-                cut = slice(max(low - row, 0), min(high - row, batch.num_rows))
-                if cut.start < cut.stop:
-                    part = batch.slice(cut.start, cut.stop - cut.start)
-                    yield from self._examples(part, f"{path}#", row + cut.start)
+                first, last = max(low - row, 0), min(high - row, batch.num_rows)
+                if first < last:
+                    yield from self._examples(batch.slice(first, last - first), f"{path}#", row + first)
                 row += batch.num_rows
 
     def _examples(self, batch: pa.RecordBatch, name: str, row: int) -> Iterator[Example | Bad]:
-        labels = batch.column(self.label).to_pylist()
+        def listed(column: str | None) -> list[Any]:
+            return batch.column(column).to_pylist() if column else [None] * batch.num_rows
+
         parts = [batch.column(c) for c in self.columns]
-        kept = batch.column(self.ids).to_pylist() if self.ids else [None] * len(labels)
-        recordings = from_arrow(parts[0]) if is_events(parts[0].type) else None
-        for k, label in enumerate(labels):
-            where = f"{name}{row + k}"
-            values = [part[k] for part in parts]
+        if is_events(parts[0].type):
+            fields = dict(zip((f.name for f in parts[0].type), parts[0].flatten(), strict=True))
+            parts = [fields[c] for c in "txyp"]
+        rows = zip(listed(self.label), listed(self.path), listed(self.ids), strict=True)
+        for k, (label, path, own) in enumerate(rows):
+            where, values = path or f"{name}{row + k}", [part[k] for part in parts]
             if label is None or any(not v.is_valid for v in values):
                 yield Bad(where, "has no label" if label is None else "has no image")
             elif len(values) == 4:
                 recording = Recording(*(v.values.to_numpy().astype(np.int64) for v in values))
-                yield Example(recording, int(label), where, kept[k])
-            elif recordings is not None:
-                recording = Recording(*(v.astype(np.int64) for v in recordings[k]))
-                yield Example(recording, int(label), where, kept[k])
+                yield Example(recording, int(label), where, own)
             elif is_numeric(parts[0].type):
-                yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where, kept[k])
+                yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where, own)
             else:
-                value = values[0].as_py()
-                data, path = (value["bytes"], value.get("path")) if isinstance(value, dict) else (value, None)
-                yield Example(data or b"", int(label), path or where, kept[k])
+                data = values[0].as_py()
+                if isinstance(data, dict):
+                    data, where = data["bytes"], data.get("path") or where
+                yield Example(data or b"", int(label), where, own)
 
 
 def parquet(options: Options) -> Source:
-    """Files named after their split (`pipelines.data.sources.splits`), numbered as they come.
+    """Files named after their split (see `split_of`), numbered as they come.
 
     The image column holds encoded images (bytes, or a struct with bytes) or lists of numbers, or the columns
     t, x, y and p hold events; the label column holds integers. Their names are found by their types. A
@@ -101,111 +117,67 @@ def parquet(options: Options) -> Source:
     named = by_split(e.path for e in entries)
     found = Fingerprint("parquet", options.sensor, named)
     found.add(entries)
-    splits: dict[str, Any] = {}
-    schema: pa.Schema | None = None
-    for split, names in (("train", ("train",)), ("test", ("test", "validation"))):
-        files = next((named[n] for n in names if n in named), ())
-        if not files:
-            raise UserError("--input", f"{folder} holds no {' or '.join(names)}*.parquet")
-        sizes = []
-        for file in files:
-            told, size = _footer(folder, file)
-            schema = schema or told
-            if not told.equals(schema):
-                raise UserError(folder.at(file), "has other columns than the files before")
-            sizes.append(size)
-        assert schema is not None
-        columns, label = _columns(schema, folder.at(files[0]))
-        ids = next((n for n in ("source_id", "id") if source_id_kind(schema, n)), None)
-        splits[split] = ParquetRows(folder, files, tuple(sizes), columns, label, ids)
-    assert schema is not None
+    files = {"train": named.get("train", ()), "test": named.get("test") or named.get("validation", ())}
+    for split, wanted in (("train", "train"), ("test", "test or validation")):
+        if not files[split]:
+            raise UserError("--input", f"{folder} holds no {wanted}*.parquet")
+    footers = {file: _footer(folder, file) for paths in files.values() for file in paths}
+    schema = footers[files["train"][0]][0]
+    for file, (other, _) in footers.items():
+        if not other.equals(schema):
+            raise UserError(folder.at(file), "has other columns than the files before")
+    columns, label = _columns(schema, folder.at(files["train"][0]))
+    ids = next((n for n in ("source_id", "id") if _kept_as(schema, n)), None)
+    path = "path" if _kept_as(schema, "path") == "string" else None
     sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
     events = len(columns) == 4 or is_events(schema.field(columns[0]).type)
     if events and sensor is None:
         raise UserError("--sensor", "is needed: width and height, which these files do not tell")
     return Source(
-        splits=splits,
-        class_names=class_names(schema, label),
+        splits={
+            split: ParquetRows(folder, paths, tuple(footers[p][1] for p in paths), columns, label, ids, path)
+            for split, paths in files.items()
+        },
+        class_names=class_names(schema) or _huggingface_names(schema, label),
         sensor=sensor if events else None,
-        source_id=source_id_kind(schema, ids or ""),
+        source_id=_kept_as(schema, ids) if ids else None,
         fingerprint=found.result(),
         notes={"split": "by file name", "order": "as in the files"},
     )
 
 
-@dataclass(frozen=True)
-class ArrayRows:
-    """A split of two arrays in .npy or .npz files."""
+def split_of(path: str) -> str | None:
+    """``train``, ``test`` or ``validation``: the file's name tells, else the nearest folder that does.
 
-    folder: Folder
-    x: tuple[str, str | None]
-    """File and, for .npz, the array's name."""
-    y: tuple[str, str | None]
-    rows: int
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        values, labels = load_array(self.folder, *self.x), load_array(self.folder, *self.y)
-        for row in range(start, stop):
-            value = np.asarray(values[row])
-            if value.ndim == 1:
-                value = value.astype(np.float32)
-            elif value.ndim == 2:
-                value = value[None]
-            elif value.shape[0] not in (1, 3):
-                value = np.ascontiguousarray(value.transpose(2, 0, 1))
-            yield Example(value, int(labels[row]), f"{self.x[0]}#{row}")
-
-
-def arrays(options: Options) -> Source:
-    """``{train,test}.npz`` with x and y, ``{train,test}_{x,y}.npy``, or one .npz with x_train, y_train, ...
-
-    ``x`` is uint8 ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or numbers ``[N, D]``.
-    ``y`` is ``[N]``.
-    """
-    folder = open_originals(options.input)
-    places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
-    single = options.input is not None and options.input.endswith(".npz")
-    if single:
-        root, _, name = folder.root.rpartition("/")
-        folder = replace(folder, root=root or ".")
-        places = {s: ((name, f"x_{s}"), (name, f"y_{s}")) for s in ("train", "test")}
-    elif folder.exists("train.npz"):
-        places = {s: ((f"{s}.npz", "x"), (f"{s}.npz", "y")) for s in ("train", "test")}
-    else:
-        places = {s: ((f"{s}_x.npy", None), (f"{s}_y.npy", None)) for s in ("train", "test")}
-    splits, most, shape = {}, 0, None
-    for split, (x, y) in places.items():
-        values, labels = load_array(folder, *x), load_array(folder, *y)
-        _check_arrays(folder.at(x[0]), values, labels)
-        if shape not in (None, values.shape[1:]):
-            raise UserError(folder.at(x[0]), f"holds examples of shape {values.shape[1:]}, train of {shape}")
-        shape, most = values.shape[1:], max(most, int(labels.max()))
-        splits[split] = ArrayRows(folder, x, y, len(labels))
-    files = sorted({f for pair in places.values() for f, _ in pair})
-    return Source(
-        splits=dict(splits),
-        class_names=tuple(str(k) for k in range(most + 1)),
-        fingerprint=fingerprint_of(folder, files, "numpy"),
-        notes={"split": "by name", "order": "as in the arrays"},
-    )
-
-
-def load_array(folder: Folder, file: str, name: str | None) -> np.ndarray:
-    """An array of a .npy file (mapped into memory where it lies on a local disk) or of an .npz file.
+    Returns:
+        ``None`` where no part of the path begins with such a word.
 
     Raises:
-        UserError: no such file or array, or Python objects in it.
+        UserError: the name tells one split, and a folder called exactly after another holds the file.
     """
-    from pyarrow import fs
+    parts = PurePosixPath(path).parts[::-1]
+    told = next((_WORDS[found[0]] for part in parts if (found := _BEGINS.match(part))), None)
+    for folder in parts[1:]:
+        if _WORDS.get(folder, told) != told:
+            raise UserError(
+                "--input",
+                f"{path} is named as both {told} and {_WORDS[folder]}; move it, or let --input name a folder "
+                "further down",
+            )
+    return told
 
-    try:
-        if name is None and isinstance(folder.filesystem, fs.LocalFileSystem):
-            return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
-        found = load_numpy(folder.read(file), name)
-        return np.asarray(found)
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(folder.at(file), f"cannot be read ({reason(error)})") from None
+
+def by_split(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The files of every split that has any, in their order; others are left out.
+
+    Raises:
+        UserError: a file of two splits.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        if (split := split_of(path)) is not None:
+            found[split] = (*found.get(split, ()), path)
+    return found
 
 
 def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
@@ -213,7 +185,7 @@ def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
         with folder.open(file) as stream, pq.ParquetFile(stream) as opened:
             return opened.schema_arrow, opened.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(folder.at(file), f"is not a readable Parquet file ({reason(error)})") from None
+        raise UserError(folder.at(file), f"is not a readable Parquet file ({short(error)})") from None
 
 
 def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
@@ -226,41 +198,71 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
         return tuple("txyp"), label
     images = [n for n in ("image", "img") if n in schema.names]
     images += [f.name for f in schema if f.name not in images and is_encoded(f.type)]
-    kinds = {n: schema.field(n).type for n in images}
-    fitting = [n for n, kind in kinds.items() if is_encoded(kind) or is_numeric(kind) or is_events(kind)]
-    if not fitting:
-        raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
-    return (fitting[0],), label
+    for name in images:
+        kind = schema.field(name).type
+        if is_encoded(kind) or is_numeric(kind) or is_events(kind):
+            return (name,), label
+    raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
 
 
-def source_id_kind(schema: pa.Schema, name: str = "source_id") -> Literal["int64", "string"] | None:
-    """How a column of ids is kept, if there is one and it can be."""
-    if name not in schema.names:
-        return None
-    kind = schema.field(name).type
+def _kept_as(schema: pa.Schema, name: str) -> Literal["int64", "string"] | None:
+    """How a column of ids or names is kept, if there is one and it can be."""
+    kind = schema.field(name).type if name in schema.names else pa.null()
     if pa.types.is_integer(kind):
         return "int64"
     return "string" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
-def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """From our own metadata or Hugging Face's; none where neither tells."""
-    metadata = schema.metadata or {}
-    if raw := metadata.get(b"class_names"):
-        return tuple(str(n) for n in json.loads(raw))
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+def _huggingface_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = told.get("info", {}).get("features", {})
     return tuple(str(n) for n in features.get(label, {}).get("names", ()))
 
 
-def _check_arrays(where: str, values: np.ndarray, labels: np.ndarray) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(values) or not len(labels):
-        raise UserError(where, f"{labels.dtype} labels of shape {labels.shape} do not fit {len(values)} rows")
-    if labels.min() < 0:
-        raise UserError(where, f"label {labels.min()} is out of range; labels start at 0")
-    numbers = values.ndim == 2 and values.dtype.kind in "iuf"
-    pixels = values.ndim in (3, 4) and values.dtype == np.uint8
-    if not (numbers or pixels):
-        raise UserError(
-            where,
-            f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers",
-        )
+@dataclass(frozen=True)
+class FramedRows:
+    """A split of recordings, as frames."""
+
+    recordings: ParquetRows
+    frames: Frames
+
+    @property
+    def rows(self) -> int:
+        """See `Split`."""
+        return self.recordings.rows
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`."""
+        for row in self.recordings.read(start, stop):
+            if isinstance(row, Example) and isinstance(row.value, Recording):
+                try:
+                    row = row._replace(value=smallest(self.frames.count(row.value)))
+                except ValueError as error:
+                    row = Bad(row.path, str(error))
+            yield row
+
+
+def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -> tuple[Source, Frames]:
+    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`.
+
+    Raises:
+        UserError: a dataset of something else, or a size beyond the sensor.
+    """
+    files = {split: split_files(folder, split) for split in ("train", "test")}
+    with open_parquet(files["train"][0]) as file:
+        schema = file.schema_arrow
+    sensor = Sensor.of(schema)
+    if sensor is None or "image" not in schema.names or not is_events(schema.field("image").type):
+        raise UserError(folder, "holds no recordings of events, or does not tell their sensor_size")
+    frames = Frames.of(sensor, T=T, by=by, size=size, where="--size")
+    rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
+    recordings = parquet(Options(input=folder))
+    names = [name_of(path) for paths in files.values() for path in paths]
+    source = Source(
+        splits={s: FramedRows(r, frames) for s, r in recordings.splits.items() if isinstance(r, ParquetRows)},
+        class_names=recordings.class_names,
+        source_id=_kept_as(schema, "source_id"),
+        fingerprint=fingerprint_of(Folder.of(folder, "data.path"), names, rule),
+        notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
+    )
+    return source, frames

@@ -15,17 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.data.cache import FramedRows
 from pipelines.data.dataset import read_split
-from pipelines.data.events import Sensor
-from pipelines.data.frames import Frames
+from pipelines.data.events import Frames, Sensor
 from pipelines.data.ingest import Writing, ingest
-from pipelines.data.shards import Layout, write_shard
+from pipelines.data.manifest import verify
+from pipelines.data.shards import Format, write_shard
 from pipelines.data.sources import SOURCES
+from pipelines.data.sources.arrays import Arrays, _idx_pair
 from pipelines.data.sources.base import Options, Split
-from pipelines.data.sources.pixels import Arrays
-from pipelines.data.sources.spikes import SpikeTrains
-from pipelines.data.verify import verify
+from pipelines.data.sources.event_sets import SpikeTrains
+from pipelines.data.sources.tables import FramedRows, ParquetRows
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from tests.pipelines.data import writers
@@ -316,9 +315,9 @@ def test_a_source_that_cannot_be_read_is_not_called_unwritable(tmp_path: Path, h
         train.write_bytes(data)
     else:
         train.unlink()
-    layout = Layout(class_names=(), sensor=None, group_rows=100, size=None, shape=(50,), on_bad="refuse")
+    format = Format(class_names=(), sensor=None, group_rows=100, size=None, shape=(50,), on_bad="refuse")
     with pytest.raises(UserError, match=r"/in/train.parquet: cannot be read \([^\n]+\)$"):
-        write_shard(source.splits["train"], 100, 200, str(tmp_path), "train-00001.parquet", layout)
+        write_shard(source.splits["train"], 100, 200, str(tmp_path), "train-00001.parquet", format)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -328,9 +327,9 @@ def test_files_that_vanish_are_named(tmp_path: Path, source: str) -> None:
     folder = Folder.of(str(tmp_path))
     frames = Frames.of(Sensor(4, 4), T=2, by="time", size=None, where="--size")
     splits: dict[str, Split] = {
-        "mnist": Arrays(folder, ("gone",), (3,), "mnist"),
+        "mnist": Arrays(folder, ("gone",), (3,), _idx_pair),
         "shd": SpikeTrains(folder, "gone", 3),
-        "frames": FramedRows((str(file),), (3,), frames),
+        "frames": FramedRows(ParquetRows(folder, ("gone",), (3,), ("image",), "label"), frames),
     }
     with pytest.raises(UserError, match=f"{file}: cannot be read \\(.*No such file or directory"):
         next(iter(splits[source].read(0, 3)))

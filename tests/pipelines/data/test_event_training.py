@@ -13,7 +13,7 @@ from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
-from pipelines.data.rows import Inputs
+from pipelines.data.inputs import Inputs
 from pipelines.errors import UserError
 from pipelines.runs.preflight import check_data
 from pipelines.runs.run import run

@@ -9,18 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import layout as reading
-from pipelines.data import raw
 from pipelines.data.dataset import read_split
-from pipelines.data.decode import decode
+from pipelines.data.decode import decode, pack
 from pipelines.data.events import EVENTS, EventBatch
-from pipelines.data.layout import read_rows
-from pipelines.data.rows import Rows
+from pipelines.data.layout import Rows, read_rows
 
 ROWS = 10
 
 
 def _packed() -> list[bytes]:
-    return [raw.pack(np.full((1, 2, 2), i, np.uint8)) for i in range(ROWS)]
+    return [pack(np.full((1, 2, 2), i, np.uint8)) for i in range(ROWS)]
 
 
 COLUMNS: dict[str, tuple[Any, pa.DataType]] = {
@@ -77,3 +75,27 @@ def test_columns_are_read_with_room_for_any_size(
         assert np.array_equal(got, expected)
     assert rows.share(1, 2).table(np.array([3, 9])).column("image").to_pylist() == [values()[3], values()[9]]
     assert read_rows(split.layout, np.zeros(0, np.int64)).schema == found.schema
+
+
+def test_rows_come_in_the_order_asked_for(digits: Path) -> None:
+    table = pq.read_table(digits / "train-00000.parquet")
+    shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
+    rows = Rows(shuffled)
+    ids = np.array([7, 3, 3, 1000])
+    x, labels = rows.get(ids)
+    expected = table.take(pa.array(ids))
+    assert np.array_equal(x, decode(expected.column("image"), ids))
+    assert np.array_equal(labels, expected.column("label").to_numpy())
+
+
+def test_a_row_that_was_not_fetched_is_an_error(digits: Path) -> None:
+    rows = Rows(pq.read_table(digits / "train-00000.parquet").slice(0, 10))
+    with pytest.raises(KeyError, match="id 10 was not fetched"):
+        rows.get(np.array([2, 10]))
+
+
+def test_shares_cover_all_rows_once(digits: Path) -> None:
+    rows = Rows(pq.read_table(digits / "test-00000.parquet"))
+    shares = [rows.share(rank, 3) for rank in range(3)]
+    assert sorted(np.concatenate([s.ids for s in shares])) == list(range(360))
+    assert np.array_equal(shares[1].get(shares[1].ids)[0], rows.get(shares[1].ids)[0])

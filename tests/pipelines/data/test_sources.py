@@ -18,12 +18,12 @@ from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Recording
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.manifest import verify
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import Options
 from pipelines.data.sources.recordings import Reader
-from pipelines.data.sources.splits import split_of
-from pipelines.data.verify import verify
+from pipelines.data.sources.tables import split_of
 from pipelines.errors import UserError
 from tests.pipelines.data import writers
 from tests.pipelines.data.writers import class_folders, random_recording, same

@@ -12,9 +12,9 @@ import pytest
 
 from pipelines.data.decode import decode_image
 from pipelines.data.ingest import Writing, ingest
-from pipelines.data.sources import untrusted
+from pipelines.data.sources import base
+from pipelines.data.sources.base import decompress, load_numpy
 from pipelines.data.sources.recordings import Reader
-from pipelines.data.sources.untrusted import decompress, load_numpy
 from pipelines.errors import UserError
 from tests.pipelines.data.test_bad_input import good_images
 from tests.pipelines.data.writers import class_folders
@@ -34,7 +34,7 @@ class Evil:
 
 @pytest.fixture
 def small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "FLOOR_BYTES", 1 << 16)
+    monkeypatch.setattr(base, "FLOOR_BYTES", 1 << 16)
 
 
 def saved(**arrays: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from pipelines.config import ClusterConfig, Config
-from pipelines.data.transfer import choose_device
+from pipelines.data.inputs import choose_device
 from pipelines.errors import UserError
 from pipelines.runs.placement import default_threads, give_gpus, placement, settle_engine
 from pipelines.runs.run import prune

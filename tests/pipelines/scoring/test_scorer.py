@@ -10,8 +10,8 @@ import torch
 
 from pipelines.config import ClusterConfig
 from pipelines.data.ids import Ids
+from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Layout
-from pipelines.data.rows import Inputs
 from pipelines.errors import UserError
 from pipelines.scoring import scorer as scoring
 from pipelines.scoring.scorer import Scorer, Scorers, Scoring, ScoringPass, parts_of

@@ -15,8 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
-from pipelines.data.rows import Inputs, Rows
-from pipelines.data.sample import uniform_sample
+from pipelines.data.ids import uniform_sample
+from pipelines.data.inputs import Inputs
+from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.storage.lock import hold

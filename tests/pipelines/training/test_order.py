@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.ids import Ids
-from pipelines.data.sample import uniform_sample
+from pipelines.data.ids import Ids, uniform_sample
 from pipelines.training.order import EpochOrder, epoch_order
 
 

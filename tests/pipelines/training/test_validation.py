@@ -12,8 +12,8 @@ from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.data.dataset import Split
-from pipelines.data.layout import read_rows
-from pipelines.data.rows import Inputs, Rows
+from pipelines.data.inputs import Inputs
+from pipelines.data.layout import Rows, read_rows
 from pipelines.errors import UserError
 from pipelines.report.compare import compare
 from pipelines.report.page import write_page

@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.events import EventBatch, Recording, Sensor, fault, from_arrow, sort, to_arrow
-from pipelines.data.frames import Frames, smallest
+from pipelines.data.events import (
+    EventBatch,
+    Frames,
+    Recording,
+    Sensor,
+    fault,
+    from_arrow,
+    smallest,
+    sort,
+    to_arrow,
+)
 from pipelines.errors import UserError
 
 TONIC = os.environ.get("SPIKEPRUNE_TONIC_PYTHON", sys.executable)

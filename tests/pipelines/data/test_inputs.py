@@ -1,12 +1,11 @@
-"""Augmentation: what it may do to an image, and that nothing but (seed, epoch, id) decides it."""
+"""Inputs: normalisation; what augmentation may do to an image, and that (seed, epoch, id) alone decides it."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines.config import AugmentConfig
-from pipelines.data.augment import Augmentation
-from pipelines.data.rows import Inputs
+from pipelines.data.inputs import Augmentation, Inputs
 
 IDS = np.array([3, 9, 4, 100_000, 7, 65_536])
 
@@ -101,3 +100,18 @@ def test_frames_move_together_over_time() -> None:
     assert found.shape == (6, 1, 2, 8, 8)
     assert torch.equal(found, found[:1].expand_as(found))
     assert augmented(x).sum() == 6 * 2 * 300
+
+
+def test_inputs_are_normalised_per_channel_and_static() -> None:
+    x = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 4)).astype(np.uint8)
+    currents = Inputs(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), T=5)(x)
+    assert currents.shape == (5, 2, 3, 4, 4)
+    assert currents.stride(0) == 0
+    for c in range(3):
+        expected = (torch.from_numpy(x[:, c]).float() - (c + 1)) / (c + 4)
+        assert torch.equal(currents[3, :, c], expected)
+
+
+def test_features_are_normalised_together() -> None:
+    currents = Inputs(mean=(2.0,), std=(4.0,), T=2)(np.array([[2.0, 6.0]], np.float32))
+    assert torch.equal(currents, torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]))

@@ -6,8 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data import raw
-from pipelines.data.decode import decode
+from pipelines.data.decode import decode, pack, unpack, unpack_rows
 from pipelines.errors import UserError
 
 
@@ -17,21 +16,21 @@ def column(values: list[bytes]) -> pa.Array:
 
 def test_numpy_reads_what_is_packed() -> None:
     x = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
-    assert np.array_equal(np.load(io.BytesIO(raw.pack(x[:, ::-1]))), x[:, ::-1])
-    assert np.array_equal(raw.unpack(raw.pack(x)), x)
+    assert np.array_equal(np.load(io.BytesIO(pack(x[:, ::-1]))), x[:, ::-1])
+    assert np.array_equal(unpack(pack(x)), x)
 
 
 def test_rows_of_one_shape_come_at_once() -> None:
     x = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 5)).astype(np.uint8)
-    packed = column([raw.pack(row) for row in x])
+    packed = column([pack(row) for row in x])
     assert np.array_equal(decode(packed, np.arange(7)), x)
     assert np.array_equal(decode(packed.slice(2, 3), np.arange(3)), x[2:5])
-    assert raw.unpack_rows(packed.field("bytes")) is not None
+    assert unpack_rows(packed.field("bytes")) is not None
 
 
 def test_rows_of_two_types_are_widened() -> None:
     small, large = np.full((2, 1, 4, 4), 7, np.uint8), np.full((2, 1, 4, 4), 700, np.uint16)
-    found = decode(column([raw.pack(small), raw.pack(large)]), np.arange(2))
+    found = decode(column([pack(small), pack(large)]), np.arange(2))
     assert found.dtype == np.uint16
     assert np.array_equal(found, np.stack([small, large]))
 
@@ -39,6 +38,6 @@ def test_rows_of_two_types_are_widened() -> None:
 def test_objects_and_cut_rows_are_refused() -> None:
     objects = io.BytesIO()
     np.save(objects, np.array([{}], object), allow_pickle=True)
-    for bad in (objects.getvalue(), raw.pack(np.zeros((3, 4, 4), np.uint8))[:-1]):
+    for bad in (objects.getvalue(), pack(np.zeros((3, 4, 4), np.uint8))[:-1]):
         with pytest.raises(UserError, match="id 4 cannot be decoded"):
             decode(column([bad]), np.array([4]))

@@ -1,0 +1,254 @@
+"""What stands beside a dataset's files: the manifest, and the request that the dataset was made by.
+
+The request is not in the manifest: the same data written from other places have the same manifest.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.dataset import read_split
+from pipelines.data.scan import MANIFEST
+from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, parquet_writer, sha256_of
+from pipelines.data.sources.base import Options, Source
+from pipelines.errors import UserError
+from pipelines.storage.atomic import read_json_below, write_beside, write_json
+from pipelines.storage.paths import Folder, below, name_of, short, uri_of
+
+REQUEST = "ingested.json"
+
+
+def refuse_bad(
+    source: Source, shards: list[Shard], reports: list[ShardReport], staging: Path, on_bad: OnBad
+) -> dict[str, Any]:
+    """What was bad, for the manifest.
+
+    Raises:
+        UserError: there was something, and it is not to be skipped.
+    """
+    rows = sum(r.bad_rows for r in reports) + len(source.bad)
+    if not rows:
+        return {}
+    named = [*source.bad, *(b for r in reports for b in r.bad)]
+    listed = [b._asdict() for b in named]
+    if on_bad != "refuse":
+        return {"rows": rows, "skipped": listed}
+    for report in reports:  # to be written anew once the source is mended
+        if report.bad_rows:
+            (staging / report.file).with_suffix(".json").unlink()
+    first = "; ".join(f"{b.path}: {b.what}" for b in named[:5])
+    write_json(staging / "bad.json", listed)
+    raise UserError(
+        "--input",
+        f"{rows} of {sum(s.rows for s in shards)} examples are bad, nothing is published ({first}"
+        f"{'; ...' if rows > 5 else ''}); {staging / 'bad.json'} names them; mend them, or --on-bad skip",
+    )
+
+
+def publish(
+    name: str,
+    source: Source,
+    shards: list[Shard],
+    reports: list[ShardReport],
+    group_rows: int,
+    staging: Path,
+) -> dict[str, Any]:
+    """The manifest, after shards behind a skipped row were renumbered."""
+    splits: dict[str, Any] = {}
+    for split in source.splits:
+        total, next_id = Statistics(), 0
+        files: list[dict[str, Any]] = []
+        for shard, report in zip(shards, reports, strict=True):
+            if shard.split != split:
+                continue
+            if report.statistics.rows == 0:
+                (staging / shard.file).unlink()
+                continue
+            file = f"{split}-{len(files):05d}.parquet"
+            if next_id != shard.start:
+                _renumber(staging / shard.file, next_id, group_rows)
+                report.sha256 = sha256_of(staging / shard.file)
+            if file != shard.file:  # a kill after this has the shard written anew
+                (staging / shard.file).with_suffix(".json").unlink(missing_ok=True)
+                os.replace(staging / shard.file, staging / file)
+            rows = report.statistics.rows
+            files.append({"path": file, "rows": rows, "first_id": next_id, "sha256": report.sha256})
+            next_id += rows
+            total.merge(report.statistics)
+        if not files:
+            raise UserError(split, "has no good rows")
+        counts = {k: total.classes[k] for k in sorted(total.classes, key=int)}
+        told = {"files": files, "class_counts": counts, "statistics": total.result()}
+        splits[split] = {"rows": next_id, **told}
+    kind = pq.read_schema(staging / splits["train"]["files"][0]["path"])
+    return {
+        "format": 1,
+        "source": name,
+        "splits": splits,
+        "statistics": splits["train"]["statistics"],
+        "class_names": list(source.class_names),
+        **({"sensor_size": list(source.sensor)} if source.sensor else {}),
+        "columns": {field.name: str(field.type) for field in kind},
+        "row_group_rows": group_rows,
+        **source.notes,
+    }
+
+
+def _renumber(path: Path, first_id: int, group_rows: int) -> None:
+    """Give a shard's rows the ids from ``first_id`` on; nothing is decoded.
+
+    Written twice it stays the same, so that a kill in between does no harm.
+    """
+
+    def write(partial: Path) -> None:
+        next_id = first_id
+        with pq.ParquetFile(path) as file, parquet_writer(partial, file.schema_arrow) as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                ids = pa.array(range(next_id, next_id + table.num_rows), pa.int64())
+                next_id += table.num_rows
+                writer.write_table(table.set_column(0, "id", ids), row_group_size=group_rows)
+
+    write_beside(path, write)
+
+
+def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Check hashes, row counts, dense ids, labels and that no file is missing or left over.
+
+    Args:
+        folder: of the dataset.
+        told: called with the files that are done and all files.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        UserError: no manifest, or the first file that is not as it says.
+    """
+    manifest = read_json_below(folder, MANIFEST)
+    opened = Folder.of(folder, "data.path")
+    if manifest is None:
+        raise UserError(opened.uri, f"has no {MANIFEST}; `spikeprune data ingest` writes one")
+    try:
+        splits: dict[str, Any] = {
+            name: (s["files"], s["class_counts"]) for name, s in manifest["splits"].items()
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(below(folder, MANIFEST), "is not a dataset's manifest") from None
+    files = [file for listed, _ in splits.values() for file in listed]
+    there = {e.path for e in opened.files() if e.path.endswith(".parquet") and "/" not in e.path}
+    if left_over := there - {file["path"] for file in files}:
+        raise UserError(below(folder, min(left_over)), "is not in the manifest; remove it")
+    for done, file in enumerate(files):
+        told(done, len(files))
+        _check_hash(opened, file)
+    told(len(files), len(files))
+    for name, (listed, counts) in splits.items():
+        expected = 0
+        for file in listed:
+            if file["first_id"] != expected:
+                raise UserError(
+                    below(folder, file["path"]), f"begins at id {file['first_id']}, not {expected}"
+                )
+            expected += file["rows"]
+        found = read_split(folder, name)
+        if found.num_examples != expected:
+            raise UserError(
+                below(folder, MANIFEST), f"has {expected} rows in {name}, its files {found.ids.end}"
+            )
+        if {str(k): n for k, n in found.class_counts.items()} != counts:
+            raise UserError(below(folder, MANIFEST), f"counts other classes in {name} than its files hold")
+    return manifest
+
+
+def _check_hash(folder: Folder, file: Mapping[str, Any]) -> None:
+    path, remedy = below(folder.uri, file["path"]), "delete the folder and ingest again"
+    if not folder.exists(file["path"]):
+        raise UserError(path, f"is missing; {remedy}")
+    try:
+        with folder.open(file["path"]) as stream:
+            sha256 = hashlib.file_digest(io.BufferedReader(stream), "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(path, f"is not readable ({short(error)}); {remedy}") from None
+    if sha256 != file["sha256"]:
+        raise UserError(path, f"differs from its manifest; {remedy}")
+
+
+def summary(manifest: Mapping[str, Any]) -> str:
+    """A manifest in one line."""
+    rows = ", ".join(f"{s['rows']:,} {name}" for name, s in manifest["splits"].items())
+    bad = manifest.get("bad", {}).get("rows", 0)
+    return f"{rows} examples" + (f", {bad} bad ones skipped" if bad else "")
+
+
+def request_of(options: Options) -> dict[str, Any]:
+    """What a user said about the source; of the input the name alone: it goes with the dataset."""
+    told = {name: value for name, value in vars(options).items() if name != "download"}
+    return {**told, "input": _last_name(options.input)}
+
+
+def check_request(
+    folder: str, settings: Mapping[str, Any], options: Mapping[str, Any], opened: Callable[[], Source]
+) -> None:
+    """Refuse a request that would have made another dataset than the one that is there.
+
+    Datasets that are older than such records pass. Where the originals are gone, the same words as before
+    are taken for the same request.
+
+    Args:
+        folder: of the dataset.
+        settings: of the writing; ``None`` rows of shards and groups are as they may be.
+        options: of the source, as `request_of` gives them.
+        opened: opens the source.
+
+    Raises:
+        UserError: settings, options or originals differ; or originals other than before cannot be opened.
+    """
+    before = read_json_below(folder, REQUEST)
+    if before is None:
+        return
+    may_be = {"shard_rows": None, "group_rows": None}
+    if before["on_bad"] == "refuse":  # nothing was bad
+        may_be["on_bad"] = settings["on_bad"]
+    asked = {name: value for name, value in settings.items() if (name, value) not in may_be.items()}
+    differ = _differences(before, asked)
+    earlier = before["options"]
+    told = _differences({**earlier, "input": _last_name(earlier.get("input"))}, options)
+    try:
+        if opened().fingerprint != before["fingerprint"]:
+            differ += told or ["its originals are other files now, or newer ones"]
+    except UserError:
+        if told:
+            raise
+    if differ:
+        raise UserError(
+            folder,
+            f"holds a dataset that was made otherwise ({'; '.join(differ)}); choose another --output, "
+            "or remove the folder",
+        )
+
+
+def _last_name(path: str | None) -> str | None:
+    """Older records hold whole paths."""
+    return None if path is None else name_of(uri_of(path) or Path(path).absolute())
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')} was {_said(before.get(name))}, is {_said(value)}"
+        for name, value in json.loads(json.dumps(now)).items()
+        if before.get(name) != value
+    ]
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,311 @@
+"""CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST as torchvision lays them out on disk, and arrays of NumPy.
+
+CIFAR's Python release is a set of pickles; they are read by an unpickler that knows NumPy arrays and
+nothing else, so a file from elsewhere cannot run code. The binary release is read where it is present.
+"""
+
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipelines.data.sources.base import (
+    Bad,
+    Example,
+    Options,
+    Source,
+    Split,
+    decompress,
+    fingerprint_of,
+    first_existing,
+    load_numpy,
+    open_originals,
+    reading,
+    spans,
+)
+from pipelines.errors import UserError
+from pipelines.storage.paths import Folder, short
+
+Load = Callable[[Folder, str], tuple[np.ndarray, np.ndarray]]
+"""The examples ``[N, C, H, W]`` or ``[N, D]`` and labels ``[N]`` of a file."""
+_PYTHON = {
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]),
+    "cifar100": ("cifar-100-python", ["train"], ["test"]),
+}
+_BINARY = {
+    "cifar10": ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
+    "cifar100": ("cifar-100-binary", ["train.bin"], ["test.bin"]),
+}
+_NAMES = {  # of the Python release (file, key) and of the binary one
+    "cifar10": ("batches.meta", "label_names", "batches.meta.txt"),
+    "cifar100": ("meta", "fine_label_names", "fine_label_names.txt"),
+}
+_LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # CIFAR-100: the coarse label, then the fine one
+_MNIST = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A split of equally shaped examples that come as arrays, file by file."""
+
+    folder: Folder
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Rows of each file."""
+    load: Load
+
+    @property
+    def rows(self) -> int:
+        """See `Split`."""
+        return sum(self.sizes)
+
+    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
+        """See `Split`."""
+        for file, low, high in spans(self.files, self.sizes, start, stop):
+            with reading(self.folder.at(file)):
+                values, labels = self.load(self.folder, file)
+            for row in range(low, high):
+                value = np.asarray(values[row])
+                value = value.astype(np.float32) if value.ndim == 1 else value
+                yield Example(value, int(labels[row]), f"{file}#{row}")
+
+
+def cifar(name: str, options: Options) -> Source:
+    """CIFAR-10 or CIFAR-100 (fine labels), official split, in its files' order."""
+    if options.download:
+        _download(name, options)
+    folder = open_originals(options.input)
+    binary: Load = partial(_cifar_binary, _LABEL_BYTES[name])
+    for (below, train, test), kind, load in ((_BINARY[name], "bin", binary), (_PYTHON[name], "py", _cifar)):
+        for place in (folder.below(below), folder):
+            if place.exists(train[0]):
+                classes = _cifar_names(place, name, kind)
+                return _official(place, f"{name}-{kind}", train, test, load, classes)
+    raise UserError("--input", f"{folder} holds no {_PYTHON[name][0]} or {_BINARY[name][0]}{_hint(name)}")
+
+
+def mnist(name: str, options: Options) -> Source:
+    """MNIST or Fashion-MNIST from its IDX files, packed or not; official split, in the files' order."""
+    if options.download:
+        _download(name, options)
+    folder, below = open_originals(options.input), _MNIST[name]
+    for place in (folder.below(f"{below}/raw"), folder.below("raw"), folder):
+        if any(place.exists(f"train-images-idx3-ubyte{gz}") for gz in ("", ".gz")):
+            break
+    else:
+        raise UserError("--input", f"{folder} holds no {below}/raw/train-images-idx3-ubyte{_hint(name)}")
+    train, test = (
+        first_existing(place, [f"{part}-images-idx3-ubyte{gz}" for gz in ("", ".gz")], f"{part} images")
+        for part in ("train", "t10k")
+    )
+    classes = _FASHION if name == "fashion-mnist" else tuple(str(k) for k in range(10))
+    return _official(place, name, [train], [test], _idx_pair, classes)
+
+
+def _official(
+    folder: Folder, name: str, train: list[str], test: list[str], load: Load, classes: tuple[str, ...]
+) -> Source:
+    splits: dict[str, Split] = {}
+    for split, files in (("train", train), ("test", test)):
+        sizes = []
+        for file in files:
+            labels = load(folder, first_existing(folder, [file], file))[1]
+            if labels.max(initial=0) >= len(classes) or labels.min(initial=0) < 0:
+                raise UserError(folder.at(file), f"label {labels.max()} is out of range")
+            sizes.append(len(labels))
+        splits[split] = Arrays(folder, tuple(files), tuple(sizes), load)
+    return Source(
+        splits=splits,
+        class_names=classes,
+        fingerprint=fingerprint_of(folder, [*train, *test], name, classes),
+        notes={"split": "official", "order": "as in the files"},
+    )
+
+
+def _cifar(folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
+    batch = _unpickle(folder, file)
+    data = batch.get("data")
+    labels = batch.get("labels", batch.get("fine_labels"))
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or data.dtype != np.uint8:
+        raise UserError(folder.at(file), "is not a CIFAR batch: it has no uint8 data of 3,072 values a row")
+    if labels is None or len(labels) != len(data):
+        raise UserError(folder.at(file), f"has {len(labels or [])} labels for {len(data)} images")
+    return data.reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)
+
+
+def _cifar_binary(label_bytes: int, folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
+    data = np.frombuffer(folder.read(file), np.uint8)
+    size = label_bytes + 3072
+    if len(data) == 0 or len(data) % size:
+        raise UserError(folder.at(file), f"has {len(data)} bytes, no multiple of {size}; it is cut short")
+    rows = data.reshape(-1, size)
+    return rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1].astype(np.int64)
+
+
+def _idx_pair(folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
+    images = _idx(folder, file, 3)
+    other = file.removesuffix(".gz").replace("images-idx3", "labels-idx1")
+    name = first_existing(folder, [other, f"{other}.gz"], "labels")
+    labels = _idx(folder, name, 1)
+    if len(labels) != len(images):
+        raise UserError(folder.at(name), f"has {len(labels)} labels for {len(images)} images")
+    return images[:, None], labels.astype(np.int64)
+
+
+def _idx(folder: Folder, file: str, dimensions: int) -> np.ndarray:
+    data = folder.read(file)
+    try:
+        data = decompress(data) if file.endswith(".gz") else data
+    except ValueError as error:
+        raise UserError(folder.at(file), str(error)) from None
+    if data[:4] != bytes([0, 0, 8, dimensions]):
+        raise UserError(folder.at(file), f"is not an IDX file of bytes in {dimensions} dimensions")
+    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if len(values) != np.prod(shape):
+        raise UserError(
+            folder.at(file), f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
+        )
+    return values.reshape(shape)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Knows what a pickled NumPy array consists of, and refuses everything else."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickle(folder: Folder, file: str) -> dict[str, Any]:
+    try:
+        found = _ArraysOnly(io.BytesIO(folder.read(file)), encoding="latin1").load()
+    except Exception as error:  # a broken pickle may raise anything
+        raise UserError(folder.at(file), f"is not a CIFAR file ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(folder.at(file), "is not a CIFAR file (it holds no dictionary)")
+    return found
+
+
+def _cifar_names(folder: Folder, name: str, kind: str) -> tuple[str, ...]:
+    pickled, key, text = _NAMES[name]
+    if kind == "py":
+        return tuple(_unpickle(folder, first_existing(folder, [pickled], "class names"))[key])
+    lines = folder.read(first_existing(folder, [text], "class names")).decode().split("\n")
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _hint(name: str) -> str:
+    return f"; --download fetches it, or see docs/datasets.md for the layout of {name}"
+
+
+def _download(name: str, options: Options) -> None:
+    from torchvision import datasets
+
+    if options.input is None or "://" in options.input:
+        raise UserError("--input", "is needed with --download: the local folder to download to")
+    try:
+        if name in _MNIST:
+            getattr(datasets, _MNIST[name])(options.input, download=True)
+        else:  # unlike torchvision's own reader, without unpickling what was fetched
+            of = getattr(datasets, name.upper())
+            datasets.utils.download_and_extract_archive(
+                of.url, options.input, filename=of.filename, md5=of.tgz_md5
+            )
+    except (OSError, RuntimeError) as error:
+        raise UserError("--download", f"{name} could not be fetched ({short(error)})") from None
+
+
+def arrays(options: Options) -> Source:
+    """``{train,test}.npz`` with x and y, ``{train,test}_{x,y}.npy``, or one .npz with x_train, y_train, ...
+
+    ``x`` is uint8 ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or numbers ``[N, D]``.
+    ``y`` is ``[N]``.
+    """
+    folder = open_originals(options.input)
+    places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
+    if options.input is not None and options.input.endswith(".npz"):
+        root, _, name = folder.root.rpartition("/")
+        folder = replace(folder, root=root or ".")
+        places = {s: ((name, f"x_{s}"), (name, f"y_{s}")) for s in ("train", "test")}
+    elif folder.exists("train.npz"):
+        places = {s: ((f"{s}.npz", "x"), (f"{s}.npz", "y")) for s in ("train", "test")}
+    else:
+        places = {s: ((f"{s}_x.npy", None), (f"{s}_y.npy", None)) for s in ("train", "test")}
+    splits: dict[str, Split] = {}
+    shape, most = None, 0
+    for split, ((file, name_x), y) in places.items():
+        load: Load = partial(_pair, name_x, y)
+        values, labels = load(folder, file)
+        if shape not in (None, values.shape[1:]):
+            raise UserError(folder.at(file), f"holds examples of shape {values.shape[1:]}, train of {shape}")
+        shape, most = values.shape[1:], max(most, int(labels.max()))
+        splits[split] = Arrays(folder, (file,), (len(labels),), load)
+    files = sorted({f for pair in places.values() for f, _ in pair})
+    return Source(
+        splits=splits,
+        class_names=tuple(str(k) for k in range(most + 1)),
+        fingerprint=fingerprint_of(folder, files, "numpy"),
+        notes={"split": "by name", "order": "as in the arrays"},
+    )
+
+
+def _pair(
+    name: str | None, y: tuple[str, str | None], folder: Folder, file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays that fit each other, images with their channels first."""
+    values, labels = _array(folder, file, name), _array(folder, *y)
+    where = folder.at(file)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(values) or not len(labels):
+        raise UserError(where, f"{labels.dtype} labels of shape {labels.shape} do not fit {len(values)} rows")
+    if labels.min() < 0:
+        raise UserError(where, f"label {labels.min()} is out of range; labels start at 0")
+    numbers = values.ndim == 2 and values.dtype.kind in "iuf"
+    pixels = values.ndim in (3, 4) and values.dtype == np.uint8
+    if not (numbers or pixels):
+        raise UserError(
+            where,
+            f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers",
+        )
+    if values.ndim == 3:
+        values = values[:, None]
+    elif values.ndim == 4 and values.shape[1] not in (1, 3):
+        values = values.transpose(0, 3, 1, 2)
+    return values, labels
+
+
+def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
+    """Of a .npy file (mapped into memory where it lies on a local disk) or of an .npz file."""
+    try:
+        if name is None and folder.filesystem.type_name == "local":
+            return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
+        return np.asarray(load_numpy(folder.read(file), name))
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(folder.at(file), f"cannot be read ({short(error)})") from None
