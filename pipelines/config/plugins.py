@@ -7,7 +7,6 @@ to every worker. Only names in a config are ever imported, never one that a chec
 
 import atexit
 import difflib
-import hashlib
 import importlib
 import inspect
 import re
@@ -17,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -42,12 +41,6 @@ class OwnCode:
     """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
     files: Mapping[str, bytes]
     """Sources by path below the folder."""
-
-    @property
-    def digest(self) -> str:
-        """Of names and sources."""
-        told = [sorted(self.names.items()), sorted((k, v.hex()) for k, v in self.files.items())]
-        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 _active: OwnCode | None = None
@@ -96,7 +89,7 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
         folder: where its sources are; they are unpacked into a temporary folder when not given.
     """
     global _active
-    if code is None or (_active is not None and _active.digest == code.digest):
+    if code is None or (_active is not None and replace(_active, folder=code.folder) == code):
         return
     if code.files:
         _look_in(str(folder or _unpack(code)), frozenset(code.files))

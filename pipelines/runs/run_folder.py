@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.checks import packages
 from pipelines.config import Config
 from pipelines.config.load import dump_config, flat_tree, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
@@ -203,7 +203,7 @@ def write_provenance(
         "command": command,
         **(start or {}),
         "seed": config.seed,
-        "versions": {"python": sys.version.split()[0], **{p: _version(p) for p in PACKAGES}},
+        "versions": {"python": sys.version.split()[0], **packages(PACKAGES)},
         "platform": platform.platform(),
         "hardware": _hardware(),
         "git_commit": _git_commit(),
@@ -247,13 +247,6 @@ def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"]
 def _manifest(config: Config) -> bytes | None:
     folder, name = Folder.holding(below(config.data.path, "manifest.json"))
     return folder.read(name) if folder.exists(name) else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _hardware() -> str:

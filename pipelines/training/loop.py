@@ -211,11 +211,13 @@ class _Trainer:
             **tested,
             **seconds.record(),
         }
+        return {**record, "speed": self._speed(record)}
+
+    def _speed(self, record: dict[str, Any]) -> dict[str, float]:
         earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
         T = self.worker.inputs.T
         share = (self.phase.examples.score_timesteps or T) / T
-        speed = pace(earlier, record, num_examples=len(self.worker.spec.ids), scoring_share=share)
-        return {**record, "speed": speed}
+        return pace(earlier, record, num_examples=len(self.worker.spec.ids), scoring_share=share)
 
     def _reestimate(self, rows: Rows, sample: np.ndarray, epoch: int) -> None:
         try:

@@ -55,8 +55,7 @@ def prune(worker: Worker) -> None:
         "dense_activity": measure_activity(worker, watched),
     }
     try:
-        target = target_of(config.weights, phase.round)
-        allocation = allocate_weights(worker, calibrated.calibration, target)
+        allocation = allocate_weights(worker, calibrated.calibration, target_of(config.weights, phase.round))
     except ValueError as error:
         raise UserError("weights", str(error)) from None
     _check_equal(worker, allocation.masks)
