@@ -25,8 +25,9 @@ from pipelines.training.checkpoint import PROGRESS, check_whole, latest_checkpoi
 from pipelines.training.loop import run_phases
 from pipelines.training.phases import RunSpec
 from pipelines.training.process_group import NodeTorchConfig
-from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine, load_rows
+from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
 from pipelines.training.score_table import ScoreTable
+from pipelines.training.stored_rows import load_rows
 from pipelines.training.worker import start
 from snn.kernels.allocator import tune_allocator
 
