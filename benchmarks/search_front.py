@@ -29,9 +29,10 @@ from pipelines.config.load import load_tree, with_values
 from pipelines.data.ingest import ingest
 from pipelines.runs.run import run
 from pipelines.search.config import SearchTree
-from pipelines.search.objectives import OBJECTIVES, measure
-from pipelines.search.results import Trial, read_results
+from pipelines.search.plan import OBJECTIVES, measure
+from pipelines.search.results import read_results
 from pipelines.search.study import search
+from pipelines.search.trial import Trial
 from pipelines.storage.atomic import write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"

@@ -33,15 +33,8 @@ class Line:
 def on_every_node(task: Callable[..., T], *args: object) -> dict[str, T]:
     """What a function answers on every node of the connected cluster, all asked at once.
 
-    Args:
-        task: of a module that the nodes have as well.
-        args: for it.
-
     Returns:
         the answers by the nodes' addresses.
-
-    Raises:
-        UserError: a node that does not answer, or lacks this software.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

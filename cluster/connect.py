@@ -199,11 +199,7 @@ def _is_ours(ip: str) -> bool:
 
 
 def find_head() -> str:
-    """``host:port`` of the head that ``RAY_ADDRESS`` names, or that ``ray start`` wrote down on this machine.
-
-    Raises:
-        UserError: there is none.
-    """
+    """``host:port`` of the head that ``RAY_ADDRESS`` names, or that ``ray start`` wrote down here."""
     if named := os.environ.get("RAY_ADDRESS"):
         return named
     temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
@@ -225,9 +221,6 @@ def use_token(path: Path | None = None) -> Token | None:
 
     Returns:
         the token in use, if any.
-
-    Raises:
-        UserError: as `find_token`.
     """
     token = find_token(path)
     if path is not None:
@@ -240,11 +233,7 @@ def use_token(path: Path | None = None) -> Token | None:
 
 
 def check_address(address: str) -> None:
-    """That a driver in this process can use an address of this form.
-
-    Raises:
-        UserError: it cannot; the other way to reach that cluster.
-    """
+    """That a driver in this process can use an address of this form."""
     if address.startswith("ray://"):
         raise UserError(
             _WHERE,

@@ -65,11 +65,7 @@ class Jobs:
         return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
     def logs(self, id: str) -> str:
-        """Everything a job has printed so far.
-
-        Raises:
-            UserError: there is no such job, or its log is gone.
-        """
+        """Everything a job has printed so far."""
         with self.errors(id):
             return self.client.get_job_logs(id)
 
@@ -78,9 +74,6 @@ class Jobs:
 
         Returns:
             whether it was running.
-
-        Raises:
-            UserError: there is no such job.
         """
         with self.errors(id):
             return self.client.stop_job(id)
@@ -118,11 +111,7 @@ class Jobs:
 
     @contextmanager
     def errors(self, id: str | None = None) -> Iterator[None]:
-        """Turn the errors of Ray's client into a `UserError` of one line.
-
-        Args:
-            id: the job that the requests within are about.
-        """
+        """Turn the errors of Ray's client into a `UserError` of one line."""
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -160,25 +149,28 @@ def exit_code(job: "JobDetails") -> int:
     return 128 - code if code < 0 else code or 1
 
 
-def describe(job: "JobDetails", seconds: str) -> str:
-    """How a job is doing, in words; ``seconds`` is how long it has taken."""
-    status, code = job.status.value, exit_code(job)
+def seconds(job: "JobDetails") -> str:
+    """How long a job has taken by now; empty before it starts."""
+    if job.start_time is None:
+        return ""
+    return f"{(job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000:.0f}"
+
+
+def describe(job: "JobDetails") -> str:
+    """How a job is doing, in words."""
+    status, code, taken = job.status.value, exit_code(job), seconds(job)
     if status == "FAILED" and job.driver_exit_code is not None:
         ended = f"was killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
-        return f"{ended} after {seconds} s"
+        return f"{ended} after {taken} s"
     if status == "FAILED":
         return f"failed before its command ended ({last_line(job.message or '') or 'no reason given'})"
     if job.status.is_terminal():
-        return f"{'succeeded' if status == 'SUCCEEDED' else 'was stopped'} after {seconds} s"
-    return f"{status.lower()} for {seconds} s" if seconds else status.lower()
+        return f"{'succeeded' if status == 'SUCCEEDED' else 'was stopped'} after {taken} s"
+    return f"{status.lower()} for {taken} s" if taken else status.lower()
 
 
 def job_server(address: str | None) -> str:
-    """The URL of a job server.
-
-    Raises:
-        UserError: no address, or one of another kind.
-    """
+    """The URL of a job server."""
     given = address or next((os.environ[v] for v in ADDRESS_VARIABLES if os.environ.get(v)), None)
     where = "--address"
     if given is None:
@@ -197,11 +189,7 @@ def job_server(address: str | None) -> str:
 
 
 def ask_dashboard(url: str, token: Token | None) -> str:
-    """The version of Ray behind a dashboard, asked before Ray's client, which would wait without a limit.
-
-    Raises:
-        UserError: no dashboard answers there within `SECONDS`, or it refuses the token.
-    """
+    """The version of Ray behind a dashboard, asked before Ray's client, which would wait without a limit."""
     import requests
 
     where = "--address"

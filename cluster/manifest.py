@@ -70,15 +70,7 @@ class _Template(string.Template):
 
 
 def manifest(kind: str, given: Mapping[str, Any]) -> str:
-    """The template of a kind, filled; lines whose value is empty are left out.
-
-    Args:
-        kind: one of `TEMPLATES`.
-        given: values of `FIELDS`, as YAML gives them; the defaults fill the rest.
-
-    Raises:
-        UserError: an unknown field, a wrong type or an impossible value.
-    """
+    """The template of a kind, filled; lines whose value is empty are left out."""
     values = _texts(read_values(given), kind)
     text = (files("cluster") / "templates" / TEMPLATES[kind]).read_text()
     empty = [f"@{{{name}}}" for name, value in values.items() if not value]
@@ -87,11 +79,7 @@ def manifest(kind: str, given: Mapping[str, Any]) -> str:
 
 
 def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked values of all `FIELDS`.
-
-    Raises:
-        UserError: an unknown field, a wrong type or an impossible value.
-    """
+    """Checked values of all `FIELDS`."""
     values = {name: field.default for name, field in FIELDS.items()}
     for name, value in given.items():
         if name not in FIELDS:

@@ -7,10 +7,11 @@ import secrets
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import UserError
@@ -28,33 +29,6 @@ EXCLUDES = (
 )  # fmt: skip
 """Names that are never sent: caches, results and secrets; git's own rules are applied here already."""
 PACKAGES = ("snn", "pruning", "pipelines", "cluster")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """What to run, and with what."""
-
-    words: Sequence[str]
-    """Arguments of the cluster's Python interpreter."""
-    python: str = "python"
-    """That interpreter, as the cluster's shell finds it."""
-    name: str = "job"
-    """Start of the job's id."""
-    id: str | None = None
-    """The whole id, instead."""
-    working_dir: Path = Path()
-    include: Sequence[Path] = ()
-    """Files and folders below it that are sent even if git ignores them."""
-    excludes: Sequence[str] = ()
-    """Patterns of further files that are not sent."""
-    extra: Sequence[tuple[str, bytes]] = ()
-    """Further files, as relative path and content."""
-    pip: Sequence[str] = ()
-    """Requirements that the job's environment gets on top of the cluster's."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the job; whoever may list jobs can read them, so none that is a secret."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Kept with the job."""
 
 
 @dataclass(frozen=True)
@@ -83,41 +57,52 @@ class Package:
         return f"{len(self.files)} files, {megabytes(self.bytes)}{less}{largest}"
 
 
-def submit(jobs: Jobs, job: Submission, packed: Callable[[Package], None] = lambda _: None) -> str:
+def submit(
+    jobs: Jobs,
+    package: Package,
+    words: Sequence[str],
+    id: str,
+    *,
+    python: str = "python",
+    extra: Sequence[tuple[str, bytes]] = (),
+    pip: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Upload the files of a job and start it.
 
     Args:
         jobs: the cluster.
-        job: what to run.
-        packed: called with the files before they are uploaded.
-
-    Returns:
-        the job's id.
+        package: its files.
+        words: arguments of the cluster's Python interpreter.
+        id: of the job.
+        python: that interpreter, as the cluster's shell finds it.
+        extra: further files, as relative path and content.
+        pip: requirements on top of the cluster's environment.
+        env: variables of the job; whoever may list jobs can read them, so none that is a secret.
+        metadata: kept with the job.
 
     Raises:
-        UserError: a folder or id that cannot be used, or the cluster refuses the job.
+        UserError: the cluster refuses the job.
     """
-    name = new_id(job.name) if job.id is None else _checked_id(job.id)
-    package = collect(job.working_dir, include=job.include, excludes=job.excludes, token=jobs.token)
-    packed(package)
     # A folder of links holds exactly what was listed: git's rules and `excludes` alone could neither add
     # ignored data that the config names nor keep out a token of any name.
     with tempfile.TemporaryDirectory(prefix="spikeprune-") as folder:
         for path, source in package.files.items():
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).symlink_to(source)
-        for path, content in job.extra:
+        for path, content in extra:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(content)
-        environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(job.env)}
-        if job.pip:
-            environment["pip"] = list(job.pip)
+        environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(env)}
+        if pip:
+            environment["pip"] = list(pip)
         with jobs.errors():
-            return jobs.client.submit_job(
-                entrypoint=shlex.join([job.python, *job.words]),
-                submission_id=name,
+            jobs.client.submit_job(
+                entrypoint=shlex.join([python, *words]),
+                submission_id=id,
                 runtime_env=environment,
-                metadata=dict(job.metadata),
+                metadata=dict(metadata),
             )
 
 
@@ -141,7 +126,12 @@ def collect(
     if not folder.is_dir():
         raise UserError("--working-dir", f"{folder} is not a folder")
     folder = folder.resolve()
-    check_shadowing(folder)
+    hiding = shadows(folder)
+    if hiding and len(hiding) < len(PACKAGES):  # all of them are a checkout, whose code the job then runs
+        raise UserError(
+            "--working-dir",
+            f"{hiding[0]} hides spikeprune's module of that name; rename it, or send another folder",
+        )
     files = _files(folder, tuple(excludes))
     for path in include:
         path = path.absolute()
@@ -162,44 +152,28 @@ def collect(
     return package
 
 
-def check_shadowing(folder: Path) -> None:
-    """That nothing in a folder hides this software, since a job imports from its folder first.
-
-    A checkout of this software is allowed: the job then runs that code.
-
-    Raises:
-        UserError: a module or folder there has the name of one of ours.
-    """
-    hiding = shadows(folder)
-    if hiding and len(hiding) < len(PACKAGES):
-        raise UserError(
-            "--working-dir",
-            f"{folder / hiding[0]} hides spikeprune's module of that name; rename it, or send another folder",
-        )
-
-
-def shadows(folder: Path) -> list[str]:
-    """Modules in ``folder`` with the name of one of this software's."""
+def shadows(folder: Path, names: Sequence[str] = PACKAGES) -> list[Path]:
+    """Modules and packages in ``folder`` that hide those of these names, this software's if not given."""
+    found = [(folder / f"{n}.py", folder / n / "__init__.py") for n in names]
     return [
-        hit
-        for n in PACKAGES
-        for hit in (f"{n}.py", n)
-        if (folder / hit).is_file() or (folder / hit / "__init__.py").is_file()
+        module if module.is_file() else package.parent
+        for module, package in found
+        if module.is_file() or package.is_file()
     ]
 
 
-def new_id(name: str) -> str:
-    """A new job id that starts with ``name``."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "job"
-    return f"{stem}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def job_id(name: str, given: str | None = None) -> str:
+    """The id that is given for a job, or a new one that starts with ``name``."""
+    if given is None:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "job"
+        return f"{stem}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", given):
+        raise UserError("--id", f"{given!r} is not possible; letters, digits, dots, dashes and underscores")
+    return given
 
 
 def requirements(given: Sequence[str]) -> list[str]:
-    """Requirements one by one, with the lines of ``.txt`` files in their place.
-
-    Raises:
-        UserError: a file that cannot be read.
-    """
+    """Requirements one by one, with the lines of ``.txt`` files in their place."""
     found: list[str] = []
     for text in given:
         if text.endswith(".txt"):
@@ -216,12 +190,6 @@ def requirements(given: Sequence[str]) -> list[str]:
 def megabytes(size: float) -> str:
     """A size in bytes, for people."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 1024:.1f} KiB"
-
-
-def _checked_id(id: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", id):
-        raise UserError("--id", f"{id!r} is not possible; letters, digits, dots, dashes and underscores")
-    return id
 
 
 def _files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:

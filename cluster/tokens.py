@@ -33,11 +33,7 @@ class Token:
 
 
 def find_token(path: Path | None = None) -> Token | None:
-    """The token to use: of ``path``, or where Ray would look; ``None`` when there is none.
-
-    Raises:
-        UserError: a file that is named but cannot be read, or holds no token.
-    """
+    """The token to use: of ``path``, or where Ray would look; ``None`` when there is none."""
     if path is not None:
         return _read(path, "--token-file")
     if os.environ.get(MODE, "").lower() == "disabled":

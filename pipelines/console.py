@@ -1,13 +1,14 @@
 """The only place that prints: results on stdout, everything else on stderr."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # --help does without it
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
+    from rich.table import Table
 
 Told = Callable[[int, int], None]
 """Is given how much is done, and of how much."""
@@ -36,6 +37,20 @@ def write(text: str, end: str = "\n") -> None:
 def say(text: str) -> None:
     """Put a line on stderr as it is."""
     sys.stderr.write(f"{text}\n")
+
+
+def table(
+    title: str | None, headings: Sequence[str], rows: "Iterable[Sequence[str]]" = (), *, left: int = 1
+) -> "Table":
+    """A table of texts, its first ``left`` columns flush left and all others flush right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if i < left else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def bars(console: "Console", *right: "str | ProgressColumn", transient: bool = False) -> "Progress":

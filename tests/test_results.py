@@ -27,8 +27,7 @@ from benchmarks import (
     startup,
 )
 from pipelines.config.load import load_config
-from pipelines.report.summary import PhaseSummary, RunSummary
-from pipelines.report.tables import phase_table
+from pipelines.report.summary import PhaseSummary, RunSummary, phase_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 Result = dict[str, Any]

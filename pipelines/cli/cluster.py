@@ -2,35 +2,37 @@
 
 import os
 import shlex
-import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pipelines.config import Config, parser
-from pipelines.config.load import load_config, read_command, read_yaml
+from pipelines.config.load import load_config, read_yaml
+from pipelines.console import messages, results, say, table, write
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
     from cluster.jobs import Jobs
-
-C = TypeVar("C")
 
 
 @dataclass(kw_only=True)
-class SubmitCommand:
-    """Options of ``submit``; the command to run follows behind ``--``."""
+class JobsCommand:
+    """Options of ``jobs list``."""
 
     address: str | None = None
     """The cluster's dashboard, as http://HEAD:8265; RAY_API_SERVER_ADDRESS when not given."""
     token_file: Path | None = None
     """File with the cluster's token; where Ray looks for it when not given."""
+
+
+@dataclass(kw_only=True)
+class SubmitCommand(JobsCommand):
+    """Options of ``submit``; the command to run follows behind ``--``."""
+
     follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show what the job prints until it ends, and exit as it does; Ctrl-C leaves the job running."""
     id: str | None = None
@@ -49,16 +51,6 @@ class SubmitCommand:
     env: tuple[str, ...] = ()
     """Environment variables, NAME=VALUE, or NAME for its value here; whoever may list jobs can read them, so
     none that is a secret."""
-
-
-@dataclass(kw_only=True)
-class JobsCommand:
-    """Options of ``jobs list``."""
-
-    address: str | None = None
-    """The cluster's dashboard, as http://HEAD:8265; RAY_API_SERVER_ADDRESS when not given."""
-    token_file: Path | None = None
-    """File with the cluster's token; where Ray looks for it when not given."""
 
 
 @dataclass(kw_only=True)
@@ -109,85 +101,89 @@ class ManifestCommand:
 def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
-    o = parse(SubmitCommand, args[:split], "submit")
-    from cluster.submit import Submission, requirements
+    o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
+    from cluster.submit import collect, job_id, requirements
     from cluster.submit import submit as send
     from pipelines.cli.remote import job_variables, remote_command
 
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
-    job = Submission(
-        words=command.words,
-        python=o.python,
-        name=command.name,
-        id=o.id,
-        working_dir=o.working_dir,
-        include=command.include,
-        excludes=o.exclude,
-        extra=command.extra,
-        pip=requirements(o.pip),
-        env=job_variables(o.env, os.environ),
-        metadata={"run": command.run} if command.run else {},
-    )
+    pip, env, id = requirements(o.pip), job_variables(o.env, os.environ), job_id(command.name, o.id)
     jobs = _jobs(o.address, o.token_file)
-    id = send(jobs, job, lambda package: _say(f"sending from {o.working_dir.absolute()}: {package}"))
-    print(id)  # noqa: T201  # alone on stdout, for scripts
+    package = collect(o.working_dir, include=command.include, excludes=o.exclude, token=jobs.token)
+    say(f"sending from {o.working_dir.absolute()}: {package}")
+    metadata = {"run": command.run} if command.run else {}
+    send(
+        jobs,
+        package,
+        command.words,
+        id,
+        python=o.python,
+        extra=command.extra,
+        pip=pip,
+        env=env,
+        metadata=metadata,
+    )
+    write(id)  # alone on stdout, for scripts
     if command.run:
-        _say(f"its run will be in {command.run} on the cluster")
+        say(f"its run will be in {command.run} on the cluster")
     if o.follow:
         return _follow(jobs, id, o.token_file)
-    _say(f"follow it: spikeprune jobs logs {id} --follow {_at(jobs, o.token_file)}")
+    say(f"follow it: spikeprune jobs logs {id} --follow {_at(jobs, o.token_file)}")
     return 0
 
 
-def jobs_list(args: list[str]) -> int:
+def jobs_list(o: JobsCommand) -> None:
     """The jobs of a cluster, the newest first."""
-    o = parse(JobsCommand, args, "jobs list")
-    from rich.console import Console
-    from rich.table import Table
+    from cluster.jobs import seconds
 
-    table = Table("job", "status", "exit", "started", "seconds", "run")
+    rows = []
     for job in _jobs(o.address, o.token_file).list():
-        code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
-        run = (job.metadata or {}).get("run", "")
-        table.add_row(job.submission_id, job.status.value, code, _clock(job), _seconds(job), run)
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
-    return 0
+        started = time.localtime(job.start_time / 1000) if job.start_time else None
+        rows.append(
+            (
+                job.submission_id or "",
+                job.status.value,
+                "" if job.driver_exit_code is None else str(job.driver_exit_code),
+                time.strftime("%d %b %H:%M:%S", started) if started else "",
+                seconds(job),
+                (job.metadata or {}).get("run", ""),
+            )
+        )
+    headings = ("job", "status", "exit", "started", "seconds", "run")
+    results(width=160).print(table(None, headings, rows, left=len(headings)))
 
 
-def jobs_status(args: list[str]) -> int:
+def jobs_status(o: JobCommand) -> None:
     """How a job is doing; the exit code is 0 whatever became of the job."""
-    o = parse(JobCommand, args, "jobs status")
-    job = _jobs(o.address, o.token_file).get(o.id)
-    print(f"{o.id}: {_state(job)}")  # noqa: T201
-    return 0
+    from cluster.jobs import describe
+
+    write(f"{o.id}: {describe(_jobs(o.address, o.token_file).get(o.id))}")
 
 
-def jobs_logs(args: list[str]) -> int:
+def jobs_logs(o: JobLogsCommand) -> int:
     """What a job has printed; with --follow until it ends."""
-    o = parse(JobLogsCommand, args, "jobs logs")
     jobs = _jobs(o.address, o.token_file)
     if o.follow:
         return _follow(jobs, o.id, o.token_file)
-    print(jobs.logs(o.id), end="")  # noqa: T201
+    write(jobs.logs(o.id), end="")
     return 0
 
 
-def jobs_stop(args: list[str]) -> int:
+def jobs_stop(o: JobCommand) -> None:
     """End a job; its run can be resumed."""
-    o = parse(JobCommand, args, "jobs stop")
+    from cluster.jobs import describe
+
     jobs = _jobs(o.address, o.token_file)
     if not jobs.stop(o.id):
-        _say(f"{o.id} had ended already: {_state(jobs.get(o.id))}")
-        return 0
+        say(f"{o.id} had ended already: {describe(jobs.get(o.id))}")
+        return
     while not (job := jobs.get(o.id)).status.is_terminal():
         time.sleep(0.3)
-    _say(f"{o.id}: {_state(job)}")
-    return 0
+    say(f"{o.id}: {describe(job)}")
 
 
-def doctor(args: list[str]) -> int:
+def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
     """Check this machine, and a cluster, against what a run needs; exits with 1 if something is wrong."""
-    o, overrides = read_command(DoctorCommand, args, prog="spikeprune doctor", description=doctor.__doc__)
     from rich.console import Console
     from rich.markup import escape
 
@@ -213,9 +209,8 @@ def doctor(args: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def manifest(args: list[str]) -> int:
+def manifest(o: ManifestCommand) -> None:
     """Describe a cluster for the tool that starts it: spikeprune cluster manifest kuberay > job.yaml."""
-    o = parse(ManifestCommand, args, "cluster manifest")
     import yaml
 
     from cluster.manifest import manifest as filled
@@ -231,35 +226,16 @@ def manifest(args: list[str]) -> int:
         except yaml.YAMLError:
             raise UserError("--set", f"{text!r} cannot be read") from None
     check_no_secret([str(w) for w in values.get("command", ())], "command", str(values.get("storage", "")))
-    print(filled(o.kind, values), end="")  # noqa: T201
-    return 0
-
-
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    "submit": submit,
-    "jobs list": jobs_list,
-    "jobs status": jobs_status,
-    "jobs logs": jobs_logs,
-    "jobs stop": jobs_stop,
-    "doctor": doctor,
-    "cluster manifest": manifest,
-}
-
-
-def parse(command: type[C], args: Sequence[str], verb: str) -> C:
-    """A verb's options, with its help."""
-    return parser.parse(command, args, prog=f"spikeprune {verb}", description=VERBS[verb].__doc__)
+    write(filled(o.kind, values), end="")
 
 
 def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
-    from rich.console import Console
-
     from cluster.jobs import Jobs
 
-    with Console(stderr=True).status("asking the cluster"):
+    with messages().status("asking the cluster"):
         jobs = Jobs(address, token_file=token_file)
     if jobs.token is not None and (warning := jobs.token.exposed()) is not None:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     return jobs
 
 
@@ -270,51 +246,17 @@ def _at(jobs: "Jobs", token_file: Path | None) -> str:
 
 
 def _follow(jobs: "Jobs", id: str, token_file: Path | None) -> int:
+    from cluster.jobs import describe, exit_code
+
     try:
-        job = jobs.follow(id, _show)
+        job = jobs.follow(id, partial(write, end=""))
     except KeyboardInterrupt:
         back = f"spikeprune jobs logs {id} --follow {_at(jobs, token_file)}"
-        _say(f"\ndetached, {id} goes on; come back: {back}")
+        say(f"\ndetached, {id} goes on; come back: {back}")
         return 130
-    from cluster.jobs import exit_code
-
     if code := exit_code(job):
         resume = "; the same command with --resume continues its run" if "run" in (job.metadata or {}) else ""
-        raise JobFailedError(id, f"{_state(job)}{resume}", code)
-    _say(f"{id}: {_state(job)}")
+        say(f"spikeprune: {id}: {describe(job)}{resume}")
+        return code
+    say(f"{id}: {describe(job)}")
     return 0
-
-
-class JobFailedError(UserError):
-    """A job that was followed has failed."""
-
-    def __init__(self, where: str, what: str, code: int) -> None:
-        super().__init__(where, what)
-        self.code = code
-
-
-def _state(job: "JobDetails") -> str:
-    from cluster.jobs import describe
-
-    return describe(job, _seconds(job))
-
-
-def _seconds(job: "JobDetails") -> str:
-    if job.start_time is None:
-        return ""
-    return f"{(job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000:.0f}"
-
-
-def _clock(job: "JobDetails") -> str:
-    if not job.start_time:
-        return ""
-    return time.strftime("%d %b %H:%M:%S", time.localtime(job.start_time / 1000))
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201

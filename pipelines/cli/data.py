@@ -1,12 +1,11 @@
 """The verbs of ``data``: ingest, verify, frames, show, select."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.config.parser import parse
 from pipelines.console import progress, results, write
 from pipelines.errors import UserError
 
@@ -144,9 +143,8 @@ class SelectCommand:
     """A running Ray cluster, for more than 10^8 examples."""
 
 
-def ingest(args: list[str]) -> int:
+def ingest(o: IngestCommand) -> None:
     """Write a dataset as Parquet with dense ids and a manifest."""
-    o = parse(IngestCommand, args, prog="spikeprune data ingest", description=ingest.__doc__)
     _check_ingest(o)
     from pipelines.data.ingest import Writing
     from pipelines.data.ingest import ingest as write_dataset
@@ -154,26 +152,11 @@ def ingest(args: list[str]) -> int:
     from pipelines.data.sources.base import Options
     from pipelines.storage.sync import named
 
-    options = Options(
-        download=o.download,
-        test_share=o.test_share,
-        split_seed=o.split_seed,
-        sensor=o.sensor,
-        columns=o.columns,
-        time_unit=o.time_unit,
-    )
-    writing = Writing(
-        shard_rows=o.shard_rows,
-        group_rows=o.group_rows,
-        size=o.size,
-        on_bad=o.on_bad,
-        workers=o.workers,
-        address=o.address,
-    )
+    options = Options(**{f.name: getattr(o, f.name) for f in fields(Options)})
+    writing = Writing(**{f.name: getattr(o, f.name) for f in fields(Writing)})
     with progress("ingesting") as told:
         manifest = write_dataset(o.source, o.output, o.input, options=options, writing=writing, told=told)
     write(f"{named(o.output)}: {summary(manifest)}")
-    return 0
 
 
 def _check_ingest(o: IngestCommand) -> None:
@@ -189,9 +172,8 @@ def _check_ingest(o: IngestCommand) -> None:
         raise UserError("--columns", f"{o.columns!r} is not possible; it must hold t, x, y and p once each")
 
 
-def verify(args: list[str]) -> int:
+def verify(o: VerifyCommand) -> None:
     """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
-    o = parse(VerifyCommand, args, prog="spikeprune data verify", description=verify.__doc__)
     from pipelines.data.manifest import summary
     from pipelines.data.manifest import verify as verify_dataset
     from pipelines.storage.sync import named
@@ -199,12 +181,10 @@ def verify(args: list[str]) -> int:
     with progress("verifying") as told:
         manifest = verify_dataset(o.folder, told)
     write(f"{named(o.folder)}: {summary(manifest)}, all as the manifest says")
-    return 0
 
 
-def frames(args: list[str]) -> int:
+def frames(o: FramesCommand) -> None:
     """Write a dataset of event recordings as one of event frames, so that training need not make them."""
-    o = parse(FramesCommand, args, prog="spikeprune data frames", description=frames.__doc__)
     from pipelines.data.ingest import Writing, cache_frames
     from pipelines.data.manifest import summary
     from pipelines.storage.sync import named
@@ -213,12 +193,10 @@ def frames(args: list[str]) -> int:
     with progress("framing") as told:
         manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
     write(f"{named(o.output)}: {summary(manifest)} of {o.T} frames")
-    return 0
 
 
-def show(args: list[str]) -> int:
+def show(o: ShowCommand) -> None:
     """Show a dataset's classes and statistics, and its examples on a contact sheet."""
-    o = parse(ShowCommand, args, prog="spikeprune data show", description=show.__doc__)
     if o.rows < 1:
         raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
     from pipelines.data.show import contact_sheet
@@ -229,12 +207,10 @@ def show(args: list[str]) -> int:
     if o.png is not None:
         contact_sheet(table, schema, o.png)
         write(f"{named(o.png)}: {table.num_rows} examples")
-    return 0
 
 
-def select(args: list[str]) -> int:
+def select(o: SelectCommand) -> None:
     """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
-    o = parse(SelectCommand, args, prog="spikeprune data select", description=select.__doc__)
     for name in ("seed", "epoch"):
         if not 0 <= getattr(o, name) < 2**31:
             value = getattr(o, name)
@@ -242,19 +218,5 @@ def select(args: list[str]) -> int:
     from pipelines.scoring.select import select_subset
     from pipelines.storage.sync import named
 
-    drawn = select_subset(
-        o.folder,
-        policy=o.policy,
-        ratio=o.ratio,
-        output=o.output,
-        scores=o.scores,
-        split=o.split,
-        alpha=o.alpha,
-        design=o.design,
-        seed=o.seed,
-        epoch=o.epoch,
-        filtered=o.filtered,
-        address=o.address,
-    )
+    drawn = select_subset(**vars(o))
     write(f"{named(o.output)}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")
-    return 0

@@ -5,15 +5,17 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import get_type_hints
 
-from pipelines.cli import cluster as cluster_verbs
-from pipelines.cli import data, reports, runs
+from pipelines.cli import cluster, data, reports, runs
+from pipelines.config.load import read_command
+from pipelines.config.parser import parse
 from pipelines.console import say, write
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import TERMINATED, end_on_sigterm, was_terminated
-from pipelines.search import command as search
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
+VERBS: dict[str, Callable[..., int | None]] = {
     "data ingest": data.ingest,
     "data verify": data.verify,
     "data frames": data.frames,
@@ -25,13 +27,23 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": reports.compare,
     "run": runs.run,
     "evaluate": reports.evaluate,
-    "search": search.main,
+    "search": runs.search,
     "export": reports.export,
     "report": reports.report,
     "bench": reports.bench,
-    **cluster_verbs.VERBS,
+    "submit": cluster.submit,
+    "jobs list": cluster.jobs_list,
+    "jobs status": cluster.jobs_status,
+    "jobs logs": cluster.jobs_logs,
+    "jobs stop": cluster.jobs_stop,
+    "doctor": cluster.doctor,
+    "cluster manifest": cluster.manifest,
 }
-"""Every verb, with the function that takes its words; the first line of what it says is its help."""
+"""Every verb, with its function; the first line of what it says is its help.
+
+A function takes its options, a dataclass; where these hold a config, the fields that were set as well.
+``submit`` takes its words, which are those of another command too. It gives the exit code, if not 0.
+"""
 RESUMED = ("train", "run", "prune", "search")
 """Verbs that go on where they were stopped."""
 
@@ -59,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except UserError as error:
         say(f"spikeprune: {error}")
-        return getattr(error, "code", 2)
+        return 2
 
 
 def usage(group: str = "") -> str:
@@ -74,7 +86,7 @@ def usage(group: str = "") -> str:
     )
 
 
-def _summary(function: Callable[..., int]) -> str:
+def _summary(function: Callable[..., object]) -> str:
     return (function.__doc__ or "").strip().splitlines()[0]
 
 
@@ -102,4 +114,15 @@ def _dispatch(args: list[str]) -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; verbs are {', '.join(VERBS)}"
         raise UserError(verb, f"is not a verb{hint}")
-    return VERBS[verb](rest)
+    return _call(verb, rest) or 0
+
+
+def _call(verb: str, args: list[str]) -> int | None:
+    function = VERBS[verb]
+    how = {"prog": f"spikeprune {verb}", "description": function.__doc__}
+    options = get_type_hints(function).get("o")
+    if options is None:
+        return function(args)
+    if any(f.name == "settings" for f in fields(options)):
+        return function(*read_command(options, args, **how))
+    return function(parse(options, args, **how))

@@ -9,8 +9,7 @@ from pipelines.config import Config
 from pipelines.config.load import config_files, load_tree
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
-from pipelines.storage.credentials import names_secret, secret_in
-from pipelines.storage.paths import below, name_of, parent, uri_of
+from pipelines.storage.paths import below, name_of, names_secret, parent, secret_in, uri_of
 
 _TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
 STORAGE = "~/spikeprune-runs"
@@ -73,16 +72,7 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
 
 
 def check_no_secret(words: Sequence[str], command: str, storage: str) -> None:
-    """That a command for a cluster holds no secret: whoever may list jobs reads it, and where its run lies.
-
-    Args:
-        words: of the command.
-        command: what names them in an error where no option does.
-        storage: folder of runs.
-
-    Raises:
-        UserError: the storage or one of the words is a URI with a secret.
-    """
+    """That a command for a cluster and its storage hold no secret: whoever may list jobs reads them."""
     if (what := secret_in(storage)) is not None:
         raise UserError("--storage", what)
     where = command
@@ -94,11 +84,7 @@ def check_no_secret(words: Sequence[str], command: str, storage: str) -> None:
 
 
 def job_variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables from ``NAME=VALUE``, or from ``NAME`` alone: its value here, which no process list shows.
-
-    Raises:
-        UserError: not a name, one without a value here, or one that is a secret or a URI with one.
-    """
+    """Variables from ``NAME=VALUE``, or from ``NAME`` alone: its value here, which no process list shows."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")

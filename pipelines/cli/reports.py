@@ -3,13 +3,11 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pipelines.config import Config
-from pipelines.config.load import read_command
-from pipelines.config.parser import parse
 from pipelines.console import messages, results
 from pipelines.errors import UserError
 
@@ -79,34 +77,27 @@ class BenchCommand:
     """Benchmarks, by the name of their file in benchmarks/; the suite of key ratios when none is given."""
 
 
-def compare(args: list[str]) -> int:
+def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     """Prune a trained network by several criteria at several levels and show them side by side."""
-    o, overrides = read_command(CompareCommand, args, prog="spikeprune compare", description=compare.__doc__)
     if o.address is not None:
         overrides["cluster.address"] = o.address
     from pipelines.report import compare as comparing
 
     comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
-    return 0
 
 
-def evaluate(args: list[str]) -> int:
+def evaluate(o: EvaluateCommand, overrides: dict[str, Any]) -> None:
     """Measure a run's last network: accuracy, loss, firing rates, SynOps; in this process."""
-    o, overrides = read_command(
-        EvaluateCommand, args, prog="spikeprune evaluate", description=evaluate.__doc__
-    )
     from pipelines.report.evaluate import evaluate_run, print_evaluated
     from pipelines.storage.sync import local_copy
 
     with messages().status("evaluating"):
         found = evaluate_run(local_copy(o.run), checkpoint=o.checkpoint, split=o.split, overrides=overrides)
     print_evaluated(found, results())
-    return 0
 
 
-def export(args: list[str]) -> int:
+def export(o: ExportCommand) -> None:
     """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
-    o = parse(ExportCommand, args, prog="spikeprune export", description=export.__doc__)
     from pipelines.report.export import export as export_run
     from pipelines.report.export import print_export
     from pipelines.storage.sync import local_copy
@@ -114,49 +105,44 @@ def export(args: list[str]) -> int:
     with messages().status("exporting"):
         done = export_run(local_copy(o.run), o.output, nir=o.nir)
     print_export(done, results())
-    return 0
 
 
-def report(args: list[str]) -> int:
+def report(o: ReportCommand) -> None:
     """Tables in the terminal and one HTML file, of a run or of several side by side."""
-    o = parse(ReportCommand, args, prog="spikeprune report", description=report.__doc__)
     if not o.runs:
         raise UserError("report", "which run? Name its folder, or several")
     from pipelines.storage.sync import local_copy
 
     if len(o.runs) == 1:
-        return print_run(local_copy(o.runs[0]), o.output)
+        print_run(local_copy(o.runs[0]), o.output)
+        return
     from pipelines.report.page import write_comparison
-    from pipelines.report.summary import summarise
-    from pipelines.report.tables import print_comparison
+    from pipelines.report.summary import print_runs, summarise
     from pipelines.storage.paths import below, parent, uri_of
 
     folders = [local_copy(folder) for folder in o.runs]
     summaries = [summarise(folder) for folder in folders]
     beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
     page = write_comparison(summaries, o.output or Path(beside))
-    print_comparison(summaries, page, results(width=140))
-    return 0
+    print_runs(summaries, page, results(width=140))
 
 
-def bench(args: list[str]) -> int:
+def bench(o: BenchCommand) -> int:
     """Measure speed on this machine: key ratios of ours over the alternative, as JSON and Markdown."""
     import subprocess
 
-    names = parse(BenchCommand, args, prog="spikeprune bench", description=bench.__doc__).names
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "__main__.py").exists():
         raise UserError("bench", "needs a clone of the repository: installed packages hold no benchmarks")
-    return subprocess.call([sys.executable, "-m", "benchmarks", *names], cwd=root)
+    return subprocess.call([sys.executable, "-m", "benchmarks", *o.names], cwd=root)
 
 
-def print_run(folder: Path, output: Path | None = None) -> int:
+def print_run(folder: Path, output: Path | None = None) -> None:
     """A run's report: tables in the terminal and one HTML file."""
-    from pipelines.report.tables import print_report
+    from pipelines.report.summary import print_runs
 
     summary, page = write_report(folder, output)
-    print_report(summary, page, results())
-    return 0
+    print_runs([summary], page, results())
 
 
 def write_report(folder: Path, output: Path | None = None) -> "tuple[RunSummary, Path]":

@@ -1,4 +1,4 @@
-"""The verbs that train, prune and score: train, run, prune, score."""
+"""The verbs that train, prune, score and search: train, run, prune, score, search."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +8,10 @@ import tyro
 
 from pipelines.cli.reports import print_run, write_report
 from pipelines.config import Config
-from pipelines.config.load import dump_config, load_config, read_command
+from pipelines.config.load import dump_config, load_config, load_tree
 from pipelines.console import results, write
+from pipelines.errors import UserError
+from pipelines.search.config import SearchTree
 
 
 @dataclass(kw_only=True)
@@ -79,47 +81,59 @@ class ScoreCommand:
     """Config."""
 
 
-def train(args: list[str]) -> int:
+@dataclass(kw_only=True)
+class SearchCommand:
+    """Options of ``search``; every config field can be set here by its path."""
+
+    config: Annotated[Path | None, tyro.conf.Positional] = None
+    """YAML file with any part of the config, and the search below `search:`."""
+    address: str | None = None
+    """Ray cluster to search on; the same as cluster.address."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the search of that name where it stopped."""
+    plot: Path | None = None
+    """Folder of a search whose table, configs and report are made again; nothing runs."""
+    settings: Annotated[SearchTree, tyro.conf.arg(name="")] = field(default_factory=SearchTree)
+    """Config."""
+
+
+def train(o: RunCommand, overrides: dict[str, Any]) -> None:
     """Train with data pruning; the run's folder holds checkpoints, metrics and a report."""
-    return _run_phases("train", args, train.__doc__)
+    _run_phases("train", o, overrides)
 
 
-def run(args: list[str]) -> int:
+def run(o: RunCommand, overrides: dict[str, Any]) -> None:
     """Train with data pruning, prune weights, retrain, and report."""
-    return _run_phases("run", args, run.__doc__)
+    _run_phases("run", o, overrides)
 
 
-def _run_phases(verb: Literal["run", "train"], args: list[str], description: str | None) -> int:
-    o, overrides = read_command(RunCommand, args, prog=f"spikeprune {verb}", description=description)
+def _run_phases(verb: Literal["run", "train"], o: RunCommand, overrides: dict[str, Any]) -> None:
     config = load_config(o.config, overrides | _given(o, "address"))
     if o.print_config:
         write(dump_config(config), end="")
-        return 0
-    if o.seeds is not None:
-        return _run_seeds(verb, config, o)
-    from pipelines.runs.run import run
+    elif o.seeds is not None:
+        _run_seeds(verb, config, o.seeds, o.profile)
+    else:
+        from pipelines.runs.run import run
 
-    return print_run(run(config, verb, resume=o.resume, profile=o.profile))
+        print_run(run(config, verb, resume=o.resume, profile=o.profile))
 
 
-def _run_seeds(verb: Literal["run", "train"], config: Config, o: RunCommand) -> int:
+def _run_seeds(verb: Literal["run", "train"], config: Config, seeds: int, profile: bool) -> None:
     from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
     from pipelines.storage.sync import named
 
-    assert o.seeds is not None
-    folders = run_seeds(config, verb, o.seeds, profile=o.profile)
+    folders = run_seeds(config, verb, seeds, profile=profile)
     for folder in folders:
         write_report(folder)
     found = over_seeds(folders)
     path = write_seeds(found, config)
     print_seeds(found, config.name, results(width=140))
     write(f"values: {named(path)}")
-    return 0
 
 
-def prune(args: list[str]) -> int:
+def prune(o: PruneCommand, overrides: dict[str, Any]) -> None:
     """Prune the weights of a trained network under a budget and retrain what is left."""
-    o, overrides = read_command(PruneCommand, args, prog="spikeprune prune", description=prune.__doc__)
     overrides |= _given(o, "address", "sparsity", "budget", "synops", "criterion")
     if o.no_retrain:
         overrides["weights.retrain_epochs"] = "0"
@@ -128,13 +142,12 @@ def prune(args: list[str]) -> int:
 
     if o.print_config:
         write(dump_config(prune_config(o.source, overrides)), end="")
-        return 0
-    return print_run(prune_run(o.source, overrides, resume=o.resume))
+    else:
+        print_run(prune_run(o.source, overrides, resume=o.resume))
 
 
-def score(args: list[str]) -> int:
+def score(o: ScoreCommand, overrides: dict[str, Any]) -> None:
     """Score every example of a dataset by a trained network: a ranking of the data, as Parquet."""
-    o, overrides = read_command(ScoreCommand, args, prog="spikeprune score", description=score.__doc__)
     from pipelines.runs.run import network_of
     from pipelines.scoring.rank import rank
     from pipelines.storage.sync import named
@@ -143,7 +156,24 @@ def score(args: list[str]) -> int:
     config = load_config(path, overrides | _given(o, "address"))
     done = rank(config, checkpoint, o.output, names=o.scores, split=o.split)
     write(f"{named(o.output)}: {done:,} examples")
-    return 0
+
+
+def search(o: SearchCommand, overrides: dict[str, Any]) -> int:
+    """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
+    from pipelines.search.results import print_results, read_results, write_results
+
+    if o.plot is not None and (o.config is not None or overrides or o.address is not None or o.resume):
+        raise UserError("--plot", "redraws a search as it is; leave out the config, --resume and settings")
+    if o.plot is not None:
+        found = read_results(o.plot)
+        write_results(found)
+    else:
+        from pipelines.search.study import search
+
+        tree = load_tree(SearchTree, o.config, overrides | _given(o, "address"))
+        found = read_results(search(tree, resume=o.resume))
+    print_results(found, results())
+    return 0 if found.finished else 1
 
 
 def _given(options: Any, *names: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The config of a run: its fields, reading and writing it, and a user's own code that it names."""
 
 from pipelines.config.checks import is_own as is_own
-from pipelines.config.pruning import CriterionName as CriterionName
-from pipelines.config.pruning import ExamplesConfig as ExamplesConfig
-from pipelines.config.pruning import PolicyName as PolicyName
-from pipelines.config.pruning import WeightsConfig as WeightsConfig
 from pipelines.config.schema import ClusterConfig as ClusterConfig
 from pipelines.config.schema import Config as Config
+from pipelines.config.schema import CriterionName as CriterionName
+from pipelines.config.schema import ExamplesConfig as ExamplesConfig
+from pipelines.config.schema import PolicyName as PolicyName
 from pipelines.config.schema import TrackConfig as TrackConfig
+from pipelines.config.schema import WeightsConfig as WeightsConfig
 from pipelines.config.schema import field_paths as field_paths
 from pipelines.config.training import AugmentConfig as AugmentConfig
 from pipelines.config.training import DataConfig as DataConfig

@@ -4,6 +4,7 @@ A file may name another as its ``base``; what is said last counts. Scalars stay 
 until the field's type reads them (`pipelines.config.parser`), so a run called 0123 keeps its name.
 """
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -60,15 +61,11 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
 
 def dump_config(config: Config) -> str:
     """The complete config as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump({FIELD: VERSION, **_lists(asdict(config))}, sort_keys=False)
+    return yaml.safe_dump({FIELD: VERSION, **json.loads(json.dumps(asdict(config)))}, sort_keys=False)
 
 
 def config_files(path: Path | str) -> list[Path]:
-    """A config file, the one that its ``base`` names, the one that this one's names, and so on.
-
-    Raises:
-        UserError: an unreadable file, or one that is its own base.
-    """
+    """A config file, the one that its ``base`` names, the one that this one's names, and so on."""
     files = [Path(path)]
     while (base := read_yaml(files[-1]).get("base")) is not None:
         if not isinstance(base, str):
@@ -150,11 +147,7 @@ def _own_fields(file: Path) -> dict[str, Any]:
 
 
 def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted path.
-
-    Raises:
-        UserError: one that is no field, or a value where there must be fields.
-    """
+    """The values of a tree by dotted path."""
     found: dict[str, Any] = {}
     hints = get_type_hints(cls)
     for key, value in tree.items():
@@ -184,10 +177,12 @@ def _with_code(config: Tree, beside: Path) -> Tree:
     return config
 
 
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _lists(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def flat_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree by dotted path."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flat_tree(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def read_command(command: type[C], args: Sequence[str], **how: Any) -> tuple[C, dict[str, Any]]:

@@ -16,11 +16,7 @@ is gone and says nothing of how a run goes on."""
 
 
 def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
-    """A file's tree with the names of today; a file without a version may have any earlier name.
-
-    Raises:
-        UserError: the file is of a later version, or has a field by its old name and its new one.
-    """
+    """A file's tree with the names of today; a file without a version may have any earlier name."""
     written = tree.pop(FIELD, 1)
     if not str(written).isdigit():
         raise UserError(file, f"its {FIELD} {shown(written)} is not possible; it must be a whole number")

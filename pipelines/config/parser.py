@@ -9,10 +9,10 @@ import re
 import sys
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import field, fields, is_dataclass, make_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -27,12 +27,10 @@ from pipelines.errors import UserError
 C = TypeVar("C")
 SHORT = {"--on-bad-row": "--data.on_bad_row"}
 """Options that stand for a field without its path."""
-_ABSENT = "\0"  # no word of a command line can be this
 _MOST = 2**63
 _LONGEST = 4096
 _RULES = ConstructorRegistry()
 _SHOW = (tyro.conf.PositionalMetavarFromFieldName,)
-_NO_HELP = tyro.conf.arg(help="")  # tyro would look for it in our source
 
 
 def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None = None, **how: Any) -> C:
@@ -55,37 +53,40 @@ def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None =
 
 
 def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[dict[str, Any], list[str]]:
-    """Command-line words that set config fields, as text by path, and all others.
-
-    Raises:
-        UserError: an override without a value.
-    """
-    words = _plain_flags(args, cls)
-    text: Any = cls
-    with _errors.on_parse_error(lambda event: _reword(event, cls)):
-        given: Any
-        given, rest = tyro.cli(_as_text(text), args=words, add_help=False, return_unknown_args=True)
+    """Command-line words that set config fields, as text by path, and all others."""
     overrides: dict[str, Any] = {}
-    for path in field_paths(cls):
-        *branches, leaf = path.split(".")
-        node: Any = given
-        for branch in branches:
-            node = getattr(node, branch)
-        value = getattr(node, leaf)
-        if leaf_hint(path, cls) is bool:
-            if value or getattr(node, f"no_{leaf}"):
-                overrides[path] = value
-        elif value not in (_ABSENT, (_ABSENT,)):
-            overrides[path] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    rest, waiting = [], list(args)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        path = SHORT.get(name, name).removeprefix("--").replace("-", "_")
+        negated = _negated(path, cls) if word.startswith("--") else None
+        hint = _optional(leaf_hint(negated or path, cls))[0]
+        if not word.startswith("--") or hint is None or is_dataclass(hint):
+            rest.append(word)
+        elif hint is bool:
+            overrides[negated or path] = False if negated else _is_true(path, value if equals else "true")
+        elif equals:
+            overrides[path] = value
+        else:
+            count = next((i for i, w in enumerate(waiting) if w.startswith("--")), len(waiting))
+            many = get_origin(hint) is tuple and count != 1
+            if count == 0 and not many:
+                raise UserError(path, "needs a value")
+            overrides[path] = tuple(waiting[:count]) if many else waiting[0]
+            del waiting[: count if many else 1]
     return overrides, rest
 
 
-def option(path: str, value: Any, cls: type[Config]) -> str:
-    """The word of the command line that gives a field this value.
+def _negated(path: str, cls: type[Config]) -> str | None:
+    """The flag that --no-model.detach-reset or --model.no-detach-reset sets to false."""
+    head, dot, leaf = path.removeprefix("no_").rpartition(".")
+    flag = f"{head}{dot}{leaf.removeprefix('no_')}"
+    return flag if flag != path and leaf_hint(flag, cls) is bool else None
 
-    Raises:
-        UserError: a value that no word can stand for.
-    """
+
+def option(path: str, value: Any, cls: type[Config]) -> str:
+    """The word of the command line that gives a field this value."""
     hint = leaf_hint(path, cls)
     if is_dataclass(hint):
         raise UserError(path, f"{shown(value)} is not possible; it must hold fields")
@@ -95,16 +96,20 @@ def option(path: str, value: Any, cls: type[Config]) -> str:
     if value is None and not optional:
         raise UserError(path, "has no value; give one or leave it out")
     if inner is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise UserError(path, f"{shown(value)} is not possible; it must be true or false")
         head, dot, leaf = path.rpartition(".")
-        return f"--{path}" if str(value).lower() == "true" else f"--{head}{dot}no-{leaf}"
+        return f"--{path}" if _is_true(path, value) else f"--{head}{dot}no-{leaf}"
     if (_is_free(inner) and not isinstance(value, str)) or isinstance(value, list | tuple | dict):
         if not _is_free(inner) and not (get_origin(inner) is tuple and not isinstance(value, dict)):
             raise UserError(path, f"{shown(value)} is not possible; it must be {_kind(inner)}")
         text = yaml.safe_dump(typed(value) if _is_free(inner) else _texts(value), default_flow_style=True)
         return f"--{path}={text.removesuffix('...' + chr(10)).strip()}"
     return f"--{path}={'null' if value is None else value}"
+
+
+def _is_true(path: str, value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise UserError(path, f"{shown(value)} is not possible; it must be true or false")
+    return str(value).lower() == "true"
 
 
 def leaf_hint(path: str, cls: Any = Config) -> Any:
@@ -160,44 +165,6 @@ def _exponent(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value
-
-
-def _plain_flags(args: Sequence[str], cls: type[Config]) -> list[str]:
-    """Flags as tyro writes them: --model.no-detach-reset for --no-model.detach-reset and for =false."""
-    flags = {path for path in field_paths(cls) if leaf_hint(path, cls) is bool}
-    words = []
-    for word in args:
-        name, equals, value = word.partition("=")
-        name = SHORT.get(name, name)
-        path = name.removeprefix("--").removeprefix("no-").replace("-", "_")
-        negated = name.startswith("--no-")
-        if word.startswith("--") and path in flags and (negated or equals):
-            word = option(path, "false" if negated else value, cls)
-        else:
-            word = f"{name}{equals}{value}"
-        words.append(word)
-    return words
-
-
-@cache
-def _as_text(cls: Any) -> Any:
-    """A dataclass with the fields of this one, every value as the words that give it."""
-    made: list[tuple[str, Any, Any]] = []
-    hints = _hints(cls)
-    for f in fields(cls):
-        hint = _optional(hints[f.name])[0]
-        if is_dataclass(hint):
-            kind: Any = f.type
-            group = _as_text(kind)
-            made.append((f.name, Annotated[group, _NO_HELP], field(default_factory=group)))
-        elif hint is bool:
-            flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-            made += [(f.name, flag, field(default=False)), (f"no_{f.name}", flag, field(default=False))]
-        elif get_origin(hint) is tuple:
-            made.append((f.name, tuple[str, ...], field(default=(_ABSENT,))))
-        else:
-            made.append((f.name, str, field(default=_ABSENT)))
-    return make_dataclass(cls.__name__, made, kw_only=True)
 
 
 def _optional(hint: Any) -> tuple[Any, bool]:

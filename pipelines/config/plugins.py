@@ -6,7 +6,7 @@ to every worker. Only names in a config are ever imported, never one that a chec
 """
 
 import atexit
-import hashlib
+import difflib
 import importlib
 import inspect
 import re
@@ -14,13 +14,14 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.submit import shadows
 from pipelines.config import Config, is_own
 from pipelines.errors import UserError
 
@@ -40,12 +41,6 @@ class OwnCode:
     """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
     files: Mapping[str, bytes]
     """Sources by path below the folder."""
-
-    @property
-    def digest(self) -> str:
-        """Of names and sources."""
-        told = [sorted(self.names.items()), sorted((k, v.hex()) for k, v in self.files.items())]
-        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 _active: OwnCode | None = None
@@ -92,12 +87,9 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
     Args:
         code: what `use_own_code` gave, here or on another machine.
         folder: where its sources are; they are unpacked into a temporary folder when not given.
-
-    Raises:
-        UserError: as `use_own_code`.
     """
     global _active
-    if code is None or (_active is not None and _active.digest == code.digest):
+    if code is None or (_active is not None and replace(_active, folder=code.folder) == code):
         return
     if code.files:
         _look_in(str(folder or _unpack(code)), frozenset(code.files))
@@ -149,23 +141,14 @@ def _own_line(error: BaseException) -> tuple[str, str, str] | None:
 
 
 def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
-    """Raise where ``folder`` holds a module or package called like one that we import.
-
-    Raises:
-        UserError: it holds one.
-    """
-    here = Path(__file__).resolve().parents[2]
-    if folder.resolve() == here:
-        return
-    for name in names:
-        for found in (folder / f"{name}.py", folder / name / "__init__.py"):
-            if found.exists():
-                shown = found.parent if found.name == "__init__.py" else found
-                raise UserError(
-                    where,
-                    f"{shown} would be imported instead of the package {name!r}, which spikeprune needs; "
-                    "rename it or start from another folder",
-                )
+    """Raise where ``folder``, if it is not our own, holds a module or package called like one we import."""
+    hiding = shadows(folder, names) if folder.resolve() != Path(__file__).resolve().parents[2] else []
+    if hiding:
+        raise UserError(
+            where,
+            f"{hiding[0]} would be imported instead of the package {hiding[0].stem!r}, which spikeprune "
+            "needs; rename it or start from another folder",
+        )
 
 
 def keep_copy(code: OwnCode | None, folder: Path) -> None:
@@ -177,16 +160,7 @@ def keep_copy(code: OwnCode | None, folder: Path) -> None:
 
 
 def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "search"] = "run") -> None:
-    """That a run or search resumes with the sources it started with.
-
-    Args:
-        code: that is there now.
-        folder: where `keep_copy` put what there was; nothing is compared where there is none.
-        kind: what resumes.
-
-    Raises:
-        UserError: one differs.
-    """
+    """That a run or search resumes with the sources it started with."""
     if code is None or not folder.is_dir():
         return
     kept = {str(p.relative_to(folder)): p.read_bytes() for p in _python_files(folder)}
@@ -259,56 +233,39 @@ def _register(code: OwnCode) -> None:
     from pruning.weights import criteria
     from snn import models
 
-    kinds: dict[str, tuple[Callable[[str, Any], None], Callable[[str, Any], None]]] = {
-        "model.name": (_check_model, models.register),
-        "examples.policy": (_check_policy, policies.register),
-        "weights.criterion": (_check_criterion, criteria.register),
-    }
+    rooms = {"model.name": models, "examples.policy": policies, "weights.criterion": criteria}
     for field, name in code.names.items():
-        check, register = kinds[field]
         made = _load(name, field, code)
-        check(name, made)
+        if (fault := _fault(field, made)) is not None:
+            raise UserError(field, f"{name} {fault}")
+        if field == "examples.policy" and "name" not in vars(made):
+            made.name = name
+        register: Any = rooms[field].register
         register(name, made)
 
 
-def _check_model(name: str, made: Any) -> None:
-    where = "model.name"
+def _fault(field: str, made: Any) -> str | None:
+    """Why an object cannot be what the field names."""
+    if field == "examples.policy":
+        from pruning.examples.policies import Policy
+        from pruning.examples.scores import SCORES
+
+        if not (isinstance(made, type) and issubclass(made, Policy)):
+            return "must be a subclass of pruning.examples.policies.base.Policy"
+        if made.score is not None and made.score not in SCORES:
+            return f"wants the score {made.score!r}; choose one of {', '.join(SCORES)}, or None"
+        return None
     if not callable(made):
-        raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function or class")
+        kind = "a function or class" if field == "model.name" else "a function"
+        return f"is of type {type(made).__name__}; it must be {kind}"
     taken = inspect.signature(made).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return
-    for argument in ("input_shape", "num_classes", "neuron"):
-        if argument not in taken:
-            raise UserError(
-                where, f"{name} must take input_shape, num_classes, neuron; {argument} is missing"
-            )
-
-
-def _check_policy(name: str, made: Any) -> None:
-    from pruning.examples.policies import Policy
-    from pruning.examples.scores import SCORES
-
-    where = "examples.policy"
-    if not (isinstance(made, type) and issubclass(made, Policy)):
-        raise UserError(where, f"{name} must be a subclass of pruning.examples.policies.base.Policy")
-    if made.score is not None and made.score not in SCORES:
-        raise UserError(
-            where, f"{name} wants the score {made.score!r}; choose one of {', '.join(SCORES)}, or None"
-        )
-    if "name" not in vars(made):
-        made.name = name
-
-
-def _check_criterion(name: str, made: Any) -> None:
-    where = "weights.criterion"
-    if not callable(made):
-        raise UserError(where, f"{name} is of type {type(made).__name__}; it must be a function")
-    taken = len(inspect.signature(made).parameters)
-    if taken != 3:
-        raise UserError(
-            where, f"{name} takes {taken} arguments; it must take synapses, calibration, objective"
-        )
+    if field == "weights.criterion":
+        wrong = f"takes {len(taken)} arguments; it must take synapses, calibration, objective"
+        return wrong if len(taken) != 3 else None
+    missing = [n for n in ("input_shape", "num_classes", "neuron") if n not in taken]
+    if not missing or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return None
+    return f"must take input_shape, num_classes, neuron; {missing[0]} is missing"
 
 
 def _load(name: str, where: str, code: OwnCode) -> Any:
@@ -333,8 +290,6 @@ def _load(name: str, where: str, code: OwnCode) -> Any:
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
-            import difflib
-
             close = difflib.get_close_matches(part, dir(value), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(where, f"{getattr(module, '__file__', module_name)} has no {attribute!r}{hint}")

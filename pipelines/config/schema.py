@@ -7,64 +7,192 @@ that need no data run when a config is made; `pipelines.runs.preflight` holds it
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pipelines.config.checks import check, check_no_secret
-from pipelines.config.pruning import ExamplesConfig, WeightsConfig
-from pipelines.config.training import DataConfig, ModelConfig, TrainConfig
+from pipelines.config.checks import (
+    CLOSED,
+    FINITE,
+    POSITIVE,
+    RATIO,
+    SHARE,
+    Allowed,
+    Checked,
+    at_least,
+    between,
+    check,
+    check_no_secret,
+)
+from pipelines.config.training import MOST_EPOCHS, DataConfig, ModelConfig, TrainConfig
 from pipelines.errors import UserError
+
+LEAST_ALPHA = 1e-6
+DEVICE = Allowed("auto, cpu, cuda or cuda:N", lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v)))
+GPUS = Allowed(
+    "zero, a part of one, or a whole number", lambda v: 0 <= v <= 1 or (v > 1 and float(v).is_integer())
+)
+PolicyName = Literal[
+    "full",
+    "random",
+    "static",
+    "infobatch",
+    "infobatch_matched",
+    "el2n",
+    "ucb",
+    "loss",
+    "sadp",
+    "seta",
+    "seta_matched",
+    "repb",
+    "repb_matched",
+    "orderdp",
+]
+CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uniform", "wanda", "fisher"]
 
 
 @dataclass(kw_only=True, slots=True)
-class ClusterConfig:
+class ExamplesConfig(Checked):
+    """Which examples each epoch trains on."""
+
+    PATH: ClassVar[str] = "examples"
+    policy: PolicyName | str = "sadp"
+    """full (all examples), random (uniform, a new draw each epoch), sadp (by spike-aware
+    importance), a rival, or package.module:attribute of your own."""
+    ratio: Annotated[float, RATIO] = 0.5
+    """Pruning ratio r: the share of examples left out of a pruned epoch, in [0, 1)."""
+    ratio_from: Annotated[float | None, RATIO] = None
+    """Pruning ratio of the first pruned epoch, from which it moves linearly to ratio; ratio throughout when
+    not given."""
+    weight_power: Annotated[float | None, CLOSED] = None
+    """Power of the example weights in the loss, in [0, 1]: 1 keeps the gradient unbiased (norm statistics
+    frozen); a lower power has less variance and a bias towards examples of high score. Default: the policy's
+    own (0.5 for sadp, el2n, loss and infobatch_matched, 1 for others)."""
+    alpha: Annotated[float, between(LEAST_ALPHA, 1)] = 0.1
+    """Weight of the uniform part in the inclusion probabilities, up to 1; bounds the weights by 1 / alpha."""
+    warmup_epochs: Annotated[int, at_least(0)] = 1
+    """Full epochs at the start, before scores mean anything."""
+    anneal_epochs: Annotated[int, at_least(0)] = 1
+    """Full epochs at the end."""
+    stale_alpha: Annotated[float, between(LEAST_ALPHA, 1)] = 0.3
+    """alpha while scores are older than one epoch on average."""
+    score_from: Annotated[int, at_least(0)] = 0
+    """Epoch before which pruned epochs draw uniformly and nothing is scored: early scores say little."""
+    rescore_every: Annotated[int | None, at_least(0)] = None
+    """Pruned epochs from one scoring pass to the next; 0 (the default) takes scores from the training steps
+    alone, which costs nothing; a pass costs about a third of training on the examples it scores."""
+    rescore_who: Literal["all", "unselected", "sample"] = "all"
+    """Which examples a scoring pass covers: all, those not selected last epoch, or a random quarter."""
+    overlap: bool = False
+    """Score the next epoch's examples while this one trains, on spare CPUs; scores are then one epoch old."""
+    score_timesteps: Annotated[int | None, at_least(1)] = None
+    """Timesteps of a scoring pass; fewer are cheaper and cost accuracy of the scores; all when not given."""
+    diagnose_every: Annotated[int, at_least(0)] = 0
+    """Epochs between measurements of the gradient's variance and bias on a probe; 0 for none."""
+    diagnose_examples: Annotated[int, at_least(2)] = 256
+    """Examples of that probe; each costs a backward pass of its own."""
+    design: Literal["systematic", "poisson"] = "systematic"
+    """systematic draws exactly the same number every epoch; poisson decides each example alone."""
+    tail_depth: Annotated[int, Allowed("0 or 1", (0, 1).__contains__)] = 1
+    """Layers below the readout that the SADP score covers; 1 needs a forward pass only."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WeightsConfig(Checked):
+    """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
+
+    PATH: ClassVar[str] = "weights"
+    criterion: CriterionName | str = "slamp"
+    """slamp (time-aware layer scores by gradients), slamp_curve (by measured distortion), a rival, or
+    package.module:attribute of your own."""
+    objective: Literal["weights", "synops"] | None = None
+    """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
+    sparsity: Annotated[float | None, SHARE] = None
+    """Share of weights to remove, in (0, 1)."""
+    budget: Annotated[float | None, FINITE] = None
+    """Distortion budget: mean over layers of -log(kept energy), positive."""
+    synops: Annotated[float | None, SHARE] = None
+    """Share of the dense network's synaptic operations to keep, in (0, 1)."""
+    budget_over: Literal["sum", "max_t"] = "sum"
+    """sum bounds the distortion of all timesteps together, max_t that of every timestep."""
+    schedule: Literal["one_shot", "cubic", "equal_distortion"] = "one_shot"
+    """one_shot, cubic (towards a sparsity or a SynOps share) or equal_distortion (parts of a budget)."""
+    rounds: Annotated[int, between(1, 40)] = 1
+    """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
+    calibration_examples: Annotated[int, at_least(1)] = 400
+    """Training examples for calibration."""
+    measure_examples: Annotated[int, at_least(4)] = 200
+    """Of these, those on which slamp measures gradients, or slamp_curve every layer's distortion."""
+    diagnose_examples: Annotated[int, at_least(0)] = 0
+    """Held-out examples on which every layer's predicted distortion is held against the measured; 0: none."""
+    min_keep: Annotated[int, at_least(1)] = 1
+    """Weights that every layer keeps at least."""
+    exclude: tuple[str, ...] = ()
+    """Layers that are not pruned, by name."""
+    retrain_epochs: Annotated[int, between(0, MOST_EPOCHS)] = 8
+    """Epochs of masked retraining after each round, with the same data pruning."""
+    retrain_lr: Annotated[float, FINITE] = 0.05
+    """Peak learning rate of the retraining."""
+
+    def check_together(self) -> None:
+        """One target, and a schedule that fits it."""
+        given = [n for n in ("sparsity", "budget", "synops") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise UserError("weights", f"{' and '.join(given)} exclude one another; give one of them")
+        if not given:
+            self.sparsity = 0.9
+        if self.schedule == "one_shot":
+            check(self.rounds == 1, "weights.rounds", self.rounds, "1, or choose another weights.schedule")
+        if (self.schedule == "equal_distortion") != (self.budget is not None) and self.rounds > 1:
+            allowed = "equal_distortion with a budget, cubic with a sparsity or a SynOps share"
+            check(False, "weights.schedule", self.schedule, allowed)
+
+    @property
+    def saves(self) -> Literal["weights", "synops"]:
+        """The objective; a share of the SynOps as target asks for SynOps, anything else for weights."""
+        return self.objective or ("weights" if self.synops is None else "synops")
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig(Checked):
     """Where it runs."""
 
+    PATH: ClassVar[str] = "cluster"
     engine: Literal["auto", "ray", "local"] = "auto"
     """local (this process), ray (Ray Data and Ray Train; same results for one worker and as many threads)
     or auto: local for one worker, ray for more of them, an address or scoring actors."""
     address: str | None = None
     """Address of a running Ray cluster; without one, Ray is started here and stopped afterwards."""
-    workers: int = 1
+    workers: Annotated[int, at_least(1)] = 1
     """Training workers."""
     min_workers: int | None = None
     """Minimum number of workers (elastic training): with nodes lost, a run continues with as few and grows
     back when they return; without it a run waits for all. The batch of a step stays the same."""
-    cpus_per_worker: float = 0.5
+    cpus_per_worker: Annotated[float, POSITIVE] = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
-    threads: int | None = None
+    threads: Annotated[int | None, at_least(1)] = None
     """Threads of torch in each worker: results depend on it in their last bits, so that a resumed run keeps
     it. When not given, the whole CPUs that a worker reserves; where that is none, one, or all of this
     machine for a worker alone on it."""
-    max_failures: int = 3
+    max_failures: Annotated[int, at_least(0)] = 3
     """Lost workers or nodes after which a run gives up; --resume still continues it."""
-    device: str = "auto"
+    device: Annotated[str, DEVICE] = "auto"
     """cpu, cuda, cuda:N (with engine local), or auto: a GPU for each worker where there are as many."""
-    gpus_per_worker: float = 0
+    gpus_per_worker: Annotated[float, GPUS] = 0
     """GPUs that each training worker reserves."""
-    scorers: int = 0
+    scorers: Annotated[int, at_least(0)] = 0
     """Actors that score examples, each started once per pass; 0 scores in tasks, which is cheaper on CPUs."""
-    gpus_per_scorer: float = 0
+    gpus_per_scorer: Annotated[float, GPUS] = 0
     """GPUs that each scoring actor reserves."""
 
-    def __post_init__(self) -> None:
-        check(self.workers >= 1, "cluster.workers", self.workers, "at least 1")
+    def check_together(self) -> None:
+        """Workers, GPUs and engine that go together."""
         if self.min_workers is not None:
             allowed = f"between 1 and cluster.workers ({self.workers})"
             check(1 <= self.min_workers <= self.workers, "cluster.min_workers", self.min_workers, allowed)
-        check(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "positive")
-        check(self.threads is None or self.threads >= 1, "cluster.threads", self.threads, "at least 1")
-        ok = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is not None
-        check(ok, "cluster.device", self.device, "auto, cpu, cuda or cuda:N")
         ok = self.device != "cpu" or not self.gpus_per_worker
         check(ok, "cluster.gpus_per_worker", self.gpus_per_worker, "zero with cluster.device cpu")
-        check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "zero or more")
-        for name in ("gpus_per_worker", "gpus_per_scorer"):
-            gpus = getattr(self, name)
-            shared = 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())
-            check(shared, f"cluster.{name}", gpus, "zero, a part of one, or a whole number")
-        check(self.scorers >= 0, "cluster.scorers", self.scorers, "zero or more")
         ok = self.scorers > 0 or not self.gpus_per_scorer
-        check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, "zero, or positive with cluster.scorers")
+        allowed = "zero, or positive with cluster.scorers"
+        check(ok, "cluster.gpus_per_scorer", self.gpus_per_scorer, allowed)
         if self.engine == "local" and self.workers != 1:
             raise UserError("cluster.workers", f"{self.workers} is not possible with engine local; set 1")
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +14,10 @@ from cluster.connect import connect
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import own_failures_named
-from pipelines.console import bars, messages, results
+from pipelines.console import bars, messages, results, table
 from pipelines.errors import UserError
 from pipelines.report.evaluate import LOCAL, local_worker
-from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
+from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
 from pipelines.report.plots import SPLITS, new_figure, to_svg
 from pipelines.runs.doctor import data_files
 from pipelines.runs.preflight import check_data, check_same_validation
@@ -28,12 +27,17 @@ from pipelines.storage.atomic import check_storage, write_beside, write_json
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import local_copy, named, upload_changes
-from pipelines.training.engine import HeldOut
-from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.prune import Calibrated, Sample, calibrate, draw_sample
-from pipelines.training.pruned_figures import HEADINGS, figure_cells, pruned_figures
+from pipelines.training.evaluation import (
+    FIGURE_HEADINGS,
+    evaluate,
+    figure_cells,
+    measure_activity,
+    pruned_figures,
+    reestimate_norm,
+)
+from pipelines.training.phases import HeldOut
+from pipelines.training.prune import Calibrated, Sample, allocate_weights, calibrate, draw_sample
 from pipelines.training.worker import Worker
-from pruning.weights.allocation import allocate
 from pruning.weights.criteria import Objective, needs
 
 LEVELS: dict[Objective, tuple[float, ...]] = {"weights": (0.8, 0.9, 0.95), "synops": (0.5, 0.2, 0.1)}
@@ -54,7 +58,7 @@ class Outcome:
     loss: float
     """Loss per example of the split that is measured, batch norm re-estimated."""
     figures: dict[str, float]
-    """Accuracy, connectivity, SynOps and energy (`pipelines.training.pruned_figures`)."""
+    """Accuracy, connectivity, SynOps and energy (`pipelines.training.evaluation.pruned_figures`)."""
     budget: float
     """Distortion spent, in the criterion's own units."""
 
@@ -68,10 +72,8 @@ class Comparison:
     objective: Objective
     split: HeldOut
     """What accuracy is measured on: validation, if the config has any."""
-    dense_accuracy: float
-    dense_synops: float
-    dense_macs: float
-    dense_energy_nj: float
+    dense: dict[str, float]
+    """Figures of the network as it was, as an `Outcome`'s."""
     calibration_spread: dict[str, float] | None
     """By layer, relative standard error of the coefficients (see `pipelines.training.prune.Calibrated`)."""
     outcomes: tuple[Outcome, ...]
@@ -88,12 +90,7 @@ class Comparison:
             "checkpoint": self.checkpoint.name,
             "objective": self.objective,
             "split": self.split,
-            "dense": {
-                "accuracy": self.dense_accuracy,
-                "synops": self.dense_synops,
-                "macs": self.dense_macs,
-                "energy_nj": self.dense_energy_nj,
-            },
+            "dense": {name: self.dense[name] for name in ("accuracy", "synops", "macs", "energy_nj")},
             "calibration_spread": self.calibration_spread,
             "outcomes": [asdict(o) for o in self.outcomes],
         }
@@ -136,9 +133,9 @@ def compare(
         task = bar.add_task("calibrating", total=1 + len(levels) * len(criteria))
         sample = draw_sample(worker)
         calibrated = calibrate(worker, sample, needs(*criteria))
-        dense = evaluate(worker.model, worker.inputs, config.train, worker.engine, split)
-        activity = measure_activity(worker.model, worker.inputs, worker.engine, split)
-        of_dense = {"dense_accuracy": dense[f"{split}_accuracy"], "dense_activity": activity}
+        dense = evaluate(worker, split)
+        activity = measure_activity(worker, split)
+        of_dense: dict[str, Any] = {"dense_accuracy": dense[f"{split}_accuracy"], "dense_activity": activity}
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
         bar.advance(task)
         outcomes = []
@@ -153,10 +150,7 @@ def compare(
         config=config,
         objective=objective,
         split=split,
-        dense_accuracy=dense[f"{split}_accuracy"],
-        dense_synops=activity["synops"],
-        dense_macs=activity["macs"],
-        dense_energy_nj=activity["energy_pj"] / 1000,
+        dense=pruned_figures(dense[f"{split}_accuracy"], activity, **of_dense),
         calibration_spread=calibrated.spread,
         outcomes=tuple(outcomes),
     )
@@ -208,11 +202,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 
     Returns:
         their paths.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
-    check_storage(folder)
     name = "compare" if comparison.objective == "weights" else f"compare-{comparison.objective}"
     values, page = folder / f"{name}.json", folder / f"{name}.html"
     write_json(values, comparison.to_dict())
@@ -222,16 +212,14 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 
 def comparison_table(comparison: Comparison) -> Table:
     """A row per level and criterion, the dense network first, for the terminal."""
-    table = Table(title=_title(comparison), title_justify="left")
-    for i, heading in enumerate(_headings(comparison)):
-        table.add_column(heading, justify="left" if i == 0 else "right")
+    made = table(_title(comparison), _headings(comparison))
     last = None
     for cells in _rows(comparison):
         if last is not None and cells[1] != last:
-            table.add_section()
-        table.add_row(*cells)
+            made.add_section()
+        made.add_row(*cells)
         last = cells[1]
-    return table
+    return made
 
 
 def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
@@ -255,25 +243,17 @@ def _outcome(
     objective: Objective,
     of_dense: Mapping[str, Any],
 ) -> Outcome:
-    config, model, split = worker.spec.config, worker.model, worker.spec.watched
+    split = worker.spec.watched
+    target = {"sparsity" if objective == "weights" else "synops_fraction": level}
+    other = {"criterion": criterion, "objective": objective}
     try:
-        allocation = allocate(
-            model,
-            calibrated.calibration,
-            criterion=criterion,
-            objective=objective,
-            sparsity=level if objective == "weights" else None,
-            synops_fraction=level if objective == "synops" else None,
-            min_keep=config.weights.min_keep,
-            exclude=config.weights.exclude,
-            budget_over=config.weights.budget_over,
-        )
+        allocation = allocate_weights(worker, calibrated.calibration, target, **other)
     except ValueError as error:
         raise UserError("--levels", f"{criterion} at {level:g}: {error}") from None
-    allocation.masks.apply_(model)
-    reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, worker.engine)
-    tested = evaluate(model, worker.inputs, config.train, worker.engine, split)
-    activity = measure_activity(model, worker.inputs, worker.engine, split)
+    allocation.masks.apply_(worker.model)
+    reestimate_norm(worker, sample.rows, sample.norm_ids)
+    tested = evaluate(worker, split)
+    activity = measure_activity(worker, split)
     return Outcome(
         criterion=criterion,
         level=level,
@@ -290,37 +270,24 @@ def _title(comparison: Comparison) -> str:
 
 def _headings(comparison: Comparison) -> tuple[str, ...]:
     level = "sparsity" if comparison.objective == "weights" else "SynOps left"
-    return ("criterion", level, *HEADINGS)
+    return ("criterion", level, *FIGURE_HEADINGS)
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    dense = {
-        "connectivity": 1.0,
-        "synops": comparison.dense_synops,
-        "synops_of_dense": 1.0,
-        "macs": comparison.dense_macs,
-        "energy_nj": comparison.dense_energy_nj,
-        "accuracy": comparison.dense_accuracy,
-        "accuracy_drop": 0.0,
-    }
-    rows: list[tuple[str, ...]] = [("dense", "-", *figure_cells(dense))]
+    rows: list[tuple[str, ...]] = [("dense", "-", *figure_cells(comparison.dense))]
     return rows + [(o.criterion, f"{o.level:.4g}", *figure_cells(o.figures)) for o in comparison.outcomes]
 
 
 def _page(comparison: Comparison) -> str:
-    definitions = "".join(
-        f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>"
-        for k, v in DEFINITIONS
-        if k in (f"{SPLITS[comparison.split]} accuracy", "density", "SynOps per inference", "energy")
-    )
+    names = (f"{SPLITS[comparison.split]} accuracy", "density", "SynOps per inference", "energy")
     return html_page(
         f"spikeprune: {_title(comparison)}",
         f"""<div class="wide">{html_table(_headings(comparison), _rows(comparison))}</div>
 <p>Each row prunes the same trained network anew and re-estimates its batch norm statistics; retraining
 changes the accuracies, and often their order.</p>
 {html_figure("Accuracy over surviving weights, and over SynOps; dashed: dense", _plot(comparison))}
-<h2>Definitions</h2><dl>{definitions}</dl>
-<details><summary>Config</summary><pre>{escape(dump_config(comparison.config))}</pre></details>""",
+<h2>Definitions</h2>{html_list(item for item in DEFINITIONS if item[0] in names)}
+{html_details("Config", dump_config(comparison.config))}""",
     )
 
 
@@ -334,7 +301,7 @@ def _plot(comparison: Comparison) -> str:
             a.plot(xs, ys, markersize=4, label=criterion, **style)
     for a, label in zip(axes, ("density", "SynOps over dense"), strict=True):
         a.set_xlabel(label)
-        a.axhline(comparison.dense_accuracy, color="gray", linestyle="--", linewidth=1)
+        a.axhline(comparison.dense["accuracy"], color="gray", linestyle="--", linewidth=1)
     axes[0].set_ylabel(f"{SPLITS[comparison.split]} accuracy")
     axes[0].legend(frameon=False)
     return to_svg(figure)

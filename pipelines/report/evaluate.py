@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.config import Config
 from pipelines.config.load import load_config
+from pipelines.console import table
 from pipelines.data.dataset import read_split
 from pipelines.errors import UserError
 from pipelines.report.export import last_network
+from pipelines.runs.placement import window_rows
 from pipelines.runs.preflight import CheckedData, check_data, check_same_validation
-from pipelines.runs.reading import window_rows
 from pipelines.runs.run_folder import CONFIG, read_config
+from pipelines.training.engine import LocalEngine
 from pipelines.training.evaluation import evaluate, measure_activity
-from pipelines.training.local import LocalEngine
-from pipelines.training.worker import RunSpec, Worker, start
+from pipelines.training.phases import RunSpec
+from pipelines.training.worker import Worker, start
 
 LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "cluster.min_workers": "null"}
 
@@ -70,14 +71,14 @@ def evaluate_run(
     # Read by row groups: training rows are not needed, and any split fits the memory.
     config = replace(config, data=replace(config.data, reading="shards"))
     worker = local_worker(config, checkpoint, replace(checked, test=found, val=None))
-    tested = evaluate(worker.model, worker.inputs, config.train, worker.engine, "test")
+    tested = evaluate(worker, "test")
     return Evaluated(
         checkpoint=checkpoint,
         split=split,
         examples=found.num_examples,
         accuracy=tested["test_accuracy"],
         loss=tested["test_loss"],
-        activity=measure_activity(worker.model, worker.inputs, worker.engine, "test"),
+        activity=measure_activity(worker, "test"),
     )
 
 
@@ -91,7 +92,6 @@ def local_worker(config: Config, checkpoint: Path, checked: CheckedData) -> Work
         train=checked.train,
         test=checked.test,
         val=checked.val,
-        shards=config.data.reading == "shards",
         window_rows=window_rows(config, checked.train),
         initial=str(checkpoint),
     )
@@ -102,14 +102,17 @@ def local_worker(config: Config, checkpoint: Path, checked: CheckedData) -> Work
 def print_evaluated(found: Evaluated, console: Console) -> None:
     """The network as a whole, and a row per layer."""
     activity = found.activity
-    table = Table(title=f"{found.checkpoint.stem} on {found.split}", title_justify="left")
-    for i, name in enumerate(("layer", "firing rate", "SynOps", "density")):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for layer in activity["layers"]:
-        rate = layer["firing_rate"]
-        shown = "-" if rate is None else f"{rate:.3f}"
-        table.add_row(layer["name"], shown, f"{layer['synops']:,.0f}", f"{layer['density']:.1%}")
-    console.print(table)
+    rows = [
+        (
+            layer["name"],
+            "-" if layer["firing_rate"] is None else f"{layer['firing_rate']:.3f}",
+            f"{layer['synops']:,.0f}",
+            f"{layer['density']:.1%}",
+        )
+        for layer in activity["layers"]
+    ]
+    title = f"{found.checkpoint.stem} on {found.split}"
+    console.print(table(title, ("layer", "firing rate", "SynOps", "density"), rows))
     console.print(
         f"{found.split} accuracy {found.accuracy:.2%}, loss {found.loss:.4f} ({found.examples:,} examples)\n"
         f"{activity['synops']:,.0f} SynOps per inference ({activity['dense_synops']:,.0f} with all weights),"

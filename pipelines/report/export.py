@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.config.plugins import keep_copy, use_own_code
+from pipelines.console import table
 from pipelines.errors import UserError
 from pipelines.runs.run_folder import CODE, read_config, read_metrics
 from pipelines.storage.atomic import check_new_folder, filled_folder, read_json, write_beside, write_json
@@ -93,30 +93,27 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
 
 def print_export(exported: Exported, console: Console) -> None:
     """The table per layer and the files."""
-    table = Table(title=f"network of phase {exported.phase}", title_justify="left")
-    for i, name in enumerate(("layer", "weights kept", "density", "firing rate", "SynOps", "channels")):
-        table.add_column(name, justify="left" if i == 0 else "right")
+    rows = []
     for row in exported.layers:
         rates = [r for r in (row.firing_rate_before, row.firing_rate) if r is not None]
-        table.add_row(
-            row.name,
-            f"{row.surviving:,}",
-            f"{row.density:.1%}",
-            " -> ".join(f"{r:.3f}" for r in rates) or "-",
-            f"{row.synops_before:,.0f} -> {row.synops:,.0f}",
-            str(row.channels),
+        rows.append(
+            (
+                row.name,
+                f"{row.surviving:,}",
+                f"{row.density:.1%}",
+                " -> ".join(f"{r:.3f}" for r in rates) or "-",
+                f"{row.synops_before:,.0f} -> {row.synops:,.0f}",
+                str(row.channels),
+            )
         )
-    console.print(table)
+    headings = ("layer", "weights kept", "density", "firing rate", "SynOps", "channels")
+    console.print(table(f"network of phase {exported.phase}", headings, rows))
     for path in exported.files:
         console.print(path, highlight=False, soft_wrap=True)
 
 
 def last_network(run: Path) -> tuple[str, Path]:
-    """The phase that a run ends with, and the checkpoint file of its network.
-
-    Raises:
-        UserError: not a run, or one that has not finished the phase.
-    """
+    """The phase that a run ends with, and the checkpoint file of its network."""
     config = read_config(run)
     phase = "train"
     if (run / "masks.safetensors").exists():

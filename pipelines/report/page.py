@@ -1,29 +1,24 @@
 """One HTML file that needs nothing else: table, plots, definitions, config."""
 
 import shlex
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from pipelines.config.load import dump_config
 from pipelines.report.plots import (
     accuracy_plot,
-    comparison_plot,
     inclusion_plot,
     layers_plot,
     loss_plot,
     variance_plot,
 )
-from pipelines.report.summary import RunSummary, different_settings
-from pipelines.report.tables import phase_rows, pruned_rows
-from pipelines.runs.provenance import read_provenance
+from pipelines.report.summary import RunSummary, different_settings, phase_rows, pruned_rows
+from pipelines.runs.run_folder import read_provenance
 from pipelines.storage.atomic import write_beside
-from pipelines.training import pruned_figures
+from pipelines.training.evaluation import FIGURE_HEADINGS
 from snn.activity import AC_PICOJOULES, MAC_PICOJOULES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0 }
@@ -158,7 +153,7 @@ def html_figure(title: str, svg: str, definition: str = "") -> str:
     )
 
 
-def write_comparison(runs: "Sequence[RunSummary]", path: Path) -> Path:
+def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
     """Write one page of several runs side by side.
 
     Returns:
@@ -168,13 +163,13 @@ def write_comparison(runs: "Sequence[RunSummary]", path: Path) -> Path:
     return path
 
 
-def _comparison(runs: "Sequence[RunSummary]") -> str:
+def _comparison(runs: Sequence[RunSummary]) -> str:
     settings = different_settings([run.config for run in runs])
     table = html_table(
         ("field", *(run.config.name for run in runs)), [(field, *values) for field, values in settings]
     )
     body = f"""<div class="wide">{html_table(*phase_rows(runs))}</div>
-{_figures((("Accuracy over examples processed", comparison_plot(runs)),))}
+{_figures((("Accuracy over examples processed", accuracy_plot(runs)),))}
 <h2>What differs</h2><div class="wide">{table}</div>
 {_definitions()}"""
     return html_page(f"spikeprune: {', '.join(run.config.name for run in runs)}", body)
@@ -182,7 +177,7 @@ def _comparison(runs: "Sequence[RunSummary]") -> str:
 
 def _page(run: RunSummary) -> str:
     plots = (
-        ("Accuracy over examples processed", accuracy_plot(run)),
+        ("Accuracy over examples processed", accuracy_plot([run])),
         ("Loss", loss_plot(run)),
         ("Inclusion probabilities in the last pruned epoch", inclusion_plot(run)),
         ("Variance and bias of the gradient on a probe", variance_plot(run)),
@@ -193,7 +188,7 @@ def _page(run: RunSummary) -> str:
 {_figures(plots)}
 {_definitions()}
 {_about(run)}
-<details><summary>Config</summary><pre>{escape(dump_config(run.config))}</pre></details>"""
+{html_details("Config", dump_config(run.config))}"""
     return html_page(f"spikeprune: {run.config.name}", body)
 
 
@@ -201,17 +196,16 @@ def _pruned(run: RunSummary) -> str:
     rows = pruned_rows(run.phases)
     if not rows:
         return ""
-    table = html_table(("", *pruned_figures.HEADINGS), rows)
+    table = html_table(("", *FIGURE_HEADINGS), rows)
     return f'<h2>Pruned network</h2><div class="wide">{table}</div>'
 
 
-def _figures(plots: "Sequence[tuple[str, str | None]]") -> str:
+def _figures(plots: Sequence[tuple[str, str | None]]) -> str:
     return "".join(html_figure(title, svg, FIGURES[title]) for title, svg in plots if svg is not None)
 
 
 def _definitions() -> str:
-    items = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
-    return f"<h2>Definitions</h2><dl>{items}</dl>"
+    return f"<h2>Definitions</h2>{html_list(DEFINITIONS)}"
 
 
 def _about(run: RunSummary) -> str:
@@ -221,8 +215,7 @@ def _about(run: RunSummary) -> str:
     rows += [(package, number) for package, number in told.get("versions", {}).items() if number]
     if told.get("command"):
         rows.insert(0, ("command", shlex.join(told["command"])))
-    cells = "".join(f"<dt><b>{escape(name)}</b></dt><dd>{escape(text)}</dd>" for name, text in rows)
-    return f"<h2>About this run</h2><dl>{cells}</dl>" if rows else ""
+    return f"<h2>About this run</h2>{html_list(rows)}" if rows else ""
 
 
 def _costs(run: RunSummary) -> list[str]:
@@ -254,8 +247,19 @@ def _costs(run: RunSummary) -> list[str]:
     return lines
 
 
-def html_table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> str:
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts."""
     head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def html_list(items: Iterable[tuple[str, str]]) -> str:
+    """Words with what they mean."""
+    cells = "".join(f"<dt><b>{escape(word)}</b></dt><dd>{escape(text)}</dd>" for word, text in items)
+    return f"<dl>{cells}</dl>"
+
+
+def html_details(title: str, text: str) -> str:
+    """A text that is shown on demand."""
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

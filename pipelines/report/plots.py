@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.report.summary import RunSummary, kind_of
-from pipelines.training.pace import accuracies
+from pipelines.training.metrics import accuracies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,21 +20,35 @@ SPLITS = {"val": "validation", "test": "test"}
 COLOURS = {"baseline": "#0072B2", "train": "#D55E00", "retrain": "#009E73", "prune": "#CC79A7"}
 
 
-def accuracy_plot(run: RunSummary) -> str | None:
-    """Accuracy over examples processed, one line per phase that trains; ``None`` without one."""
-    if not _trained(run):
+def accuracy_plot(runs: Sequence[RunSummary]) -> str | None:
+    """Accuracy over examples processed, a line per phase that trains; ``None`` without one.
+
+    The phases of one run have a colour each, its rounds before the last dots; several runs have a colour
+    each, their phases a dash.
+    """
+    from matplotlib import colormaps
+
+    if not any(map(_trained, runs)):
         return None
-    figure, axes = _figure("examples processed", _accuracy_name([run]))
-    for p in run.phases:
-        records = [r for r in run.records if r["phase"] == p.phase]
-        examples = np.cumsum([r.get("examples", 0) for r in records])
-        if examples[-1] == 0:
-            continue
-        accuracy = [_accuracy(r) for r in records]
-        kind = kind_of(p.phase)
-        style = "-" if p.phase == kind else ":"  # rounds before the last
-        axes.plot(examples, accuracy, style, marker="o", markersize=3, label=p.title, color=COLOURS[kind])
-    axes.legend(frameon=False)
+    figure, axes = _figure("examples processed", _accuracy_name(runs))
+    dashes = {"baseline": "--", "train": "-", "retrain": ":"}
+    for i, run in enumerate(runs):
+        for p in run.phases:
+            records = [r for r in run.records if r["phase"] == p.phase]
+            examples = np.cumsum([r.get("examples", 0) for r in records])
+            if examples[-1] == 0:
+                continue
+            kind, several = kind_of(p.phase), len(runs) > 1
+            axes.plot(
+                examples,
+                [_accuracy(r) for r in records],
+                dashes[kind] if several else "-" if p.phase == kind else ":",
+                marker="o",
+                markersize=3,
+                label=f"{run.config.name}: {p.title}" if several else p.title,
+                color=colormaps["tab10"](i % 10) if several else COLOURS[kind],
+            )
+    axes.legend(frameon=False, fontsize="small" if len(runs) > 1 else None)
     return to_svg(figure)
 
 
@@ -52,32 +66,6 @@ def loss_plot(run: RunSummary) -> str | None:
             colour = COLOURS[kind_of(p.phase)]
             if at:
                 axes.plot(*zip(*at, strict=True), style, marker="o", markersize=3, label=label, color=colour)
-    axes.legend(frameon=False, fontsize="small")
-    return to_svg(figure)
-
-
-def comparison_plot(runs: Sequence[RunSummary]) -> str | None:
-    """Accuracy over examples processed: a colour per run, a dash per phase; ``None`` if none trained."""
-    from matplotlib import colormaps
-
-    if not any(map(_trained, runs)):
-        return None
-    figure, axes = _figure("examples processed", _accuracy_name(runs))
-    dashes = {"baseline": "--", "train": "-", "retrain": ":"}
-    for i, run in enumerate(runs):
-        for p in run.phases:
-            records = [r for r in run.records if r["phase"] == p.phase]
-            examples = np.cumsum([r.get("examples", 0) for r in records])
-            if examples[-1]:
-                axes.plot(
-                    examples,
-                    [_accuracy(r) for r in records],
-                    dashes[kind_of(p.phase)],
-                    marker="o",
-                    markersize=3,
-                    label=f"{run.config.name}: {p.title}",
-                    color=colormaps["tab10"](i % 10),
-                )
     axes.legend(frameon=False, fontsize="small")
     return to_svg(figure)
 

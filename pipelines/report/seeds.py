@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.config import Config
+from pipelines.console import table
 from pipelines.errors import UserError
 from pipelines.report.summary import RunSummary, summarise
 from pipelines.runs.run import run
@@ -27,9 +27,6 @@ def run_seeds(config: Config, command: Literal["run", "train"], seeds: int, *, p
 
     Returns:
         the runs' folders: the config's name with ``-seed-0``, ...
-
-    Raises:
-        UserError: as `pipelines.runs.run.run`, or fewer than two seeds.
     """
     if seeds < 2:
         raise UserError("--seeds", f"{seeds} is not possible; it must be at least 2, to tell a spread")
@@ -75,23 +72,20 @@ def write_seeds(found: dict[str, Any], config: Config) -> Path:
 def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
     """A row per phase: mean and sd, and what differs from the first phase."""
     phases, differences = found["phases"], {d["phase"]: d for d in found["differences"]}
-    title = f"{name} over {len(found['seeds'])} seeds: mean ± sd"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
     shown = [f for f in FIGURES if any(f in p for p in phases)]
-    for figure in shown:
-        table.add_column(figure.replace("_", " ").replace("val ", "validation "), justify="right")
+    headings = ["", *(f.replace("_", " ").replace("val ", "validation ") for f in shown)]
     if differences:
-        table.add_column(f"points from {phases[0]['title']}", justify="right")
+        headings.append(f"points from {phases[0]['title']}")
+    rows = []
     for p in phases:
-        cells = [_text(figure, p[figure]) if figure in p else "-" for figure in shown]
+        cells = [p["title"], *(_text(figure, p[figure]) if figure in p else "-" for figure in shown)]
         if differences:
             d = differences.get(p["phase"])
             cells.append(
                 f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" if d else "-"
             )
-        table.add_row(p["title"], *cells)
-    console.print(table)
+        rows.append(cells)
+    console.print(table(f"{name} over {len(found['seeds'])} seeds: mean ± sd", headings, rows))
     if differences:
         console.print("in brackets: 95 % t-interval of the mean difference, paired by seed", highlight=False)
 

@@ -1,15 +1,20 @@
-"""A run's records condensed to the rows of its table."""
+"""A run's records condensed to the rows of its tables, and these in the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from pipelines.config import Config
+from pipelines.console import table
 from pipelines.errors import UserError
-from pipelines.runs.provenance import read_provenance
-from pipelines.runs.run_folder import flat_config, read_config, read_metrics
+from pipelines.runs.run_folder import flat_config, read_config, read_metrics, read_provenance
 from pipelines.storage.atomic import write_json
+from pipelines.storage.sync import named
+from pipelines.training.evaluation import FIGURE_HEADINGS, figure_cells
 
 TITLES = {
     "baseline": "full data",
@@ -40,7 +45,7 @@ class PhaseSummary:
     synops: float | None
     """Synaptic operations per inference."""
     figures: dict[str, float] | None = None
-    """Of a pruned network (`pipelines.training.pruned_figures`), at the phase's end."""
+    """Of a pruned network (`pipelines.training.evaluation.pruned_figures`), at the phase's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,7 @@ class RunSummary:
 
 
 def summarise(folder: Path) -> RunSummary:
-    """Read a run's folder.
-
-    Raises:
-        UserError: not a run, or one that has not finished an epoch yet.
-    """
+    """Read a run's folder."""
     config = read_config(folder)
     records = read_metrics(folder)
     if not records:
@@ -149,3 +150,62 @@ def _target(config: Config) -> str:
     if weights.synops is not None:
         return f"{weights.synops:.0%} of the SynOps"
     return f"{weights.sparsity:.0%} sparsity"
+
+
+def phase_cells(p: PhaseSummary) -> tuple[str, ...]:
+    """A phase as text, under `HEADINGS`."""
+    return (
+        p.title,
+        f"{p.test_accuracy:.2%}" if p.test_accuracy is not None else "-",
+        f"{p.val_accuracy:.2%}" if p.val_accuracy is not None else "-",
+        f"{p.examples:,}" if p.examples else "-",
+        f"{p.seconds:.1f}" if p.examples else "-",
+        f"{p.density:.1%}" if p.density is not None else "-",
+        f"{p.synops:,.0f}" if p.synops is not None else "-",
+    )
+
+
+VALIDATION = "validation accuracy"
+HEADINGS = (
+    "",
+    "test accuracy",
+    VALIDATION,
+    "examples processed",
+    "training seconds",
+    "density",
+    "SynOps per inference",
+)
+
+
+def phase_rows(runs: Sequence[RunSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings, and a row per phase of each run, after its run's name where there are several.
+
+    Without validation in any of them its column is left out.
+    """
+    validated = any(p.val_accuracy is not None for run in runs for p in run.phases)
+    shown = [i for i, heading in enumerate(HEADINGS) if heading != VALIDATION or validated]
+    rows = [(run.config.name, phase_cells(p)) for run in runs for p in run.phases]
+    several = len(runs) > 1
+    return (
+        (*(("run", "phase") if several else ("",)), *(HEADINGS[i] for i in shown[1:])),
+        [(*((name,) if several else ()), *(cells[i] for i in shown)) for name, cells in rows],
+    )
+
+
+def phase_table(runs: Sequence[RunSummary]) -> Table:
+    """One row per run and phase."""
+    title = f"run {runs[0].config.name}" if len(runs) == 1 else None
+    return table(title, *phase_rows(runs), left=1 if len(runs) == 1 else 2)
+
+
+def pruned_rows(phases: Sequence[PhaseSummary]) -> list[tuple[str, ...]]:
+    """Pruned networks in the field's units, under ``("", *FIGURE_HEADINGS)``."""
+    return [(p.title, *figure_cells(p.figures)) for p in phases if p.figures is not None]
+
+
+def print_runs(runs: Sequence[RunSummary], page: Path, console: Console) -> None:
+    """The tables of one run, or of several side by side, and where the page lies."""
+    console.print(phase_table(runs))
+    if len(runs) == 1 and (rows := pruned_rows(runs[0].phases)):
+        console.print(table("pruned network, beside its dense one", ("", *FIGURE_HEADINGS), rows))
+    console.print(f"report: {named(page)}", highlight=False, soft_wrap=True)

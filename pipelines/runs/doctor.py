@@ -57,7 +57,7 @@ def _own_modules(folder: Path) -> Line:
     hiding = shadows(folder)
     if not hiding or (folder / "pyproject.toml").exists():
         return Line("own modules", True, "nothing hides ours")
-    return Line("own modules", False, f"{(folder / hiding[0]).absolute()} hides spikeprune's; rename it")
+    return Line("own modules", False, f"{hiding[0].absolute()} hides spikeprune's; rename it")
 
 
 def _cluster(config: Config, address: str, token_file: Path | None) -> Iterator[Line]:

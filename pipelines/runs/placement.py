@@ -1,4 +1,4 @@
-"""Where a run computes: its engine, device and threads, decided once and told in a line."""
+"""What a run decides once and keeps: engine, device and threads, told in a line; how it reads its rows."""
 
 import os
 from dataclasses import replace
@@ -7,20 +7,18 @@ from pathlib import Path
 import torch
 
 from pipelines.config import ClusterConfig, Config
+from pipelines.data.dataset import Split
 from pipelines.data.inputs import choose_device
-from pipelines.runs.provenance import read_provenance
-from pipelines.runs.run_folder import CONFIG, read_config
+from pipelines.runs.run_folder import CONFIG, read_config, read_provenance
 
+MEMORY_GB = 2.0
+WINDOW_BYTES = 64 << 20
+MIN_WINDOW, MAX_WINDOW = 1024, 65_536
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def settle_engine(config: Config, folder: Path) -> Config:
-    """The config with ``cluster.engine`` and ``cluster.threads`` decided; a run goes on as it began.
-
-    Args:
-        config: as asked for.
-        folder: of the run, whose provenance tells what was decided when it began.
-    """
+    """The config with ``cluster.engine`` and ``cluster.threads`` decided; a run goes on as it began."""
     known, c = read_provenance(folder), config.cluster
     began = read_config(folder).cluster if (folder / CONFIG).exists() else c
     engine = known.get("engine", began.launcher) if c.engine == "auto" else c.engine
@@ -34,13 +32,32 @@ def default_threads(cluster: ClusterConfig) -> int:
     return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), _cpus()) if alone else 1)
 
 
-def give_gpus(config: Config, gpus: float) -> Config:
-    """The config with a GPU for each of Ray's workers, where ``cluster.device`` wants one and they are there.
+def settle_reading(config: Config, train: Split, folder: Path) -> Config:
+    """The config with ``data.reading`` decided: ``memory`` or ``shards``; a run goes on as it began.
 
-    Args:
-        config: of the run.
-        gpus: of the cluster.
+    The machine has no say: the two shuffle differently, and a config's figures are to be the same anywhere.
     """
+    reading = config.data.reading
+    if reading == "auto" and (folder / CONFIG).exists():
+        reading = read_config(folder).data.reading
+    if reading == "auto":
+        given = config.data.memory_gb
+        limit = MEMORY_GB if given is None else given
+        reading = "shards" if train.num_bytes > limit * 1e9 else "memory"
+    return replace(config, data=replace(config.data, reading=reading))
+
+
+def window_rows(config: Config, train: Split) -> int:
+    """Rows that are shuffled together when reading by row groups: a property of config and data alone."""
+    if config.data.shuffle_rows is not None:
+        return config.data.shuffle_rows
+    row = max(train.num_bytes / max(int(train.layout.rows.sum()), 1), 1)
+    return max(MIN_WINDOW, min(MAX_WINDOW, int(WINDOW_BYTES / row)))
+
+
+def give_gpus(config: Config, gpus: float) -> Config:
+    """The config with a GPU for each of Ray's workers, where ``cluster.device`` wants one and the cluster has
+    so many."""
     c = config.cluster
     wanted = c.device.startswith("cuda") or (c.device == "auto" and gpus >= c.workers + c.gpus_per_scorer)
     if c.gpus_per_worker or not wanted:

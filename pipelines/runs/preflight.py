@@ -45,11 +45,7 @@ class CheckedData:
 
 
 def check_data(config: Config) -> CheckedData:
-    """The dataset of a config, checked, with a network that fits it.
-
-    Raises:
-        UserError: what is wrong with the data, or with the model for this data.
-    """
+    """The dataset of a config, checked, with a network that fits it."""
     use_own_code(config)
     train, val, test = _splits(config.data, config.seed)
     info = describe(train, test, config.data.path, config.data, config.model.T)
@@ -99,11 +95,7 @@ def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
 
 
 def check_same_validation(source: Config, config: Config) -> None:
-    """That no example on which ``source``'s network was trained validates what comes of it.
-
-    Raises:
-        UserError: the seed or the rows differ by which ``data.val_share`` was drawn.
-    """
+    """That no example on which ``source``'s network was trained validates what comes of it."""
     if config.data.val_share is None:
         return
     for field in ("data.val_share", "data.train_rows", "seed"):
@@ -132,12 +124,7 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
 
 
 def check_places(config: Config) -> None:
-    """That the run is written beside its data, and that it can use the cluster or device that it names.
-
-    Raises:
-        UserError: storage is inside the dataset's folder, engine local has a cluster's address, or two
-            workers would share a GPU; or a device or GPUs that the engine cannot give.
-    """
+    """That the run is written beside its data, and that it can use the cluster or device that it names."""
     if uri_of(config.storage) is None and uri_of(config.data.path) is None:
         storage, data = Path(config.storage).expanduser().resolve(), Path(config.data.path).resolve()
         if data.exists() and storage.is_relative_to(data):
@@ -190,16 +177,7 @@ def advice(config: Config) -> str | None:
 
 
 def check_cluster(config: Config, cpus: float, gpus: float) -> None:
-    """That all workers and one scoring task fit the cluster at once; Ray would wait without a word.
-
-    Args:
-        config: of the run.
-        cpus: logical CPUs of the cluster.
-        gpus: its GPUs.
-
-    Raises:
-        UserError: they do not fit.
-    """
+    """That all workers and one scoring task fit the cluster at once; Ray would wait without a word."""
     c = config.cluster
     needed = c.workers * c.cpus_per_worker + 1
     if needed > cpus:

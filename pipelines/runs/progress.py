@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -10,17 +11,11 @@ from rich.progress import TaskID
 from pipelines.console import bars
 from pipelines.training.phases import Phase
 
-Event = dict[str, object]
+Event = dict[str, Any]
 
 
 class TrainingProgress:
-    """Shows the events that training sends; a context manager. A line fits 80 columns.
-
-    Args:
-        phases: of the run.
-        console: where it is shown.
-        clock: seconds, for the time that is left of a phase.
-    """
+    """Shows the events that training sends; a context manager. A line fits 80 columns."""
 
     def __init__(
         self, phases: Sequence[Phase], console: Console, clock: Callable[[], float] = time.monotonic
@@ -45,7 +40,7 @@ class TrainingProgress:
 
     def __call__(self, event: Event) -> None:
         """Show an event; ones that were seen already change nothing."""
-        name = str(event["phase"])
+        name = event["phase"]
         key = (name, event["epoch"])
         if name not in self._phases or self._seen.get(key) == event:
             return
@@ -58,27 +53,20 @@ class TrainingProgress:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=max(phase.epochs, 1), status="")
         if "finished" in event:
-            self._last[name] = str(event["doing"])
+            self._last[name] = event["doing"]
         if event.get("finished"):
             total = max(phase.epochs, 1)
-            self._bars.update(self._tasks[name], completed=total, status=str(event["doing"]))
+            self._bars.update(self._tasks[name], completed=total, status=event["doing"])
             self._bars.stop_task(self._tasks[name])
             return
-        steps = int(str(event.get("steps", 1)))
-        within = int(str(event.get("step", 0))) / max(steps, 1)
-        epoch = int(str(event["epoch"]))
-        doing = event.get("doing") or self._within(name, event)
-        status = f"{epoch + 1}/{phase.epochs}, {doing}{left}" if phase.epochs else str(doing)
-        self._bars.update(self._tasks[name], completed=epoch + within, status=status)
-
-    def _within(self, name: str, event: Event) -> str:
-        """What the epoch before came to; the present speed before there is one."""
-        return self._last.get(name) or f"{float(str(event.get('rate', 0))):,.0f} examples/s"
+        # What the epoch before came to; the present speed before there is one.
+        doing = event.get("doing") or self._last.get(name) or f"{event.get('rate', 0):,.0f} examples/s"
+        status = f"{event['epoch'] + 1}/{phase.epochs}, {doing}{left}" if phase.epochs else doing
+        self._bars.update(self._tasks[name], completed=event["epoch"] + _share(event), status=status)
 
     def _left(self, phase: Phase, event: Event) -> str:
         """Minutes and seconds left of the phase, by its speed since it was first seen here."""
-        share = int(str(event.get("step", 0))) / max(int(str(event.get("steps", 1))), 1)
-        done = int(str(event["epoch"])) + (1.0 if "accuracy" in str(event.get("doing")) else share)
+        done = event["epoch"] + (1.0 if "accuracy" in str(event.get("doing")) else _share(event))
         now = self._clock()
         began, at = self._began.setdefault(phase.name, (now, done))
         if done <= at or done >= phase.epochs:
@@ -90,8 +78,13 @@ class TrainingProgress:
     def _print(self, event: Event, left: str) -> None:
         if "accuracy" not in str(event.get("doing")):
             return
-        phase = self._phases[str(event["phase"])]
-        place = f" epoch {int(str(event['epoch'])) + 1}/{phase.epochs}" if phase.epochs else ""
+        phase = self._phases[event["phase"]]
+        place = f" epoch {event['epoch'] + 1}/{phase.epochs}" if phase.epochs else ""
         self._console.print(
             f"{event['phase']}{place}: {event['doing']}{left}", highlight=False, soft_wrap=True
         )
+
+
+def _share(event: Event) -> float:
+    """How much of its epoch is done."""
+    return float(event.get("step", 0) / max(event.get("steps", 1), 1))

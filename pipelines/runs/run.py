@@ -4,22 +4,22 @@ import atexit
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
-from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
+from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.console import messages
 from pipelines.data.scan import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import end_without_ray, renew
-from pipelines.runs.placement import give_gpus, placement, settle_engine
+from pipelines.runs.placement import give_gpus, placement, settle_engine, settle_reading, window_rows
 from pipelines.runs.preflight import (
     CheckedData,
     advice,
@@ -28,19 +28,19 @@ from pipelines.runs.preflight import (
     check_places,
     check_same_validation,
 )
-from pipelines.runs.profile import TRAINING, Startup, told, write_table
 from pipelines.runs.progress import TrainingProgress
-from pipelines.runs.provenance import check_same_data, check_same_start, start_of
-from pipelines.runs.reading import settle_reading, window_rows
 from pipelines.runs.run_folder import (
     CODE,
     CONFIG,
     check_run,
+    check_same_data,
+    check_same_start,
     create_run,
     read_config,
     read_metrics,
     run_path,
     run_uri,
+    start_of,
 )
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.lock import hold
@@ -55,11 +55,9 @@ from pipelines.storage.sync import (
     storage_errors,
 )
 from pipelines.training.checkpoint import check_resumable, latest_checkpoint, load_progress
-from pipelines.training.phases import Command, Phase, phases_of
-from pipelines.training.trackers import check_trackers
-
-if TYPE_CHECKING:
-    from pipelines.training.worker import RunSpec
+from pipelines.training.metrics import check_trackers
+from pipelines.training.phases import Command, Phase, RunSpec, phases_of
+from pipelines.training.profile import FOLDER, TRACE, TRAINING, Clock, write_table
 
 
 def run(
@@ -79,7 +77,7 @@ def run(
         command: which phases.
         resume: continue the run of that name.
         initial: checkpoint file of the network to prune (a path or a URI), for ``prune``.
-        profile: write a trace of some steps and a table of where the time went (`pipelines.runs.profile`).
+        profile: write a trace of some steps and a table of where the time went.
         on_record: with engine local, gets each new record once its checkpoint is whole.
         console: where progress is shown.
 
@@ -97,22 +95,6 @@ def run(
         return _run(config, command, resume, initial, profile, on_record, console or messages())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """A run that has passed all checks of what is known before Ray starts."""
-
-    config: Config
-    """With engine and threads decided."""
-    asked: ClusterConfig
-    """As the user gave it, which is what is kept."""
-    folder: Path
-    new: bool
-    start: dict[str, Any]
-    code: OwnCode | None
-    data: CheckedData
-    phases: tuple[Phase, ...]
-
-
 def _run(
     config: Config,
     command: Command,
@@ -122,48 +104,54 @@ def _run(
     on_record: Callable[[dict[str, Any]], None] | None,
     console: Console,
 ) -> Path:
-    startup = Startup()
-    startup.lap("interpreter, imports, config")
+    clock = Clock(whole=True)
+    clock.lap("interpreter, imports, config")
     folder = run_path(config)
     mirror = mirror_of(folder, run_uri(config))
     if mirror is not None:
         with console.status(f"looking at {mirror.remote.uri}"):
             fetch_run(mirror, resume=resume)
     check_run(config, resume=resume)
-    plan = _plan(config, command, start_of(command, initial), resume, console)
-    if is_finished(folder, plan.phases):
+    new = not (folder / CONFIG).exists()
+    if resume and new:
+        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
+    start = start_of(command, initial)
+    check_same_start(folder, start)
+    spec, data = _checked(config, command, console)
+    if is_finished(folder, spec.phases):
         return folder
-    console.print(placement(plan.asked, plan.config), highlight=False, soft_wrap=True)
+    console.print(placement(config.cluster, spec.config), highlight=False, soft_wrap=True)
     with console.status("preparing"):
         prepare_engines()
-    startup.lap("checks, kernels")
+    clock.lap("checks, kernels")
     with ExitStack() as stack:
-        config, launch = _launcher(plan, stack, console, on_record)
-        startup.lap("starting Ray")
-        config = settle_reading(config, plan.data.train, folder)
-        known = {**plan.start, "engine": config.cluster.engine, "threads": config.cluster.threads}
-        create_run(replace(config, cluster=plan.asked), sys.argv, plan.code, new=plan.new, start=known)
-        tell_skipped(config, plan.data, folder, console)
+        spec, launch = _launcher(spec, data, stack, console, on_record)
+        clock.lap("starting Ray")
+        kept, cluster = replace(spec.config, cluster=config.cluster), spec.config.cluster
+        known = {**start, "engine": cluster.engine, "threads": cluster.threads}
+        create_run(kept, sys.argv, spec.code, new=new, start=known)
+        tell_skipped(config, data, folder, console)
         if mirror is not None:
             with storage_errors(mirror.remote):
                 mirror.push()
-        watch = stack.enter_context(TrainingProgress(plan.phases, console))
-        launch(_spec(plan, config, initial, profile), watch=watch)
+        watch = stack.enter_context(TrainingProgress(spec.phases, console))
+        launch(replace(spec, profile=profile, initial=initial), watch=watch)
         if mirror is not None:
             with storage_errors(mirror.remote):
                 mirror.pull(beside_checkpoints)  # what other machines have written
-        startup.lap(TRAINING)
-    startup.lap("stopping Ray")
+        clock.lap(TRAINING)
+    clock.lap("stopping Ray")
     if profile:
-        console.print(write_table(folder, startup))
-        console.print(told(folder), highlight=False, soft_wrap=True)
+        console.print(write_table(folder, clock, read_metrics(folder)))
+        trace = f"trace: {folder / FOLDER / TRACE} (open it in chrome://tracing or ui.perfetto.dev)"
+        console.print(trace, highlight=False, soft_wrap=True)
     return folder
 
 
-def _plan(config: Config, command: Command, start: dict[str, Any], resume: bool, console: Console) -> _Plan:
-    """Check everything that needs no cluster."""
+def _checked(config: Config, command: Command, console: Console) -> tuple[RunSpec, CheckedData]:
+    """Check everything that needs no cluster; the run, with engine, threads and reading decided."""
     folder = run_path(config)
-    asked, config = config.cluster, settle_engine(config, folder)
+    config = settle_engine(config, folder)
     check_places(config)
     if config.cluster.engine == "ray":
         refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
@@ -171,12 +159,8 @@ def _plan(config: Config, command: Command, start: dict[str, Any], resume: bool,
             check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
         else:
             check_cluster_answers(config.cluster.address)
-    check_same_start(folder, start)
-    new = not (folder / CONFIG).exists()
-    if not new:
+    if (folder / CONFIG).exists():
         check_resumable(folder / "checkpoints", len(read_metrics(folder)))
-    if resume and new:
-        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
     code = use_own_code(config)
     check_unchanged(code, folder / CODE)
     data = check_data(config)
@@ -185,59 +169,46 @@ def _plan(config: Config, command: Command, start: dict[str, Any], resume: bool,
     check_storage(folder.parent)
     if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
-    return _Plan(
-        config=config,
-        asked=asked,
-        folder=folder,
-        new=new,
-        start=start,
-        code=code,
-        data=data,
+    spec = RunSpec(
+        config=settle_reading(config, data.train, folder),
+        info=data.info,
         phases=phases_of(config, command),
+        folder=str(folder),
+        remote=run_uri(config),
+        train=data.train,
+        test=data.test,
+        val=data.val,
+        window_rows=window_rows(config, data.train),
+        code=code,
     )
+    return spec, data
 
 
 def _launcher(
-    plan: _Plan, stack: ExitStack, console: Console, on_record: Callable[[dict[str, Any]], None] | None
-) -> tuple[Config, Callable[..., None]]:
-    """The config with GPUs, and what runs its spec: here, or on a Ray that lives as long as ``stack``."""
-    config = plan.config
-    if config.cluster.engine == "local":
-        from pipelines.training.local import train_locally
+    spec: RunSpec,
+    data: CheckedData,
+    stack: ExitStack,
+    console: Console,
+    on_record: Callable[[dict[str, Any]], None] | None,
+) -> tuple[RunSpec, Callable[..., None]]:
+    """The run with GPUs, and what launches it: here, or on a Ray that lives as long as ``stack``."""
+    address = spec.config.cluster.address
+    if spec.config.cluster.engine == "local":
+        from pipelines.training.loop import train_locally
 
-        return config, partial(train_locally, on_record=on_record)
-    with console.status("starting Ray" if config.cluster.address is None else "connecting"):
-        cluster = stack.enter_context(connect(config.cluster.address, lost=end_without_ray))
+        return spec, partial(train_locally, on_record=on_record)
+    with console.status("starting Ray" if address is None else "connecting"):
+        cluster = stack.enter_context(connect(address, lost=end_without_ray))
     renew()
-    config = give_gpus(config, cluster.gpus)
+    config = give_gpus(spec.config, cluster.gpus)
     check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
     if config.cluster.gpus_per_worker:
         console.print(f"device cuda ({', '.join(cluster.accelerators)})", highlight=False)
     if cluster.nodes > 1:
-        check_shared(plan.folder.parent if run_uri(config) is None else config.storage, plan.data.files)
+        check_shared(Path(spec.folder).parent if spec.remote is None else config.storage, data.files)
     from pipelines.training.distributed import train_on_ray
 
-    return config, train_on_ray
-
-
-def _spec(plan: _Plan, config: Config, initial: str | None, profile: bool) -> "RunSpec":
-    from pipelines.training.worker import RunSpec
-
-    return RunSpec(
-        config=config,
-        info=plan.data.info,
-        phases=plan.phases,
-        folder=str(plan.folder),
-        remote=run_uri(config),
-        train=plan.data.train,
-        test=plan.data.test,
-        val=plan.data.val,
-        shards=config.data.reading == "shards",
-        window_rows=window_rows(config, plan.data.train),
-        code=plan.code,
-        profile=profile,
-        initial=initial,
-    )
+    return replace(spec, config=config), train_on_ray
 
 
 def prepare_engines() -> None:
@@ -264,11 +235,7 @@ def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Co
 
 
 def fetch_run(mirror: Mirror, *, resume: bool) -> None:
-    """What there is of a run, before it starts or goes on; without its checkpoints where it would start.
-
-    Raises:
-        UserError: the storage cannot be read or written.
-    """
+    """What there is of a run, before it starts or goes on; without its checkpoints where it would start."""
     with storage_errors(mirror.remote):
         reason = mirror.remote.why_unwritable()
         if reason is not None:
@@ -308,11 +275,7 @@ def prune(
 
 
 def prune_config(source: Path, overrides: dict[str, str]) -> Config:
-    """The config of `prune`'s new run: the source run's, beside it and under a name of its own.
-
-    Raises:
-        UserError: not a run or checkpoint, a field's value, or other validation examples than the source's.
-    """
+    """The config of `prune`'s new run: the source run's, beside it and under a name of its own."""
     folder = checkpoint_of(local_copy(source))[1]
     stored = read_config(folder)
     place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
@@ -325,11 +288,7 @@ def prune_config(source: Path, overrides: dict[str, str]) -> Config:
 
 
 def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
-    """Config file and checkpoint file of a run's folder, a checkpoint in one, or a config and a checkpoint.
-
-    Raises:
-        UserError: a YAML config without a checkpoint, and as `prune`.
-    """
+    """Config and checkpoint file of a run's folder, a checkpoint in one, or a config with a checkpoint."""
     source = local_copy(source)
     if source.is_dir() or source.suffix == ".safetensors" or (checkpoint is None and not source.exists()):
         found, folder = checkpoint_of(source)
@@ -340,11 +299,7 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
 
 
 def checkpoint_of(source: Path) -> tuple[Path, Path]:
-    """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one.
-
-    Raises:
-        UserError: it is neither, or the run's training has not finished.
-    """
+    """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one."""
     source = source.expanduser()
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"

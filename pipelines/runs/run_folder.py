@@ -1,26 +1,36 @@
 """A run's folder: its config, where it came from, and all that reports and resumes need."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cluster.checks import packages
 from pipelines.config import Config
-from pipelines.config.load import dump_config, load_config
+from pipelines.config.load import dump_config, flat_tree, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
-from pipelines.runs.provenance import knows_data, write_provenance
-from pipelines.storage.atomic import write_beside
-from pipelines.storage.paths import below, uri_of
-from pipelines.storage.sync import working_copy
+from pipelines.storage.atomic import read_json, write_beside, write_json
+from pipelines.storage.paths import Folder, below, uri_of
+from pipelines.storage.sync import local_file, working_copy
 
 CODE, CONFIG = "code", "config.yaml"
 FREE_TO_CHANGE = ("cluster.address", "cluster.device", "storage", "code")
 """On resuming: they change where a run is, not what it is."""
 SETTLED = {"data.reading": "auto", "cluster.engine": "auto", "cluster.threads": None}
 """Fields that a run decides where they have these values; resumed with them, it goes on as it began."""
+PROVENANCE = "provenance.json"
+GIT_SECONDS = 5.0
+PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 
 
 def run_path(config: Config) -> Path:
@@ -37,11 +47,7 @@ def run_uri(config: Config) -> str | None:
 
 
 def check_run(config: Config, *, resume: bool) -> None:
-    """That a run of this name may start, or go on; writes nothing.
-
-    Raises:
-        UserError: it exists and ``resume`` is not set, or its config differs from this one.
-    """
+    """That a run of this name may start, or go on; writes nothing."""
     folder = run_path(config)
     if (folder / CONFIG).exists():
         if not resume:
@@ -50,7 +56,7 @@ def check_run(config: Config, *, resume: bool) -> None:
                 f"run {config.name!r} exists in {config.storage}; --resume continues it, "
                 "--name starts another",
             )
-        _check_same(load_config(folder / CONFIG), config, folder)
+        _check_same_run(load_config(folder / CONFIG), config, folder)
     elif folder.exists() and any(folder.iterdir()):
         raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
@@ -72,9 +78,6 @@ def create_run(
         code: its user's.
         new: whether there was no such run when it was checked.
         start: what it does, on which network (by `start_of`), and how it computes.
-
-    Raises:
-        UserError: there is one after all.
     """
     folder = run_path(config)
     if new:
@@ -91,11 +94,7 @@ def create_run(
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run.
-
-    Raises:
-        UserError: the folder is not a run's.
-    """
+    """The config of a run."""
     if not (folder / CONFIG).exists():
         raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
     return load_config(folder / CONFIG)
@@ -112,18 +111,26 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         raise UserError(str(path), f"is not readable ({error})") from None
 
 
-def _check_same(stored: Config, given: Config, folder: Path) -> None:
-    a, b = flat_config(stored), flat_config(given)
+def _check_same_run(stored: Config, given: Config, folder: Path) -> None:
     free = {*FREE_TO_CHANGE, *(["data.path"] if knows_data(folder) else [])}  # `check_same_data` compares
-    if b["train.epochs"] > a["train.epochs"]:
+    if given.train.epochs > stored.train.epochs:
         _check_more_epochs(stored, given, folder)
         free.add("train.epochs")
+    flat = flat_config(given)
+    free |= {path for path, undecided in SETTLED.items() if flat[path] == undecided}
+    check_same_config(stored, given, free, "run", folder)
+
+
+def check_same_config(
+    stored: Config, given: Config, free: Collection[str], kind: Literal["run", "search"], folder: Path
+) -> None:
+    """That a run or search goes on with the config in its folder, but for the fields that are ``free``."""
+    a, b = flat_config(stored), flat_config(given)
     for path in {**a, **b}:
-        settled = path in SETTLED and b.get(path) == SETTLED[path]
-        if a.get(path) != b.get(path) and path not in free and not settled:
+        if a.get(path) != b.get(path) and path not in free:
             raise UserError(
                 path,
-                f"is {b.get(path)!r} here and {a.get(path)!r} in the run that {folder} holds; "
+                f"is {b.get(path)!r} here and {a.get(path)!r} in the {kind} that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
 
@@ -153,14 +160,123 @@ def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
 
 def flat_config(config: Config) -> dict[str, Any]:
     """Every field of a config by its dotted path."""
-    return _flat(asdict(config))
+    return flat_tree(asdict(config))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def start_of(verb: str, network: str | None) -> dict[str, str | None]:
+    """What a run does and the network that it starts from, by which a resumed run is known.
+
+    Args:
+        verb: run, train or prune.
+        network: checkpoint file (a path or a URI) of the network that is pruned.
+    """
+    if network is None:
+        return {"verb": verb, "network_sha256": None}
+    with local_file(network) as path, path.open("rb") as file:
+        return {"verb": verb, "network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def check_same_start(folder: Path, start: Mapping[str, str | None]) -> None:
+    """That a run goes on with what it began to do, on the network that it began with, if it knows them."""
+    known = read_provenance(folder)
+    if known.get("verb", start["verb"]) != start["verb"]:
+        raise UserError(
+            "--resume",
+            f"run {folder.name!r} was started by `spikeprune {known['verb']}`, not {start['verb']}; "
+            "resume it by that, or choose another --name",
+        )
+    if known.get("network_sha256", start["network_sha256"]) != start["network_sha256"]:
+        raise UserError(
+            "--resume",
+            f"run {folder.name!r} began with another network than the one that is given (their files "
+            "differ); give that one, or choose another --name",
+        )
+
+
+def write_provenance(
+    folder: Path, config: Config, command: list[str], start: Mapping[str, str | int | None] | None = None
+) -> None:
+    """Command, versions, commit and data of a run or search that begins, into its folder."""
+    manifest = _manifest(config)
+    told = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        **(start or {}),
+        "seed": config.seed,
+        "versions": {"python": sys.version.split()[0], **packages(PACKAGES)},
+        "platform": platform.platform(),
+        "hardware": _hardware(),
+        "git_commit": _git_commit(),
+        "data_manifest_sha256": None if manifest is None else hashlib.sha256(manifest).hexdigest(),
+        "data_source": None if manifest is None else json.loads(manifest).get("source"),
+    }
+    write_json(folder / PROVENANCE, told)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `write_provenance` wrote; empty where nothing did."""
+    path = folder / PROVENANCE
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
+
+
+def knows_data(folder: Path) -> bool:
+    """Whether the data that a run or search began with can be distinguished from other data."""
+    return read_provenance(folder).get("data_manifest_sha256") is not None
+
+
+def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"] = "run") -> None:
+    """That a run or search goes on with the data that it began with, if it knows them."""
+    if not knows_data(folder):
+        return
+    manifest = _manifest(config)
+    if manifest is None:
+        raise UserError(
+            "data.path",
+            f"{config.data.path} has no manifest.json, by which the {kind} knows its data; "
+            "copy it there as well, or choose another --name",
+        )
+    if hashlib.sha256(manifest).hexdigest() != read_provenance(folder)["data_manifest_sha256"]:
+        raise UserError(
+            "data.path",
+            f"{config.data.path} holds other data than the {kind} began with (by its manifest.json); "
+            "bring those back, or choose another --name",
+        )
+
+
+def _manifest(config: Config) -> bytes | None:
+    folder, name = Folder.holding(below(config.data.path, "manifest.json"))
+    return folder.read(name) if folder.exists(name) else None
+
+
+def _hardware() -> str:
+    """Processor, CPUs and GPUs of this machine."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    gpus = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    parts = [f"{os.cpu_count()} CPUs ({(names or [platform.machine()])[0]})"]
+    return ", ".join(parts + [f"{n} GPU{'s' * (n > 1)} ({name})" for name, n in gpus.items()])
+
+
+def _git_commit() -> str | None:
+    """The commit of this code where it runs from its own checkout, not of whatever it is installed in."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return None
+    top, commit = done.stdout.split("\n")[:2]
+    return commit if Path(top).resolve() == root else None

@@ -1,18 +1,80 @@
 """What a search is: its settings, where it lies, what it varies, what its trials do and aim at."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pipelines.config.load import load_tree
 from pipelines.errors import UserError
+from pipelines.report.summary import summarise
 from pipelines.runs.run_folder import run_path
-from pipelines.search.config import SearchConfig, SearchTree, Stages
-from pipelines.search.objectives import Objective, choose_objectives
+from pipelines.search.config import Question, SearchConfig, SearchTree, Stages
 from pipelines.search.space import Space, make_space
 from pipelines.training.phases import phases_of
 
 SETTINGS = "search.yaml"
 DEFAULT_TRIALS = 20
+
+
+RECORDED = "val_accuracy"
+"""What a run's records call the accuracy that a search goes by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One quantity of a trial that is to be high or low."""
+
+    name: str
+    mode: Literal["max", "min"]
+    title: str
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """The mode as Optuna calls it."""
+        return "maximize" if self.mode == "max" else "minimize"
+
+    def text(self, value: float) -> str:
+        """The value as tables show it."""
+        if self.name in ("accuracy", "density"):
+            return f"{value:.2%}"
+        return f"{value:.1f}" if self.name == "seconds" else f"{value:,.0f}"
+
+
+OBJECTIVES = {
+    o.name: o
+    for o in (
+        Objective(name="accuracy", mode="max", title="validation accuracy"),
+        Objective(name="examples", mode="min", title="examples processed"),
+        Objective(name="seconds", mode="min", title="training seconds"),
+        Objective(name="density", mode="min", title="density"),
+        Objective(name="synops", mode="min", title="SynOps per inference"),
+    )
+}
+
+_OF_QUESTION: dict[Question, tuple[str, ...]] = {
+    "data": ("accuracy", "examples"),
+    "network": ("accuracy", "density"),
+    "both": ("accuracy", "examples", "density"),
+}
+
+
+def choose_objectives(
+    names: Sequence[str] | None, question: Question | None, stages: Stages
+) -> tuple[Objective, ...]:
+    """The objectives of a search."""
+    if names is None:
+        default = _OF_QUESTION[question] if question else ("accuracy", "examples", "density")
+        names = [n for n in default if not (stages == "train" and n == "density")]
+    for name in names:
+        if name == "density" and stages == "train":
+            raise UserError(
+                "search.objectives",
+                "density is not produced by the stage train, which removes no weights; "
+                "set search.stages to run or leave density out",
+            )
+    return tuple(OBJECTIVES[name] for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +114,7 @@ class Plan:
 
 
 def make_plan(tree: SearchTree) -> Plan:
-    """The plan of a search.
-
-    Raises:
-        UserError: something is wrong with the space, the objectives or the scheduler.
-    """
+    """The plan of a search."""
     space = make_space(tree)
     stages = _stages(tree.search, space)
     objectives = choose_objectives(tree.search.objectives, tree.search.question, stages)
@@ -67,11 +125,7 @@ def make_plan(tree: SearchTree) -> Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a search's folder, as it lies now.
-
-    Raises:
-        UserError: it is not a search's folder.
-    """
+    """The plan of a search's folder, as it lies now."""
     if not (folder / SETTINGS).exists():
         raise UserError(str(folder), f"is not a search: it has no {SETTINGS}")
     tree = load_tree(SearchTree, folder / SETTINGS)
@@ -106,3 +160,25 @@ def _check_asha(plan: Plan) -> None:
         raise UserError(
             "search.grace_epochs", f"{plan.settings.grace_epochs} is more than a trial's {plan.steps} epochs"
         )
+
+
+def measure(folders: Sequence[Path]) -> dict[str, float]:
+    """All objectives' values of a trial, from the run folders of its stages in order.
+
+    Counts and seconds are sums over the stages, the rest is the network's at the end. ``scored`` (examples
+    scored in passes of their own) comes along.
+    """
+    phases = [phase for folder in folders for phase in summarise(folder).phases]
+    last = phases[-1]
+    values = {
+        "accuracy": math.nan if last.val_accuracy is None else last.val_accuracy,
+        "examples": float(sum(p.examples for p in phases)),
+        "seconds": sum(p.seconds for p in phases),
+        "density": last.density if last.density is not None else 1.0,
+        "synops": last.synops if last.synops is not None else math.nan,
+        "scored": float(sum(p.scored for p in phases)),
+    }
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(name, f"is {value} at the trial's end")
+    return values

@@ -1,56 +1,46 @@
 """What a search found: its trials as Tune has them, Optuna's front, the best configs, a table and a page."""
 
-import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.config.load import dump_config
+from pipelines.console import table
 from pipelines.errors import UserError
-from pipelines.report.page import DEFINITIONS, html_figure, html_page, html_table
-from pipelines.search.figures import figures
-from pipelines.search.objectives import OBJECTIVES, Objective
-from pipelines.search.plan import Plan, read_plan
-from pipelines.search.space import field_value
-from pipelines.search.trial import FAILURE, TRAINING
+from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
+from pipelines.report.plots import to_svg
+from pipelines.search.plan import OBJECTIVES, Objective, Plan, read_plan
+from pipelines.search.trial import TRAINING, Trial, objective_values, read_trials, trial_of
 from pipelines.storage.atomic import write_beside
 
-ANALYSES = "tune-*"
-"""Tune's folders in the search's, one for every launch that added trials."""
+LEAST_TRIALS = 4  # of which to tell what matters
+_EXPLAINED = (
+    (
+        "Pareto front",
+        "finished trials that no other trial equals or beats in every objective while beating it in one",
+    ),
+    (
+        "balanced",
+        "the trial on the front nearest to the best of every objective, each scaled by the front's extent",
+    ),
+    (
+        "importance",
+        "how much being among the best in an objective depends on a field (Optuna's PED-ANOVA), in shares of "
+        "all fields",
+    ),
+)
 FEW = 40  # trials that the terminal's table shows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One trial."""
-
-    number: int
-    """Its place among all, from 0."""
-    suggested: dict[str, Any]
-    """What Optuna suggested, by path; `value` is what the config takes."""
-    status: Literal["finished", "stopped", "failed", "open"]
-    """stopped early by asha; open: left to do."""
-    running: bool
-    """Whether Tune would go on with it."""
-    metrics: dict[str, Any]
-    """What it reported last."""
-    reason: str | None
-    """Why it failed."""
-
-    def value(self, path: str) -> Any:
-        """The value of a searched field."""
-        return field_value(self.suggested[path])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,80 +62,8 @@ class Found:
         return [t for t in self.trials if t.status == "finished"]
 
 
-def read_trials(plan: Plan) -> list[Trial]:
-    """The trials of a search by number, as far as Tune has written them down."""
-    trials: list[Trial] = []
-    for _, found in read_analyses(plan.folder):
-        trials = [t for t in trials if t.status != "open"]  # the next launch did them again
-        before = next_number(trials)
-        trials += sorted((_trial(trial, before) for trial in found), key=lambda t: t.number)
-    return trials
-
-
-def read_analyses(folder: Path) -> list[tuple[Path, list[Any]]]:
-    """Tune's folders in order, with its trials; without one that was killed before it began."""
-    from ray.tune import ExperimentAnalysis
-
-    analyses = []
-    for part in sorted(folder.glob(ANALYSES), key=part_number):
-        with suppress(ValueError):  # no state yet
-            analyses.append((part, ExperimentAnalysis(str(part)).trials or []))
-    return analyses
-
-
-def part_number(part: Path) -> int:
-    """The place of one of Tune's folders."""
-    return int(part.name.rpartition("-")[2])
-
-
-def next_number(trials: Sequence[Trial]) -> int:
-    """The number that the first trial of the next launch gets."""
-    return 1 + max((t.number for t in trials if t.status != "open"), default=-1)
-
-
-def _trial(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
-    """One of Tune's trials.
-
-    Args:
-        trial: Tune's.
-        before: number of the launch's first trial.
-        ended: whether it has; as Tune says when not given.
-    """
-    last = {k: v for k, v in (trial.last_result or {}).items() if v == v}  # without what is not a number
-    status: Literal["finished", "stopped", "failed", "open"] = "open"
-    if trial.status == "ERROR" or FAILURE in last:
-        status = "failed"
-    elif (trial.is_finished() if ended is None else ended) and "accuracy" in last:
-        status = "finished" if TRAINING in last else "stopped"
-    return Trial(
-        number=before + int(trial.experiment_tag.partition("_")[0]) - 1,
-        suggested=dict(trial.config),
-        status=status,
-        running=not trial.is_finished(),
-        metrics=last,
-        reason=(last.get(FAILURE) or _reason(trial.get_error())) if status == "failed" else None,
-    )
-
-
-def _reason(error: Any) -> str:
-    """The line of a trace that names the exception."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return next((s for s in reversed(lines) if re.match(r"[A-Za-z_][\w.]*: ", s)), lines[-1])
-
-
-def objective_values(plan: Plan, trial: Trial) -> list[float] | None:
-    """What a trial reached in each objective; ``None`` where it has not or could not."""
-    values = [trial.metrics.get(o.name, np.nan) for o in plan.objectives]
-    ended = trial.status in ("finished", "stopped")
-    return [float(v) for v in values] if ended and np.isfinite(values).all() else None
-
-
 def read_results(folder: Path) -> Found:
-    """What a search's folder holds by now.
-
-    Raises:
-        UserError: it is not a search's folder, or no trial has ended yet.
-    """
+    """What a search's folder holds by now."""
     import optuna
 
     plan = read_plan(folder)
@@ -252,7 +170,7 @@ def best_config(found: Found, kind: str, number: int) -> str:
 
 def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
     """A line for one of Tune's trials that has just ended; ``before`` is its launch's first number."""
-    done = _trial(trial, before, ended=True)
+    done = trial_of(trial, before, ended=True)
     values = ", ".join(f"{path} {value_text(done.value(path))}" for path in plan.space.paths)
     if done.status == "finished":
         told = ", ".join(f"{o.name} {o.text(done.metrics[o.name])}" for o in plan.objectives)
@@ -264,13 +182,10 @@ def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
 def print_results(found: Found, console: Console) -> None:
     """The front as a table, how the trials ended, and where everything lies."""
     plan = found.plan
-    table = Table(title=f"search {plan.tree.name}: Pareto front", title_justify="left")
-    for heading in ("trial", *plan.space.paths, *(o.title for o in plan.objectives), "best"):
-        table.add_column(heading, justify="left" if heading == "best" else "right")
     shown = _ordered(found, on_front=True)
-    for trial in shown[:FEW]:
-        table.add_row(*_cells(found, trial), _kinds(found, trial))
-    console.print(table)
+    headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives), "best")
+    rows = [(*_cells(found, trial), _kinds(found, trial)) for trial in shown[:FEW]]
+    console.print(table(f"search {plan.tree.name}: Pareto front", headings, rows, left=0))
     if len(shown) > FEW:
         console.print(f"and {len(shown) - FEW} more on the front; search.parquet has all")
     console.print(_counts(found), highlight=False)
@@ -323,23 +238,64 @@ def _page(found: Found) -> str:
         if t.status != "finished"
     ]
     if rows:
-        table = html_table(("trial", *plan.space.paths, "status", "reason"), rows)
-        parts.append(f'<h2>Trials without a result</h2><div class="wide">{table}</div>')
+        open_ = html_table(("trial", *plan.space.paths, "status", "reason"), rows)
+        parts.append(f'<h2>Trials without a result</h2><div class="wide">{open_}</div>')
     for kind, number in found.best.items():
-        text = escape(best_config(found, kind, number))
-        parts.append(f"<details><summary>Best by {escape(kind)}</summary><pre>{text}</pre></details>")
-    definitions = "".join(f"<dt><b>{escape(k)}</b></dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS)
-    settings = escape(dump_config(plan.tree))
-    parts.append(f"<h2>Definitions</h2><dl>{definitions}{_EXPLAINED}</dl>")
-    parts.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
+        parts.append(html_details(f"Best by {kind}", best_config(found, kind, number)))
+    parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS, *_EXPLAINED))}")
+    parts.append(html_details("Settings", dump_config(plan.tree)))
     return html_page(f"spikeprune search: {plan.tree.name}", "\n".join(parts))
 
 
-_EXPLAINED = (
-    "<dt><b>Pareto front</b></dt><dd>finished trials that no other trial equals or beats in every objective "
-    "while beating it in one</dd>"
-    "<dt><b>balanced</b></dt><dd>the trial on the front nearest to the best of every objective, each scaled "
-    "by the front's extent</dd>"
-    "<dt><b>importance</b></dt><dd>how much being among the best in an objective depends on a field "
-    "(Optuna's PED-ANOVA), in shares of all fields</dd>"
-)
+def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]]:
+    """Titles and SVGs."""
+    import matplotlib.pyplot as plt
+    import optuna
+    import optuna.visualization.matplotlib as draw
+
+    drawn: list[tuple[str, Any]] = []
+    with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style for the whole process
+        warnings.simplefilter("ignore")
+        for (i, a), (j, b) in combinations(enumerate(objectives), 2):
+            axes = draw.plot_pareto_front(
+                study,
+                targets=lambda t, i=i, j=j: (t.values[j], t.values[i]),  # type: ignore[misc]
+                target_names=[b.title, a.title],
+            )
+            drawn.append((f"{a.title[0].upper()}{a.title[1:]} and {b.title}", axes))
+        best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_share(len(study.trials)))
+        for i, o in enumerate(objectives):
+            alone = _alone(study, i, o)
+            if len(objectives) == 1:
+                drawn.append(
+                    (f"Trials by {o.title}", draw.plot_optimization_history(alone, target_name=o.title))
+                )
+            axes = draw.plot_parallel_coordinate(alone, target_name=o.title)
+            drawn.append((f"Parallel coordinates by {o.title}", axes))
+            if len(study.trials) >= LEAST_TRIALS:
+                axes = draw.plot_param_importances(alone, evaluator=best, target_name=o.title)
+                drawn.append((f"Importance of each field for {o.title}", axes))
+        for _, axes in drawn:
+            axes.set_title("")
+            axes.figure.set_size_inches(9, 4.5)
+            axes.figure.tight_layout()
+        svgs = [(title, to_svg(axes.figure)) for title, axes in drawn]
+        plt.close("all")
+    return svgs
+
+
+def _alone(study: Any, index: int, objective: Objective) -> Any:
+    """The study with one of its objectives."""
+    import optuna
+
+    alone = optuna.create_study(direction=objective.direction)
+    alone.add_trials(
+        optuna.trial.create_trial(value=t.values[index], params=t.params, distributions=t.distributions)
+        for t in study.trials
+    )
+    return alone
+
+
+def _share(trials: int) -> float:
+    """Which trials count as the best: a tenth, or five (Optuna's advice), at most half."""
+    return min(0.5, max(0.1, 5 / max(trials, 1)))

@@ -56,11 +56,7 @@ class Space:
         return tuple(self.distributions)
 
     def config_of(self, suggested: Mapping[str, Any]) -> Config:
-        """The config of a trial.
-
-        Raises:
-            UserError: a value that is impossible together with the others.
-        """
+        """The config of a trial."""
         return with_values(self.config, {path: field_value(v) for path, v in suggested.items()})
 
     def grid(self, points: int) -> list[dict[str, Any]]:

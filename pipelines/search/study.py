@@ -18,31 +18,28 @@ from pipelines.config.load import dump_config
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import end_without_ray, renew
-from pipelines.runs.preflight import CheckedData, check_cluster, check_data
-from pipelines.runs.provenance import check_same_data, write_provenance
-from pipelines.runs.reading import settle_reading
+from pipelines.runs.placement import settle_reading
+from pipelines.runs.preflight import check_cluster, check_data
 from pipelines.runs.run import prepare_engines, tell_skipped
-from pipelines.runs.run_folder import CODE, flat_config, run_path
+from pipelines.runs.run_folder import CODE, check_same_config, check_same_data, run_path, write_provenance
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
-from pipelines.search.results import (
+from pipelines.search.results import print_trial, read_results, write_results
+from pipelines.search.trial import (
     ANALYSES,
     Trial,
     next_number,
     objective_values,
     part_number,
-    print_trial,
     read_analyses,
-    read_results,
     read_trials,
-    write_results,
+    run_trial,
 )
-from pipelines.search.trial import run_trial
 from pipelines.storage.atomic import check_storage, write_beside
 from pipelines.storage.lock import hold
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
-from pipelines.training.trackers import check_trackers
+from pipelines.training.metrics import check_trackers
 
 VAL_SHARE = 0.1
 """Where the config has no validation: a search never goes by test accuracy."""
@@ -99,6 +96,7 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if not validated:
         told = f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows"
         console.print(told, highlight=False)
+    plan = make_plan(replace(tree, data=settle_reading(tree, checked.train, folder).data))
     _begin(plan, code)
     tell_skipped(tree, checked, folder, console)
     if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
@@ -113,7 +111,6 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
             check_shared(folder.parent, checked.files)
         nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()
         concurrent = trials_at_once(plan, nodes)
-        plan = _settled(plan, checked)
         with redirect_stdout(StringIO()), warnings.catch_warnings():  # Tune's banner, Optuna's warnings
             warnings.simplefilter("ignore")
             try:
@@ -251,13 +248,6 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
 
     Tune itself waits for the resources of a trial that trains alone. It does not see the workers of one that
     launches Ray Train, nor the CPU that feeds them: the limit counts these.
-
-    Args:
-        plan: of the search.
-        nodes: of the cluster, each with its CPUs and GPUs.
-
-    Raises:
-        UserError: not one trial fits, or fewer than asked for.
     """
     c = plan.tree.cluster
     cpus, gpus = sum(n[0] for n in nodes), sum(n[1] for n in nodes)
@@ -307,14 +297,7 @@ def _check_folder(plan: Plan, resume: bool) -> None:
             "name",
             f"search {tree.name!r} exists in {tree.storage}; --resume continues it, --name starts another",
         )
-    stored, given = flat_config(read_plan(folder).tree), flat_config(tree)
-    for path in sorted(stored.keys() | given.keys()):
-        if stored.get(path) != given.get(path) and path not in FREE_TO_CHANGE:
-            raise UserError(
-                path,
-                f"is {given.get(path)!r} here and {stored.get(path)!r} in the search that {folder} holds; "
-                "resume with the same config or choose another --name",
-            )
+    check_same_config(read_plan(folder).tree, tree, FREE_TO_CHANGE, "search", folder)
 
 
 def _begin(plan: Plan, code: OwnCode | None) -> None:
@@ -322,16 +305,4 @@ def _begin(plan: Plan, code: OwnCode | None) -> None:
     if not (plan.folder / SETTINGS).exists():
         write_provenance(plan.folder, plan.tree, sys.argv)
         keep_copy(code, plan.folder / CODE)
-    _write_settings(plan)
-
-
-def _settled(plan: Plan, checked: CheckedData) -> Plan:
-    """The plan with ``data.reading`` decided once for all trials, and written down."""
-    reading = settle_reading(plan.tree, checked.train, plan.folder).data.reading
-    settled = make_plan(replace(plan.tree, data=replace(plan.tree.data, reading=reading)))
-    _write_settings(settled)
-    return settled
-
-
-def _write_settings(plan: Plan) -> None:
     write_beside(plan.folder / SETTINGS, lambda p: p.write_text(dump_config(plan.tree)))

@@ -1,4 +1,4 @@
-"""A trial: the runs of one config, in a process that Ray Tune places.
+"""A trial: the runs of one config, in a process that Ray Tune places; and what Tune has of all trials.
 
 Its stages are runs of their own, in folders named by a hash of what their results depend on. Trials that
 differ in pruning alone share the training: whoever comes first trains, the others wait for its lock. A trial
@@ -7,12 +7,15 @@ that is started again goes on from the last epoch.
 
 import hashlib
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
@@ -21,13 +24,17 @@ from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.search.objectives import RECORDED, measure
-from pipelines.search.plan import Plan
+from pipelines.search.plan import RECORDED, Plan, measure
+from pipelines.search.space import field_value
 
 FAILURE = "failure"
 """Reported by a trial of an impossible config: why."""
 TRAINING = "training"
 """Reported by a finished trial: the name of its training, which others may share."""
+
+
+ANALYSES = "tune-*"
+"""Tune's folders in the search's, one for every launch that added trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +78,7 @@ def run_trial(suggested: dict[str, Any], plan: Plan, command: list[str]) -> None
 
 
 def stages_of(plan: Plan, suggested: dict[str, Any]) -> list[Stage]:
-    """The stages of a trial, in order: train, or train and prune (which retrains, too).
-
-    Raises:
-        UserError: the values exclude one another.
-    """
+    """The stages of a trial, in order: train, or train and prune (which retrains, too)."""
     config = plan.space.config_of(suggested)
     c = config.cluster
     engine: Literal["ray", "local"] = "ray" if plan.nested else "local"
@@ -118,3 +121,93 @@ def _key(config: Config) -> str:
         cluster=replace(ClusterConfig(), workers=config.cluster.workers),
     )
     return hashlib.sha256(dump_config(same).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial."""
+
+    number: int
+    """Its place among all, from 0."""
+    suggested: dict[str, Any]
+    """What Optuna suggested, by path; `value` is what the config takes."""
+    status: Literal["finished", "stopped", "failed", "open"]
+    """stopped early by asha; open: left to do."""
+    running: bool
+    """Whether Tune would go on with it."""
+    metrics: dict[str, Any]
+    """What it reported last."""
+    reason: str | None
+    """Why it failed."""
+
+    def value(self, path: str) -> Any:
+        """The value of a searched field."""
+        return field_value(self.suggested[path])
+
+
+def read_trials(plan: Plan) -> list[Trial]:
+    """The trials of a search by number, as far as Tune has written them down."""
+    trials: list[Trial] = []
+    for _, found in read_analyses(plan.folder):
+        trials = [t for t in trials if t.status != "open"]  # the next launch did them again
+        before = next_number(trials)
+        trials += sorted((trial_of(trial, before) for trial in found), key=lambda t: t.number)
+    return trials
+
+
+def read_analyses(folder: Path) -> list[tuple[Path, list[Any]]]:
+    """Tune's folders in order, with its trials; without one that was killed before it began."""
+    from ray.tune import ExperimentAnalysis
+
+    analyses = []
+    for part in sorted(folder.glob(ANALYSES), key=part_number):
+        with suppress(ValueError):  # no state yet
+            analyses.append((part, ExperimentAnalysis(str(part)).trials or []))
+    return analyses
+
+
+def part_number(part: Path) -> int:
+    """The place of one of Tune's folders."""
+    return int(part.name.rpartition("-")[2])
+
+
+def next_number(trials: Sequence[Trial]) -> int:
+    """The number that the first trial of the next launch gets."""
+    return 1 + max((t.number for t in trials if t.status != "open"), default=-1)
+
+
+def trial_of(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
+    """One of Tune's trials.
+
+    Args:
+        trial: Tune's.
+        before: number of the launch's first trial.
+        ended: whether it has; as Tune says when not given.
+    """
+    last = {k: v for k, v in (trial.last_result or {}).items() if v == v}  # without what is not a number
+    status: Literal["finished", "stopped", "failed", "open"] = "open"
+    if trial.status == "ERROR" or FAILURE in last:
+        status = "failed"
+    elif (trial.is_finished() if ended is None else ended) and "accuracy" in last:
+        status = "finished" if TRAINING in last else "stopped"
+    return Trial(
+        number=before + int(trial.experiment_tag.partition("_")[0]) - 1,
+        suggested=dict(trial.config),
+        status=status,
+        running=not trial.is_finished(),
+        metrics=last,
+        reason=(last.get(FAILURE) or _reason(trial.get_error())) if status == "failed" else None,
+    )
+
+
+def _reason(error: Any) -> str:
+    """The line of a trace that names the exception."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return next((s for s in reversed(lines) if re.match(r"[A-Za-z_][\w.]*: ", s)), lines[-1])
+
+
+def objective_values(plan: Plan, trial: Trial) -> list[float] | None:
+    """What a trial reached in each objective; ``None`` where it has not or could not."""
+    values = [trial.metrics.get(o.name, np.nan) for o in plan.objectives]
+    ended = trial.status in ("finished", "stopped")
+    return [float(v) for v in values] if ended and np.isfinite(values).all() else None

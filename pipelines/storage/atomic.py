@@ -20,9 +20,6 @@ def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file next to ``path``, then rename it, so that no reader sees half of it.
 
     For a URI the file is written here and uploaded.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
     """
     if uri_of(path) is not None:
         return _write_there(path, write)
@@ -51,11 +48,7 @@ def _write_there(path: Path | str, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def filled_folder(output: Path | str, where: str) -> Iterator[Path]:
-    """A local folder to fill: ``output``, or one whose files are uploaded to that URI at the end.
-
-    Raises:
-        UserError: it cannot be written, which is checked before anything is filled.
-    """
+    """A local folder to fill: ``output``, or one whose files are uploaded to that URI at the end."""
     check_storage(output, where)
     if uri_of(output) is None:
         yield Path(output)
@@ -67,11 +60,7 @@ def filled_folder(output: Path | str, where: str) -> Iterator[Path]:
 
 
 def upload_folder(here: Path, there: Folder, last: str = "") -> None:
-    """Upload all files below a folder, the one named ``last`` after all others.
-
-    Raises:
-        UserError: the other filesystem cannot be written.
-    """
+    """Upload all files below a folder, the one named ``last`` after all others."""
     files = [p for p in here.rglob("*") if p.is_file()]
     for path in sorted(files, key=lambda p: (p.name == last, p)):
         try:
@@ -81,21 +70,13 @@ def upload_folder(here: Path, there: Folder, last: str = "") -> None:
 
 
 def check_storage(folder: Path | str, where: str = "storage") -> None:
-    """That files can be written below ``folder``; a local one is made.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """That files can be written below ``folder``; a local one is made."""
     if (reason := Folder.of(folder, where).why_unwritable()) is not None:
         raise UserError(where, f"{uri_of(folder) or folder} cannot be written ({reason})")
 
 
 def check_new_folder(where: str, folder: Path | str) -> None:
-    """Refuse a folder to write that holds anything, or is no folder.
-
-    Raises:
-        UserError: it holds files, or is a file.
-    """
+    """Refuse a folder to write that holds anything, or is no folder."""
     if uri_of(folder) is not None:
         taken = bool(Folder.of(folder, where).files())
     else:
@@ -107,11 +88,7 @@ def check_new_folder(where: str, folder: Path | str) -> None:
 
 
 def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
-    """Refuse a file that would become, or replace, one of a dataset's.
-
-    Raises:
-        UserError: it lies in the dataset's folder.
-    """
+    """Refuse a file that would become, or replace, one of a dataset's."""
     uri = uri_of(output)
     if uri is None:
         same = Path(output).parent.resolve() == Path(dataset).resolve()
@@ -146,11 +123,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """JSON from a local file.
-
-    Raises:
-        UserError: missing or not JSON.
-    """
+    """JSON from a local file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -160,11 +133,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_below(folder: Path | str, name: str) -> Any:
-    """JSON from a file of a folder, named by a path or a URI; ``None`` where there is none.
-
-    Raises:
-        UserError: it is not JSON, or the filesystem does not answer.
-    """
+    """JSON from a file of a folder, named by a path or a URI; ``None`` where there is none."""
     opened, file = Folder.holding(below(folder, name))
     try:
         return json.loads(opened.read(file)) if opened.exists(file) else None

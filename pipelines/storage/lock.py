@@ -28,9 +28,6 @@ def hold(folder: Path, kind: Literal["run", "search"], storage: str) -> Iterator
         folder: of the run or search, whether there is one yet or not; what is above it is made.
         kind: what it is.
         storage: where it is, as the user calls it.
-
-    Raises:
-        UserError: another process holds it, or no file can be written there.
     """
     path = folder.with_name(f".{folder.name}.lock")
     made = [above for above in path.parents if not above.exists()]

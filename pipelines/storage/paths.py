@@ -1,6 +1,7 @@
 """Folders on this machine and, named by URIs, on others: s3, gs, hdfs, abfs by pyarrow, all else by fsspec.
 
-Configs and commands hold paths as text; `Folder` is what can be opened.
+Configs and commands hold paths as text; `Folder` is what can be opened. Secrets have no place in them:
+others read them in a run's config, a job's command, a list of processes, Ray's logs.
 """
 
 import os
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from pipelines.errors import UserError
-from pipelines.storage.credentials import secret_in
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 WHOLE_WRITES = ("s3", "gcs", "abfs")  # an object is there as a whole or not at all, and needs no folder
 BLOCK = 8 << 20
 PROBE_BYTES = 1 << 16  # a full disk may still take a few
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^/?#]*)([^?#]*)\??(.*)", re.DOTALL)
+_NAME = re.compile(
+    r"secret|passw|passphrase|signature|token$|(^|[-_])(key|sig|sas|auth)$|(access|account|api)key$", re.I
+)
+_REMEDIES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE and ~/.aws/credentials",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the path of a file with the key",
+    "abfs": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or the machine's identity",
+}
+_ALIASES = {"gcs": "gs", "abfss": "abfs"}
+_NO_SECRET = ("github",)  # github://owner:repository@branch
 
 
 def uri_of(path: str | Path) -> str | None:
@@ -56,6 +68,40 @@ def name_of(path: str | Path) -> str:
     """The last part of a path or of a URI's path."""
     uri = uri_of(path)
     return Path(path).name if uri is None else uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def names_secret(name: str) -> bool:
+    """Whether an option or a variable of that name holds a password or a key."""
+    return _NAME.search(name) is not None
+
+
+def secret_in(uri: str | Path, remedy: str | None = None) -> str | None:
+    """What is wrong with a URI that holds a password or a key, without repeating it, and the remedy.
+
+    Args:
+        uri: a URI, or any other text.
+        remedy: where that secret belongs instead; where this scheme's usually go when not given.
+
+    Returns:
+        the line, or ``None`` where there is no secret.
+    """
+    found = _URI.fullmatch(str(uri))
+    if found is None:
+        return None
+    scheme, authority, path, options = found.groups()
+    scheme = _ALIASES.get(scheme.lower(), scheme.lower())
+    user, _, host = authority.rpartition("@")
+    # A key with a slash in it ends the authority too early: what should be a port is none then.
+    cut = re.search(r":(?!\d*$)", host.rpartition("]")[2])
+    secret = scheme not in _NO_SECRET and (":" in user.rstrip(":") or cut)
+    if not secret and not any(names_secret(name) for name, _ in parse_qsl(options)):
+        return None
+    place = f"{scheme}://..." if cut else f"{scheme}://{host}{path}"
+    usual = f"fsspec's configuration (~/.config/fsspec, or FSSPEC_{scheme.upper()}_... variables)"
+    return (
+        f"{place} is given with a secret, which would be kept with the run and shown in lists of processes; "
+        f"leave it out, and use {remedy or _REMEDIES.get(scheme, usual)}"
+    )
 
 
 class Entry(NamedTuple):
@@ -121,11 +167,7 @@ class Folder:
 
     @classmethod
     def holding(cls, file: str | Path) -> "tuple[Folder, str]":
-        """The folder of a file, and the file's name there; connections are kept.
-
-        Raises:
-            UserError: as `of`.
-        """
+        """The folder of a file, and the file's name there; connections are kept."""
         return _opened(parent(file)), name_of(file)
 
     def __str__(self) -> str:
@@ -144,9 +186,6 @@ class Folder:
 
         Args:
             hidden: also those whose name starts with a dot.
-
-        Raises:
-            OSError: the filesystem does not answer, or forbids it.
         """
         from pyarrow import fs
 
@@ -173,11 +212,7 @@ class Folder:
         return sorted(n for n in names if not n.startswith("."))
 
     def exists(self, path: str = "") -> bool:
-        """Whether there is a file or folder of that name.
-
-        Raises:
-            OSError: as `files`.
-        """
+        """Whether there is a file or folder of that name."""
         from pyarrow import fs
 
         return bool(self.filesystem.get_file_info(self.at(path)).type != fs.FileType.NotFound)
@@ -188,19 +223,11 @@ class Folder:
         return [Entry(n, i.size or 0, i.mtime_ns or 0) for n, i in zip(names, told, strict=True)]
 
     def open(self, path: str) -> Any:
-        """A file to read from any place.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """A file to read from any place."""
         return self.filesystem.open_input_file(self.at(path))
 
     def read(self, path: str) -> bytes:
-        """A file's content.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """A file's content."""
         if self.filesystem.type_name == "local":
             with open(self.at(path), "rb", buffering=0) as plain:  # a third of the time for small files
                 return plain.readall()
@@ -208,28 +235,16 @@ class Folder:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """A file of that content, whole or not at all.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """A file of that content, whole or not at all."""
         self._put(name, [content])
 
     def upload(self, name: str, path: Path) -> None:
-        """Copy a local file there, whole or not at all.
-
-        Raises:
-            OSError: it cannot be read or written.
-        """
+        """Copy a local file there, whole or not at all."""
         with path.open("rb") as file:
             self._put(name, iter(lambda: file.read(BLOCK), b""))
 
     def download(self, name: str, path: Path) -> None:
-        """Copy a file to here, whole or not at all.
-
-        Raises:
-            OSError: it cannot be read or written.
-        """
+        """Copy a file to here, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:

@@ -16,15 +16,7 @@ SHARE = "give a folder that all nodes share (NFS or the like), or use one node"
 
 
 def check_shared(storage: Path | str | None, files: Sequence[str] = ()) -> None:
-    """That all nodes of the connected cluster write to the same storage and read the data.
-
-    Args:
-        storage: an existing folder, or a URI; nothing is written when ``None``.
-        files: paths or URIs.
-
-    Raises:
-        UserError: the first node that does not, or does not answer.
-    """
+    """That all nodes of the connected cluster write to the same storage and read the data."""
     folder = None if storage is None else Folder.of(storage)
     mark = f".probe-{uuid4().hex}"
     if folder is not None:

@@ -28,10 +28,6 @@ class Mirror:
 
     A file beside the copies remembers what was the same when, so that any process of this machine moves
     only what has changed since.
-
-    Args:
-        local: the folder here; made when it is needed.
-        remote: the folder there.
     """
 
     def __init__(self, local: Path, remote: Folder) -> None:
@@ -43,9 +39,6 @@ class Mirror:
         Args:
             removed: of a file that was the same and is gone here, whether its user has deleted it. Others
                 may have: systems clean their folders of temporary files by age.
-
-        Raises:
-            OSError: the other filesystem cannot be written.
         """
         known = self._known()
         here = self._here()
@@ -65,9 +58,6 @@ class Mirror:
 
         Args:
             wanted: the files that are looked at; others stay as they are here.
-
-        Raises:
-            OSError: the other filesystem cannot be read.
         """
         known, here = self._known(), self._here()
         there = {e.path: e for e in self.remote.files() if wanted(e.path) and not _ignored(e.path)}
@@ -140,11 +130,7 @@ def mirror_of(folder: Path, uri: str | None) -> Mirror | None:
 
 
 def working_copy(uri: str) -> Path:
-    """The folder that stands for a run's URI: the same on every machine.
-
-    Raises:
-        UserError: somebody else has made the folder that holds it.
-    """
+    """The folder that stands for a run's URI: the same on every machine."""
     ours = Path(tempfile.gettempdir()) / f"spikeprune-{os.getuid()}"
     ours.mkdir(mode=0o700, exist_ok=True)
     if ours.stat().st_uid != os.getuid():
@@ -164,9 +150,6 @@ def local_copy(source: Path) -> Path:
     """``source``, or for this process a copy of it where it is a run named by a URI.
 
     Final networks are copied, the checkpoints to resume from are not.
-
-    Raises:
-        UserError: there is nothing, or the storage cannot be read.
     """
     if (uri := uri_of(source)) is None:
         return source
@@ -181,11 +164,7 @@ def local_copy(source: Path) -> Path:
 
 
 def upload_changes(folder: Path) -> None:
-    """Upload what has changed in a working copy since it was fetched; nothing for any other folder.
-
-    Raises:
-        UserError: the storage cannot be written.
-    """
+    """Upload what has changed in a working copy since it was fetched; nothing for any other folder."""
     if (uri := copied_from(folder)) is not None:
         remote = Folder.of(uri)
         with storage_errors(remote):
@@ -224,11 +203,7 @@ def local_file(path: str) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(remote: Folder) -> Iterator[None]:
-    """Whatever its filesystem raises, as one line.
-
-    Raises:
-        UserError: instead.
-    """
+    """Whatever its filesystem raises, as one line."""
     try:
         yield
     except UserError:

@@ -51,9 +51,6 @@ def check_resumable(folder: Path, records: int) -> None:
     Args:
         folder: holds the run's checkpoints.
         records: of the run's metrics; beyond the first, a checkpoint was there.
-
-    Raises:
-        UserError: it would start again, because its checkpoints are damaged or gone.
     """
     if latest_checkpoint(folder) is not None:
         return
@@ -68,11 +65,7 @@ def check_resumable(folder: Path, records: int) -> None:
 
 
 def check_whole(folder: Path) -> None:
-    """That a checkpoint's files are those that were written.
-
-    Raises:
-        UserError: one of them is not.
-    """
+    """That a checkpoint's files are those that were written."""
     if (fault := _fault(folder)) is not None:
         raise UserError("--resume", f"checkpoint {folder.name} {fault}; bring it back from a copy")
 
@@ -158,11 +151,7 @@ def load_optimizer(folder: Path) -> dict[str, Any]:
 
 
 def load_table(folder: Path, table: ScoreTable) -> None:
-    """Give a fresh score table the checkpoint's state.
-
-    Raises:
-        UserError: arrays that cannot be read, or of another policy or dataset.
-    """
+    """Give a fresh score table the checkpoint's state."""
     state = {}
     for path in sorted(folder.glob(f"{TABLE}-*.npy")):
         try:

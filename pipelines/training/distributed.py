@@ -23,11 +23,12 @@ from pipelines.storage.paths import Folder
 from pipelines.storage.sync import storage_explained
 from pipelines.training.checkpoint import PROGRESS, check_whole, latest_checkpoint
 from pipelines.training.loop import run_phases
+from pipelines.training.phases import RunSpec
 from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
 from pipelines.training.score_table import ScoreTable
 from pipelines.training.stored_rows import load_rows
-from pipelines.training.worker import RunSpec, start
+from pipelines.training.worker import start
 from snn.kernels.allocator import tune_allocator
 
 CHECKPOINTS = "checkpoints"

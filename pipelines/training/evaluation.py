@@ -1,6 +1,6 @@
-"""Accuracy, loss and activity on held-out examples, summed over the workers."""
+"""Accuracy, loss and activity on held-out examples, summed over the workers; figures of pruned networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,24 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.config import TrainConfig
-from pipelines.data.inputs import Inputs, to_device
+from pipelines.data.inputs import to_device
 from pipelines.data.layout import Rows
-from pipelines.training.engine import Engine, HeldOut
+from pipelines.training.phases import HeldOut
+from pipelines.training.worker import Worker
 from snn import activity
 from snn.batchnorm import reestimate
 from snn.losses import LOSSES
-from snn.models import SpikingNetwork
 
 BATCH = 256
 ACTIVITY_EXAMPLES = 1024
+FIGURE_HEADINGS = (
+    "connectivity",
+    "SynOps of dense",
+    "SynOps",
+    "MACs",
+    "energy, nJ",
+    "accuracy",
+    "drop, points",
+)
+"""Of `figure_cells`."""
 
 
-def evaluate(
-    model: SpikingNetwork, inputs: Inputs, train: TrainConfig, engine: Engine, *splits: HeldOut
-) -> dict[str, float]:
+def evaluate(worker: Worker, *splits: HeldOut) -> dict[str, float]:
     """``SPLIT_accuracy`` in [0, 1] and ``SPLIT_loss`` per example, without label smoothing, of each split."""
-    loss = LOSSES[train.loss]
+    model, engine, loss = worker.model, worker.engine, LOSSES[worker.spec.config.train.loss]
     found: dict[str, float] = {}
     model.eval()
     for split in splits:
@@ -33,7 +40,7 @@ def evaluate(
         with torch.no_grad():
             for _, x, y in engine.held_out(split).batches(BATCH):
                 labels = to_device(y, engine.device)
-                logits_TBK = model(inputs(x, engine.device))
+                logits_TBK = model(worker.inputs(x, engine.device))
                 correct = (logits_TBK.mean(0).argmax(1) == labels).sum()
                 losses = loss(logits_TBK, labels).double().sum()
                 sums += torch.stack([correct, losses, labels.new_tensor(len(y))])
@@ -43,35 +50,64 @@ def evaluate(
     return found
 
 
-def measure_activity(model: SpikingNetwork, inputs: Inputs, engine: Engine, split: HeldOut) -> dict[str, Any]:
+def measure_activity(worker: Worker, split: HeldOut) -> dict[str, Any]:
     """SynOps, density, energy and firing rates on up to 1,024 examples of a split, for JSON."""
-    share = -(-ACTIVITY_EXAMPLES // engine.world_size)
-    rows = engine.held_out(split).head(share)
-    sums = activity.collect(model, _inputs(rows, rows.ids[:share], inputs, engine))
-    merged = activity.from_sums(model, engine.sum(sums))
+    share = -(-ACTIVITY_EXAMPLES // worker.engine.world_size)
+    rows = worker.engine.held_out(split).head(share)
+    sums = activity.collect(worker.model, inputs_of(worker, rows, rows.ids[:share]))
+    merged = activity.from_sums(worker.model, worker.engine.sum(sums))
+    names = ("synops", "dense_synops", "acs", "macs", "density", "energy_pj", "examples")
     return {
-        "synops": merged.synops,
-        "dense_synops": merged.dense_synops,
-        "acs": merged.acs,
-        "macs": merged.macs,
-        "density": merged.density,
-        "energy_pj": merged.energy_pj,
-        "examples": merged.examples,
+        **{name: getattr(merged, name) for name in names},
         "layers": [{**asdict(layer), "density": layer.density} for layer in merged.layers],
     }
 
 
-def reestimate_norm(
-    model: SpikingNetwork, rows: Rows, ids: np.ndarray, inputs: Inputs, engine: Engine
-) -> None:
+def reestimate_norm(worker: Worker, rows: Rows, ids: np.ndarray) -> None:
     """Batch norm statistics from this worker's share of a uniform sample, summed over the workers."""
-    reestimate(
-        model,
-        _inputs(rows, ids, inputs, engine),
-        average=engine.sum,
-    )
+    reestimate(worker.model, inputs_of(worker, rows, ids), average=worker.engine.sum)
 
 
-def _inputs(rows: Rows, ids: np.ndarray, inputs: Inputs, engine: Engine) -> Iterator[Tensor]:
+def inputs_of(worker: Worker, rows: Rows, ids: np.ndarray) -> Iterator[Tensor]:
+    """Some rows as the network takes them, in batches."""
     for start in range(0, len(ids), BATCH):
-        yield inputs(rows.get(ids[start : start + BATCH])[0], engine.device)
+        yield worker.inputs(rows.get(ids[start : start + BATCH])[0], worker.engine.device)
+
+
+def pruned_figures(
+    accuracy: float,
+    activity: Mapping[str, Any],
+    *,
+    dense_accuracy: float,
+    dense_activity: Mapping[str, Any],
+) -> dict[str, float]:
+    """Figures for JSON, of measured activities (`pipelines.training.evaluation.measure_activity`).
+
+    Returns:
+        ``connectivity`` (weights left), ``synops_of_dense`` and ``energy_of_dense`` as shares; ``synops`` per
+        inference, of which ``macs`` are multiply-accumulates; ``energy_nj`` by the constants of
+        `snn.activity`; ``accuracy`` and ``accuracy_drop`` from the dense network, in [0, 1].
+    """
+    return {
+        "connectivity": activity["density"],
+        "synops": activity["synops"],
+        "synops_of_dense": activity["synops"] / max(dense_activity["synops"], 1e-300),
+        "macs": activity["macs"],
+        "energy_nj": activity["energy_pj"] / 1000,
+        "energy_of_dense": activity["energy_pj"] / max(dense_activity["energy_pj"], 1e-300),
+        "accuracy": accuracy,
+        "accuracy_drop": dense_accuracy - accuracy,
+    }
+
+
+def figure_cells(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """As text, in the order of `FIGURE_HEADINGS`."""
+    return (
+        f"{figures['connectivity']:.2%}",
+        f"{figures['synops_of_dense']:.1%}",
+        f"{figures['synops']:,.0f}",
+        f"{figures['macs']:,.0f}",
+        f"{figures['energy_nj']:,.1f}",
+        f"{figures['accuracy']:.2%}",
+        f"{100 * figures['accuracy_drop']:+.2f}",
+    )

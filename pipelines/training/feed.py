@@ -1,25 +1,176 @@
 """An epoch's batches: from rows in memory, or from row groups that are read as the epoch goes on.
 
-Both are pure functions of (chosen ids, seed, epoch, worker count); reading ahead changes nothing but
-time. A feed from row groups holds two windows of `pipelines.training.order.ShardOrder` at most.
+Which row stands where is a pure function of (chosen ids, seed, epoch, worker count); who fetches the rows,
+and reading ahead, change nothing but time. A feed from row groups holds two windows at most.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from torch.profiler import record_function
 
+from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
-from pipelines.data.layout import Layout, Rows, naming_rows
-from pipelines.training.order import EpochOrder, ShardOrder, Window
-from pipelines.training.trace import part
-from pruning.examples.sampling import shuffled
+from pipelines.data.layout import Layout, Rows, chunked, naming_rows
+from pruning.examples.sampling import hash64, shuffled
 
+STREAM_PIECES = 105
 AHEAD = 2  # batches that are decoded before they are trained on
+TEST_ROWS = 8192  # of the test split that are read together
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The rows of one worker for one epoch, in training order.
+
+    Every worker has ``steps * batch_size`` rows. The last global batch is filled with rows of weight
+    0 (copies of the epoch's first rows), so that all workers take the same number of steps and no
+    chosen row is dropped.
+    """
+
+    ids: np.ndarray
+    """int64 ``[steps * batch_size]``."""
+    weights: np.ndarray
+    """float32, as ``ids``; 0 marks padding."""
+    batch_size: int
+    """Rows per step of this worker."""
+    nominal_batch: float
+    """The global batch by the number of workers: what a worker's sum of losses is divided by."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the epoch."""
+        return len(self.ids) // self.batch_size
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and weights of one step."""
+        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.ids[rows], self.weights[rows]
+
+
+def epoch_order(
+    ids: np.ndarray,
+    weights: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+) -> EpochOrder:
+    """This worker's rows of an epoch.
+
+    Args:
+        ids: the chosen examples, int64 ``[m]``, ascending.
+        weights: theirs, float32 ``[m]``.
+        seed: of the run.
+        epoch: together with ``seed`` it keys the shuffle.
+        global_batch: rows per step over all workers. Where workers do not divide it, each takes the next
+            whole number of rows and the rows too many have weight 0.
+        rank: this worker.
+        world_size: number of workers.
+    """
+    order = np.searchsorted(ids, shuffled(ids, seed=seed, epoch=epoch))
+    steps = -(-len(ids) // global_batch)
+    share = -(-global_batch // world_size)
+    within = rank * share + np.arange(share)
+    slots = (np.arange(steps)[:, None] * global_batch + within).reshape(-1)
+    real = np.tile(within < global_batch, steps) & (slots < len(ids))
+    rows = order[slots % len(ids)]
+    return EpochOrder(
+        ids=ids[rows],
+        weights=np.where(real, weights[rows], np.float32(0)),
+        batch_size=share,
+        nominal_batch=global_batch / world_size,
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """Row groups whose chosen rows are shuffled together, and which of these a worker trains on."""
+
+    pieces: np.ndarray
+    """Positions of the row groups in their layout, int64."""
+    skip: int
+    """Rows of the shuffled window that belong to the worker before."""
+    take: int
+    """Rows that are this worker's."""
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """The rows of one worker for one epoch where data are read by row groups, window by window.
+
+    All workers take ``steps``; those that run out of rows repeat their last ones with weight 0.
+    """
+
+    windows: tuple[Window, ...]
+    rows: int
+    """Chosen rows of this worker; with none, the one row of its only window is padding."""
+    steps: int
+    batch_size: int
+    """Rows per step of this worker."""
+    real: int
+    """How many of these are not padding, as long as there are rows."""
+    nominal_batch: float
+    """As of `EpochOrder`."""
+
+
+def shard_order(
+    counts: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    window_rows: int,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+) -> ShardOrder:
+    """This worker's part of an epoch that is read by row groups.
+
+    The row groups that hold chosen rows are permuted by a hash of (seed, epoch, row group) and cut into
+    windows of at least ``window_rows`` chosen rows, the rows of each window are shuffled by a hash of (seed,
+    epoch, id): that sequence does not depend on the workers. Each worker trains on an equal range of
+    it, so that every row group is read once an epoch, except where two workers' ranges meet.
+
+    Args:
+        counts: chosen rows of each row group, int64 ``[P]``.
+        seed: of the run.
+        epoch: of the run.
+        window_rows: rows that are shuffled together.
+        global_batch: rows per step over all workers, shared as in `epoch_order`.
+        rank: this worker.
+        world_size: number of workers.
+    """
+    used = np.flatnonzero(counts)
+    used = used[np.argsort(hash64(seed, epoch, used, STREAM_PIECES))]
+    total = int(counts.sum())
+    share = -(-global_batch // world_size)
+    before, after = min(rank * share, global_batch), min((rank + 1) * share, global_batch)
+    low, high = total * before // global_batch, total * after // global_batch
+    windows: list[Window] = []
+    at = 0
+    for part in chunked(counts[used], window_rows):
+        size = int(counts[used[part]].sum())
+        first = min(low, total - 1)  # one row at least, to pad with
+        skip, stop = max(first - at, 0), min(max(high, first + 1) - at, size)
+        if skip < stop:
+            windows.append(Window(used[part], skip, stop - skip))
+        at += size
+    return ShardOrder(
+        windows=tuple(windows),
+        rows=high - low,
+        steps=-(-total // global_batch),
+        batch_size=share,
+        real=after - before,
+        nominal_batch=global_batch / world_size,
+    )
+
+
 Chosen = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Ids and weights drawn from id ranges: `pipelines.training.score_table.ScoreTable.chosen`."""
 Reader = Callable[[Layout, np.ndarray], Callable[[], pa.Table]]
@@ -80,34 +231,11 @@ def decoded(feed: "Feed", count: int) -> Iterator[list[Part]]:
         for batch in feed:
             waiting.append(thread.submit(decode, batch))
             if len(waiting) > AHEAD:
-                with part("data"):
+                with record_function("data"):
                     found = waiting.popleft().result()
                 yield found
         while waiting:
             yield waiting.popleft().result()
-
-
-class Feed(Protocol):
-    """The batches of one epoch on one worker."""
-
-    @property
-    def steps(self) -> int:
-        """How many there are; the same on all workers."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per batch."""
-        ...
-
-    @property
-    def nominal_batch(self) -> float:
-        """The global batch by the number of workers: what a worker's sum of losses is divided by."""
-        ...
-
-    def __iter__(self) -> Iterator[Batch]:
-        """In training order."""
-        ...
 
 
 class MemoryFeed:
@@ -115,11 +243,9 @@ class MemoryFeed:
 
     def __init__(self, order: EpochOrder, rows: Rows, layout: Layout) -> None:
         self._order, self._rows, self._layout = order, rows, layout
-        self.steps, self.batch_size = order.steps, order.batch_size
-        self.nominal_batch = order.nominal_batch
+        self.steps, self.nominal_batch = order.steps, order.nominal_batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """See `Feed`."""
         for step in range(self.steps):
             yield Batch(*self._order.batch(step), self._rows, self._layout)
 
@@ -132,11 +258,9 @@ class ShardFeed:
     ) -> None:
         self._order, self._layout, self._chosen, self._read = order, layout, chosen, read
         self._key = {"seed": seed, "epoch": epoch}
-        self.steps, self.batch_size = order.steps, order.batch_size
-        self.nominal_batch = order.nominal_batch
+        self.steps, self.nominal_batch = order.steps, order.nominal_batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """See `Feed`."""
         real, given = self._order.real, 0
         ids, weights = np.zeros(0, np.int64), np.zeros(0, np.float32)
         left: pa.Table | None = None
@@ -147,7 +271,7 @@ class ShardFeed:
                 yield self._batch(rows, ids[:real], weights[:real], ids)
                 ids, weights, given = ids[real:], weights[real:], given + 1
             # What did not fill a batch goes on with the next window; the rest of this one is let go.
-            pad = np.sort(ids) if len(ids) else rows.ids[: self.batch_size]
+            pad = np.sort(ids) if len(ids) else rows.ids[: self._order.batch_size]
             left = rows.table(pad)
             del rows, table
         while given < self.steps:  # the last rows again, with weight 0
@@ -156,7 +280,7 @@ class ShardFeed:
             ids, weights, given = ids[:0], weights[:0], given + 1
 
     def _batch(self, rows: Rows, ids: np.ndarray, weights: np.ndarray, pad: np.ndarray) -> Batch:
-        missing = self.batch_size - len(ids)
+        missing = self._order.batch_size - len(ids)
         if missing:
             ids = np.concatenate([ids, np.resize(pad, missing)])
             weights = np.concatenate([weights, np.zeros(missing, np.float32)])
@@ -183,3 +307,53 @@ class ShardFeed:
             weights = np.zeros_like(weights)
         wanted = np.sort(ids)
         return ids, weights, self._read(pieces.holding(wanted), wanted)
+
+
+Feed = MemoryFeed | ShardFeed
+"""The batches of one epoch on one worker, in training order; ``steps`` is the same on all workers."""
+
+
+class StreamedRows:
+    """A worker's equal share of a split, read again on each pass."""
+
+    def __init__(self, split: Split, rank: int, world_size: int, read: Reader) -> None:
+        self._layout, self._ids, self._read = split.layout, split.ids, read
+        self._counts = split.ids.counts(self._layout.ranges)
+        n = int(self._counts.sum())
+        self._low, self._high = n * rank // world_size, n * (rank + 1) // world_size
+        self._head: Rows | None = None
+
+    def __len__(self) -> int:
+        return self._high - self._low
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Examples, np.ndarray]]:
+        """Ids, decoded examples and labels in ascending order of the ids."""
+        for table in self._tables():
+            with naming_rows(self._layout):
+                yield from Rows(table).batches(batch_size)
+
+    def head(self, rows: int) -> Rows:
+        """The first ``rows`` rows, or all there are; kept."""
+        if self._head is None or len(self._head) < min(rows, len(self)):
+            tables: list[pa.Table] = []
+            for table in self._tables():
+                tables.append(table)
+                if sum(t.num_rows for t in tables) >= rows:
+                    break
+            self._head = Rows(pa.concat_tables(tables).slice(0, rows))
+        return self._head
+
+    def _tables(self) -> Iterator[pa.Table]:
+        ends = np.cumsum(self._counts)
+        mine = np.flatnonzero((ends > self._low) & (ends - self._counts < self._high))
+        ahead = None
+        for part in chunked(self._counts[mine], TEST_ROWS):
+            pieces = self._layout.take(mine[part])
+            ids = np.concatenate([self._ids.array(a, b) for a, b in pieces.ranges.tolist()])
+            first = int(ends[mine[part[0]]] - self._counts[mine[part[0]]])
+            begun = self._read(pieces, ids[max(self._low - first, 0) : self._high - first])
+            if ahead is not None:
+                yield ahead()
+            ahead = begun
+        if ahead is not None:
+            yield ahead()

@@ -4,42 +4,45 @@ It runs on every worker of whatever launched it, knows of the others only throug
 leaves a checkpoint after each epoch from which it goes on as if nothing had happened.
 """
 
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipelines.config.plugins import own_failures_named
 from pipelines.data.ids import uniform_sample
 from pipelines.data.layout import Rows
 from pipelines.networks import make_network
 from pipelines.scoring.scorer import Scoring
+from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
+from pipelines.training.engine import LocalEngine
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.optim import make_optimizer
-from pipelines.training.pace import pace
-from pipelines.training.phases import Phase
+from pipelines.training.metrics import pace
+from pipelines.training.phases import Phase, RunSpec
+from pipelines.training.profile import Clock
 from pipelines.training.prune import prune, retrained
-from pipelines.training.score_table import PolicySettings
-from pipelines.training.steps import Stepper, diverged
-from pipelines.training.worker import Worker
+from pipelines.training.steps import Stepper, diverged, make_optimizer
+from pipelines.training.worker import Worker, start
 from pruning.examples.policies.settings import FORWARD_COST
+from snn.kernels.allocator import tune_allocator
 
+POLICY_FIELDS = (
+    "ratio", "ratio_from", "weight_power", "warmup_epochs", "anneal_epochs", "alpha", "stale_alpha",
+    "score_from", "rescore_who", "rescore_every", "design",
+)  # fmt: skip
+"""Of the config's examples, what a policy is made from as it is."""
 NORM_STREAM = 101  # tells the uniform sample for batch norm from other draws of the same epoch
 
 
 def run_phases(worker: Worker, resume: Path | None) -> None:
-    """Run the phases that are left to do.
-
-    Args:
-        worker: at the beginning of the run, or where ``resume`` left it.
-        resume: the checkpoint that the worker was restored from, if any.
-    """
+    """Run the phases that are left to do."""
     for phase in worker.spec.phases[worker.progress.phase :]:
-        if phase.train is None:
+        if phase.prunes:
             prune(worker)
         else:
             _train(worker, phase, resume if worker.progress.epoch > 0 else None)
@@ -47,10 +50,35 @@ def run_phases(worker: Worker, resume: Path | None) -> None:
         tracker.close()
 
 
+@own_failures_named()
+def train_locally(
+    spec: RunSpec,
+    *,
+    watch: Callable[[dict[str, object]], None],
+    on_record: Callable[[dict[str, object]], None] | None = None,
+) -> None:
+    """Run a spec's phases in this process, from its newest checkpoint if there is one (see `LocalEngine`)."""
+    tune_allocator()
+    checkpoints = Path(spec.folder) / "checkpoints"
+    engine = LocalEngine(spec, checkpoints=checkpoints, watch=watch, on_record=on_record)
+    resume = checkpoint.latest_checkpoint(checkpoints)
+    with _threads(spec.config.cluster.threads), storage_explained(Path(spec.folder), spec.remote):
+        run_phases(start(spec, engine, resume), resume)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch computes with so many threads within it; as before afterwards, for whoever calls this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
     spec, engine = worker.spec, worker.engine
-    assert phase.train is not None
-    assert phase.examples is not None
     # A new module for every phase: distributing the same one twice would average its gradients twice.
     model = make_network(spec.config.model, spec.info, spec.config.seed).to(engine.device)
     if phase.fresh and resume is None:
@@ -72,7 +100,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
             record = trainer.epoch(epoch)
             last = epoch + 1 == phase.epochs
             if last:
-                record["activity"] = measure_activity(model, worker.inputs, engine, spec.watched)
+                record["activity"] = measure_activity(worker, spec.watched)
                 if worker.masks is not None:
                     record["figures"] = retrained(worker, record)
                 record |= engine.table.costs()
@@ -88,7 +116,6 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
 
 def _told_epoch(phase: Phase) -> int:
     """The epoch whose draw scores.parquet tells of: the last pruned one, or the last if none is."""
-    assert phase.examples is not None
     last = phase.epochs - phase.examples.anneal_epochs - 1
     return last if last >= phase.examples.warmup_epochs else phase.epochs - 1
 
@@ -96,51 +123,39 @@ def _told_epoch(phase: Phase) -> int:
 def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
     """Open the score table for a phase: how its policy wants examples scored, and whether in training."""
     spec, engine = worker.spec, worker.engine
-    assert phase.train is not None
-    assert phase.examples is not None
-    settings = PolicySettings(
-        name=phase.examples.policy,
-        ratio=phase.examples.ratio,
-        ratio_from=phase.examples.ratio_from,
-        weight_power=phase.examples.weight_power,
-        seed=spec.config.seed,
-        epochs=phase.train.epochs,
-        warmup_epochs=phase.examples.warmup_epochs,
-        anneal_epochs=phase.examples.anneal_epochs,
-        alpha=phase.examples.alpha,
-        stale_alpha=phase.examples.stale_alpha,
-        score_from=phase.examples.score_from,
-        scoring_cost=FORWARD_COST * (phase.examples.score_timesteps or worker.inputs.T) / worker.inputs.T,
-        rescore_who=phase.examples.rescore_who,
-        rescore_every=phase.examples.rescore_every,
-        design=phase.examples.design,
-    )
+    T, examples = worker.inputs.T, phase.examples
+    settings = {
+        "name": examples.policy,
+        "seed": spec.config.seed,
+        "epochs": phase.train.epochs,
+        "scoring_cost": FORWARD_COST * (examples.score_timesteps or T) / T,
+        **{name: getattr(examples, name) for name in POLICY_FIELDS},
+    }
     wanted = engine.share(engine.table.begin(settings) if engine.rank == 0 else None)
     if wanted is None:
         return None, False
+    score, in_training = wanted
     scoring = Scoring(
-        scores=(wanted.score,),
+        scores=(score,),
         loss=phase.train.loss,
         label_smoothing=phase.train.label_smoothing,
         tail_depth=phase.examples.tail_depth,
         timesteps=phase.examples.score_timesteps,
         inputs=worker.inputs,
     )
-    return scoring, wanted.in_training
+    return scoring, in_training
 
 
 class _Trainer:
     """One phase's training on one worker, epoch by epoch."""
 
     def __init__(self, worker: Worker, phase: Phase, stepper: Stepper, scoring: Scoring | None) -> None:
-        assert phase.train is not None
-        assert phase.examples is not None
         self.worker, self.phase, self.stepper, self.scoring = worker, phase, stepper, scoring
         self.engine, self.train = worker.engine, phase.train
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Score, draw, train, evaluate: the epoch's record."""
-        engine, seconds = self.engine, _Clock()
+        engine, seconds = self.engine, Clock()
         rescored = self._rescore(epoch)
         drawn = engine.table.draw(epoch) if engine.rank == 0 else None
         seconds.lap("score")
@@ -177,7 +192,7 @@ class _Trainer:
                 self._reestimate(rows, sample, epoch)
             spec, last = self.worker.spec, epoch + 1 == self.train.epochs
             splits = tuple(spec.held_out) if last else (spec.watched,)
-            tested = evaluate(self.worker.model, self.worker.inputs, self.train, engine, *splits)
+            tested = evaluate(self.worker, *splits)
         seconds.lap("evaluate")
         rescored_ahead = ahead()
         seconds.lap("wait")
@@ -194,28 +209,23 @@ class _Trainer:
             **({"diagnosis": diagnosis} if diagnosis is not None else {}),
             "train_loss": loss,
             **tested,
-            **seconds.result(),
+            **seconds.record(),
         }
-        return {**record, "speed": self._pace(record)}
+        return {**record, "speed": self._speed(record)}
+
+    def _speed(self, record: dict[str, Any]) -> dict[str, float]:
+        earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
+        T = self.worker.inputs.T
+        share = (self.phase.examples.score_timesteps or T) / T
+        return pace(earlier, record, num_examples=len(self.worker.spec.ids), scoring_share=share)
 
     def _reestimate(self, rows: Rows, sample: np.ndarray, epoch: int) -> None:
         try:
-            reestimate_norm(self.worker.model, rows, sample, self.worker.inputs, self.engine)
+            reestimate_norm(self.worker, rows, sample)
         except ValueError as error:  # weights that are finite can still give currents that are not
             if "not finite" not in str(error):
                 raise
             raise diverged(self.phase, epoch, str(error)) from error
-
-    def _pace(self, record: dict[str, Any]) -> dict[str, float]:
-        examples, T = self.phase.examples, self.worker.inputs.T
-        assert examples is not None
-        earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
-        return pace(
-            earlier,
-            record,
-            num_examples=len(self.worker.spec.ids),
-            scoring_share=(examples.score_timesteps or T) / T,
-        )
 
     def _averaged(self, epoch: int) -> AbstractContextManager[None]:
         """The averaged weights, where there are any; after the last epoch the network keeps them."""
@@ -228,7 +238,6 @@ class _Trainer:
         The first scored epoch's are not: the weights one epoch before it know nothing yet.
         """
         examples = self.phase.examples
-        assert examples is not None
         return examples.overlap and epoch > max(examples.warmup_epochs, examples.score_from)
 
     def _score_ahead(self, epoch: int) -> Callable[[], int]:
@@ -253,7 +262,6 @@ class _Trainer:
     def _diagnose(self, epoch: int) -> dict[str, float] | None:
         """How far the scores that were drawn by are from exact gradient norms, on a probe."""
         examples, engine = self.phase.examples, self.engine
-        assert examples is not None
         if self.scoring is None or not examples.diagnose_every or epoch % examples.diagnose_every:
             return None
         found = None
@@ -261,26 +269,3 @@ class _Trainer:
             engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "diagnosing"})
             found = diagnose_scores(self.worker, self.train, examples, epoch)
         return engine.share(found)
-
-
-class _Clock:
-    """Wall and CPU seconds of this process between laps."""
-
-    def __init__(self) -> None:
-        self._last = (time.perf_counter(), time.process_time())
-        self._laps: dict[str, tuple[float, float]] = {}
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``, beside what is there."""
-        now = (time.perf_counter(), time.process_time())
-        wall, cpu = self._laps.get(name, (0.0, 0.0))
-        self._laps[name] = (wall + now[0] - self._last[0], cpu + now[1] - self._last[1])
-        self._last = now
-
-    def result(self) -> dict[str, dict[str, float]]:
-        """All laps and their total, to milliseconds, as ``seconds`` and ``cpu_seconds``."""
-        laps = {**self._laps, "total": tuple(map(sum, zip(*self._laps.values(), strict=True)))}
-        return {
-            name: {lap: round(times[i], 3) for lap, times in laps.items()}
-            for i, name in enumerate(("seconds", "cpu_seconds"))
-        }

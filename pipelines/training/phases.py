@@ -1,12 +1,17 @@
-"""The phases of a run, in order: what is trained, from where, on which examples."""
+"""The phases of a run, in order, and all else that a worker needs to know of a run."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.config import Config, ExamplesConfig, TrainConfig
+from pipelines.config.plugins import OwnCode
+from pipelines.data.dataset import DatasetInfo, Split
+from pipelines.data.ids import Ids
 from pruning.examples.policies import class_of
 
 Command = Literal["run", "train", "prune"]
+HeldOut = Literal["val", "test"]
+"""A split that is evaluated on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +24,61 @@ class Phase:
     """Round of weight pruning, counted from 0."""
     fresh: bool = False
     """Starts from new random weights instead of the network so far."""
-    train: TrainConfig | None = None
-    """How to train; ``None`` for the pruning phase."""
-    examples: ExamplesConfig | None = None
-    """On which examples; as ``train``."""
+    prunes: bool = False
+    """Prunes weights instead of training."""
+    train: TrainConfig
+    """How to train."""
+    examples: ExamplesConfig
+    """On which examples."""
 
     @property
     def epochs(self) -> int:
         """Epochs of training."""
-        return 0 if self.train is None else self.train.epochs
+        return 0 if self.prunes else self.train.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """All that a worker needs to know of a run."""
+
+    config: Config
+    info: DatasetInfo
+    phases: tuple[Phase, ...]
+    folder: str
+    """The run's folder, on storage that all workers share; or its working copy, where it is remote."""
+    remote: str | None = None
+    """URI of the run's folder, where storage is one."""
+    train: Split
+    test: Split
+    val: Split | None = None
+    window_rows: int = 0
+    """Rows that are shuffled together where training rows are read by row groups."""
+    code: OwnCode | None = None
+    """The user's own model and policy, if the config names any."""
+    profile: bool = False
+    """Whether worker 0 traces some steps."""
+    initial: str | None = None
+    """Checkpoint file (path or URI) of the network that a first phase without new weights starts from."""
+
+    @property
+    def shards(self) -> bool:
+        """Whether rows are read by row groups as an epoch goes on, instead of all being held in memory."""
+        return self.config.data.reading == "shards"
+
+    @property
+    def ids(self) -> Ids:
+        """Training ids."""
+        return self.train.ids
+
+    @property
+    def held_out(self) -> dict[HeldOut, Split]:
+        """All that is evaluated on at the end of a phase."""
+        return {"test": self.test} if self.val is None else {"val": self.val, "test": self.test}
+
+    @property
+    def watched(self) -> HeldOut:
+        """The split that every epoch is evaluated on: validation, if there is any."""
+        return "test" if self.val is None else "val"
 
 
 def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
@@ -50,7 +101,8 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
         for i in range(rounds):
             # The last round has the plain names: what a run ends with is called alike for any schedule.
             suffix = f"-{i + 1}" if i + 1 < rounds else ""
-            phases.append(Phase(name=f"prune{suffix}", round=i))
+            prune = Phase(name=f"prune{suffix}", train=config.train, examples=config.examples)
+            phases.append(replace(prune, round=i, prunes=True))
             if config.weights.retrain_epochs:
                 phases.append(_retrain(config, f"retrain{suffix}", i))
     return tuple(phases)

@@ -1,10 +1,10 @@
 """SLAMP as a phase of a run: calibrate, allocate, mask, re-estimate batch norm, measure."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,19 @@ from torch import Tensor
 
 from pipelines.config import WeightsConfig
 from pipelines.data.ids import uniform_sample
+from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
-from pipelines.training.distortion import measure_distortion
-from pipelines.training.evaluation import BATCH, evaluate, measure_activity, reestimate_norm
-from pipelines.training.pruned_figures import pruned_figures
+from pipelines.training.diagnosis import measure_distortion
+from pipelines.training.engine import Engine
+from pipelines.training.evaluation import (
+    evaluate,
+    inputs_of,
+    measure_activity,
+    pruned_figures,
+    reestimate_norm,
+)
+from pipelines.training.worker import Worker
 from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, relative_spread
@@ -25,23 +33,15 @@ from pruning.weights.criteria import needs
 from pruning.weights.masks import Masks
 from snn.models import SpikingNetwork
 
-if TYPE_CHECKING:
-    from pipelines.data.layout import Rows
-    from pipelines.training.engine import Engine
-    from pipelines.training.worker import Worker
-
 CALIBRATION_STREAM = 102
 NORM_STREAM = 103
 
 
-def prune(worker: "Worker") -> None:
+def prune(worker: Worker) -> None:
     """Mask the worker's network under its round's target and report what that did.
 
     Calibration statistics are summed over the workers, so every worker allocates the same masks. A
     weight that an earlier round pruned stays pruned.
-
-    Raises:
-        UserError: the target cannot be met with this network, or it cannot be calibrated.
     """
     config, engine, model = worker.spec.config, worker.engine, worker.model
     phase = worker.spec.phases[worker.progress.phase]
@@ -49,21 +49,24 @@ def prune(worker: "Worker") -> None:
     sample = draw_sample(worker, phase.round)
     calibrated = calibrate(worker, sample, needs(config.weights.criterion))
     watched, all_splits = worker.spec.watched, tuple(worker.spec.held_out)
-    before = evaluate(model, worker.inputs, config.train, engine, *all_splits)
+    before = evaluate(worker, *all_splits)
     dense = _dense(worker) or {
         "dense_accuracy": before["test_accuracy"],
-        "dense_activity": measure_activity(model, worker.inputs, engine, watched),
+        "dense_activity": measure_activity(worker, watched),
     }
-    allocation = _allocate(worker, calibrated.calibration, target_of(config.weights, phase.round))
+    try:
+        allocation = allocate_weights(worker, calibrated.calibration, target_of(config.weights, phase.round))
+    except ValueError as error:
+        raise UserError("weights", str(error)) from None
     _check_equal(worker, allocation.masks)
     distortion = None
     if config.weights.diagnose_examples:
         distortion = measure_distortion(worker, allocation, config.weights.diagnose_examples)
     allocation.masks.apply_(model)
-    masked = evaluate(model, worker.inputs, config.train, engine, watched)
-    reestimate_norm(model, sample.rows, sample.norm_ids, worker.inputs, engine)
-    recalibrated = evaluate(model, worker.inputs, config.train, engine, *all_splits)
-    pruned = measure_activity(model, worker.inputs, engine, watched)
+    masked = evaluate(worker, watched)
+    reestimate_norm(worker, sample.rows, sample.norm_ids)
+    recalibrated = evaluate(worker, *all_splits)
+    pruned = measure_activity(worker, watched)
     figures = pruned_figures(recalibrated["test_accuracy"], pruned, **dense)
     worker.masks = allocation.masks
     worker.keep_final(phase.name)
@@ -101,7 +104,7 @@ def prune(worker: "Worker") -> None:
     )
 
 
-def retrained(worker: "Worker", record: dict[str, Any]) -> dict[str, float]:
+def retrained(worker: Worker, record: dict[str, Any]) -> dict[str, float]:
     """Figures of the retrained network after its last epoch; ``pruning.json`` gets them too."""
     dense = _dense(worker)
     assert dense is not None
@@ -132,7 +135,7 @@ def target_of(weights: WeightsConfig, round_: int) -> dict[str, float]:
 class Sample:
     """Uniformly drawn training rows: some to calibrate with, some for batch norm."""
 
-    rows: "Rows"
+    rows: Rows
     calibration_ids: np.ndarray
     norm_ids: np.ndarray
 
@@ -147,7 +150,7 @@ class Calibrated:
     which has the standard deviation of the whole's coefficient; None where a half has no spikes."""
 
 
-def draw_sample(worker: "Worker", round_: int = 0) -> Sample:
+def draw_sample(worker: Worker, round_: int = 0) -> Sample:
     """This worker's share of a round's examples."""
     config = worker.spec.config
     ids, place = worker.spec.ids, {"rank": worker.engine.rank, "world_size": worker.engine.world_size}
@@ -160,19 +163,15 @@ def draw_sample(worker: "Worker", round_: int = 0) -> Sample:
     return Sample(rows=rows, calibration_ids=calibration_ids, norm_ids=norm_ids)
 
 
-def calibrate(worker: "Worker", sample: Sample, measure: Collection[Measure]) -> Calibrated:
-    """Statistics of all workers' examples in one pass, and what else the criteria need.
-
-    Raises:
-        UserError: no spikes, weights that are not finite, or too few examples for curves.
-    """
+def calibrate(worker: Worker, sample: Sample, measure: Collection[Measure]) -> Calibrated:
+    """Statistics of all workers' examples in one pass, and what else the criteria need."""
     model, T = worker.model, worker.spec.config.model.T
     # Of each half, and of each worker's share.
     examples = max(2, -(-worker.spec.config.weights.measure_examples // (2 * worker.engine.world_size)))
     halves = []
     try:
         for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
-            batches = _batches(worker, sample.rows, half)
+            batches = inputs_of(worker, sample.rows, half)
             sums = CalibrationSums.collect(model, batches, T=T, measure=measure, measure_examples=examples)
             halves.append(exact_sum(worker.engine, sums.to_vector()))
         whole = _calibration(model, halves[0] + halves[1], T, measure)
@@ -189,7 +188,7 @@ def _calibration(model: SpikingNetwork, vector: Tensor, T: int, measure: Collect
     return Calibration.from_sums(model, CalibrationSums.from_vector(model, vector, T, measure))
 
 
-def exact_sum(engine: "Engine", vector: Tensor) -> Tensor:
+def exact_sum(engine: Engine, vector: Tensor) -> Tensor:
     """Sum of every worker's float64 ``vector``, correctly rounded: the order of adding does not matter.
 
     An all-reduce adds in an order of its own; here it only collects, each worker's row beside zeros.
@@ -200,7 +199,7 @@ def exact_sum(engine: "Engine", vector: Tensor) -> Tensor:
     return torch.tensor([fsum(column) for column in parts.T.tolist()], dtype=torch.float64)
 
 
-def _dense(worker: "Worker") -> dict[str, Any] | None:
+def _dense(worker: Worker) -> dict[str, Any] | None:
     """Accuracy and activity of the network before its first round; None in that round."""
     for record in worker.progress.history:
         if "dense_activity" in record:
@@ -208,34 +207,29 @@ def _dense(worker: "Worker") -> dict[str, Any] | None:
     return None
 
 
-def _allocate(worker: "Worker", calibration: Calibration, target: dict[str, float]) -> Allocation:
+def allocate_weights(
+    worker: Worker, calibration: Calibration, target: Mapping[str, float], **other: Any
+) -> Allocation:
+    """Masks of the worker's network under a target, by its config or, in place of that, ``other`` arguments.
+
+    Raises:
+        ValueError: the target cannot be met.
+    """
     weights = worker.spec.config.weights
-    try:
-        return allocate(
-            worker.model,
-            calibration,
-            criterion=weights.criterion,
-            objective=weights.saves,
-            budget=target.get("budget"),
-            sparsity=target.get("sparsity"),
-            synops_fraction=target.get("synops_fraction"),
-            min_keep=weights.min_keep,
-            exclude=weights.exclude,
-            previous=worker.masks,
-            budget_over=weights.budget_over,
-        )
-    except ValueError as error:
-        raise UserError("weights", str(error)) from None
+    given = {
+        "criterion": weights.criterion,
+        "objective": weights.saves,
+        "min_keep": weights.min_keep,
+        "exclude": weights.exclude,
+        "previous": worker.masks,
+        "budget_over": weights.budget_over,
+    }
+    return allocate(worker.model, calibration, **{**given, **target, **other})
 
 
-def _check_equal(worker: "Worker", masks: Masks) -> None:
+def _check_equal(worker: Worker, masks: Masks) -> None:
     if worker.engine.share(masks.fingerprint()) != masks.fingerprint():
         raise RuntimeError(
             f"worker {worker.engine.rank} allocated other masks than worker 0: "
             "the workers' processors or libraries differ; use one kind of machine"
         )
-
-
-def _batches(worker: "Worker", rows: "Rows", ids: np.ndarray) -> Iterator[Tensor]:
-    for start in range(0, len(ids), BATCH):
-        yield worker.inputs(rows.get(ids[start : start + BATCH])[0], worker.engine.device)

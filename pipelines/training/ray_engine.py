@@ -1,7 +1,7 @@
 """One Ray Train worker's surroundings: its rows, the score table, scoring beside it, the other workers.
 
-Each worker fetches the rows that `order` assigns to it by selecting them in Ray Data tasks from the
-materialised dataset, encoded, before anything is decoded.
+Encoded rows are put into Ray's object store once; each worker selects those of its batches from there, in
+Ray Data tasks, before anything is decoded.
 """
 
 import tempfile
@@ -36,12 +36,10 @@ from pipelines.scoring.scorer import (
     scorers_of,
     stream_scores,
 )
-from pipelines.training.engine import HeldOut, HeldOutRows, Shared
-from pipelines.training.feed import Feed
-from pipelines.training.score_table import Drawn, RemoteTable, ScoreTable
-from pipelines.training.shards import ShardSource, StreamedRows
+from pipelines.training.engine import Engine, Shared
+from pipelines.training.phases import HeldOut, RunSpec
+from pipelines.training.score_table import RemoteTable, ScoreTable
 from pipelines.training.stored_rows import select_rows
-from pipelines.training.worker import RunSpec, memory_feed
 from snn.models import SpikingNetwork
 
 PROGRESS_SECONDS = 0.2
@@ -62,59 +60,45 @@ class Job:
     """Handle of the score table's actor, which also keeps progress."""
 
 
-class RayEngine:
-    """One Ray Train worker's surroundings (see `pipelines.training.engine.Engine`)."""
+class RayEngine(Engine):
+    """One Ray Train worker's surroundings."""
 
     def __init__(self, job: Job) -> None:
         context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device = get_device()
-        self.table = cast(ScoreTable, RemoteTable(job.table))
+        table = cast(ScoreTable, RemoteTable(job.table))
+        place = context.get_world_rank(), context.get_world_size()
+        super().__init__(job.spec, table, get_device(), *place)
         self._job = job
-        self._held_out: dict[HeldOut, HeldOutRows] = {}
         self._noted = 0.0
         self._gauges: dict[str, Gauge] = {}
         self._beside: Any = None
-        spec = job.spec
-        self._source = (
-            ShardSource(spec.train, spec.window_rows, self.rank, self.world_size, _read_by_tasks)
-            if spec.shards
-            else None
-        )
 
     def warm_up(self) -> None:
         """Ray Data's executor and task processes."""
-        self.fetch(self._job.spec.ids.first(1).array())
+        self.fetch(self.spec.ids.first(1).array())
         self.barrier()
 
-    def fetch(self, ids: np.ndarray) -> Rows:
-        """Select by tasks that read the object store, or the row groups, and nothing else."""
-        return self._source.fetch(ids) if self._source else Rows(select_rows(self._job.train, ids))
+    def select(self, ids: np.ndarray) -> pa.Table:
+        """By tasks that read the object store and nothing else."""
+        return select_rows(self._job.train, ids)
 
-    def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
-        """From the object store, or from row groups."""
-        if self._source:
-            return self._source.feed(self.table, drawn, seed=seed, global_batch=global_batch, also=also)
-        return memory_feed(self, self._job.spec, drawn, seed=seed, global_batch=global_batch, also=also)
+    def load(self, split: HeldOut) -> Rows:
+        """From the object store."""
+        return Rows(pa.concat_tables(ray.get(self._job.held_out[split].to_arrow_refs())))
 
-    def held_out(self, split: HeldOut) -> HeldOutRows:
-        """Every ``world_size``-th row, fetched once; an equal stretch, where they are read."""
-        if split not in self._held_out:
-            place = self.rank, self.world_size
-            if self._source:
-                of = self._job.spec.held_out[split]
-                self._held_out[split] = StreamedRows(of, *place, _read_by_tasks)
-            else:
-                rows = Rows(pa.concat_tables(ray.get(self._job.held_out[split].to_arrow_refs())))
-                self._held_out[split] = rows.share(*place)
-        return self._held_out[split]
+    def read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
+        """In a few tasks, each of which owns a stretch of the row groups."""
+        # Not within the workers' placement group, which they would pass on below a search.
+        read = ray.remote(read_rows).options(scheduling_strategy="DEFAULT")
+        rows = max(READ_ROWS, -(-int(layout.rows.sum()) // MAX_READS))
+        refs = [read.remote(part, ids) for part in layout.parts(rows)]
+        return lambda: pa.concat_tables([table for table in _result(refs) if table.num_rows])
 
     def start_scoring(
         self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
     ) -> Callable[[], int]:
         """By an actor that needs no CPU of its own; its Ray Data tasks take the spare ones."""
-        spec = self._job.spec
+        spec = self.spec
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         # A pass for a later epoch runs beside training; for this one, training waits for it.
         scorers = scorers_of(spec.config.cluster)
@@ -155,7 +139,7 @@ class RayEngine:
         """As Ray metrics ``spikeprune_*``, with tags run and phase, from rank 0."""
         if self.rank != 0:
             return
-        tags = {"run": self._job.spec.config.name, "phase": phase}
+        tags = {"run": self.spec.config.name, "phase": phase}
         for name, value in values.items():
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"spikeprune_{name}", name.replace("_", " "), tuple(tags))
@@ -170,12 +154,8 @@ class RayEngine:
         return tensor
 
     def share(self, value: Shared) -> Shared:
-        """Through Ray Train's controller, which also waits for all workers."""
+        """Through Ray Train's controller, which no long scoring pass times out, on all workers."""
         return ray.train.collective.broadcast_from_rank_zero(value)
-
-    def barrier(self) -> None:
-        """Through Ray Train's controller: a long scoring pass cannot time it out."""
-        ray.train.collective.barrier()
 
     def report(self, metrics: dict[str, object], name: str, write: Callable[[Path], None]) -> None:
         """A Ray Train checkpoint."""
@@ -228,12 +208,3 @@ def _result(ref: Any) -> Any:
         return ray.get(ref)
     except ray.exceptions.RayError as error:
         raise mistake(error) or error from None
-
-
-def _read_by_tasks(layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
-    """Read row groups in a few tasks, each of which owns a stretch of them."""
-    # Not within the workers' placement group, which they would pass on below a search.
-    read = ray.remote(read_rows).options(scheduling_strategy="DEFAULT")
-    rows = max(READ_ROWS, -(-int(layout.rows.sum()) // MAX_READS))
-    refs = [read.remote(part, ids) for part in layout.parts(rows)]
-    return lambda: pa.concat_tables([table for table in _result(refs) if table.num_rows])

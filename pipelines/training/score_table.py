@@ -6,7 +6,8 @@ function of its state, so asking twice, or after a restart with the same state, 
 reads by row groups asks for draws by id range, so that no worker holds the ids of all examples.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,37 +18,6 @@ from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Policy, make_policy
 from pruning.examples.policies.base import Source
 from pruning.examples.sampling import hash64
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicySettings:
-    """Everything a phase's policy is made from."""
-
-    name: str
-    ratio: float
-    ratio_from: float | None = None
-    seed: int
-    epochs: int
-    warmup_epochs: int
-    anneal_epochs: int
-    alpha: float
-    stale_alpha: float
-    score_from: int
-    scoring_cost: float
-    rescore_every: int | None
-    rescore_who: str
-    design: str
-    weight_power: float | None = None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which scores a policy needs."""
-
-    score: str
-    """A name of `pruning.examples.scores.SCORES`."""
-    in_training: bool
-    """Whether scores met while training are worth their cost: passes do not replace all of them."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +40,7 @@ class Drawn:
 
 
 class ScoreTable:
-    """Scores and draws of one run.
-
-    Args:
-        ids: the examples that exist.
-    """
+    """Scores and draws of one run."""
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
@@ -83,19 +49,20 @@ class ScoreTable:
         self._chosen: tuple[np.ndarray, np.ndarray] | None = None
         self._drawn_by: tuple[int, np.ndarray | None] | None = None
 
-    def begin(self, settings: PolicySettings) -> Wanted | None:
-        """Start a phase with a fresh policy.
+    def begin(self, settings: Mapping[str, Any]) -> tuple[str, bool] | None:
+        """Start a phase with a fresh policy, made of the arguments of `make_policy`.
 
         Returns:
-            the scores that the policy needs, if any.
+            the score that it needs, if any (one of `pruning.examples.scores.SCORES`), and whether those that
+            are met while training are worth their cost: passes do not replace all of them.
         """
-        given = {name: value for name, value in asdict(settings).items() if value is not None}
+        given = {name: value for name, value in settings.items() if value is not None}
         self._policy = policy = make_policy(num_examples=self._ids.end, present=self._ids.present(), **given)
         self._drawn = self._chosen = self._drawn_by = None
         if policy.score is None:
             return None
         s = policy.settings
-        return Wanted(policy.score, in_training=s.rescore_every != 1 or s.rescore_who != "all")
+        return policy.score, s.rescore_every != 1 or s.rescore_who != "all"
 
     # Scores.
 
@@ -225,11 +192,7 @@ class RemoteTable:
 
 
 def check_size(examples: int) -> None:
-    """Refuse a dataset of more examples than a score table holds.
-
-    Raises:
-        UserError: it has more.
-    """
+    """Refuse a dataset of more examples than a score table holds."""
     if examples > MOST_IDS:
         raise UserError(
             "data.path",

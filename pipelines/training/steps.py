@@ -1,25 +1,27 @@
 """The optimiser's steps of an epoch: precision, accumulation, clipping, averaged weights, in-train scores."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.profiler import record_function
 
+from pipelines.config import TrainConfig
 from pipelines.data.inputs import to_device
 from pipelines.errors import UserError
 from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed, Part, decoded
-from pipelines.training.optim import learning_rate, set_learning_rate
 from pipelines.training.phases import Phase
-from pipelines.training.score_buffer import ScoreBuffer
-from pipelines.training.score_table import Drawn
-from pipelines.training.trace import part, traced
+from pipelines.training.profile import traced
+from pipelines.training.score_table import Drawn, ScoreTable
 from pipelines.training.worker import Worker
 from pruning.examples.sampling import tempered
 from pruning.examples.scores import ExampleScorer
@@ -27,18 +29,76 @@ from snn.activations import keep_activations
 from snn.losses import LOSSES
 from snn.weighted_norm import weighted_statistics
 
+DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
 CHECK_STEPS = 100  # from one look at the loss to the next: on a GPU it waits for the device
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def diverged(phase: Phase, epoch: int, what: str) -> UserError:
     """The error of a training that has run away, with what helps against it."""
-    assert phase.train is not None
     return UserError(
         "weights.retrain_lr" if phase.name.startswith("retrain") else "train.lr",
         f"training diverged: {what} in epoch {epoch + 1} of phase {phase.name}; lower the learning rate"
         f" ({phase.train.lr:g}), or set train.clip_norm. Checkpoints of earlier epochs are whole",
     )
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``train.optimizer`` names."""
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        nesterov=train.momentum > 0,
+    )
+
+
+def learning_rate(train: TrainConfig, fraction: float) -> float:
+    """Learning rate after ``fraction`` in [0, 1] of the training; subset sizes cannot shift it."""
+    if fraction < train.warmup:
+        return train.lr * (fraction / train.warmup)
+    if train.schedule == "constant":
+        return train.lr
+    return train.lr * 0.5 * (1 + cos(pi * (fraction - train.warmup) / (1 - train.warmup)))
+
+
+class ScoreBuffer:
+    """Scores met in training on their way to the score table, in deliveries of a bounded size.
+
+    They stay on their device until one is due, so that no step waits for its scores.
+    """
+
+    def __init__(self, table: ScoreTable, epoch: int) -> None:
+        self._table, self._epoch = table, epoch
+        self._parts: list[tuple[np.ndarray, Tensor, np.ndarray, np.ndarray]] = []
+        self._held = 0
+        self.step = 0
+        """The optimiser step that scores added now belong to."""
+
+    def add(self, ids: np.ndarray, scores_B: Tensor, real: np.ndarray) -> None:
+        """Take a batch's scores, of those examples that are real and no filling."""
+        self._parts.append((ids, scores_B, real, np.full(len(ids), self.step, np.int32)))
+        self._held += len(ids)
+        if self._held >= DELIVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Deliver what is held."""
+        if self._parts:
+            ids, scores, real, steps = zip(*self._parts, strict=True)
+            wanted = np.concatenate(real)
+            found = torch.cat(scores).float().cpu().numpy()
+            self._table.observe(
+                np.concatenate(ids)[wanted],
+                found[wanted],
+                self._epoch,
+                "train",
+                np.concatenate(steps)[wanted],
+            )
+            self._parts, self._held = [], 0
 
 
 class WeightAverage:
@@ -89,19 +149,11 @@ class WeightAverage:
 
 
 class Stepper:
-    """Moves one phase's weights on one worker, and holds all that does.
-
-    Args:
-        worker: its network is trained.
-        phase: says how.
-        optimizer: of the network's parameters.
-        scoring: scores to make of the examples that steps meet, if any.
-    """
+    """Moves one phase's weights on one worker, and holds all that does."""
 
     def __init__(
         self, worker: Worker, phase: Phase, optimizer: torch.optim.Optimizer, scoring: Scoring | None
     ) -> None:
-        assert phase.train is not None
         self.worker, self.phase, self.train, self.engine = worker, phase, phase.train, worker.engine
         keep_activations(worker.model, phase.train.activations)
         self.module = worker.engine.distribute(worker.model)
@@ -131,13 +183,14 @@ class Stepper:
         for step, parts in enumerate(decoded(feed, self.train.accumulate)):
             seen.step = step
             fraction = (epoch + step / feed.steps) / self.train.epochs
-            set_learning_rate(self.optimizer, learning_rate(self.train, fraction))
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.train, fraction)
             self.optimizer.zero_grad()
             for i, some in enumerate(parts):
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
                     total += self._backward(drawn, some, feed.nominal_batch, seen)
-            with part("optimizer"):
+            with record_function("optimizer"):
                 self._step()
             finite_steps += total.isfinite()
             after_step()
@@ -195,7 +248,7 @@ class Stepper:
         recording = nullcontext() if scorer is None else scorer.recording()
         # Equal weights are told here: on a GPU the question would wait for the device.
         weights_B = None if (weights == 1).all() else to_device(weights, device)
-        with part("forward"), recording, self._autocast(), weighted_statistics(weights_B):
+        with record_function("forward"), recording, self._autocast(), weighted_statistics(weights_B):
             logits_TBK = self.module(self.worker.inputs.training(some.x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
@@ -206,7 +259,7 @@ class Stepper:
         loss_weights = tempered(weights, drawn.weight_power, drawn.mean_power)
         weighted = (to_device(loss_weights, device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.
-        with part("backward"):
+        with record_function("backward"):
             self._scaler.scale(weighted / nominal_batch).backward()
         return weighted.detach()
 

@@ -1,4 +1,7 @@
-"""Encoded rows in Ray's object store: put there once, selected from before anything is decoded."""
+"""Encoded rows in Ray's object store: put there once, selected from before anything is decoded.
+
+Tasks import this file, which is why it is one of its own: it loads no Ray Train.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +22,6 @@ def load_rows(split: Split) -> Any:
     """Encoded rows in the object store, in about one block per CPU and in the files' order.
 
     Every row group is read once, by one task, which gives it away in parts.
-
-    Raises:
-        UserError: a row group that cannot be read.
     """
     # Blocks must hold the same rows in every run: scores depend on them in their last bits.
     ray.data.DataContext.get_current().execution_options.preserve_order = True

@@ -1,6 +1,5 @@
 """What a worker carries through a run: the run's spec, the network so far, and how far it is."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,78 +7,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import Config
-from pipelines.config.plugins import OwnCode
-from pipelines.data.dataset import DatasetInfo, Split
-from pipelines.data.ids import Ids
 from pipelines.data.inputs import Augmentation, Inputs
-from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.storage.atomic import write_beside
 from pipelines.storage.sync import Mirror, beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
-from pipelines.training.engine import Engine, HeldOut
-from pipelines.training.feed import Feed, MemoryFeed
-from pipelines.training.order import epoch_order
-from pipelines.training.pace import told
-from pipelines.training.phases import Phase
-from pipelines.training.score_table import Drawn, ScoreTable, everything
-from pipelines.training.trackers import Tracker, gauges, make_trackers
+from pipelines.training.engine import Engine
+from pipelines.training.metrics import Tracker, gauges, make_trackers, progress_line, write_metrics
+from pipelines.training.phases import RunSpec
+from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
 
 TABLE_IDS = 1 << 20  # of scores.parquet that pass through a worker at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """All that a worker needs to know of a run."""
-
-    config: Config
-    info: DatasetInfo
-    phases: tuple[Phase, ...]
-    folder: str
-    """The run's folder, on storage that all workers share; or its working copy, where it is remote."""
-    remote: str | None = None
-    """URI of the run's folder, where storage is one."""
-    train: Split
-    """Training rows: their ids and where they lie."""
-    test: Split
-    """Test rows."""
-    val: Split | None = None
-    """Validation rows, if any."""
-    shards: bool = False
-    """Read training rows by row groups as an epoch goes on, instead of holding all in memory."""
-    window_rows: int = 0
-    """Rows that are shuffled together then."""
-    code: OwnCode | None = None
-    """The user's own model and policy, if the config names any."""
-    profile: bool = False
-    """Whether worker 0 traces some steps."""
-    initial: str | None = None
-    """Checkpoint file (path or URI) of the network that a first phase without new weights starts from."""
-
-    @property
-    def ids(self) -> Ids:
-        """Training ids."""
-        return self.train.ids
-
-    @property
-    def held_out(self) -> dict[HeldOut, Split]:
-        """All that is evaluated on at the end of a phase."""
-        return {"test": self.test} if self.val is None else {"val": self.val, "test": self.test}
-
-    @property
-    def watched(self) -> HeldOut:
-        """The split that every epoch is evaluated on: validation, if there is any."""
-        return "test" if self.val is None else "val"
 
 
 @dataclass(kw_only=True)
@@ -145,7 +91,7 @@ class Worker:
             {
                 "phase": record["phase"],
                 "epoch": record["epoch"],
-                "doing": told(record),
+                "doing": progress_line(record),
                 "finished": next_phase != index,
             }
         )
@@ -214,27 +160,3 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
     engine.warm_up()
     worker.start_seconds = time.perf_counter() - started
     return worker
-
-
-def memory_feed(
-    engine: Engine, spec: RunSpec, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray
-) -> tuple[Feed, Rows]:
-    """`Engine.feed` where all rows are in memory: the draw's rows and ``also`` are fetched together."""
-    ids, weights = engine.table.chosen(everything(spec.ids))
-    order = epoch_order(
-        ids,
-        weights,
-        seed=seed,
-        epoch=drawn.epoch,
-        global_batch=global_batch,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
-    rows = engine.fetch(np.union1d(order.ids, also))
-    return MemoryFeed(order, rows, spec.train.layout), rows
-
-
-def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
-    """All records as metrics.jsonl, one line each."""
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    write_beside(folder / "metrics.jsonl", lambda p: p.write_text(lines))

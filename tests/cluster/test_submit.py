@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from cluster.jobs import Jobs
-from cluster.submit import Submission, collect, new_id, requirements, submit
+from cluster.submit import collect, job_id, requirements, submit
 from cluster.tokens import find_token
 
 WORD = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20)
@@ -121,19 +122,17 @@ def test_ray_sends_what_was_listed(folder: Path, capfd: pytest.CaptureFixture[st
     (folder / ".gitignore").write_text("data/\n")
     (folder / "given").write_text("0" * 64)
     token = folder / "given"
-    job = Submission(
-        words=["x.py", "it's $HOME"], id="mine", working_dir=folder, include=[folder / "data"],
-        extra=[(".spikeprune/c.yaml", b"c")], env={"A": "b"}, pip=["nir"], metadata={"run": "/r"},
-    )  # fmt: skip
-    listed: list[set[str]] = []
+    given: dict[str, Any] = {"env": {"A": "b"}, "pip": ["nir"], "metadata": {"run": "/r"}}
+    given["extra"] = [(".spikeprune/c.yaml", b"c")]
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         vars(server).update(packages=[], jobs=[])
         threading.Thread(target=server.serve_forever, daemon=True).start()
         jobs = Jobs(f"http://127.0.0.1:{server.server_port}", token_file=token)
-        assert submit(jobs, job, lambda package: listed.append(set(package.files))) == "mine"
+        listed = collect(folder, include=[folder / "data"], token=jobs.token)
+        submit(jobs, listed, ["x.py", "it's $HOME"], "mine", **given)
         server.shutdown()
     [package], [sent] = vars(server)["packages"], vars(server)["jobs"]
-    assert set(package) == listed[0] | {".spikeprune/c.yaml"}
+    assert set(package) == set(listed.files) | {".spikeprune/c.yaml"}
     assert package["data/x.parquet"] == b"data/x.parquet"
     assert "given" not in package
     assert sent["entrypoint"] == "python x.py 'it'\"'\"'s $HOME'"
@@ -154,8 +153,8 @@ def test_a_module_that_hides_ours_is_refused(folder: Path, name: str) -> None:
 
 @given(WORD)
 def test_ids_hold_nothing_odd(name: str) -> None:
-    assert all(c.isalnum() or c in "._-" for c in new_id(name))
-    assert new_id(name).isascii()
+    assert all(c.isalnum() or c in "._-" for c in job_id(name))
+    assert job_id(name).isascii()
 
 
 def test_requirements_from_files(tmp_path: Path) -> None:

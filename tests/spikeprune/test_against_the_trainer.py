@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pipelines.data.dataset import DatasetInfo
 from pipelines.networks import make_network
 from pipelines.runs.run import run
-from pipelines.training.optim import learning_rate, make_optimizer, set_learning_rate
+from pipelines.training.steps import learning_rate, make_optimizer
 from pruning.examples.policies import Policy
 from pruning.examples.policies.base import Plan
 from snn.batchnorm import reestimate
@@ -74,7 +74,9 @@ def test_the_same_subsets_weights_and_losses(
         model.train()
         total = torch.zeros((), dtype=torch.float64)
         for step, (x, y, index) in enumerate(loader):
-            set_learning_rate(optimizer, learning_rate(config.train, (epoch + step / len(loader)) / 10))
+            lr = learning_rate(config.train, (epoch + step / len(loader)) / 10)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             optimizer.zero_grad()
             loss = pruner.loss(F.cross_entropy(model(direct(x, T)).mean(0), y, reduction="none"), index)
             loss.backward()

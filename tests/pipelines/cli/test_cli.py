@@ -1,6 +1,5 @@
 """The command as a user meets it: its surface, its help, and one line for every mistake."""
 
-import inspect
 import operator
 import re
 import shlex
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -17,21 +17,13 @@ import pytest
 
 from cluster.connect import local_cpus
 from pipelines import cli
-from pipelines.cli import cluster as cluster_verbs
-from pipelines.cli import data, reports, runs
+from pipelines.cli import cluster
 from pipelines.cli.main import VERBS
 from pipelines.config import field_paths
 from pipelines.config.load import load_config
 from pipelines.config.parser import leaf_hint, split_overrides
-from pipelines.search import command as search
 from pipelines.search.config import SearchTree
 
-_COMMANDS = [
-    c
-    for module in (runs, reports, data, cluster_verbs, search)
-    for n, c in vars(module).items()
-    if n.endswith("Command")
-]
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 
 
@@ -39,10 +31,7 @@ def surface() -> str:
     """Every verb with its own options, then every config field with its type."""
     lines = []
     for verb, function in VERBS.items():
-        source = inspect.getsource(function)
-        command = next(
-            (c for c in _COMMANDS if f"({c.__name__}," in "".join(source.split())), runs.RunCommand
-        )
+        command = get_type_hints(function).get("o", cluster.SubmitCommand)
         lines.append(f"{verb}: {' '.join(f.name for f in fields(command))}")
     for path in field_paths(SearchTree):
         lines.append(f"{path}: {leaf_hint(path, SearchTree)}")

@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.runs.preflight import check_data
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_config
-from pipelines.training import local
+from pipelines.training.engine import LocalEngine
 from tests.pipelines.training.conftest import metrics
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -96,17 +96,17 @@ def test_a_stopped_run_goes_on_with_the_same_augmentation(framed: Path, tmp_path
     augmented = {"data.augment.roll": "2", "data.augment.drop_time": "0.3", "data.augment.crop": "1"}
     whole = run(config(framed, tmp_path, name="whole", **augmented), "train", console=QUIET)
     part = config(framed, tmp_path, name="part", **augmented)
-    original = local.LocalEngine.report
+    original = LocalEngine.report
     calls = []
 
-    def report(self: local.LocalEngine, *args: object) -> None:
+    def report(self: LocalEngine, *args: object) -> None:
         original(self, *args)  # type: ignore[arg-type]
         calls.append(1)
         if len(calls) == 2:
             raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local.LocalEngine, "report", report)
+        patch.setattr(LocalEngine, "report", report)
         with pytest.raises(StopError):
             run(part, "train", console=QUIET)
     resumed = run(part, "train", resume=True, console=QUIET)

@@ -1,4 +1,4 @@
-"""Inputs: normalisation; what augmentation may do to an image, and that (seed, epoch, id) alone decides it."""
+"""Inputs: normalisation; what augmentation may do to an image; that (seed, epoch, id) alone decides it."""
 
 import numpy as np
 import pytest

@@ -48,8 +48,8 @@ def test_rows_are_ordered_and_complete(compared: Comparison) -> None:
     assert pairs == [(level, criterion) for level in (0.7, 0.9) for criterion in CRITERIA]
     for o in compared.outcomes:
         assert o.figures["connectivity"] == pytest.approx(1 - o.level, abs=1e-3)
-        assert o.figures["synops_of_dense"] == o.figures["synops"] / compared.dense_synops
-        assert o.figures["accuracy_drop"] == compared.dense_accuracy - o.figures["accuracy"]
+        assert o.figures["synops_of_dense"] == o.figures["synops"] / compared.dense["synops"]
+        assert o.figures["accuracy_drop"] == compared.dense["accuracy"] - o.figures["accuracy"]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -61,7 +61,7 @@ def test_a_row_is_what_prune_without_retraining_gives(
     folder = prune(trained, {"name": f"alone-{criterion}", **overrides}, console=QUIET)
     record = json.loads((folder / "metrics.jsonl").read_text())
     (row,) = [o for o in compared.outcomes if (o.criterion, o.level) == (criterion, 0.9)]
-    assert compared.dense_accuracy == record["dense_accuracy"]
+    assert compared.dense["accuracy"] == record["dense_accuracy"]
     assert row.figures == record["figures"]
     assert row.loss == record["test_loss"]
     assert row.budget == record["budget"]
@@ -86,8 +86,8 @@ def test_synops_levels_are_shares_of_the_calibrated_synops(
 def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
     values, page = write_comparison(compared, tmp_path)
     stored = json.loads(values.read_text())
-    assert stored["dense"]["accuracy"] == compared.dense_accuracy
-    assert stored["dense"]["synops"] == compared.dense_synops
+    assert stored["dense"]["accuracy"] == compared.dense["accuracy"]
+    assert stored["dense"]["synops"] == compared.dense["synops"]
     assert [o["figures"] for o in stored["outcomes"]] == [o.figures for o in compared.outcomes]
     text = page.read_text()
     assert text.count("<svg") == 1
@@ -106,7 +106,7 @@ def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
     config = load_config(trained / "config.yaml", {**elastic, "data.reading": "shards"})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
-    monkeypatch.setattr("pipelines.training.local.load_rows", refuse)
+    monkeypatch.setattr("pipelines.training.engine.load_rows", refuse)
     done = compare(tmp_path, criteria=["slamp"], levels=[0.9], console=QUIET)
     assert done.outcomes == tuple(o for o in compared.outcomes if (o.criterion, o.level) == ("slamp", 0.9))
 

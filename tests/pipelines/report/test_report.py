@@ -18,8 +18,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import STYLE, write_comparison, write_page
 from pipelines.report.plots import COLOURS
-from pipelines.report.summary import PhaseSummary, summarise
-from pipelines.report.tables import phase_cells
+from pipelines.report.summary import PhaseSummary, phase_cells, summarise
 from pipelines.runs.run import run
 
 

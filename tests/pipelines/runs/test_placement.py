@@ -1,6 +1,7 @@
 """Engine, device and threads: decided by need, told in a line, kept with the run."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ import torch
 from rich.console import Console
 
 from pipelines.config import ClusterConfig, Config
+from pipelines.config.load import load_config
+from pipelines.data.dataset import read_split
 from pipelines.data.inputs import choose_device
 from pipelines.errors import UserError
-from pipelines.runs.placement import default_threads, give_gpus, placement, settle_engine
+from pipelines.runs.placement import default_threads, give_gpus, placement, settle_engine, settle_reading
 from pipelines.runs.run import prune
 
 QUICK = ("--train.epochs", "1", "--examples.policy", "full", "--model.hidden", "16")
@@ -112,3 +115,17 @@ def test_one_worker_starts_no_ray_and_resumes_as_it_began(digits: Path, tmp_path
     assert placement(ClusterConfig(), again) == "engine ray (as the run began), 7 threads per worker"
     told = settle_engine(replace(again, cluster=ClusterConfig(engine="local", threads=2)), tmp_path / "run")
     assert (told.cluster.engine, told.cluster.threads) == ("local", 2)
+
+
+@pytest.mark.parametrize(
+    ("gb", "memory_gb", "reading"), [(1.9, None, "memory"), (2.1, None, "shards"), (2.1, 3, "memory")]
+)
+def test_the_machine_has_no_say(
+    gb: float, memory_gb: float | None, reading: str, digits: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    train = replace(read_split(digits, "train"), num_bytes=int(gb * 1e9))
+    config = load_config(None, {"data.memory_gb": memory_gb})
+    for pages in (1, 10**12):
+        monkeypatch.setattr(os, "sysconf", lambda name, pages=pages: pages)
+        assert settle_reading(config, train, tmp_path).data.reading == reading

@@ -9,8 +9,8 @@ from rich.console import Console
 from pipelines.config.load import load_tree
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
-from pipelines.search.results import Trial, read_trials
 from pipelines.search.study import search
+from pipelines.search.trial import Trial, read_trials
 
 QUIET = Console(quiet=True)
 BASE: dict[str, Any] = {

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipelines.search.figures import figures
-from pipelines.search.objectives import OBJECTIVES
-from pipelines.search.results import _best, _reason
+from pipelines.search.plan import OBJECTIVES
+from pipelines.search.results import _best, figures
+from pipelines.search.trial import _reason
 
 POINTS = arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 5))
 SPACE = {

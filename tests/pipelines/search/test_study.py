@@ -26,7 +26,7 @@ from pipelines.search.study import _begin, search, trials_at_once
 from pipelines.storage.lock import hold
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.config.test_plugins import EXAMPLE
-from tests.pipelines.runs.test_provenance import without_some
+from tests.pipelines.runs.test_run_folder import without_some
 from tests.pipelines.search.conftest import QUIET, SPACE, plan_of, tree, trials_of
 from tests.pipelines.training.conftest import wait_for
 

@@ -242,7 +242,7 @@ from rich.console import Console
 from pipelines.config.load import load_tree
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
-from pipelines.search.results import read_trials
+from pipelines.search.trial import read_trials
 from pipelines.search.study import search
 
 tree = load_tree(SearchTree, Path(sys.argv[1]))

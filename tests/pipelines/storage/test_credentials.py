@@ -11,8 +11,7 @@ from pipelines.cli.remote import remote_command
 from pipelines.config.load import load_config, load_tree
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
-from pipelines.storage.credentials import names_secret, secret_in
-from pipelines.storage.paths import Folder, uri_of, why_unreadable
+from pipelines.storage.paths import Folder, names_secret, secret_in, uri_of, why_unreadable
 
 SECRET = "s3cr3t0f+mine"
 WITH_SECRET = [

@@ -21,7 +21,7 @@ from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.storage.lock import hold
-from pipelines.training.local import load_rows
+from pipelines.training.engine import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.score_table import fingerprint, hexadecimal
 from pruning.examples.sampling import draw

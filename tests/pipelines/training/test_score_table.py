@@ -11,7 +11,7 @@ from pipelines.data.ids import Ids
 from pipelines.errors import UserError
 from pipelines.training import score_table
 from pipelines.training.checkpoint import load_table
-from pipelines.training.score_table import PolicySettings, ScoreTable, everything
+from pipelines.training.score_table import ScoreTable, everything
 from tests.pipelines.training.conftest import QUIET, small
 
 N = 3000
@@ -20,21 +20,21 @@ N = 3000
 def opened(name: str = "sadp", design: str = "systematic", ratio: float = 0.5) -> ScoreTable:
     table = ScoreTable(Ids(N))
     table.begin(
-        PolicySettings(
-            name=name,
-            ratio=ratio,
-            seed=5,
-            epochs=8,
-            warmup_epochs=1,
-            anneal_epochs=1,
-            alpha=0.1,
-            stale_alpha=0.3,
-            score_from=2,
-            scoring_cost=0.3,
-            rescore_every=1,
-            rescore_who="all",
-            design=design,
-        )
+        {
+            "name": name,
+            "ratio": ratio,
+            "seed": 5,
+            "epochs": 8,
+            "warmup_epochs": 1,
+            "anneal_epochs": 1,
+            "alpha": 0.1,
+            "stale_alpha": 0.3,
+            "score_from": 2,
+            "scoring_cost": 0.3,
+            "rescore_every": 1,
+            "rescore_who": "all",
+            "design": design,
+        }
     )
     return table
 

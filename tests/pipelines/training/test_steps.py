@@ -1,18 +1,21 @@
 """Precision, accumulation, averaged weights, memory layout: what they change, and what they may not."""
 
 import shutil
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipelines.config import ModelConfig
+from pipelines.config import ModelConfig, TrainConfig
 from pipelines.data.dataset import describe, read_split
 from pipelines.networks import is_channels_last, make_network
 from pipelines.runs.run import run
-from pipelines.training.steps import WeightAverage
+from pipelines.training import steps
+from pipelines.training.steps import ScoreBuffer, WeightAverage, learning_rate, make_optimizer
 from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL, trained
@@ -136,3 +139,54 @@ def test_channels_last_trains_and_its_checkpoint_loads_anywhere(tmp_path: Path, 
     assert records[-1]["test_accuracy"] > 0.6
     model, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "train.safetensors")
     assert not is_channels_last(model.state_dict())
+
+
+def test_cosine_with_warmup() -> None:
+    train = TrainConfig(lr=0.4, warmup=0.1)
+    assert learning_rate(train, 0.0) == 0
+    assert learning_rate(train, 0.05) == pytest.approx(0.2)
+    assert learning_rate(train, 0.1) == pytest.approx(0.4)
+    assert learning_rate(train, 0.55) == pytest.approx(0.4 * (1 + cos(pi / 2)) / 2)
+    assert learning_rate(train, 1.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_constant_without_warmup() -> None:
+    train = TrainConfig(lr=0.4, warmup=0, schedule="constant")
+    assert [learning_rate(train, f) for f in (0, 0.5, 1)] == [0.4] * 3
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_take_their_settings(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer([parameter], TrainConfig(optimizer=name, lr=0.3, weight_decay=0.1))  # type: ignore[arg-type]
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.param_groups[0]["lr"] == 0.3
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float, int]] = []
+        self.deliveries = 0
+
+    def observe(self, ids, scores, epoch, source, steps=None) -> None:
+        assert (epoch, source) == (3, "train")
+        self.deliveries += 1
+        self.seen += zip(ids.tolist(), scores.tolist(), steps.tolist(), strict=True)
+
+
+@pytest.mark.parametrize(("held", "deliveries"), [(1, 4), (5, 2), (100, 1)])
+def test_scores_reach_the_book_with_their_steps(monkeypatch, held: int, deliveries: int) -> None:
+    monkeypatch.setattr(steps, "DELIVERY", held)
+    book = Recorder()
+    buffer = ScoreBuffer(book, 3)
+    for step in range(2):
+        buffer.step = step
+        for half in range(2):  # accumulated parts of one step
+            ids = np.arange(3) + 6 * step + 3 * half
+            buffer.add(ids, torch.from_numpy(ids * 10.0), np.array([True, step == 0, True]))
+    buffer.flush()
+    buffer.flush()
+    expected = [(i, 10.0 * i, i // 6) for i in range(12) if i not in (7, 10)]
+    assert book.seen == expected
+    assert book.deliveries == deliveries

@@ -17,8 +17,7 @@ from rich.console import Console
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.training.pace import pace, told
-from pipelines.training.trackers import scalars
+from pipelines.training.metrics import pace, progress_line, scalars
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL
 
@@ -44,7 +43,7 @@ def test_pace_holds_pruned_epochs_against_full_ones() -> None:
 
 
 def test_a_line_says_what_matters() -> None:
-    line = told(
+    line = progress_line(
         {
             "test_accuracy": 0.9752,
             "examples": 1718,

@@ -17,8 +17,7 @@ from pipelines.data.layout import Rows, read_rows
 from pipelines.errors import UserError
 from pipelines.report.compare import compare
 from pipelines.report.page import write_page
-from pipelines.report.summary import summarise
-from pipelines.report.tables import phase_rows
+from pipelines.report.summary import phase_rows, summarise
 from pipelines.runs.preflight import check_data
 from pipelines.runs.run import prune, run
 from snn.interchange import load_checkpoint

@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines.config.load import load_config
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.training.trace import PARTS
+from pipelines.training.profile import PARTS
 
 pytestmark = pytest.mark.xdist_group("ray")
 

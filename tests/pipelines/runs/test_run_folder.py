@@ -11,7 +11,7 @@ import pytest
 from pipelines import cli
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
-from pipelines.runs import provenance
+from pipelines.runs import run_folder
 from pipelines.runs.run_folder import create_run
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import small
@@ -104,11 +104,11 @@ def test_the_commit_is_that_of_this_code_s_own_checkout(
     installed = tmp_path / "venv" / "site-packages"
     for root, expected in ((tmp_path, head.strip()), (installed, None)):
         (root / "pipelines" / "runs").mkdir(parents=True)
-        monkeypatch.setattr(provenance, "__file__", str(root / "pipelines" / "runs" / "provenance.py"))
-        assert provenance._git_commit() == expected
+        monkeypatch.setattr(run_folder, "__file__", str(root / "pipelines" / "runs" / "run_folder.py"))
+        assert run_folder._git_commit() == expected
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "bin" / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.2)
-    assert provenance._git_commit() is None
+    monkeypatch.setattr(run_folder, "GIT_SECONDS", 0.2)
+    assert run_folder._git_commit() is None

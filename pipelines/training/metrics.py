@@ -1,34 +1,90 @@
-"""Who else is told of every epoch: TensorBoard's event files, an MLflow server, Weights & Biases."""
+"""A run's records: metrics.jsonl, their speed and line in the terminal, and who else is told of them."""
 
+import importlib
+import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from pipelines.config import Config
+from pipelines.config.load import flat_tree
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json, write_json
-from pipelines.training.pace import accuracies
+from pipelines.storage.atomic import read_json, write_beside, write_json
+from pipelines.storage.paths import short
+from pruning.examples.policies.settings import FORWARD_COST
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"
 _WITHOUT_SERVER = ("offline", "disabled")  # values of WANDB_MODE
 
+_APART = ("evaluate", "norm", "diagnose", "table", "report", "total")
+"""Laps that full and pruned epochs have alike, whatever is trained."""
 
-class Tracker(Protocol):
-    """Takes one record after the other."""
 
-    def record(self, index: int, record: Mapping[str, Any]) -> None:
-        """Show the run's ``index``-th record."""
-        ...
+def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
+    """All records as metrics.jsonl, one line each."""
+    lines = "".join(json.dumps(record) + "\n" for record in history)
+    write_beside(folder / "metrics.jsonl", lambda p: p.write_text(lines))
 
-    def close(self) -> None:
-        """The run has come to its end."""
-        ...
+
+def pace(
+    earlier: Sequence[dict[str, Any]],
+    record: dict[str, Any],
+    *,
+    num_examples: int,
+    scoring_share: float = 1.0,
+) -> dict[str, float]:
+    """An epoch's speed, for its record.
+
+    The unit is what the phase's full epochs took so far (validation apart). In theory a pruned epoch takes
+    its share of the examples of that, and a scoring pass `FORWARD_COST` of it.
+
+    Args:
+        earlier: the phase's records so far.
+        record: the epoch's, with ``examples``, ``rescored`` and ``seconds``.
+        num_examples: of a full epoch.
+        scoring_share: of the timesteps that a scoring pass runs.
+
+    Returns:
+        ``examples_per_second`` (trained, of this epoch) and, once there have been a full and a pruned epoch,
+        ``achieved_over_theoretical`` speed-up over the pruned epochs so far.
+    """
+    found = {"examples_per_second": round(record["examples"] / max(record["seconds"]["train"], 1e-9), 1)}
+    epochs = [*earlier, record]
+    full = [_seconds(r) for r in epochs if r["examples"] >= num_examples]
+    pruned = [r for r in epochs if r["examples"] < num_examples]
+    if full and pruned:
+        shares = (
+            r["examples"] / num_examples + FORWARD_COST * scoring_share * r["rescored"] / num_examples
+            for r in pruned
+        )
+        theory = sum(full) / len(full) * sum(shares)
+        found["achieved_over_theoretical"] = round(theory / max(sum(map(_seconds, pruned)), 1e-9), 3)
+    return found
+
+
+def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's accuracies by split (``val``, ``test``): first that which every epoch has."""
+    names = {split: f"{split}_accuracy" for split in ("val", "test")}
+    return {split: record[name] for split, name in names.items() if name in record}
+
+
+def progress_line(record: dict[str, Any]) -> str:
+    """A record's accuracy and speed, for the terminal; metrics.jsonl has the rest."""
+    found = accuracies(record)
+    line = f"{'/'.join(found)} accuracy {' / '.join(f'{value:.2%}' for value in found.values())}"
+    speed = record.get("speed")
+    return f"{line}, {speed['examples_per_second']:,.0f} examples/s" if speed else line
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    return sum(s for lap, s in record["seconds"].items() if lap not in _APART)
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -59,11 +115,7 @@ def gauges(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_trackers(config: Config) -> None:
-    """That what the config asks for is installed and answers.
-
-    Raises:
-        UserError: it is not.
-    """
+    """That what the config asks for is installed and answers."""
     if config.track.tensorboard:
         _import("tensorboardX", "track.tensorboard")
     if config.track.mlflow is not None:
@@ -73,19 +125,32 @@ def check_trackers(config: Config) -> None:
         try:
             mlflow.MlflowClient(tracking_uri=config.track.mlflow).search_experiments(max_results=1)
         except Exception as error:
-            told = " ".join(str(error).split())[:200]
-            raise UserError("track.mlflow", f"{config.track.mlflow} does not answer ({told})") from error
+            raise UserError(
+                "track.mlflow", f"{config.track.mlflow} does not answer ({short(error)})"
+            ) from error
     if config.track.wandb is not None:
         wandb = _import("wandb", "track.wandb")
         try:
             known = os.environ.get("WANDB_MODE") in _WITHOUT_SERVER or wandb.login(prompt=False)
         except Exception as error:
-            told = " ".join(str(error).split())[:200]
-            raise UserError("track.wandb", f"the server refuses or does not answer ({told})") from error
+            what = f"the server refuses or does not answer ({short(error)})"
+            raise UserError("track.wandb", what) from error
         if not known:
             raise UserError(
                 "track.wandb", "needs a login: `wandb login`, WANDB_API_KEY or WANDB_MODE=offline"
             )
+
+
+class Tracker(ABC):
+    """Takes one record of a run after the other."""
+
+    @abstractmethod
+    def record(self, index: int, record: Mapping[str, Any]) -> None:
+        """Show the run's ``index``-th record: all of its numbers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run has come to its end."""
 
 
 def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
@@ -100,7 +165,7 @@ def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
     return found
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files below a run's folder: ``tensorboard --logdir runs``."""
 
     def __init__(self, folder: Path, records: int) -> None:
@@ -128,7 +193,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class Mlflow:
+class Mlflow(Tracker):
     """One run of an MLflow server, continued when ours is."""
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -144,7 +209,7 @@ class Mlflow:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         id_ = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
         self._run = self._client.create_run(id_, run_name=config.name).info.run_id
-        values = [Param(name, str(value)[:500]) for name, value in _leaves(asdict(config)).items()]
+        values = [Param(name, str(value)[:500]) for name, value in flat_tree(asdict(config)).items()]
         for start in range(0, len(values), 100):  # the server's limit per request
             self._client.log_batch(self._run, params=values[start : start + 100])
         write_json(known, {"run_id": self._run, "experiment": EXPERIMENT})
@@ -166,7 +231,7 @@ class Mlflow:
             _log.warning("MLflow was not told of the end: %s", error)
 
 
-class Wandb:
+class Wandb(Tracker):
     """One run of Weights & Biases, continued when ours is; offline, files below the run's folder."""
 
     def __init__(self, config: Config, project: str, folder: Path) -> None:
@@ -194,16 +259,7 @@ class Wandb:
         self._run.finish()
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
 def _import(package: str, where: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(package)
     except ImportError:
