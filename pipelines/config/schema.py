@@ -184,7 +184,7 @@ class ClusterConfig(Checked):
     """GPUs that each scoring actor reserves."""
 
     def check_together(self) -> None:
-        """Workers, GPUs and engine that go together."""
+        """Workers, GPUs and engine that fit each other."""
         if self.min_workers is not None:
             allowed = f"between 1 and cluster.workers ({self.workers})"
             check(1 <= self.min_workers <= self.workers, "cluster.min_workers", self.min_workers, allowed)

@@ -124,7 +124,7 @@ def _check_same_run(stored: Config, given: Config, folder: Path) -> None:
 def check_same_config(
     stored: Config, given: Config, free: Collection[str], kind: Literal["run", "search"], folder: Path
 ) -> None:
-    """That a run or search goes on with the config in its folder, but for the fields that are ``free``."""
+    """That a run or search goes on with the config in its folder, except for the fields that are ``free``."""
     a, b = flat_config(stored), flat_config(given)
     for path in {**a, **b}:
         if a.get(path) != b.get(path) and path not in free:
