@@ -129,13 +129,15 @@ def report(args: list[str]) -> int:
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import summarise
     from pipelines.report.tables import print_comparison
+    from pipelines.storage.atomic import well_formed
     from pipelines.storage.paths import below, parent, uri_of
 
     folders = [local_copy(folder) for folder in o.runs]
-    summaries = [summarise(folder) for folder in folders]
     beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
-    page = write_comparison(summaries, o.output or Path(beside))
-    print_comparison(summaries, page, results(width=140))
+    with well_formed(", ".join(f"{folder}/metrics.jsonl" for folder in folders)):
+        summaries = [summarise(folder) for folder in folders]
+        page = write_comparison(summaries, o.output or Path(beside))
+        print_comparison(summaries, page, results(width=140))
     return 0
 
 
@@ -153,9 +155,11 @@ def bench(args: list[str]) -> int:
 def print_run(folder: Path, output: Path | None = None) -> int:
     """A run's report: tables in the terminal and one HTML file."""
     from pipelines.report.tables import print_report
+    from pipelines.storage.atomic import well_formed
 
-    summary, page = write_report(folder, output)
-    print_report(summary, page, results())
+    with well_formed(folder / "metrics.jsonl"):
+        summary, page = write_report(folder, output)
+        print_report(summary, page, results())
     return 0
 
 

@@ -14,9 +14,16 @@ from pipelines.data.events import EventBatch, Sensor, is_events
 from pipelines.data.frames import Frames
 from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, place_of, read_rows
-from pipelines.data.scan import MANIFEST, check_files, class_names, listed_files, scan, split_files
+from pipelines.data.scan import (
+    MANIFEST,
+    check_files,
+    class_names,
+    listed_files,
+    read_manifest,
+    scan,
+    split_files,
+)
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below
 from pipelines.storage.paths import open_parquet
 from pruning.examples.sampling import uniform
 
@@ -132,7 +139,8 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
     check_files(folder, listed, bad)
     found = scan(files, bad, listed)
     if not len(found.layout):
-        raise UserError(files[0], f"split {split!r} has no rows")
+        reason = f" that can be used; the first {bad.skipped[0].reason}" if bad.skipped else ""
+        raise UserError(files[0], f"split {split!r} has no rows{reason}")
     return Split(
         files=files,
         ids=found.ids,
@@ -207,7 +215,7 @@ def _stored_statistics(
     folder: Path | str, mean: np.ndarray, std: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
-    stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
+    stored = (read_manifest(folder) or {}).get("statistics", {})
     found = []
     for name, own in (("mean", mean), ("std", std)):
         try:
@@ -284,7 +292,12 @@ def check_examples(split: Split, shape: tuple[int, ...] | None = None) -> Split:
     if not bad:
         return split
     whole = replace(split, layout=split.layout.take(np.flatnonzero(readable)))
-    return whole.without(np.concatenate(bad))
+    usable = whole.without(np.concatenate(bad))
+    if not usable.num_examples:
+        raise UserError(
+            split.files[0], f"none of the split's {split.num_examples:,} rows can be used; ingest again"
+        )
+    return usable
 
 
 def _shape(x: Examples) -> tuple[int, ...]:

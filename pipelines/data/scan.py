@@ -17,10 +17,11 @@ from pipelines.data.events import is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
+from pipelines.storage.atomic import read_json_below, well_formed
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
 NUMBER = "ids count the rows of a split from 0; `spikeprune data ingest parquet` numbers them"
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
@@ -52,7 +53,7 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
         raise UserError("data.path", f"{folder} has no file {split}*.parquet; {REMEDY}")
-    return tuple(str(f.resolve()) for f in files)
+    return tuple(str(real_path(f)) for f in files)
 
 
 def _remote_files(uri: str, split: str) -> tuple[str, ...]:
@@ -68,9 +69,28 @@ def _remote_files(uri: str, split: str) -> tuple[str, ...]:
     return tuple(below(uri, name) for name in names)
 
 
+def read_manifest(folder: Path | str) -> dict[str, Any] | None:
+    """A dataset's manifest; ``None`` where there is none.
+
+    Raises:
+        UserError: it is no such file, or of a format that this version does not read.
+    """
+    manifest = read_json_below(folder, MANIFEST)
+    if manifest is None:
+        return None
+    with well_formed(below(folder, MANIFEST)):
+        if (found := manifest.get("format", FORMAT)) != FORMAT:
+            raise ValueError(f"format {found!r} is unknown; this version reads {FORMAT}")
+        for file in (f for split in manifest.get("splits", {}).values() for f in split.get("files", ())):
+            counts = (file.get("rows", 0), file.get("first_id", 0))
+            if not isinstance(file["path"], str) or not all(type(n) is int and n >= 0 for n in counts):
+                raise ValueError(f"no file of a split: {file!r:.80}")
+    return manifest
+
+
 def listed_files(folder: Path | str, split: str) -> list[dict[str, Any]]:
     """What the manifest, if there is one, tells of a split's files."""
-    manifest = read_json_below(folder, MANIFEST) or {}
+    manifest = read_manifest(folder) or {}
     return manifest.get("splits", {}).get(split, {}).get("files", [])
 
 
@@ -237,6 +257,16 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
 
 
 def class_names(schema: pa.Schema) -> list[str]:
-    """Names of the classes in a schema's metadata; empty when it has none."""
+    """Names of the classes in a schema's metadata; empty when it has none.
+
+    Raises:
+        UserError: the metadata are no list.
+    """
     raw = (schema.metadata or {}).get(b"class_names")
-    return [str(n) for n in json.loads(raw)] if raw else []
+    try:
+        names = json.loads(raw) if raw else []
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list):
+        raise UserError("class_names", f"in the metadata of the Parquet files are no list of names; {REMEDY}")
+    return [str(n) for n in names]

@@ -1,8 +1,6 @@
 """A dataset at a glance: statistics in the terminal, and a contact sheet of examples."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +13,10 @@ from pipelines.data.events import EventBatch, Sensor
 from pipelines.data.frames import Frames
 from pipelines.data.layout import read_rows
 from pipelines.data.sample import uniform_sample
-from pipelines.data.verify import MANIFEST
+from pipelines.data.scan import MANIFEST, class_names, read_manifest
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below, write_beside
-from pipelines.storage.paths import open_parquet
+from pipelines.storage.atomic import well_formed, write_beside
+from pipelines.storage.paths import below, open_parquet
 
 SHOW_STREAM = 301
 FRAMES = 5  # of a recording on the sheet
@@ -48,11 +46,12 @@ def show(
         schema = parquet.schema_arrow
     chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM, rank=0, world_size=1)
     table = read_rows(checked.layout.holding(chosen), chosen)
-    names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
+    names = class_names(schema)
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
-    console.print(_classes(checked.class_counts, [str(n) for n in names]))
-    for line in _told(folder, split):
-        console.print(line, highlight=False)
+    console.print(_classes(checked.class_counts, names))
+    with well_formed(below(folder, MANIFEST)):
+        for line in _told(folder, split):
+            console.print(line, highlight=False)
     return table, Sensor.of(schema)
 
 
@@ -129,7 +128,7 @@ def _classes(found: dict[int, int], names: list[str]) -> Table:
 
 
 def _told(folder: Path | str, split: str) -> list[str]:
-    manifest: dict[str, Any] | None = read_json_below(folder, MANIFEST)
+    manifest = read_manifest(folder)
     if manifest is None:
         return []
     of_split = manifest["splits"].get(split, {})

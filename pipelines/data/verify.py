@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.scan import MANIFEST as MANIFEST
+from pipelines.data.scan import read_manifest
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below
+from pipelines.storage.atomic import well_formed
 from pipelines.storage.paths import Folder, below, open_parquet
-
-MANIFEST = "manifest.json"
 
 
 def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
@@ -30,24 +30,23 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
     Raises:
         UserError: no manifest, or the first file that is not as it says.
     """
-    manifest = read_json_below(folder, MANIFEST)
+    manifest = read_manifest(folder)
     opened = Folder.of(folder, "data.path")
     if manifest is None:
         raise UserError(opened.uri, f"has no {MANIFEST}; `spikeprune data ingest` writes one")
-    try:
+    with well_formed(below(folder, MANIFEST)):
         files = [(name, file) for name, s in manifest["splits"].items() for file in s["files"]]
         counts = {name: s["class_counts"] for name, s in manifest["splits"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(below(folder, MANIFEST), "is not a dataset's manifest") from None
+        _check_statistics(manifest.get("statistics") or {})
     classes: dict[str, Counter[int]] = {name: Counter() for name in counts}
     expected: Counter[str] = Counter()
     for done, (split, file) in enumerate(files):
         told(done, len(files))
-        if file["first_id"] != expected[split]:
+        if file.get("first_id") != expected[split]:
             raise UserError(
-                below(folder, file["path"]), f"begins at id {file['first_id']}, not {expected[split]}"
+                below(folder, file["path"]), f"begins at id {file.get('first_id')}, not {expected[split]}"
             )
-        expected[split] += file["rows"]
+        expected[split] += file.get("rows", 0)
         classes[split].update(_check_file(opened, file))
     told(len(files), len(files))
     for split, found in classes.items():
@@ -59,6 +58,13 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
     return manifest
 
 
+def _check_statistics(statistics: dict[str, Any]) -> None:
+    if "mean" in statistics:
+        mean, std = (np.asarray(statistics[name], np.float64) for name in ("mean", "std"))
+        if not mean.size or mean.shape != std.shape or not np.isfinite([mean, std]).all() or std.min() < 0:
+            raise ValueError("statistics must hold finite means and as many deviations, none negative")
+
+
 def _check_file(folder: Folder, file: dict[str, Any]) -> dict[int, int]:
     """How often each label occurs."""
     remedy = "delete the folder and ingest again"
@@ -68,14 +74,14 @@ def _check_file(folder: Folder, file: dict[str, Any]) -> dict[int, int]:
     try:
         with folder.open(file["path"]) as stream:
             sha256 = hashlib.file_digest(io.BufferedReader(stream), "sha256").hexdigest()
-        if sha256 != file["sha256"]:
+        if sha256 != file.get("sha256"):
             raise UserError(path, f"differs from its manifest; {remedy}")
         with open_parquet(path) as parquet:
             table = parquet.read(columns=["id", "label"])
         ids, labels = table.column("id").to_numpy(), table.column("label").to_numpy()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise UserError(path, f"is not readable ({str(error).splitlines()[0]}); {remedy}") from None
-    if not np.array_equal(ids, np.arange(file["first_id"], file["first_id"] + file["rows"])):
+    if not np.array_equal(ids, np.arange(file["first_id"], file["first_id"] + file.get("rows", 0))):
         raise UserError(path, f"has other ids than its manifest says; {remedy}")
     values, counts = np.unique(labels, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -86,6 +86,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """What `write_provenance` wrote; empty where nothing did."""
     path = folder / PROVENANCE
     found: dict[str, Any] = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(str(path), "is damaged: it holds no fields; bring it back from a copy")
     return found
 
 

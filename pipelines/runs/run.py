@@ -1,6 +1,7 @@
 """Run a config: check everything, launch the phases, leave a folder that tells all."""
 
 import atexit
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -345,7 +346,7 @@ def checkpoint_of(source: Path) -> tuple[Path, Path]:
     Raises:
         UserError: it is neither, or the run's training has not finished.
     """
-    source = source.expanduser()
+    source = Path(os.path.expanduser(source))
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"
         if not checkpoint.exists():

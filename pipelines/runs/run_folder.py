@@ -12,7 +12,7 @@ from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
 from pipelines.runs.provenance import knows_data, write_provenance
-from pipelines.storage.atomic import write_beside
+from pipelines.storage.atomic import well_formed, write_beside
 from pipelines.storage.paths import below, uri_of
 from pipelines.storage.sync import working_copy
 
@@ -28,7 +28,10 @@ def run_path(config: Config) -> Path:
     uri = run_uri(config)
     if uri is not None:
         return working_copy(uri)
-    return (Path(config.storage).expanduser() / config.name).absolute()
+    try:
+        return (Path(config.storage).expanduser() / config.name).absolute()
+    except RuntimeError:
+        raise UserError("storage", f"{config.storage} names an unknown user; name a folder") from None
 
 
 def run_uri(config: Config) -> str | None:
@@ -50,7 +53,7 @@ def check_run(config: Config, *, resume: bool) -> None:
                 f"run {config.name!r} exists in {config.storage}; --resume continues it, "
                 "--name starts another",
             )
-        _check_same(load_config(folder / CONFIG), config, folder)
+        _check_same(read_config(folder), config, folder)
     elif folder.exists() and any(folder.iterdir()):
         raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
@@ -98,7 +101,19 @@ def read_config(folder: Path) -> Config:
     """
     if not (folder / CONFIG).exists():
         raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
+    check_plain(folder)
     return load_config(folder / CONFIG)
+
+
+def check_plain(folder: Path) -> None:
+    """That a run's folder holds files and folders alone; reading a pipe would never end.
+
+    Raises:
+        UserError: a pipe, a device, or a link to nothing.
+    """
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(str(path), "is no file or folder (a pipe, or a link to nothing); remove it")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -106,10 +121,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(str(path), f"is not readable ({error})") from None
+    with well_formed(path):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all(isinstance(r["phase"], str) for r in records):
+            raise ValueError("a record's phase is no text")
+    return records
 
 
 def _check_same(stored: Config, given: Config, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, below, parent, short, uri_of
+from pipelines.storage.paths import Folder, below, parent, real_path, short, uri_of
 
 
 def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
@@ -95,7 +95,7 @@ def check_new_folder(where: str, folder: Path | str) -> None:
     if uri_of(folder) is not None:
         taken = bool(Folder.of(folder, where).files())
     else:
-        there = Path(folder).resolve()  # a .. behind a folder yet to be made leads where writing would
+        there = real_path(folder)  # a .. behind a folder yet to be made leads where writing would
         taken = there.exists() and (not there.is_dir() or any(there.iterdir()))
     if taken:
         shown = uri_of(folder) or folder
@@ -110,7 +110,7 @@ def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
     """
     uri = uri_of(output)
     if uri is None:
-        same = Path(output).parent.resolve() == Path(dataset).resolve()
+        same = real_path(Path(output).parent) == real_path(dataset)
     else:
         there, beside = (str(p).partition("?")[0].rstrip("/") for p in (uri_of(dataset), parent(uri)))
         same = there == beside
@@ -123,6 +123,22 @@ def write_json(path: Path | str, value: Any) -> None:
     write_beside(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
 
 
+@contextmanager
+def well_formed(path: Path | str) -> Iterator[None]:
+    """What a file of ours holds is used within it; a file that holds anything else is named.
+
+    Raises:
+        UserError: it cannot be read, or a value is missing or of another kind.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {short(error)}"
+        raise UserError(
+            str(path), f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """JSON from a local file.
 
@@ -130,10 +146,12 @@ def read_json(path: Path) -> Any:
         UserError: missing or not JSON.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(str(path), "no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"is not readable JSON ({error})") from None
 
 
@@ -146,5 +164,5 @@ def read_json_below(folder: Path | str, name: str) -> Any:
     opened, file = Folder.holding(below(folder, name))
     try:
         return json.loads(opened.read(file)) if opened.exists(file) else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(below(folder, name), f"is not readable JSON ({short(error)})") from None
