@@ -27,6 +27,7 @@ _WORD = (r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "letters, digits, underscores, dots
 _ADDRESS = (r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", "a host's name or address")
 _VERSION = (r"\d+\.\d+\.\d+", "a version such as 2.60.0")
 _PATH = (r"/.*|", "an absolute path")
+_IMAGE = (r"(?!.*//|.*[/:@]$)[a-z0-9][A-Za-z0-9._/:@-]{0,254}", "an image's reference")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=,-]+", re.ASCII)
 
 
@@ -42,7 +43,7 @@ class Field:
 
 FIELDS = {
     "name": Field("spikeprune", _LABEL),  # of the cluster or job
-    "image": Field("spikeprune:latest", (r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}", "an image's reference")),
+    "image": Field("spikeprune:latest", _IMAGE),
     "workers": Field(2, (1, 10**4)),  # nodes (SLURM), or worker pods beside the head (Kubernetes)
     "cpus": Field(4, (1, 4096)),  # per node
     "memory": Field(16, (1, 10**5)),  # GiB per node

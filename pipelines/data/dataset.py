@@ -139,7 +139,7 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
     check_files(folder, listed, bad)
     found = scan(files, bad, listed)
     if not len(found.layout):
-        reason = f" that can be used; the first {bad.skipped[0].reason}" if bad.skipped else ""
+        reason = f" that can be used; the first reason: {bad.skipped[0].reason}" if bad.skipped else ""
         raise UserError(files[0], f"split {split!r} has no rows{reason}")
     return Split(
         files=files,
