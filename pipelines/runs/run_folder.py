@@ -1,6 +1,7 @@
 """A run's folder: its config, where it came from, and all that reports and resumes need."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import ceil
@@ -111,9 +112,11 @@ def check_plain(folder: Path) -> None:
     Raises:
         UserError: a pipe, a device, or a link to nothing.
     """
-    for path in folder.rglob("*"):
-        if not (path.is_file() or path.is_dir()):
-            raise UserError(str(path), "is no file or folder (a pipe, or a link to nothing); remove it")
+    for above, _, names in os.walk(folder):
+        for path in (Path(above, name) for name in names):
+            there = path.is_symlink() or path.exists()  # a run that goes on removes old checkpoints
+            if there and not path.is_file():
+                raise UserError(str(path), "is no file or folder (a pipe, or a link to nothing); remove it")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -132,6 +132,8 @@ def well_formed(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever reads what is shown has seen enough
+        raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {short(error)}"
         raise UserError(

@@ -22,6 +22,11 @@ def test_a_users_mistake_passes_through() -> None:
         raise UserError("x", "y")
 
 
+def test_a_reader_that_has_seen_enough_is_no_damage() -> None:
+    with pytest.raises(BrokenPipeError), well_formed("a.json"):
+        raise BrokenPipeError
+
+
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(UserError, match="not a file"):
