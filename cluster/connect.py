@@ -225,7 +225,7 @@ def use_token(path: Path | None = None) -> Token | None:
     token = find_token(path)
     if path is not None:
         os.environ.pop(TOKEN, None)  # it would win over the file
-        os.environ[TOKEN_PATH] = str(path.expanduser())
+        os.environ[TOKEN_PATH] = os.path.expanduser(path)
         os.environ[MODE] = "token"
     os.environ.setdefault(MODE, "token" if token is not None else "disabled")
     refresh()

@@ -184,7 +184,7 @@ def job_server(address: str | None) -> str:
     if "://" not in given:
         given = f"http://{given}"
     if not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?", given):
-        raise UserError(where, f"{given!r} is not the URL of a dashboard; give http://HEAD:8265")
+        raise UserError(where, f"{given!r:.100} is not the URL of a dashboard; give http://HEAD:8265")
     return given.rstrip("/")
 
 
@@ -204,11 +204,11 @@ def ask_dashboard(url: str, token: Token | None) -> str:
         raise UserError(where, f"{url} does not speak TLS or has no trusted certificate") from None
     except requests.exceptions.Timeout:
         raise UserError(where, f"no Ray dashboard answers at {url} within {SECONDS:g} s") from None
-    except requests.RequestException:
+    except (requests.RequestException, ValueError):  # a name that can be no host's is a ValueError
         raise UserError(
             where,
-            f"no Ray dashboard answers at {url}; is the cluster running, with its dashboard, and the port "
-            "forwarded (ssh -L 8265:127.0.0.1:8265 HEAD)?",
+            f"no Ray dashboard answers at {url:.100}; is the cluster running, with its dashboard, and the "
+            "port forwarded (ssh -L 8265:127.0.0.1:8265 HEAD)?",
         ) from None
     if reply.status_code in (401, 403):
         if token is None:

@@ -27,6 +27,7 @@ _WORD = (r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "letters, digits, underscores, dots
 _ADDRESS = (r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", "a host's name or address")
 _VERSION = (r"\d+\.\d+\.\d+", "a version such as 2.60.0")
 _PATH = (r"/.*|", "an absolute path")
+_IMAGE = (r"(?!.*//|.*[/:@]$)[a-z0-9][A-Za-z0-9._/:@-]{0,254}", "an image's reference")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=,-]+", re.ASCII)
 
 
@@ -42,7 +43,7 @@ class Field:
 
 FIELDS = {
     "name": Field("spikeprune", _LABEL),  # of the cluster or job
-    "image": Field("spikeprune:latest", (r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}", "an image's reference")),
+    "image": Field("spikeprune:latest", _IMAGE),
     "workers": Field(2, (1, 10**4)),  # nodes (SLURM), or worker pods beside the head (Kubernetes)
     "cpus": Field(4, (1, 4096)),  # per node
     "memory": Field(16, (1, 10**5)),  # GiB per node
@@ -84,7 +85,7 @@ def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in FIELDS:
             known = ", ".join(FIELDS)
-            raise UserError(str(name), f"is not a field of a manifest's config; it has {known}")
+            raise UserError(str(name)[:80] or "''", f"is not a field of a manifest's config; it has {known}")
         values[name] = _checked(name, value, FIELDS[name])
     if not values["command"]:
         raise UserError("command", "is not possible; give a command of spikeprune and its options")
@@ -99,22 +100,22 @@ def _checked(name: str, value: Any, field: Field) -> Any:
     if isinstance(field.default, str):
         return _matching(name, value, field)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(name, f"{value!r} is not possible; it must be a whole number")
+        raise UserError(name, f"{value!r:.80} is not possible; it must be a whole number")
     least, most = field.allowed
     if not int(least) <= value <= int(most):
-        raise UserError(name, f"{value} is not possible; {least} to {most}")
+        raise UserError(name, f"{value!s:.80} is not possible; {least} to {most}")
     return value
 
 
 def _matching(name: str, value: Any, field: Field) -> str:
     pattern, allowed = (str(part) for part in field.allowed)
     if not isinstance(value, str):
-        raise UserError(name, f"{value!r} is not possible; it must be text")
+        raise UserError(name, f"{value!r:.80} is not possible; it must be text")
     fits = re.fullmatch(pattern, value, re.ASCII) is not None and "\0" not in value
     if name in ("storage", "venv"):
         fits = fits and value.isprintable()
     if not fits:
-        raise UserError(name, f"{value!r} is not possible; it must be {allowed}")
+        raise UserError(name, f"{value!r:.80} is not possible; it must be {allowed}")
     return value
 
 

@@ -26,7 +26,7 @@ class Token:
 
     def exposed(self) -> str | None:
         """That others can read the token's file, and the remedy; ``None`` where they cannot."""
-        path = Path(self.source).expanduser()
+        path = Path(os.path.expanduser(self.source))
         if self.source == TOKEN or not path.exists() or not path.stat().st_mode & 0o077:
             return None
         return f"{self.source} can be read by others; chmod 600 {self.source}"
@@ -48,7 +48,7 @@ def find_token(path: Path | None = None) -> Token | None:
 
 def _read(path: Path, where: str) -> Token:
     try:
-        value = path.expanduser().read_text().strip()
+        value = Path(os.path.expanduser(path)).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(where, f"no token can be read from {path} ({reason})") from None

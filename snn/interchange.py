@@ -48,19 +48,24 @@ def build_described(architecture: Mapping[str, Any]) -> SpikingNetwork:
     Raises:
         ValueError: a field that is missing or unknown, or a value that the model refuses.
     """
+    if not isinstance(architecture, Mapping):
+        raise ValueError(f"architecture: {architecture!r:.80} holds no fields")
     for key in _FIELDS:
         if key not in architecture:
             raise ValueError(f"architecture: {key!r} is missing")
     for key in architecture:
         if key not in _FIELDS:
             raise ValueError(f"architecture: {key!r} is unknown; known are {', '.join(_FIELDS)}")
-    return build(
-        architecture["name"],
-        input_shape=tuple(architecture["input_shape"]),
-        num_classes=architecture["num_classes"],
-        neuron=NeuronParameters.from_dict(architecture["neuron"]),
-        **architecture["options"],
-    )
+    try:
+        return build(
+            architecture["name"],
+            input_shape=tuple(architecture["input_shape"]),
+            num_classes=architecture["num_classes"],
+            neuron=NeuronParameters.from_dict(architecture["neuron"]),
+            **architecture["options"],
+        )
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:  # a value of another kind
+        raise ValueError(f"architecture: cannot be built ({str(error).splitlines()[0]:.200})") from error
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[str, Any]) -> None:
@@ -99,8 +104,9 @@ def load_checkpoint(path: str | Path) -> tuple[SpikingNetwork, Architecture]:
         FileNotFoundError: no such file.
     """
     tensors, architecture = _read(path)
+    with torch.device("meta"):  # a damaged header may ask for any amount of memory
+        _fit(build_described(architecture), tensors, str(path))
     model = build_described(architecture)
-    _fit(model, tensors, str(path))
     model.load_state_dict(tensors)
     return model, architecture
 
@@ -128,6 +134,8 @@ def read_architecture(path: str | Path) -> Architecture:
     """The architecture of a checkpoint without reading its weights; errors as `load_checkpoint`."""
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
+        raise ValueError(f"{path}: is not a file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -136,7 +144,7 @@ def read_architecture(path: str | Path) -> Architecture:
     try:
         header = json.loads(metadata[_KEY])
         found, architecture = header["format"], header["architecture"]
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{path}: has no {_KEY!r} header; it was not written as a checkpoint") from None
     if found != FORMAT:
         raise ValueError(f"{path}: format {found!r} is unknown; this version reads {FORMAT}")
@@ -147,7 +155,11 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Architecture]:
     from safetensors.torch import load_file
 
     architecture = read_architecture(path)
-    return load_file(path), architecture
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name!r} holds NaN or infinite values")
+    return tensors, architecture
 
 
 def _same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str, prefix: str = "") -> None:
@@ -165,3 +177,5 @@ def _fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         a, b = (tuple(t[key].shape) if key in t else "absent" for t in (tensors, wanted))
         if a != b:
             raise ValueError(f"{source}: is of another architecture: {key!r} is {a} there, {b} here")
+        if tensors[key].is_floating_point() != wanted[key].is_floating_point():
+            raise ValueError(f"{source}: {key!r} is {tensors[key].dtype} there, {wanted[key].dtype} here")

@@ -214,18 +214,20 @@ def manifest(o: ManifestCommand) -> None:
     import yaml
 
     from cluster.manifest import manifest as filled
+    from cluster.manifest import read_values
     from pipelines.cli.remote import check_no_secret
 
     values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError("--set", f"{text!r} is not KEY=VALUE")
+            raise UserError("--set", f"{text!r:.80} is not KEY=VALUE")
         try:
             values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError("--set", f"{text!r} cannot be read") from None
-    check_no_secret([str(w) for w in values.get("command", ())], "command", str(values.get("storage", "")))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise UserError("--set", f"{text!r:.80} cannot be read") from None
+    checked = read_values(values)
+    check_no_secret(checked["command"], "command", checked["storage"])
     write(filled(o.kind, values), end="")
 
 

@@ -118,13 +118,15 @@ def report(o: ReportCommand) -> None:
         return
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import print_runs, summarise
+    from pipelines.storage.atomic import well_formed
     from pipelines.storage.paths import below, parent, uri_of
 
     folders = [local_copy(folder) for folder in o.runs]
-    summaries = [summarise(folder) for folder in folders]
     beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
-    page = write_comparison(summaries, o.output or Path(beside))
-    print_runs(summaries, page, results(width=140))
+    with well_formed(", ".join(f"{folder}/metrics.jsonl" for folder in folders)):
+        summaries = [summarise(folder) for folder in folders]
+        page = write_comparison(summaries, o.output or Path(beside))
+        print_runs(summaries, page, results(width=140))
 
 
 def bench(o: BenchCommand) -> int:
@@ -140,9 +142,11 @@ def bench(o: BenchCommand) -> int:
 def print_run(folder: Path, output: Path | None = None) -> None:
     """A run's report: tables in the terminal and one HTML file."""
     from pipelines.report.summary import print_runs
+    from pipelines.storage.atomic import well_formed
 
-    summary, page = write_report(folder, output)
-    print_runs([summary], page, results())
+    with well_formed(folder / "metrics.jsonl"):
+        summary, page = write_report(folder, output)
+        print_runs([summary], page, results())
 
 
 def write_report(folder: Path, output: Path | None = None) -> "tuple[RunSummary, Path]":

@@ -17,6 +17,7 @@ from pipelines.config.migration import FIELD, VERSION, migrate
 from pipelines.config.parser import Plain, no_field, option, parse, split_overrides
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.storage.paths import real_path
 
 _TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
 _MOST_BYTES = 1 << 20
@@ -71,7 +72,7 @@ def config_files(path: Path | str) -> list[Path]:
         if not isinstance(base, str):
             raise UserError("base", f"{shown(base)} is not possible; it must be the path of a config file")
         file = files[-1].parent / base
-        if file.resolve() in [f.resolve() for f in files]:
+        if real_path(file) in [real_path(f) for f in files]:
             raise UserError(str(files[-1]), f"its base {base} leads back to itself")
         if not file.exists():
             raise UserError(str(files[-1]), f"its base {base} does not exist")

@@ -153,7 +153,10 @@ def typed(value: Any) -> Any:
         return {str(k): typed(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [typed(v) for v in value]
-    return yaml.safe_load(value) if isinstance(value, Plain) else value
+    try:
+        return yaml.safe_load(value) if isinstance(value, Plain) else value
+    except (yaml.YAMLError, ValueError):  # = and 2026-13-45 look like values and are none
+        return str(value)
 
 
 def _texts(value: Any) -> Any:
@@ -328,8 +331,10 @@ def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> User
         return UserError(word, "is one word too many; flags take no value, other options one")
     name = word.partition("=")[0]
     path = name.removeprefix("--").replace("-", "_")
-    if command is tree or "." in path:
+    if command is tree or ("." in path and (tree is not None or path not in field_paths())):
         return no_field(path, tree or Config)
+    if tree is None and path in field_paths():
+        return UserError(name, "is a field of a run's config; this verb reads none")
     paths = field_paths(tree) if tree is not None else ()
     names = [f"--{n.replace('_', '-')}" for n in (*_hints(command), *paths)]
     close = difflib.get_close_matches(name, names, n=1)

@@ -12,9 +12,8 @@ from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, read_rows
-from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, scan, split_files
+from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, read_manifest, scan, split_files
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below
 from pipelines.storage.paths import open_parquet
 from pruning.examples.sampling import uniform
 
@@ -123,7 +122,8 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
     bad, files = BadRows(skip=on_bad_row == "skip"), split_files(folder, split)
     ids, layout, num_bytes, counts = scan(folder, split, files, bad)
     if not len(layout):
-        raise UserError(files[0], f"split {split!r} has no rows")
+        reason = f" that can be used; the first reason: {bad.skipped[0].reason}" if bad.skipped else ""
+        raise UserError(files[0], f"split {split!r} has no rows{reason}")
     return Split(files=files, ids=ids, layout=layout, num_bytes=num_bytes, class_counts=counts, bad=bad)
 
 
@@ -191,7 +191,7 @@ def _stored_statistics(
     folder: Path | str, mean: np.ndarray, std: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
-    stored = (read_json_below(folder, MANIFEST) or {}).get("statistics", {})
+    stored = (read_manifest(folder) or {}).get("statistics", {})
     found = []
     for name, own, least in (("mean", mean, -np.inf), ("std", std, 0)):
         try:
@@ -249,7 +249,10 @@ def check_examples(split: Split) -> Split:
             bad.append(ids)
     if len(readable) < len(split.layout):
         split = replace(split, layout=split.layout.take(readable))
-    return split.without(np.concatenate(bad))
+    usable = split.without(np.concatenate(bad))
+    if not usable.num_examples:
+        raise UserError(split.files[0], "none of the split's rows can be used; ingest again")
+    return usable
 
 
 def _check(

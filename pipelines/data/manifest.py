@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.dataset import read_split
-from pipelines.data.scan import MANIFEST
+from pipelines.data.scan import MANIFEST, read_manifest
 from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, parquet_writer, sha256_of
 from pipelines.data.sources.base import Options, Source
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below, write_beside, write_json
+from pipelines.storage.atomic import read_json_below, well_formed, write_beside, write_json
 from pipelines.storage.paths import Folder, below, name_of, short, uri_of
 
 REQUEST = "ingested.json"
@@ -132,16 +133,15 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
     Raises:
         UserError: no manifest, or the first file that is not as it says.
     """
-    manifest = read_json_below(folder, MANIFEST)
+    manifest = read_manifest(folder)
     opened = Folder.of(folder, "data.path")
     if manifest is None:
         raise UserError(opened.uri, f"has no {MANIFEST}; `spikeprune data ingest` writes one")
-    try:
+    with well_formed(below(folder, MANIFEST)):
         splits: dict[str, Any] = {
             name: (s["files"], s["class_counts"]) for name, s in manifest["splits"].items()
         }
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(below(folder, MANIFEST), "is not a dataset's manifest") from None
+        _check_statistics(manifest.get("statistics") or {})
     files = [file for listed, _ in splits.values() for file in listed]
     there = {e.path for e in opened.files() if e.path.endswith(".parquet") and "/" not in e.path}
     if left_over := there - {file["path"] for file in files}:
@@ -153,11 +153,9 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
     for name, (listed, counts) in splits.items():
         expected = 0
         for file in listed:
-            if file["first_id"] != expected:
-                raise UserError(
-                    below(folder, file["path"]), f"begins at id {file['first_id']}, not {expected}"
-                )
-            expected += file["rows"]
+            if (first := file.get("first_id")) != expected:
+                raise UserError(below(folder, file["path"]), f"begins at id {first}, not {expected}")
+            expected += file.get("rows", 0)
         found = read_split(folder, name)
         if found.num_examples != expected:
             raise UserError(
@@ -166,6 +164,13 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
         if {str(k): n for k, n in found.class_counts.items()} != counts:
             raise UserError(below(folder, MANIFEST), f"counts other classes in {name} than its files hold")
     return manifest
+
+
+def _check_statistics(statistics: dict[str, Any]) -> None:
+    if "mean" in statistics:
+        mean, std = (np.asarray(statistics[name], np.float64) for name in ("mean", "std"))
+        if not mean.size or mean.shape != std.shape or not np.isfinite([mean, std]).all() or std.min() < 0:
+            raise ValueError("statistics must hold finite means and as many deviations, none negative")
 
 
 def _check_hash(folder: Folder, file: Mapping[str, Any]) -> None:
@@ -177,7 +182,7 @@ def _check_hash(folder: Folder, file: Mapping[str, Any]) -> None:
             sha256 = hashlib.file_digest(io.BufferedReader(stream), "sha256").hexdigest()
     except OSError as error:
         raise UserError(path, f"is not readable ({short(error)}); {remedy}") from None
-    if sha256 != file["sha256"]:
+    if sha256 != file.get("sha256"):
         raise UserError(path, f"differs from its manifest; {remedy}")
 
 

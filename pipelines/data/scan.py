@@ -17,10 +17,11 @@ from pipelines.data.events import is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below, write_json
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
+from pipelines.storage.atomic import read_json_below, well_formed, write_json
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
 NUMBER = "ids count the rows of a split from 0; `spikeprune data ingest parquet` numbers them"
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
@@ -93,7 +94,7 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     if uri is not None:
         files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
     elif Path(folder).exists():
-        files = [str(file.resolve()) for file in sorted(Path(folder).glob(pattern))]
+        files = [str(real_path(file)) for file in sorted(Path(folder).glob(pattern))]
     else:
         raise UserError("data.path", f"{folder} does not exist; {REMEDY}")
     if not files:
@@ -108,6 +109,25 @@ def _remote_names(uri: str) -> list[str]:
         raise
     except Exception as error:  # fsspec's filesystems raise what they like
         raise UserError("data.path", f"{uri} cannot be read ({short(error)})") from None
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any] | None:
+    """A dataset's manifest; ``None`` where there is none.
+
+    Raises:
+        UserError: it is no such file, or of a format that this version does not read.
+    """
+    manifest = read_json_below(folder, MANIFEST)
+    if manifest is None:
+        return None
+    with well_formed(below(folder, MANIFEST)):
+        if (found := manifest.get("format", FORMAT)) != FORMAT:
+            raise ValueError(f"format {found!r} is unknown; this version reads {FORMAT}")
+        for file in (f for split in manifest.get("splits", {}).values() for f in split.get("files", ())):
+            counts = (file.get("rows", 0), file.get("first_id", 0))
+            if not isinstance(file["path"], str) or not all(type(n) is int and n >= 0 for n in counts):
+                raise ValueError(f"no file of a split: {file!r:.80}")
+    return manifest
 
 
 def scan(
@@ -128,7 +148,7 @@ def scan(
     Raises:
         UserError: ids that are not the rows' positions, and what `BadRows` refuses.
     """
-    manifest = read_json_below(folder, MANIFEST) or {}
+    manifest = read_manifest(folder) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
     _check_listed(folder, listed, bad)
     found = _Scan(bad, {file["path"]: file["first_id"] for file in listed if "first_id" in file})
@@ -273,5 +293,15 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names of the classes in a schema's metadata; empty when it has none."""
-    return tuple(str(n) for n in json.loads((schema.metadata or {}).get(b"class_names", b"[]")))
+    """Names of the classes in a schema's metadata; empty when it has none.
+
+    Raises:
+        UserError: the metadata are no list.
+    """
+    try:
+        names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list):
+        raise UserError("class_names", f"in the metadata of the Parquet files are no list of names; {REMEDY}")
+    return tuple(str(n) for n in names)

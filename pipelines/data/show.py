@@ -12,10 +12,10 @@ from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Frames, Sensor
 from pipelines.data.ids import uniform_sample
 from pipelines.data.layout import read_rows
-from pipelines.data.scan import MANIFEST, class_names
+from pipelines.data.scan import MANIFEST, class_names, read_manifest
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below, write_beside
-from pipelines.storage.paths import open_parquet
+from pipelines.storage.atomic import well_formed, write_beside
+from pipelines.storage.paths import below, open_parquet
 
 SHOW_STREAM = 301
 FRAMES = 5  # of a recording on the sheet
@@ -47,8 +47,9 @@ def show(
     table = read_rows(checked.layout.holding(chosen), chosen)
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
     console.print(_classes(checked.class_counts, class_names(schema)))
-    for line in _statistics(folder, split):
-        console.print(line, highlight=False)
+    with well_formed(below(folder, MANIFEST)):
+        for line in _statistics(folder, split):
+            console.print(line, highlight=False)
     return table, schema
 
 
@@ -129,7 +130,7 @@ def _classes(found: dict[int, int], names: tuple[str, ...]) -> Table:
 
 def _statistics(folder: Path | str, split: str) -> list[str]:
     """What the manifest tells, if there is one."""
-    manifest = read_json_below(folder, MANIFEST) or {"splits": {}}
+    manifest = read_manifest(folder) or {"splits": {}}
     told = manifest["splits"].get(split, {}).get("statistics") or manifest.get("statistics", {})
     lines = []
     if "mean" in told:

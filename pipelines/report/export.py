@@ -12,7 +12,14 @@ from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.console import table
 from pipelines.errors import UserError
 from pipelines.runs.run_folder import CODE, read_config, read_metrics
-from pipelines.storage.atomic import check_new_folder, filled_folder, read_json, write_beside, write_json
+from pipelines.storage.atomic import (
+    check_new_folder,
+    filled_folder,
+    read_json,
+    well_formed,
+    write_beside,
+    write_json,
+)
 from pipelines.storage.paths import below
 from pruning.weights.masks import Masks
 from snn.interchange import Architecture, load_checkpoint, save_checkpoint
@@ -66,11 +73,13 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
     phase, checkpoint = last_network(run)
     check_new_folder("--output", output)
     code = use_own_code(read_config(run))
-    model, architecture = load_checkpoint(checkpoint)
+    with well_formed(checkpoint):
+        model, architecture = load_checkpoint(checkpoint)
     model.eval()
     masks = _masks(run, model) if phase != "train" else None
     graph = _graph(model, architecture) if nir else None
-    rows = _rows(run, phase, model)
+    with well_formed(run / ("metrics.jsonl" if phase == "train" else "pruning.json")):
+        rows = _rows(run, phase, model)
     with filled_folder(output, "--output") as folder:
         names = ["model.safetensors"]
         save_checkpoint(folder / names[0], model, architecture)
@@ -125,7 +134,8 @@ def last_network(run: Path) -> tuple[str, Path]:
 
 
 def _masks(run: Path, model: SpikingNetwork) -> Masks:
-    masks = Masks.load(run / "masks.safetensors")
+    with well_formed(run / "masks.safetensors"):
+        masks = Masks.load(run / "masks.safetensors")
     try:
         masks.check(model)
         foreign = Masks.nonzero(model) & masks != Masks.nonzero(model)

@@ -22,7 +22,8 @@ from pipelines.data.inputs import choose_device
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
-from pipelines.storage.paths import uri_of
+from pipelines.runs.run_folder import run_path
+from pipelines.storage.paths import real_path, uri_of
 from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
 from pruning.examples.policies.settings import FORWARD_COST, Settings
@@ -126,7 +127,7 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
 def check_places(config: Config) -> None:
     """That the run is written beside its data, and that it can use the cluster or device that it names."""
     if uri_of(config.storage) is None and uri_of(config.data.path) is None:
-        storage, data = Path(config.storage).expanduser().resolve(), Path(config.data.path).resolve()
+        storage, data = real_path(run_path(config).parent), real_path(config.data.path)
         if data.exists() and storage.is_relative_to(data):
             raise UserError(
                 "storage", f"{config.storage} is inside the dataset {config.data.path}; choose another"

@@ -1,6 +1,7 @@
 """Run a config: check everything, launch the phases, leave a folder that tells all."""
 
 import atexit
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -300,7 +301,7 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
 
 def checkpoint_of(source: Path) -> tuple[Path, Path]:
     """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one."""
-    source = source.expanduser()
+    source = Path(os.path.expanduser(source))
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"
         if not checkpoint.exists():

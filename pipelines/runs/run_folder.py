@@ -19,7 +19,7 @@ from pipelines.config import Config
 from pipelines.config.load import dump_config, flat_tree, load_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json, write_beside, write_json
+from pipelines.storage.atomic import read_json, well_formed, write_beside, write_json
 from pipelines.storage.paths import Folder, below, uri_of
 from pipelines.storage.sync import local_file, working_copy
 
@@ -38,7 +38,10 @@ def run_path(config: Config) -> Path:
     uri = run_uri(config)
     if uri is not None:
         return working_copy(uri)
-    return (Path(config.storage).expanduser() / config.name).absolute()
+    try:
+        return (Path(config.storage).expanduser() / config.name).absolute()
+    except RuntimeError:
+        raise UserError("storage", f"{config.storage} names an unknown user; name a folder") from None
 
 
 def run_uri(config: Config) -> str | None:
@@ -56,7 +59,7 @@ def check_run(config: Config, *, resume: bool) -> None:
                 f"run {config.name!r} exists in {config.storage}; --resume continues it, "
                 "--name starts another",
             )
-        _check_same_run(load_config(folder / CONFIG), config, folder)
+        _check_same_run(read_config(folder), config, folder)
     elif folder.exists() and any(folder.iterdir()):
         raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
 
@@ -97,7 +100,21 @@ def read_config(folder: Path) -> Config:
     """The config of a run."""
     if not (folder / CONFIG).exists():
         raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
+    check_plain(folder)
     return load_config(folder / CONFIG)
+
+
+def check_plain(folder: Path) -> None:
+    """That a run's folder holds files and folders alone; reading a pipe would never end.
+
+    Raises:
+        UserError: a pipe, a device, or a link to nothing.
+    """
+    for above, _, names in os.walk(folder):
+        for path in (Path(above, name) for name in names):
+            there = path.is_symlink() or path.exists()  # a run that goes on removes old checkpoints
+            if there and not path.is_file():
+                raise UserError(str(path), "is no file or folder (a pipe, or a link to nothing); remove it")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -105,10 +122,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(str(path), f"is not readable ({error})") from None
+    with well_formed(path):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all(isinstance(r["phase"], str) for r in records):
+            raise ValueError("a record's phase is no text")
+    return records
 
 
 def _check_same_run(stored: Config, given: Config, folder: Path) -> None:
@@ -217,6 +235,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """What `write_provenance` wrote; empty where nothing did."""
     path = folder / PROVENANCE
     found: dict[str, Any] = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(str(path), "is damaged: it holds no fields; bring it back from a copy")
     return found
 
 

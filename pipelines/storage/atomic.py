@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, below, parent, short, uri_of
+from pipelines.storage.paths import Folder, below, parent, real_path, short, uri_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +80,7 @@ def check_new_folder(where: str, folder: Path | str) -> None:
     if uri_of(folder) is not None:
         taken = bool(Folder.of(folder, where).files())
     else:
-        there = Path(folder).resolve()  # a .. behind a folder yet to be made leads where writing would
+        there = real_path(folder)  # a .. behind a folder yet to be made leads where writing would
         taken = there.exists() and (not there.is_dir() or any(there.iterdir()))
     if taken:
         shown = uri_of(folder) or folder
@@ -91,7 +91,7 @@ def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
     """Refuse a file that would become, or replace, one of a dataset's."""
     uri = uri_of(output)
     if uri is None:
-        same = Path(output).parent.resolve() == Path(dataset).resolve()
+        same = real_path(Path(output).parent) == real_path(dataset)
     else:
         there, beside = (str(p).partition("?")[0].rstrip("/") for p in (uri_of(dataset), parent(uri)))
         same = there == beside
@@ -122,13 +122,33 @@ def write_json(path: Path | str, value: Any) -> None:
     write_beside(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
 
 
+@contextmanager
+def well_formed(path: Path | str) -> Iterator[None]:
+    """What a file of ours holds is used within it; a file that holds anything else is named.
+
+    Raises:
+        UserError: it cannot be read, or a value is missing or of another kind.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads what is shown has seen enough
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {short(error)}"
+        raise UserError(
+            str(path), f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """JSON from a local file."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a file")
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(str(path), "no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"is not readable JSON ({error})") from None
 
 
@@ -137,5 +157,5 @@ def read_json_below(folder: Path | str, name: str) -> Any:
     opened, file = Folder.holding(below(folder, name))
     try:
         return json.loads(opened.read(file)) if opened.exists(file) else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(below(folder, name), f"is not readable JSON ({short(error)})") from None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json, write_json
+from pipelines.storage.atomic import read_json, well_formed, write_json
 from pipelines.training.phases import Phase
 from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
@@ -80,6 +80,8 @@ def _fault(folder: Path) -> str | None:
         return DAMAGED if any(_sha256(folder / n) != known for n, known in hashes.items()) else None
     except (OSError, UserError, KeyError):
         return "is incomplete"
+    except (AttributeError, TypeError, ValueError):
+        return DAMAGED
 
 
 def _sha256(path: Path) -> str:
@@ -122,19 +124,23 @@ def save(
 def load_progress(folder: Path, phases: Sequence[Phase]) -> Progress:
     """How far the checkpoint's run was in its phases; the last of them may have been given more epochs."""
     stored = read_json(folder / PROGRESS)
-    progress = Progress(phase=stored["phase"], epoch=stored["epoch"], history=stored["history"])
-    if progress.phase and not progress.epoch:
-        done = progress.history[-1]["epoch"] + 1
-        if done < phases[progress.phase - 1].epochs:
-            return replace(progress, phase=progress.phase - 1, epoch=done)
+    with well_formed(folder / PROGRESS):
+        progress = Progress(phase=stored["phase"], epoch=stored["epoch"], history=stored["history"])
+        if not (0 <= progress.phase <= len(phases) and progress.epoch >= 0 and progress.history):
+            raise ValueError("no such place in the run")
+        if progress.phase and not progress.epoch:
+            done = progress.history[-1]["epoch"] + 1
+            if done < phases[progress.phase - 1].epochs:
+                return replace(progress, phase=progress.phase - 1, epoch=done)
     return progress
 
 
 def load_model(folder: Path, model: SpikingNetwork) -> Masks | None:
     """Fill ``model`` with the checkpoint's weights; its masks, if it has any."""
-    load_weights(folder / "model.safetensors", model)
-    masks = folder / "masks.safetensors"
-    return Masks.load(masks) if masks.exists() else None
+    with well_formed(folder):
+        load_weights(folder / "model.safetensors", model)
+        masks = folder / "masks.safetensors"
+        return Masks.load(masks) if masks.exists() else None
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

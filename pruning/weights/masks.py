@@ -141,11 +141,15 @@ class Masks(Mapping[str, Tensor]):
         """Masks that ``save`` wrote, on the CPU.
 
         Raises:
-            ValueError: the file holds tensors that are no masks.
+            ValueError: no safetensors file, or one with tensors that are no masks.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return cls(load_file(path))
+        try:
+            return cls(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path}: is not a safetensors file ({error})") from None
 
     def _weights(self, model: Network) -> list[tuple[Tensor, Tensor]]:
         """Each weight of ``model`` with its mask."""

@@ -327,6 +327,7 @@ def test_kinds_and_their_command(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("nam=x", "nam: is not a field"),
         ("name=A b", "name: 'A b' is not possible"),
         ("workers=x", "workers: 'x' is not possible"),
+        ("image=s3://", "image: 's3://' is not possible"),
         ("name", "--set: 'name' is not KEY=VALUE"),
     ]:
         assert cli.main([*args, "--set", bad]) == 2

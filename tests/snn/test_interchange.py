@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, whole files, and errors that say what is wrong."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -105,6 +106,38 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(whole[:-7])
     with pytest.raises(ValueError, match="is not a safetensors file"):
         load_checkpoint(tmp_path / "a")
+
+
+def test_values_that_no_network_holds_are_refused(tmp_path):
+    name, arguments = CASES[0]
+    architecture = describe(name, neuron=NEURON, **arguments)
+    whole = trained(name, arguments).state_dict()
+    header = {"spikeprune": json.dumps({"format": 1, "architecture": architecture})}
+    key = next(k for k in whole if k.endswith("weight"))
+    for wrong, line in ((whole[key] * float("nan"), "holds NaN"), (whole[key].long(), "is torch.int64")):
+        save_file({**whole, key: wrong}, tmp_path / "a", header)
+        with pytest.raises(ValueError, match=line):
+            load_checkpoint(tmp_path / "a")
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ValueError, match="is not a file"):
+        load_checkpoint(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_shape": None}, {"neuron": 3}, {"options": {"depth": 3}}, {"num_classes": "x"},
+        {"num_classes": 10**18}, {"name": ["mlp"]}, {"options": {"hidden": [10**18]}},
+    ],
+)  # fmt: skip
+def test_a_description_with_values_of_another_kind(wrong):
+    with pytest.raises(ValueError, match="architecture"):
+        build_described({**describe("mlp", input_shape=(4,), num_classes=2), **wrong})
+    with pytest.raises(ValueError, match="holds no fields"):
+        build_described(None)
 
 
 def test_saving_refuses_an_architecture_that_does_not_describe_the_model(tmp_path):

@@ -193,7 +193,8 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
     labels += [f.name for f in schema if "label" in f.name and f.name not in labels]
     label = next((n for n in labels if pa.types.is_integer(schema.field(n).type)), None)
     if label is None:
-        raise UserError(file, f"column 'label' is missing; it has {', '.join(schema.names)}")
+        columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
+        raise UserError(file, f"a column 'label' of integers is missing; it has {columns:.300}")
     if all(n in schema.names and pa.types.is_list(schema.field(n).type) for n in "txyp"):
         return tuple("txyp"), label
     images = [n for n in ("image", "img") if n in schema.names]
@@ -202,7 +203,8 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
         kind = schema.field(name).type
         if is_encoded(kind) or is_numeric(kind) or is_events(kind):
             return (name,), label
-    raise UserError(file, f"column 'image' is missing; it has {', '.join(schema.names)}")
+    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
+    raise UserError(file, f"a column 'image' of images, numbers or events is missing; it has {columns:.300}")
 
 
 def _kept_as(schema: pa.Schema, name: str) -> Literal["int64", "string"] | None:

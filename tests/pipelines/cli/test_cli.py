@@ -89,6 +89,11 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         (["train", "--data.path", "none"], "data.path: none does not exist"),
         (["prune", "none"], "none: does not exist"),
         (["report", "none"], "none: is not a run"),
+        (["jobs", "list", "--address", "x" * 300], "--address: no Ray dashboard answers at http://xxx"),
+        (["data", "verify", "x", "--train.lr", "1"], "--train.lr: is a field of a run's config; this verb"),
+        (["cluster", "manifest", "slurm", "--set", "hours=2026-13-45"], "'hours=2026-13-45' cannot be read"),
+        (["cluster", "manifest", "slurm", "--set", "hours=[" + "[" * 3000], "--set: 'hours=[["),
+        (["cluster", "manifest", "slurm", "--set", f"hours={'x' * 300}"], "hours: 'xxxx"),
         (["train", "--model.channels", "3"], "model.channels: (3,) does not apply: mlp has no such layers"),
     ],
 )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import check_examples, describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.ingest import ingest
 from pipelines.errors import UserError
@@ -162,6 +162,10 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a readable Parquet file"):
         read_split(tmp_path, "train")
     (tmp_path / "train.parquet").unlink()
+    (tmp_path / "train.parquet").symlink_to("train.parquet")
+    with pytest.raises(UserError, match="is not a readable Parquet file"):
+        read_split(tmp_path, "train")
+    (tmp_path / "train.parquet").unlink()
     write(tmp_path, "train", n=0, image=pa.array([], pa.list_(pa.float32())))
     with pytest.raises(UserError, match="has no rows"):
         read_split(tmp_path, "train")
@@ -174,6 +178,31 @@ def test_class_names_bound_the_labels(tmp_path: Path) -> None:
     write(tmp_path, "test")
     with pytest.raises(UserError, match="the schema names 1 classes"):
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def test_class_names_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "train")
+    for names in (b"no json", b"42"):
+        pq.write_table(pq.read_table(path).replace_schema_metadata({b"class_names": names}), path)
+        with pytest.raises(UserError, match=r"class_names: .* no list of names"):
+            read_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "manifest", [[], {"format": 99}, {"splits": {"train": {"files": [{}]}}}, {"splits": {"train": 3}}]
+)
+def test_a_manifest_of_another_kind_is_refused(manifest: Any, tmp_path: Path) -> None:
+    write(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged, or not what belongs there"):
+        read_split(tmp_path, "train")
+
+
+def test_a_split_with_no_row_that_can_be_used(tmp_path: Path) -> None:
+    write(tmp_path, "train", image=pa.array([b"no image"] * 6))
+    split = read_split(tmp_path, "train", "skip")
+    with pytest.raises(UserError, match="none of the split's 6 rows can be used"):
+        check_examples(split)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12])

@@ -1,6 +1,7 @@
 """Runs go on with the data that they began with, wherever these lie by then."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
+from pipelines.config import Config
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
+from pipelines.errors import UserError
 from pipelines.runs import run_folder
-from pipelines.runs.run_folder import create_run
+from pipelines.runs.run_folder import create_run, read_config, read_metrics, run_path
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import small
 
@@ -112,3 +115,27 @@ def test_the_commit_is_that_of_this_code_s_own_checkout(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(run_folder, "GIT_SECONDS", 0.2)
     assert run_folder._git_commit() is None
+
+
+def test_pipes_and_links_to_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    (tmp_path / "checkpoints").mkdir()
+    (link := tmp_path / "checkpoints" / "train.safetensors").symlink_to("absent")
+    with pytest.raises(UserError, match=r"train\.safetensors: is no file or folder"):
+        read_config(tmp_path)
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(UserError, match=r"train\.safetensors: is no file or folder"):
+        read_config(tmp_path)
+
+
+def test_an_unknown_users_folder_is_no_storage() -> None:
+    with pytest.raises(UserError, match="storage: ~nobody-here/runs names an unknown user"):
+        run_path(Config(storage="~nobody-here/runs"))
+
+
+@pytest.mark.parametrize("line", ["", "{", "3", "{}", '{"phase": 1}', "\udcff"])
+def test_records_of_another_kind_name_their_file(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged"):
+        read_metrics(tmp_path)

@@ -167,6 +167,12 @@ def test_saved_masks_come_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["masks.safetensors"]
 
 
+def test_a_damaged_file_is_no_masks(tmp_path):
+    (path := tmp_path / "masks.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"masks\.safetensors: is not a safetensors file"):
+        Masks.load(path)
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     masks = random_masks(net())
     path = tmp_path / "masks.safetensors"
