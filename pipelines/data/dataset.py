@@ -234,6 +234,7 @@ def check_examples(split: Split) -> Split:
             its file and row; only where bad rows are not skipped.
     """
     size: tuple[int, ...] | None = None
+    num_rows = split.num_examples
     readable, bad = [], [np.zeros(0, np.int64)]
     for piece in range(len(split.layout)):
         part = split.layout.take([piece])
@@ -251,7 +252,7 @@ def check_examples(split: Split) -> Split:
         split = replace(split, layout=split.layout.take(readable))
     usable = split.without(np.concatenate(bad))
     if not usable.num_examples:
-        raise UserError(split.files[0], "none of the split's rows can be used; ingest again")
+        raise UserError(split.files[0], f"none of the split's {num_rows:,} rows can be used; ingest again")
     return usable
 
 
