@@ -39,7 +39,7 @@ def measure(seeds: int) -> list[dict[str, Any]]:
                         "storage": folder,
                         "seed": str(seed),
                         "data.path": str(data),
-                        "examples.policy": policy,
+                        "data_pruning.policy": policy,
                         "baseline": "full" if policy == "sadp" else "none",
                         "cluster.engine": "local",
                         "cluster.workers": "1",

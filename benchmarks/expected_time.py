@@ -108,9 +108,9 @@ def estimate(config: Config, shape: tuple[int, ...], classes: int, train: int, t
     """Of a config's whole run on so many examples."""
     steps = passes = 0.0
     for phase in phases_of(config, "run"):
-        examples = phase.examples
+        examples = phase.data_pruning
         if examples is None:
-            passes += config.weights.calibration_examples + config.train.norm_examples + test
+            passes += config.weight_pruning.calibration_examples + config.train.bn_examples + test
             continue
         full = examples.warmup_epochs + examples.anneal_epochs
         pruned = phase.epochs - full
@@ -118,8 +118,8 @@ def estimate(config: Config, shape: tuple[int, ...], classes: int, train: int, t
         every = class_of(examples.policy).rescore_every if every is None else every
         steps += train * (full + pruned * (1 - examples.ratio))
         scored = -(-pruned // every) if every else 0
-        passes += scored * (train + config.train.norm_examples)
-        passes += phase.epochs * (test + config.train.norm_examples)
+        passes += scored * (train + config.train.bn_examples)
+        passes += phase.epochs * (test + config.train.bn_examples)
     second, share = measured(KIN[config.model.name.rstrip("0123456789")])
     work = multiply_adds(network(config, shape, classes), shape) * config.model.T
     return Estimate(steps, passes, second * work * (steps + share * passes) / 3600)

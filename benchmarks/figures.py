@@ -135,7 +135,7 @@ def search_front() -> "Figure":
         a.plot([m[objective] for m in beaten], [m["accuracy"] for m in beaten], label="beaten trials", **dots)
         _level(a, [r["accuracy"] for r in full["runs"]], "all data, all weights")
         for i, criterion in ((5, "lamp"), (6, "slamp")):
-            of = [t for t in front if trials[t["trial"]]["values"]["weights.criterion"] == criterion]
+            of = [t for t in front if trials[t["trial"]]["values"]["weight_pruning.criterion"] == criterion]
             xs = [statistics.mean(r[objective] for r in t["runs"]) for t in of]
             accuracies = [[r["accuracy"] for r in t["runs"]] for t in of]
             _with_spread(a, xs, accuracies, f"front, {criterion.upper()}", i, "none")

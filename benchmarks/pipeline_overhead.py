@@ -40,7 +40,7 @@ from rich.console import Console
 from benchmarks import cifar16, snn_speed
 from benchmarks.about import about
 from benchmarks.snn_peers import network_variants
-from pipelines.config import ClusterConfig, Config, DataConfig, ExamplesConfig, ModelConfig, TrainConfig
+from pipelines.config import ClusterConfig, Config, DataConfig, DataPruningConfig, ModelConfig, TrainConfig
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
 from pipelines.storage.atomic import write_json
@@ -121,9 +121,9 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
         train=TrainConfig(
             epochs=one.warmup + one.pruned + one.anneal,
             batch_size=BATCH,
-            norm_examples=max(options.rows * 4 * 1024 // 50_000, 64),
+            bn_examples=max(options.rows * 4 * 1024 // 50_000, 64),
         ),
-        examples=ExamplesConfig(
+        data_pruning=DataPruningConfig(
             policy="random" if engines else "sadp",
             ratio=one.ratio,
             warmup_epochs=one.warmup,

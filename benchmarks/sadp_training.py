@@ -57,7 +57,7 @@ from pipelines.config import (
     ClusterConfig,
     Config,
     DataConfig,
-    ExamplesConfig,
+    DataPruningConfig,
     ModelConfig,
     TrainConfig,
 )
@@ -214,7 +214,7 @@ def config_of(one: Run, task: Task, data: Path, storage: Path) -> Config:
         ),
         model=task.model,
         train=TrainConfig(epochs=epochs, batch_size=task.batch_size),
-        examples=ExamplesConfig(policy=METHODS[one.method].policy, ratio=ratio, **settings),
+        data_pruning=DataPruningConfig(policy=METHODS[one.method].policy, ratio=ratio, **settings),
         cluster=ClusterConfig(engine="local", workers=1),
     )
 

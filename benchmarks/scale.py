@@ -116,10 +116,10 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
         "model.T": 2,
         "train.epochs": 1,
         "train.batch_size": 256,
-        "examples.policy": "random",
-        "examples.ratio": 0.9,
-        "examples.warmup_epochs": 0,
-        "examples.anneal_epochs": 0,
+        "data_pruning.policy": "random",
+        "data_pruning.ratio": 0.9,
+        "data_pruning.warmup_epochs": 0,
+        "data_pruning.anneal_epochs": 0,
         "cluster.workers": 2,
     }
     words = [w for k, v in settings.items() for w in (f"--{k}", str(v))]
@@ -163,7 +163,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
             ScoringPass,
             parts_of,
             score_layout,
-            scorers_alone,
+            scorers_without_training,
             stream_scores,
         )
 
@@ -184,7 +184,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
             weights=weights,
             architecture=architecture(config, info),
             scoring=settings,
-            scorers=scorers_alone(ClusterConfig()),
+            scorers=scorers_without_training(ClusterConfig()),
         )
 
         def on_ray() -> None:

@@ -37,9 +37,9 @@ from pipelines.storage.atomic import write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "examples" / "search-digits.yaml"
 SPACE = {
-    "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
-    "weights.budget": {"low": 0.05, "high": 3.0, "log": True},
-    "weights.criterion": ["slamp", "lamp"],
+    "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+    "weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True},
+    "weight_pruning.criterion": ["slamp", "lamp"],
 }
 OF_SEARCH = ("accuracy", "examples", "synops")
 QUIET = Console(quiet=True)
@@ -87,7 +87,7 @@ def repeat(base: Config, trial: Trial | None, seeds: range, folder: str) -> list
     for seed in seeds:
         values: dict[str, Any] = {"seed": seed, "storage": folder, "cluster.engine": "local"}
         if trial is None:
-            config, command = with_values(base, values | {"examples.policy": "full"}), "train"
+            config, command = with_values(base, values | {"data_pruning.policy": "full"}), "train"
         else:
             searched = {path: trial.value(path) for path in trial.suggested}
             config, command = with_values(base, values | searched), "run"
@@ -119,8 +119,9 @@ def tables(result: dict[str, Any]) -> str:
         else:
             values, own = rows[a["trial"]]["values"], rows[a["trial"]]["metrics"]
             head = (
-                f"{a['trial']:>5} {values['examples.ratio']:>5.1f} {values['weights.budget']:>6.2f} "
-                f"{values['weights.criterion']:>9} {own['accuracy']:>8.2%}"
+                f"{a['trial']:>5} {values['data_pruning.ratio']:>5.1f} "
+                f"{values['weight_pruning.budget']:>6.2f} "
+                f"{values['weight_pruning.criterion']:>9} {own['accuracy']:>8.2%}"
             )
         mark = "" if a["trial"] is None else "yes" if a["trial"] in still else "no"
         lines.append(

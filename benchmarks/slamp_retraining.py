@@ -68,7 +68,7 @@ def dense(task: str, data: Path, storage: Path, seed: int) -> Path:
             "seed": str(seed),
             "data.path": str(data),
             "model.name": "convnet",
-            "examples.policy": "full",
+            "data_pruning.policy": "full",
             "cluster.engine": "local",
             "cluster.workers": "1",
             **TASKS[task],
@@ -100,11 +100,13 @@ def outcome(source: Path, name: str, overrides: Overrides) -> Row:
 
 def examples_rows(source: Path) -> Iterator[Row]:
     """Retraining on different examples, of the same masks."""
-    base = {"weights.sparsity": "0.9", "weights.retrain_epochs": str(EPOCHS)}
-    half = {**base, "examples.ratio": "0.5"}
-    full = outcome(source, "full", {**base, "examples.policy": "full"})
+    base = {"weight_pruning.sparsity": "0.9", "weight_pruning.retrain_epochs": str(EPOCHS)}
+    half = {**base, "data_pruning.ratio": "0.5"}
+    full = outcome(source, "full", {**base, "data_pruning.policy": "full"})
     N = full["examples"] / EPOCHS
-    fresh = outcome(source, "sadp fresh", {**half, "examples.policy": "sadp", "examples.rescore_every": "1"})
+    fresh = outcome(
+        source, "sadp fresh", {**half, "data_pruning.policy": "sadp", "data_pruning.rescore_every": "1"}
+    )
     spent = (fresh["examples"] + FORWARD_COST * fresh["scored"]) / N
     equal = max(0.0, 1 - (spent - 1) / (EPOCHS - 1))  # the last epoch is on all data
     rows = [
@@ -112,15 +114,17 @@ def examples_rows(source: Path) -> Iterator[Row]:
         outcome(
             source,
             "full, half the epochs",
-            {**base, "examples.policy": "full", "weights.retrain_epochs": str(EPOCHS // 2)},
+            {**base, "data_pruning.policy": "full", "weight_pruning.retrain_epochs": str(EPOCHS // 2)},
         ),
-        outcome(source, "random", {**half, "examples.policy": "random"}),
-        outcome(source, "sadp stale", {**half, "examples.policy": "sadp", "examples.rescore_every": "0"}),
+        outcome(source, "random", {**half, "data_pruning.policy": "random"}),
+        outcome(
+            source, "sadp stale", {**half, "data_pruning.policy": "sadp", "data_pruning.rescore_every": "0"}
+        ),
         fresh,
         outcome(
             source,
             "random, as sadp fresh costs",
-            {**base, "examples.policy": "random", "examples.ratio": str(equal)},
+            {**base, "data_pruning.policy": "random", "data_pruning.ratio": str(equal)},
         ),
     ]
     for row in rows:
@@ -131,19 +135,32 @@ def examples_rows(source: Path) -> Iterator[Row]:
 def rounds_rows(source: Path) -> Iterator[Row]:
     """One shot against rounds, at the same target and number of epochs."""
     targets: dict[str, Overrides] = {
-        "weights 0.95": {"weights.sparsity": "0.95"},
-        "synops 0.1": {"weights.synops": "0.1", "weights.objective": "synops"},
+        "weights 0.95": {"weight_pruning.sparsity": "0.95"},
+        "synops 0.1": {"weight_pruning.synops": "0.1", "weight_pruning.objective": "synops"},
     }
     for level, target in targets.items():
-        base = {"examples.policy": "full", "weights.objective": target.get("weights.objective", "weights")}
+        base = {
+            "data_pruning.policy": "full",
+            "weight_pruning.objective": target.get("weight_pruning.objective", "weights"),
+        }
         name = level.replace(".", "")
-        one = outcome(source, f"{name} one shot", {**base, **target, "weights.retrain_epochs": str(EPOCHS)})
-        parts = {**base, "weights.rounds": str(ROUNDS), "weights.retrain_epochs": str(EPOCHS // ROUNDS)}
-        cubic = outcome(source, f"{name} cubic", {**parts, **target, "weights.schedule": "cubic"})
+        one = outcome(
+            source, f"{name} one shot", {**base, **target, "weight_pruning.retrain_epochs": str(EPOCHS)}
+        )
+        parts = {
+            **base,
+            "weight_pruning.rounds": str(ROUNDS),
+            "weight_pruning.retrain_epochs": str(EPOCHS // ROUNDS),
+        }
+        cubic = outcome(source, f"{name} cubic", {**parts, **target, "weight_pruning.schedule": "cubic"})
         equal = outcome(
             source,
             f"{name} equal distortion",
-            {**parts, "weights.schedule": "equal_distortion", "weights.budget": str(one["budget"])},
+            {
+                **parts,
+                "weight_pruning.schedule": "equal_distortion",
+                "weight_pruning.budget": str(one["budget"]),
+            },
         )
         for row in (one, cubic, equal):
             yield {"part": "rounds", "level": level, **row, "method": row["method"].removeprefix(f"{name} ")}

@@ -19,9 +19,9 @@ from cluster.errors import UserError
 from cluster.ray_private import (
     cpus_of_the_container,
     head_client,
-    hear_of_the_cluster_at_once,
     loopback_only,
     node_addresses,
+    poll_cluster_limits_often,
     refresh,
 )
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
@@ -260,7 +260,7 @@ def prepare_data() -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    hear_of_the_cluster_at_once()
+    poll_cluster_limits_often()
 
 
 def _describe(address: str | None) -> Cluster:

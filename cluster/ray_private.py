@@ -54,7 +54,7 @@ def loopback_only() -> Iterator[None]:
             del os.environ[LOOPBACK_ONLY]
 
 
-def hear_of_the_cluster_at_once() -> None:
+def poll_cluster_limits_often() -> None:
     """Ray Data asks for the cluster's size once a second, and runs a single task until it has heard twice.
 
     That is one to two seconds of every pass.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config import ModelConfig, is_own
-from pipelines.config.plugins import own_line
+from pipelines.config.plugins import line_in_own_code
 from pipelines.data.dataset import DatasetInfo
 from pipelines.errors import UserError
 from pruning.examples.scores import ExampleScorer
@@ -74,7 +74,7 @@ def make_network(model: ModelConfig, info: DatasetInfo, seed: int) -> SpikingNet
             if not is_own(model.name):
                 raise
             told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError("model.name", f"{model.name} failed: {told}{own_line(error)}") from error
+            raise UserError("model.name", f"{model.name} failed: {told}{line_in_own_code(error)}") from error
     return in_layout(network, channels_last=model.channels_last)
 
 
@@ -126,7 +126,7 @@ def check_own_network(
         told = " ".join(str(error).split())
         raise UserError(
             "model.name",
-            f"{name} does not run on input of shape {tuple(x_TB.shape)}: {told}{own_line(error)}",
+            f"{name} does not run on input of shape {tuple(x_TB.shape)}: {told}{line_in_own_code(error)}",
         ) from error
     wanted = (model.T, 2, info.num_classes)
     if tuple(logits.shape) != wanted:

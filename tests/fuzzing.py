@@ -26,7 +26,14 @@ BASE: dict[str, Any] = {
     "examples": {"warmup_epochs": 0, "anneal_epochs": 0}, "cluster": {"engine": "local", "threads": 1},
     "weights": {"retrain_epochs": 0, "calibration_examples": 32, "measure_examples": 8},
 }  # fmt: skip
-LONG = ("cluster.", "train.epochs", "weights.retrain_epochs", "weights.rounds", "model.T", "model.hidden")
+LONG = (
+    "cluster.",
+    "train.epochs",
+    "weight_pruning.retrain_epochs",
+    "weight_pruning.rounds",
+    "model.T",
+    "model.hidden",
+)
 """Fields that are only read: a good value of theirs would start Ray, or train for hours."""
 MARKER = "UNPICKLED"
 VALUES = [
@@ -64,9 +71,11 @@ submit --address http://127.0.0.1:9 --working-dir folder --env A=1 -- run base.y
 cluster manifest slurm --set workers=1""".splitlines()
 ON_RUNS = [command for command in COMMANDS if "runs/" in command or "half" in command]
 DATA = ("data", "train base.yaml --name n", "run")
-CONTRADICTIONS = """--weights.sparsity 0.5 --weights.synops 0.5|--data.val-share 0.1 --data.val-split test
---seeds 0|--seeds -1|--weights.rounds 3|--resume|--filtered out.parquet|--output d|--output runs/run
---cluster.engine local --cluster.workers 2|--weights.schedule cubic --weights.budget 1|--address auto
+CONTRADICTIONS = """--weight-pruning.sparsity 0.5 --weight-pruning.synops 0.5
+--data.val-share 0.1 --data.val-split test
+--seeds 0|--seeds -1|--weight-pruning.rounds 3|--resume|--filtered out.parquet|--output d|--output runs/run
+--cluster.engine local --cluster.workers 2|--weight-pruning.schedule cubic --weight-pruning.budget 1
+--address auto
 --data.train-split test|--data.val-share 1e-9|--output d/out""".replace("\n", "|").split("|")
 TEXTS: list[Callable[[str, str], str]] = [  # of a config file, given a good one and a value
     lambda t, v: f"base: {v}\n{t}", lambda t, v: f"{t}name: b\n", lambda t, v: "a: " * 2000, lambda t, v: v,

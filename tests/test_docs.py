@@ -86,8 +86,9 @@ FOREIGN = (".", "ssh", "scp", "ray", "export", "sbatch", "tail", "kubectl", "mak
 ON_ANOTHER_PAGE = ("search examples/search-digits.yaml",)
 """Long commands, run from the page that is about them."""
 SMALL = """
---train.epochs 2 --train.batch-size 8 --examples.warmup-epochs 0 --examples.anneal-epochs 1
---weights.retrain-epochs 1 --weights.calibration-examples 8 --data.train-rows 16 --data.test-rows 8
+--train.epochs 2 --train.batch-size 8 --data-pruning.warmup-epochs 0 --data-pruning.anneal-epochs 1
+--weight-pruning.retrain-epochs 1 --weight-pruning.calibration-examples 8
+--data.train-rows 16 --data.test-rows 8
 --cluster.engine local --cluster.workers 1 --cluster.min-workers 1 --cluster.gpus-per-worker 0
 """
 """Added to the runs of the datasets' page, whose data are stand-ins."""
@@ -95,7 +96,7 @@ CONFIG = """
 data: {path: data/digits}
 model: {hidden: [32]}
 train: {epochs: 4, batch_size: 128}
-weights: {retrain_epochs: 1, calibration_examples: 64}
+weight_pruning: {retrain_epochs: 1, calibration_examples: 64}
 cluster: {engine: local, workers: 1}
 """
 

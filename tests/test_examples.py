@@ -81,7 +81,10 @@ def test_a_small_variant_is_the_experiment_in_small(name: str) -> None:
         full.train.loss,
     )
     assert (small.data.augment, small.data.frames.by) == (full.data.augment, full.data.frames.by)
-    assert (small.examples.policy, small.weights.criterion) == (full.examples.policy, full.weights.criterion)
+    assert (small.data_pruning.policy, small.weight_pruning.criterion) == (
+        full.data_pruning.policy,
+        full.weight_pruning.criterion,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_workers_do_not_load_torchvision() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["train", "--train.lrr", "1"], ["run", "--examples.ratio", "1"]]
+    "argv", [["--help"], ["train", "--train.lrr", "1"], ["run", "--data-pruning.ratio", "1"]]
 )
 def test_help_and_config_errors_load_neither_torch_nor_ray(argv: list[str]) -> None:
     loaded = _modules_after(f"from pipelines.cli import main\nmain({argv!r})")

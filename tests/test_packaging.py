@@ -124,7 +124,7 @@ def test_what_is_built_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     data = tmp_path / "digits"
     call(command, "data", "ingest", "digits", "--output", data, cwd=tmp_path)
     options = ["--data.path", data, "--cluster.engine", "local", "--cluster.workers", "1"]
-    options += ["--train.epochs", "3", "--weights.retrain-epochs", "1"]
+    options += ["--train.epochs", "3", "--weight-pruning.retrain-epochs", "1"]
     printed = call(command, "run", *options, cwd=tmp_path, **away)
     assert "SLAMP at 90% sparsity" in printed
     assert list((tmp_path / "cache").rglob("*.so"))  # the C sources were there to be compiled

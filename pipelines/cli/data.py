@@ -124,7 +124,7 @@ class SelectCommand:
     output: Path
     """Parquet file to write: id, weight, inclusion probability."""
     policy: str = "sadp"
-    """Data-pruning policy, as examples.policy."""
+    """Data-pruning policy, as data_pruning.policy."""
     scores: Path | None = None
     """File of `spikeprune score`, for policies that draw by a score."""
     split: str = "train"

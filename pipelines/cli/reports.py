@@ -22,7 +22,7 @@ class CompareCommand:
     source: Annotated[Path, tyro.conf.Positional]
     """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
     criteria: tuple[str, ...] = ("slamp", "lamp", "magnitude")
-    """Pruning criteria, as weights.criterion."""
+    """Pruning criteria, as weight_pruning.criterion."""
     levels: tuple[float, ...] = ()
     """Sparsities (0.8 0.9 0.95 when not given); for synops, shares to keep (0.5 0.2 0.1)."""
     objective: Literal["weights", "synops"] = "weights"

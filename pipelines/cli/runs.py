@@ -46,13 +46,13 @@ class PruneCommand:
     address: str | None = None
     """A running Ray cluster (short for --cluster.address)."""
     sparsity: float | None = None
-    """Share of weights to remove (short for --weights.sparsity)."""
+    """Share of weights to remove (short for --weight-pruning.sparsity)."""
     budget: float | None = None
-    """Distortion budget (short for --weights.budget)."""
+    """Distortion budget (short for --weight-pruning.budget)."""
     synops: float | None = None
-    """Share of synaptic operations to keep (short for --weights.synops)."""
+    """Share of synaptic operations to keep (short for --weight-pruning.synops)."""
     criterion: str | None = None
-    """Pruning criterion (short for --weights.criterion)."""
+    """Pruning criterion (short for --weight-pruning.criterion)."""
     no_retrain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Stop after pruning."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -136,7 +136,7 @@ def prune(o: PruneCommand, overrides: dict[str, Any]) -> None:
     """Prune the weights of a trained network under a budget and retrain what is left."""
     overrides |= _given(o, "address", "sparsity", "budget", "synops", "criterion")
     if o.no_retrain:
-        overrides["weights.retrain_epochs"] = "0"
+        overrides["weight_pruning.retrain_epochs"] = "0"
     from pipelines.runs.run import prune as prune_run
     from pipelines.runs.run import prune_config
 
@@ -179,5 +179,5 @@ def search(o: SearchCommand, overrides: dict[str, Any]) -> int:
 def _given(options: Any, *names: str) -> dict[str, Any]:
     """The fields that short options set."""
     group = {"address": "cluster"}
-    values = {f"{group.get(name, 'weights')}.{name}": getattr(options, name) for name in names}
+    values = {f"{group.get(name, 'weight_pruning')}.{name}": getattr(options, name) for name in names}
     return {path: value for path, value in values.items() if value is not None}

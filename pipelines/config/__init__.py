@@ -4,10 +4,10 @@ from pipelines.config.checks import is_own as is_own
 from pipelines.config.schema import ClusterConfig as ClusterConfig
 from pipelines.config.schema import Config as Config
 from pipelines.config.schema import CriterionName as CriterionName
-from pipelines.config.schema import ExamplesConfig as ExamplesConfig
+from pipelines.config.schema import DataPruningConfig as DataPruningConfig
 from pipelines.config.schema import PolicyName as PolicyName
-from pipelines.config.schema import TrackConfig as TrackConfig
-from pipelines.config.schema import WeightsConfig as WeightsConfig
+from pipelines.config.schema import TrackingConfig as TrackingConfig
+from pipelines.config.schema import WeightPruningConfig as WeightPruningConfig
 from pipelines.config.schema import field_paths as field_paths
 from pipelines.config.training import AugmentConfig as AugmentConfig
 from pipelines.config.training import DataConfig as DataConfig

@@ -19,7 +19,7 @@ from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.storage.paths import real_path
 
-_TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
+_TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")
 _MOST_BYTES = 1 << 20
 C = TypeVar("C")
 Tree = TypeVar("Tree", bound=Config)
@@ -173,7 +173,7 @@ def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 def _with_code(config: Tree, beside: Path) -> Tree:
     """Say where own modules are, if there are any, so that another current folder changes nothing."""
-    if any(map(is_own, (config.model.name, config.examples.policy, config.weights.criterion))):
+    if any(map(is_own, (config.model.name, config.data_pruning.policy, config.weight_pruning.criterion))):
         config.code = str(Path(config.code).absolute() if config.code else beside)
     return config
 

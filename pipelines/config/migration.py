@@ -5,11 +5,20 @@ from typing import Any
 from pipelines.config.checks import shown
 from pipelines.errors import UserError
 
-VERSION = 2
+VERSION = 3
 """Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""
 FIELD = "schema_version"
 RENAMED: dict[int, dict[str, str | None]] = {
     2: {"weights.response_examples": "weights.measure_examples", "cluster.ids_per_book": None},
+    3: {
+        "examples": "data_pruning",
+        "weights": "weight_pruning",
+        "track": "tracking",
+        "train.accumulate": "train.grad_accum_steps",
+        "train.clip_norm": "train.max_grad_norm",
+        "train.ema": "train.ema_decay",
+        "train.norm_examples": "train.bn_examples",
+    },
 }
 """By the version that renamed them: the old path of a field or group, and the new one; ``None`` for what
 is gone and says nothing of how a run goes on."""

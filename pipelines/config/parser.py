@@ -343,7 +343,8 @@ def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> User
 
 def _where(argument: Any, tree: type[Config] | None) -> str:
     """A config field by its path, any other option as it is written."""
-    path = f"{argument.intern_prefix}.{argument.field.intern_name}".strip(".").removeprefix("settings.")
+    path = f"{argument.intern_prefix}.{argument.field.intern_name}".replace("-", "_").strip(".")
+    path = path.removeprefix("settings.")
     if tree is not None and path in field_paths(tree):
         return path
     return (

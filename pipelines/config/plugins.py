@@ -36,7 +36,7 @@ class OwnCode:
     """What a run needs of its user's code; plain values that travel to workers."""
 
     names: Mapping[str, str]
-    """``module:attribute`` by the config's field: model.name, examples.policy, weights.criterion."""
+    """``module:attribute`` by the field: model.name, data_pruning.policy, weight_pruning.criterion."""
     folder: str | None
     """Where the modules are on the machine that started the run; ``None`` when installed ones are used."""
     files: Mapping[str, bytes]
@@ -62,8 +62,8 @@ def use_own_code(config: Config) -> OwnCode | None:
     """
     fields = {
         "model.name": config.model.name,
-        "examples.policy": config.examples.policy,
-        "weights.criterion": config.weights.criterion,
+        "data_pruning.policy": config.data_pruning.policy,
+        "weight_pruning.criterion": config.weight_pruning.criterion,
     }
     names = {field: name for field, name in fields.items() if is_own(name)}
     if not names:
@@ -118,7 +118,7 @@ def own_failures_named() -> Iterator[None]:
         raise UserError(place[0], f"{place[1]} failed: {told} ({place[2]})") from error
 
 
-def own_line(error: BaseException) -> str:
+def line_in_own_code(error: BaseException) -> str:
     """Where in own code an error was raised: `` (my_net.py, line 3)``; empty where nowhere there."""
     place = _own_line(error)
     return "" if place is None else f" ({place[2]})"
@@ -233,12 +233,12 @@ def _register(code: OwnCode) -> None:
     from pruning.weights import criteria
     from snn import models
 
-    rooms = {"model.name": models, "examples.policy": policies, "weights.criterion": criteria}
+    rooms = {"model.name": models, "data_pruning.policy": policies, "weight_pruning.criterion": criteria}
     for field, name in code.names.items():
         made = _load(name, field, code)
         if (fault := _fault(field, made)) is not None:
             raise UserError(field, f"{name} {fault}")
-        if field == "examples.policy" and "name" not in vars(made):
+        if field == "data_pruning.policy" and "name" not in vars(made):
             made.name = name
         register: Any = rooms[field].register
         register(name, made)
@@ -246,7 +246,7 @@ def _register(code: OwnCode) -> None:
 
 def _fault(field: str, made: Any) -> str | None:
     """Why an object cannot be what the field names."""
-    if field == "examples.policy":
+    if field == "data_pruning.policy":
         from pruning.examples.policies import Policy
         from pruning.examples.scores import SCORES
 
@@ -259,7 +259,7 @@ def _fault(field: str, made: Any) -> str | None:
         kind = "a function or class" if field == "model.name" else "a function"
         return f"is of type {type(made).__name__}; it must be {kind}"
     taken = inspect.signature(made).parameters
-    if field == "weights.criterion":
+    if field == "weight_pruning.criterion":
         wrong = f"takes {len(taken)} arguments; it must take synapses, calibration, objective"
         return wrong if len(taken) != 3 else None
     missing = [n for n in ("input_shape", "num_classes", "neuron") if n not in taken]

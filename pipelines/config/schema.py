@@ -50,7 +50,7 @@ CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uni
 
 
 @dataclass(kw_only=True, slots=True)
-class ExamplesConfig(Checked):
+class DataPruningConfig(Checked):
     """Which examples each epoch trains on."""
 
     PATH: ClassVar[str] = "examples"
@@ -96,7 +96,7 @@ class ExamplesConfig(Checked):
 
 
 @dataclass(kw_only=True, slots=True)
-class WeightsConfig(Checked):
+class WeightPruningConfig(Checked):
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
     PATH: ClassVar[str] = "weights"
@@ -136,14 +136,19 @@ class WeightsConfig(Checked):
         """One target, and a schedule that fits it."""
         given = [n for n in ("sparsity", "budget", "synops") if getattr(self, n) is not None]
         if len(given) > 1:
-            raise UserError("weights", f"{' and '.join(given)} exclude one another; give one of them")
+            raise UserError("weight_pruning", f"{' and '.join(given)} exclude one another; give one of them")
         if not given:
             self.sparsity = 0.9
         if self.schedule == "one_shot":
-            check(self.rounds == 1, "weights.rounds", self.rounds, "1, or choose another weights.schedule")
+            check(
+                self.rounds == 1,
+                "weight_pruning.rounds",
+                self.rounds,
+                "1, or choose another weight_pruning.schedule",
+            )
         if (self.schedule == "equal_distortion") != (self.budget is not None) and self.rounds > 1:
             allowed = "equal_distortion with a budget, cubic with a sparsity or a SynOps share"
-            check(False, "weights.schedule", self.schedule, allowed)
+            check(False, "weight_pruning.schedule", self.schedule, allowed)
 
     @property
     def saves(self) -> Literal["weights", "synops"]:
@@ -216,7 +221,7 @@ class ClusterConfig(Checked):
 
 
 @dataclass(kw_only=True, slots=True)
-class TrackConfig:
+class TrackingConfig:
     """Experiment tracking, beside metrics.jsonl and Ray's metrics."""
 
     tensorboard: bool = False
@@ -228,7 +233,7 @@ class TrackConfig:
 
     def __post_init__(self) -> None:
         account = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        check_no_secret("track.mlflow", self.mlflow or "", account)
+        check_no_secret("tracking.mlflow", self.mlflow or "", account)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -244,7 +249,7 @@ class Config:
     baseline: Literal["none", "full"] = "none"
     """full also trains on all data first, for comparison."""
     code: str | None = None
-    """Folder of your own modules, where model.name or examples.policy names one as module:attribute;
+    """Folder of your own modules, where model.name or data_pruning.policy names one as module:attribute;
     the config file's own folder when not given."""
     data: DataConfig = field(default_factory=DataConfig)
     """Examples."""
@@ -252,11 +257,11 @@ class Config:
     """Network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training."""
-    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    data_pruning: DataPruningConfig = field(default_factory=DataPruningConfig)
     """Data pruning."""
-    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    weight_pruning: WeightPruningConfig = field(default_factory=WeightPruningConfig)
     """Weight pruning."""
-    track: TrackConfig = field(default_factory=TrackConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where it runs."""

@@ -174,17 +174,17 @@ class TrainConfig(Checked):
     """rate_ce (cross entropy of the time mean) or tet (mean of every timestep's cross entropy)."""
     label_smoothing: Annotated[float, RATIO] = 0.0
     """Share of the label spread over all classes, in [0, 1)."""
-    clip_norm: Annotated[float | None, POSITIVE] = None
+    max_grad_norm: Annotated[float | None, POSITIVE] = None
     """Gradient clipping (max norm); none when not given. Clipping shrinks exactly the steps that hold large
-    example weights, so the gradient is no longer unbiased: leave it off, or raise examples.alpha."""
+    example weights, so the gradient is no longer unbiased: leave it off, or raise data_pruning.alpha."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """float32, or mixed precision of the training steps: bf16, or fp16 with a scaled loss."""
     activations: Literal["keep", "pack", "recompute"] = "keep"
     """What is kept for the backward pass: keep (all that gradients need), pack (spikes as bits) or
     recompute (each layer's input alone, packed): less memory, more time."""
-    accumulate: Annotated[int, at_least(1)] = 1
+    grad_accum_steps: Annotated[int, at_least(1)] = 1
     """Gradient accumulation steps: parts of each step's batch, to fit the memory."""
-    ema: Annotated[float | None, SHARE] = None
+    ema_decay: Annotated[float | None, SHARE] = None
     """Decay of a moving average of the weights, which is then what is evaluated and kept; in (0, 1)."""
-    norm_examples: Annotated[int, at_least(2)] = 1024
+    bn_examples: Annotated[int, at_least(2)] = 1024
     """Uniformly drawn examples that re-estimate batch norm before scoring and evaluation."""

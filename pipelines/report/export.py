@@ -126,7 +126,7 @@ def last_network(run: Path) -> tuple[str, Path]:
     config = read_config(run)
     phase = "train"
     if (run / "masks.safetensors").exists():
-        phase = "retrain" if config.weights.retrain_epochs else "prune"
+        phase = "retrain" if config.weight_pruning.retrain_epochs else "prune"
     path = run / "checkpoints" / f"{phase}.safetensors"
     if not path.exists() or not any(r["phase"] == phase and "activity" in r for r in read_metrics(run)):
         raise UserError(str(run), f"has not finished its phase {phase} yet; --resume continues a run")

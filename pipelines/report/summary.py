@@ -127,7 +127,7 @@ def kind_of(phase: str) -> str:
 
 
 def _title(name: str, config: Config) -> str:
-    examples, weights = config.examples, config.weights
+    examples, weights = config.data_pruning, config.weight_pruning
     if name == "train" and examples.policy == "full":
         return TITLES["baseline"]
     if name == "train":
@@ -144,7 +144,7 @@ def _method(name: str) -> str:
 
 
 def _target(config: Config) -> str:
-    weights = config.weights
+    weights = config.weight_pruning
     if weights.budget is not None:
         return f"budget {weights.budget:g}"
     if weights.synops is not None:

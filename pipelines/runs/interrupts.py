@@ -20,10 +20,10 @@ def end_on_sigterm() -> None:
     """From now on SIGTERM does what Ctrl-C does, whoever handles that; for commands, not libraries."""
     global _wanted
     _wanted = True
-    renew()
+    reclaim_sigterm()
 
 
-def renew() -> None:
+def reclaim_sigterm() -> None:
     """Take SIGTERM back from Ray, which claims it when it connects; nothing where nobody asked for it."""
     if _wanted and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -34,7 +34,7 @@ def was_terminated() -> bool:
     return _received
 
 
-def end_without_ray(server: str) -> None:
+def exit_without_ray(server: str) -> None:
     """End this process at once with a line, as Ray would a minute later without one."""
     try:
         say(

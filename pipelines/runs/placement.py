@@ -17,7 +17,7 @@ MIN_WINDOW, MAX_WINDOW = 1024, 65_536
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def settle_engine(config: Config, folder: Path) -> Config:
+def resolve_engine(config: Config, folder: Path) -> Config:
     """The config with ``cluster.engine`` and ``cluster.threads`` decided; a run goes on as it began."""
     known, c = read_provenance(folder), config.cluster
     began = read_config(folder).cluster if (folder / CONFIG).exists() else c
@@ -32,7 +32,7 @@ def default_threads(cluster: ClusterConfig) -> int:
     return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), _cpus()) if alone else 1)
 
 
-def settle_reading(config: Config, train: Split, folder: Path) -> Config:
+def resolve_reading(config: Config, train: Split, folder: Path) -> Config:
     """The config with ``data.reading`` decided: ``memory`` or ``shards``; a run goes on as it began.
 
     The machine has no say: the two shuffle differently, and a config's figures are to be the same anywhere.
@@ -55,7 +55,7 @@ def window_rows(config: Config, train: Split) -> int:
     return max(MIN_WINDOW, min(MAX_WINDOW, int(WINDOW_BYTES / row)))
 
 
-def give_gpus(config: Config, gpus: float) -> Config:
+def assign_gpus(config: Config, gpus: float) -> Config:
     """The config with a GPU for each of Ray's workers, where ``cluster.device`` wants one and the cluster has
     so many."""
     c = config.cluster

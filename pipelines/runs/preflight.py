@@ -55,8 +55,8 @@ def check_data(config: Config) -> CheckedData:
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
     if is_own(config.model.name):
-        score = class_of(config.examples.policy).score
-        check_own_network(config.model, network, info, score=score, tail_depth=config.examples.tail_depth)
+        score = class_of(config.data_pruning.policy).score
+        check_own_network(config.model, network, info, score=score, tail_depth=config.data_pruning.tail_depth)
     if train.num_examples < 2 * config.cluster.workers:
         raise UserError(
             train.files[0],
@@ -64,9 +64,11 @@ def check_data(config: Config) -> CheckedData:
             "lower cluster.workers",
         )
     names = [s.name for s in network.synapses()]
-    for name in config.weights.exclude:
+    for name in config.weight_pruning.exclude:
         if name not in names:
-            raise UserError("weights.exclude", f"{name!r} is not a layer; choose from {', '.join(names)}")
+            raise UserError(
+                "weight_pruning.exclude", f"{name!r} is not a layer; choose from {', '.join(names)}"
+            )
     return CheckedData(train=train, val=val, test=test, info=info)
 
 
@@ -124,7 +126,7 @@ def _check_inputs(config: Config, info: DatasetInfo) -> None:
         raise UserError("data.augment.drop_time", "applies to events alone; this dataset holds none")
 
 
-def check_places(config: Config) -> None:
+def check_locations(config: Config) -> None:
     """That the run is written beside its data, and that it can use the cluster or device that it names."""
     if uri_of(config.storage) is None and uri_of(config.data.path) is None:
         storage, data = real_path(run_path(config).parent), real_path(config.data.path)
@@ -157,12 +159,12 @@ def check_places(config: Config) -> None:
 
 def advice(config: Config) -> str | None:
     """A warning where no epoch is pruned, or scoring passes cost more than half of what is saved."""
-    e, T = config.examples, config.model.T
+    e, T = config.data_pruning, config.model.T
     policy = class_of(e.policy)
     if e.policy != "full" and e.warmup_epochs + e.anneal_epochs >= config.train.epochs:
         return (
-            f"train.epochs {config.train.epochs}: examples.warmup_epochs {e.warmup_epochs} and anneal_epochs"
-            f" {e.anneal_epochs} leave no epoch to prune; all train on all data"
+            f"train.epochs {config.train.epochs}: data_pruning.warmup_epochs {e.warmup_epochs} and"
+            f" anneal_epochs {e.anneal_epochs} leave no epoch to prune; all train on all data"
         )
     every = policy.rescore_every if e.rescore_every is None else e.rescore_every
     if policy.score is None or not every or e.overlap or not e.ratio:
@@ -172,8 +174,8 @@ def advice(config: Config) -> str | None:
     if cost <= e.ratio / 2:
         return None
     return (
-        f"examples.rescore_every {every}: scoring passes cost {cost:.2f} of a full epoch per pruned epoch, of"
-        f" the {e.ratio:.2f} that it saves; 0 takes the scores from the training steps at no cost"
+        f"data_pruning.rescore_every {every}: scoring passes cost {cost:.2f} of a full epoch per pruned"
+        f" epoch, of the {e.ratio:.2f} that it saves; 0 takes the scores from the training steps at no cost"
     )
 
 

@@ -19,14 +19,14 @@ from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, us
 from pipelines.console import messages
 from pipelines.data.scan import write_skipped
 from pipelines.errors import UserError
-from pipelines.runs.interrupts import end_without_ray, renew
-from pipelines.runs.placement import give_gpus, placement, settle_engine, settle_reading, window_rows
+from pipelines.runs.interrupts import exit_without_ray, reclaim_sigterm
+from pipelines.runs.placement import assign_gpus, placement, resolve_engine, resolve_reading, window_rows
 from pipelines.runs.preflight import (
     CheckedData,
     advice,
     check_cluster,
     check_data,
-    check_places,
+    check_locations,
     check_same_validation,
 )
 from pipelines.runs.progress import TrainingProgress
@@ -44,7 +44,7 @@ from pipelines.runs.run_folder import (
     start_of,
 )
 from pipelines.storage.atomic import check_storage
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import below, parent, uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import (
@@ -92,7 +92,7 @@ def run(
     folder = run_path(config)
     if run_uri(config) is not None:
         atexit.register(remove_working_copy, folder)
-    with hold(folder, "run", config.storage):
+    with run_lock(folder, "run", config.storage):
         return _run(config, command, resume, initial, profile, on_record, console or messages())
 
 
@@ -131,7 +131,7 @@ def _run(
         kept, cluster = replace(spec.config, cluster=config.cluster), spec.config.cluster
         known = {**start, "engine": cluster.engine, "threads": cluster.threads}
         create_run(kept, sys.argv, spec.code, new=new, start=known)
-        tell_skipped(config, data, folder, console)
+        report_skipped_rows(config, data, folder, console)
         if mirror is not None:
             with storage_errors(mirror.remote):
                 mirror.push()
@@ -152,8 +152,8 @@ def _run(
 def _checked(config: Config, command: Command, console: Console) -> tuple[RunSpec, CheckedData]:
     """Check everything that needs no cluster; the run, with engine, threads and reading decided."""
     folder = run_path(config)
-    config = settle_engine(config, folder)
-    check_places(config)
+    config = resolve_engine(config, folder)
+    check_locations(config)
     if config.cluster.engine == "ray":
         refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
         if config.cluster.address is None:
@@ -171,7 +171,7 @@ def _checked(config: Config, command: Command, console: Console) -> tuple[RunSpe
     if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
     spec = RunSpec(
-        config=settle_reading(config, data.train, folder),
+        config=resolve_reading(config, data.train, folder),
         info=data.info,
         phases=phases_of(config, command),
         folder=str(folder),
@@ -199,9 +199,9 @@ def _launcher(
 
         return spec, partial(train_locally, on_record=on_record)
     with console.status("starting Ray" if address is None else "connecting"):
-        cluster = stack.enter_context(connect(address, lost=end_without_ray))
-    renew()
-    config = give_gpus(spec.config, cluster.gpus)
+        cluster = stack.enter_context(connect(address, lost=exit_without_ray))
+    reclaim_sigterm()
+    config = assign_gpus(spec.config, cluster.gpus)
     check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
     if config.cluster.gpus_per_worker:
         console.print(f"device cuda ({', '.join(cluster.accelerators)})", highlight=False)
@@ -223,7 +223,7 @@ def prepare_engines() -> None:
         raise UserError(where, what) from None
 
 
-def tell_skipped(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
+def report_skipped_rows(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
     """Write down, in the run's folder, and tell which bad rows are left out."""
     if config.data.on_bad_row == "skip":
         splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
@@ -282,7 +282,9 @@ def prune_config(source: Path, overrides: dict[str, str]) -> Config:
     place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
     config = load_config(folder / CONFIG, {**place, **overrides})
     check_same_validation(stored, config)
-    if not config.weights.retrain_epochs and not any(path.startswith("cluster.") for path in overrides):
+    if not config.weight_pruning.retrain_epochs and not any(
+        path.startswith("cluster.") for path in overrides
+    ):
         # A few hundred examples are no reason to start a cluster.
         config = replace(config, cluster=ClusterConfig(device=config.cluster.device))
     return config

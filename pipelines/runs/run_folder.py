@@ -130,7 +130,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check_same_run(stored: Config, given: Config, folder: Path) -> None:
-    free = {*FREE_TO_CHANGE, *(["data.path"] if knows_data(folder) else [])}  # `check_same_data` compares
+    free = {*FREE_TO_CHANGE, *(["data.path"] if records_data(folder) else [])}  # `check_same_data` compares
     if given.train.epochs > stored.train.epochs:
         _check_more_epochs(stored, given, folder)
         free.add("train.epochs")
@@ -164,8 +164,8 @@ def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
         reason = f"its baseline was trained for {train.epochs} epochs"
     elif set(phases) - {"train"}:
         reason = "its network has been pruned since"
-    elif train.ema is not None and len(phases) == train.epochs:
-        reason = "it has kept the averaged weights alone (train.ema)"
+    elif train.ema_decay is not None and len(phases) == train.epochs:
+        reason = "it has kept the averaged weights alone (train.ema_decay)"
     elif 0 < len(phases) < warm:
         reason = f"the learning rate would warm up again until epoch {warm} (train.warmup)"
     else:
@@ -240,14 +240,14 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return found
 
 
-def knows_data(folder: Path) -> bool:
+def records_data(folder: Path) -> bool:
     """Whether the data that a run or search began with can be distinguished from other data."""
     return read_provenance(folder).get("data_manifest_sha256") is not None
 
 
 def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"] = "run") -> None:
     """That a run or search goes on with the data that it began with, if it knows them."""
-    if not knows_data(folder):
+    if not records_data(folder):
         return
     manifest = _manifest(config)
     if manifest is None:

@@ -24,7 +24,7 @@ from pipelines.scoring.scorer import (
     ScoringPass,
     parts_of,
     score_layout,
-    scorers_alone,
+    scorers_without_training,
     stream_scores,
 )
 from pipelines.storage.atomic import check_beside, write_parquet
@@ -74,8 +74,8 @@ def rank(
         scores=tuple(names),
         loss=config.train.loss,
         label_smoothing=config.train.label_smoothing,
-        tail_depth=config.examples.tail_depth,
-        timesteps=config.examples.score_timesteps,
+        tail_depth=config.data_pruning.tail_depth,
+        timesteps=config.data_pruning.score_timesteps,
         inputs=Inputs.of(info, config.model.T),
     )
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def _on_ray(
         weights={name: tensor.detach() for name, tensor in model.state_dict().items()},
         architecture=described,
         scoring=scoring,
-        scorers=scorers_alone(config.cluster),
+        scorers=scorers_without_training(config.cluster),
     )
     return stream_scores(scored.layout, scored.ids, pass_)
 

@@ -121,7 +121,7 @@ def scorers_of(cluster: ClusterConfig) -> Scorers:
     return Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer)
 
 
-def scorers_alone(cluster: ClusterConfig) -> Scorers:
+def scorers_without_training(cluster: ClusterConfig) -> Scorers:
     """As the config says, where nobody else computes on the cluster.
 
     A Ray of its own is told of more CPUs than a small machine has. Tasks that share cores cost each

@@ -135,7 +135,7 @@ def read_plan(folder: Path) -> Plan:
 
 def _stages(settings: SearchConfig, space: Space) -> Stages:
     """What trials do: as asked for, or what space and objectives need."""
-    prunes = [p for p in space.paths if p.startswith("weights.")]
+    prunes = [p for p in space.paths if p.startswith("weight_pruning.")]
     if settings.stages is None:
         wants = "density" in (settings.objectives or ())
         return "run" if prunes or wants or settings.question in ("network", "both") else "train"

@@ -14,6 +14,7 @@ import yaml
 
 from pipelines.config import Config, field_paths, is_own
 from pipelines.config.load import with_values
+from pipelines.config.migration import new_name
 from pipelines.config.parser import leaf_hint
 from pipelines.errors import UserError
 from pipelines.search.config import Question, SearchTree
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 
 READY_MADE: dict[Question, dict[str, Any]] = {
     "data": {
-        "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
-        "examples.policy": ["sadp", "random"],
+        "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+        "data_pruning.policy": ["sadp", "random"],
     },
     "network": {
-        "weights.budget": {"low": 0.05, "high": 3.0, "log": True},
-        "weights.criterion": ["slamp", "lamp"],
+        "weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True},
+        "weight_pruning.criterion": ["slamp", "lamp"],
     },
     "both": {
-        "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
-        "weights.budget": {"low": 0.05, "high": 3.0, "log": True},
+        "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+        "weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True},
     },
 }
 _FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
 _FREE_DATA = ("data.frames.", "data.augment.")  # all other data is the same for all trials
-_TARGETS = ("weights.sparsity", "weights.budget", "weights.synops")
+_TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")
 _RANGE = ("low", "high", "log", "step")
 
 
@@ -66,7 +67,7 @@ class Space:
         Args:
             points: values of a range without a step.
         """
-        slow_first = sorted(self.paths, key=lambda path: not path.startswith("weights."))
+        slow_first = sorted(self.paths, key=lambda path: not path.startswith("weight_pruning."))
         values = [_points(self.distributions[path], points) for path in slow_first]
         return [dict(zip(slow_first, combination, strict=True)) for combination in itertools.product(*values)]
 
@@ -130,6 +131,8 @@ def _distribution(path: str, given: Any) -> "BaseDistribution":
     if path not in field_paths():
         close = difflib.get_close_matches(path, field_paths(), n=1)
         hint = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
+        if (new := new_name(path)) is not None:
+            hint = f"; it is called {new} now"
         raise UserError(where, f"is not a field of the config{hint}")
     if path.split(".")[0] in _FIXED or (path.startswith("data.") and not path.startswith(_FREE_DATA)):
         raise UserError(where, "cannot be searched: all trials of a search share it")
@@ -149,7 +152,7 @@ def _choice(path: str, given: Sequence[Any], where: str) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution
 
     for value in given:
-        own = path in ("model.name", "examples.policy", "weights.criterion")
+        own = path in ("model.name", "data_pruning.policy", "weight_pruning.criterion")
         if own and isinstance(value, str) and is_own(value):
             raise UserError(
                 where,

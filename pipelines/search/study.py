@@ -17,10 +17,10 @@ from cluster.connect import check_cluster_answers, connect, local_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
 from pipelines.errors import UserError
-from pipelines.runs.interrupts import end_without_ray, renew
-from pipelines.runs.placement import settle_reading
+from pipelines.runs.interrupts import exit_without_ray, reclaim_sigterm
+from pipelines.runs.placement import resolve_reading
 from pipelines.runs.preflight import check_cluster, check_data
-from pipelines.runs.run import prepare_engines, tell_skipped
+from pipelines.runs.run import prepare_engines, report_skipped_rows
 from pipelines.runs.run_folder import CODE, check_same_config, check_same_data, run_path, write_provenance
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
@@ -36,7 +36,7 @@ from pipelines.search.trial import (
     run_trial,
 )
 from pipelines.storage.atomic import check_storage, write_beside
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
 from pipelines.training.metrics import check_trackers
@@ -66,7 +66,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     """
     if uri_of(tree.storage) is not None:
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
-    with hold(run_path(tree), "search", tree.storage):
+    with run_lock(run_path(tree), "search", tree.storage):
         return _search(tree, resume, console or Console(stderr=True))
 
 
@@ -96,17 +96,17 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
     if not validated:
         told = f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows"
         console.print(told, highlight=False)
-    plan = make_plan(replace(tree, data=settle_reading(tree, checked.train, folder).data))
+    plan = make_plan(replace(tree, data=resolve_reading(tree, checked.train, folder).data))
     _begin(plan, code)
-    tell_skipped(tree, checked, folder, console)
+    report_skipped_rows(tree, checked, folder, console)
     if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
         return folder
     with console.status("preparing"):
         prepare_engines()
     with ExitStack() as stack:
         with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
-            cluster = stack.enter_context(connect(tree.cluster.address, lost=end_without_ray))
-        renew()
+            cluster = stack.enter_context(connect(tree.cluster.address, lost=exit_without_ray))
+        reclaim_sigterm()
         if cluster.nodes > 1:
             check_shared(folder.parent, checked.files)
         nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
-from pipelines.config import ClusterConfig, Config, WeightsConfig
+from pipelines.config import ClusterConfig, Config, WeightPruningConfig
 from pipelines.config.load import dump_config
 from pipelines.errors import UserError
 from pipelines.runs.run import run
@@ -84,7 +84,7 @@ def stages_of(plan: Plan, suggested: dict[str, Any]) -> list[Stage]:
     engine: Literal["ray", "local"] = "ray" if plan.nested else "local"
     cluster = replace(c, engine=engine, threads=c.threads or max(1, int(c.cpus_per_worker)))
     config = replace(config, storage=str(plan.folder / "stages"), cluster=cluster)
-    dense = replace(config, weights=WeightsConfig())
+    dense = replace(config, weight_pruning=WeightPruningConfig())
     train = Stage(command="train", config=replace(dense, name=f"train-{_key(dense)}"), initial=None)
     if plan.stages == "train":
         return [train]

@@ -18,7 +18,7 @@ _DOING = {"run": "is being trained", "search": "is being run"}
 
 
 @contextmanager
-def hold(folder: Path, kind: Literal["run", "search"], storage: str) -> Iterator[None]:
+def run_lock(folder: Path, kind: Literal["run", "search"], storage: str) -> Iterator[None]:
     """Keep other processes from a run or search meanwhile, also on other machines that share the folder.
 
     The lock (``.NAME.lock`` beside the folder) is gone with this process, however that ends; the file may

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
 
 STATE = ".mirror.json"
@@ -140,7 +140,7 @@ def working_copy(uri: str) -> Path:
 
 def remove_working_copy(folder: Path) -> None:
     """Remove a working copy, unless another process works on its run."""
-    with suppress(UserError), hold(folder, "run", str(folder)):
+    with suppress(UserError), run_lock(folder, "run", str(folder)):
         shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -165,13 +165,13 @@ def local_copy(source: Path) -> Path:
 
 def upload_changes(folder: Path) -> None:
     """Upload what has changed in a working copy since it was fetched; nothing for any other folder."""
-    if (uri := copied_from(folder)) is not None:
+    if (uri := source_uri(folder)) is not None:
         remote = Folder.of(uri)
         with storage_errors(remote):
             Mirror(folder, remote).push()
 
 
-def copied_from(folder: Path) -> str | None:
+def source_uri(folder: Path) -> str | None:
     """The URI that a folder is a working copy of; ``None`` for any other folder."""
     try:
         return str(json.loads((folder / STATE).read_text())["uri"])
@@ -184,7 +184,7 @@ def named(path: Path) -> str:
     if (uri := uri_of(path)) is not None:
         return uri
     for folder in path.parents:
-        if (uri := copied_from(folder)) is not None:
+        if (uri := source_uri(folder)) is not None:
             return below(uri, path.relative_to(folder).as_posix())
     return str(path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.config import ExamplesConfig, TrainConfig
+from pipelines.config import DataPruningConfig, TrainConfig
 from pipelines.data.ids import uniform_sample
 from pipelines.data.inputs import to_device
 from pipelines.training.evaluation import inputs_of
@@ -22,7 +22,7 @@ PROBE_STREAM = 104
 
 
 def diagnose_scores(
-    worker: Worker, train: TrainConfig, examples: ExamplesConfig, epoch: int
+    worker: Worker, train: TrainConfig, examples: DataPruningConfig, epoch: int
 ) -> dict[str, float] | None:
     """Variance of the gradient under the table's scores, and its bias under training's batch norm.
 

@@ -104,7 +104,7 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
                 if worker.masks is not None:
                     record["figures"] = retrained(worker, record)
                 record |= engine.table.costs()
-                worker.keep_final(phase.name)
+                worker.save_final(phase.name)
             worker.report(
                 record,
                 next_phase=worker.progress.phase + last,
@@ -116,14 +116,14 @@ def _train(worker: Worker, phase: Phase, resume: Path | None) -> None:
 
 def _told_epoch(phase: Phase) -> int:
     """The epoch whose draw scores.parquet tells of: the last pruned one, or the last if none is."""
-    last = phase.epochs - phase.examples.anneal_epochs - 1
-    return last if last >= phase.examples.warmup_epochs else phase.epochs - 1
+    last = phase.epochs - phase.data_pruning.anneal_epochs - 1
+    return last if last >= phase.data_pruning.warmup_epochs else phase.epochs - 1
 
 
 def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
     """Open the score table for a phase: how its policy wants examples scored, and whether in training."""
     spec, engine = worker.spec, worker.engine
-    T, examples = worker.inputs.T, phase.examples
+    T, examples = worker.inputs.T, phase.data_pruning
     settings = {
         "name": examples.policy,
         "seed": spec.config.seed,
@@ -139,8 +139,8 @@ def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
         scores=(score,),
         loss=phase.train.loss,
         label_smoothing=phase.train.label_smoothing,
-        tail_depth=phase.examples.tail_depth,
-        timesteps=phase.examples.score_timesteps,
+        tail_depth=phase.data_pruning.tail_depth,
+        timesteps=phase.data_pruning.score_timesteps,
         inputs=worker.inputs,
     )
     return scoring, in_training
@@ -173,7 +173,7 @@ class _Trainer:
         seed = self.worker.spec.config.seed
         sample = uniform_sample(
             self.worker.spec.ids,
-            self.train.norm_examples,
+            self.train.bn_examples,
             seed=seed,
             # Scattered rows are dear where row groups are read: there one sample serves all epochs.
             epoch=0 if self.worker.spec.shards else epoch,
@@ -216,7 +216,7 @@ class _Trainer:
     def _speed(self, record: dict[str, Any]) -> dict[str, float]:
         earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
         T = self.worker.inputs.T
-        share = (self.phase.examples.score_timesteps or T) / T
+        share = (self.phase.data_pruning.score_timesteps or T) / T
         return pace(earlier, record, num_examples=len(self.worker.spec.ids), scoring_share=share)
 
     def _reestimate(self, rows: Rows, sample: np.ndarray, epoch: int) -> None:
@@ -237,7 +237,7 @@ class _Trainer:
 
         The first scored epoch's are not: the weights one epoch before it know nothing yet.
         """
-        examples = self.phase.examples
+        examples = self.phase.data_pruning
         return examples.overlap and epoch > max(examples.warmup_epochs, examples.score_from)
 
     def _score_ahead(self, epoch: int) -> Callable[[], int]:
@@ -261,7 +261,7 @@ class _Trainer:
 
     def _diagnose(self, epoch: int) -> dict[str, float] | None:
         """How far the scores that were drawn by are from exact gradient norms, on a probe."""
-        examples, engine = self.phase.examples, self.engine
+        examples, engine = self.phase.data_pruning, self.engine
         if self.scoring is None or not examples.diagnose_every or epoch % examples.diagnose_every:
             return None
         found = None

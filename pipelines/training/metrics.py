@@ -116,28 +116,28 @@ def gauges(record: Mapping[str, Any]) -> dict[str, float]:
 
 def check_trackers(config: Config) -> None:
     """That what the config asks for is installed and answers."""
-    if config.track.tensorboard:
-        _import("tensorboardX", "track.tensorboard")
-    if config.track.mlflow is not None:
-        mlflow = _import("mlflow", "track.mlflow")
+    if config.tracking.tensorboard:
+        _import("tensorboardX", "tracking.tensorboard")
+    if config.tracking.mlflow is not None:
+        mlflow = _import("mlflow", "tracking.mlflow")
         # The client's own patience is minutes; a server that is not there is better known at once.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         try:
-            mlflow.MlflowClient(tracking_uri=config.track.mlflow).search_experiments(max_results=1)
+            mlflow.MlflowClient(tracking_uri=config.tracking.mlflow).search_experiments(max_results=1)
         except Exception as error:
             raise UserError(
-                "track.mlflow", f"{config.track.mlflow} does not answer ({short(error)})"
+                "tracking.mlflow", f"{config.tracking.mlflow} does not answer ({short(error)})"
             ) from error
-    if config.track.wandb is not None:
-        wandb = _import("wandb", "track.wandb")
+    if config.tracking.wandb is not None:
+        wandb = _import("wandb", "tracking.wandb")
         try:
             known = os.environ.get("WANDB_MODE") in _WITHOUT_SERVER or wandb.login(prompt=False)
         except Exception as error:
             what = f"the server refuses or does not answer ({short(error)})"
-            raise UserError("track.wandb", what) from error
+            raise UserError("tracking.wandb", what) from error
         if not known:
             raise UserError(
-                "track.wandb", "needs a login: `wandb login`, WANDB_API_KEY or WANDB_MODE=offline"
+                "tracking.wandb", "needs a login: `wandb login`, WANDB_API_KEY or WANDB_MODE=offline"
             )
 
 
@@ -156,12 +156,12 @@ class Tracker(ABC):
 def make_trackers(config: Config, folder: Path, records: int) -> list[Tracker]:
     """The config's trackers of a run that has ``records`` records already."""
     found: list[Tracker] = []
-    if config.track.tensorboard:
+    if config.tracking.tensorboard:
         found.append(TensorBoard(folder / "tensorboard", records))
-    if config.track.mlflow is not None:
+    if config.tracking.mlflow is not None:
         found.append(Mlflow(config, folder))
-    if config.track.wandb is not None:
-        found.append(Wandb(config, config.track.wandb, folder))
+    if config.tracking.wandb is not None:
+        found.append(Wandb(config, config.tracking.wandb, folder))
     return found
 
 
@@ -201,7 +201,7 @@ class Mlflow(Tracker):
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient(tracking_uri=config.track.mlflow)
+        self._client = MlflowClient(tracking_uri=config.tracking.mlflow)
         known = folder / "mlflow.json"
         if known.exists():
             self._run = read_json(known)["run_id"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipelines.config import Config, ExamplesConfig, TrainConfig
+from pipelines.config import Config, DataPruningConfig, TrainConfig
 from pipelines.config.plugins import OwnCode
 from pipelines.data.dataset import DatasetInfo, Split
 from pipelines.data.ids import Ids
@@ -28,7 +28,7 @@ class Phase:
     """Prunes weights instead of training."""
     train: TrainConfig
     """How to train."""
-    examples: ExamplesConfig
+    data_pruning: DataPruningConfig
     """On which examples."""
 
     @property
@@ -87,28 +87,28 @@ def phases_of(config: Config, command: Command) -> tuple[Phase, ...]:
     ``run``: (baseline,) train, prune, retrain. ``train``: (baseline,) train. ``prune``: prune, retrain
     of a network that is given. Pruning and retraining repeat for every round.
     """
-    if config.examples.policy == "full":
-        config = replace(config, examples=_all_examples(config.examples))
+    if config.data_pruning.policy == "full":
+        config = replace(config, data_pruning=_all_examples(config.data_pruning))
     phases: list[Phase] = []
     if command != "prune":
         if config.baseline == "full":
-            full = _all_examples(config.examples)
-            phases.append(Phase(name="baseline", fresh=True, train=config.train, examples=full))
-        examples = _fitted(config.examples, config.train.epochs)
-        phases.append(Phase(name="train", fresh=True, train=config.train, examples=examples))
+            full = _all_examples(config.data_pruning)
+            phases.append(Phase(name="baseline", fresh=True, train=config.train, data_pruning=full))
+        examples = _fitted(config.data_pruning, config.train.epochs)
+        phases.append(Phase(name="train", fresh=True, train=config.train, data_pruning=examples))
     if command != "train":
-        rounds = config.weights.rounds
+        rounds = config.weight_pruning.rounds
         for i in range(rounds):
             # The last round has the plain names: what a run ends with is called alike for any schedule.
             suffix = f"-{i + 1}" if i + 1 < rounds else ""
-            prune = Phase(name=f"prune{suffix}", train=config.train, examples=config.examples)
+            prune = Phase(name=f"prune{suffix}", train=config.train, data_pruning=config.data_pruning)
             phases.append(replace(prune, round=i, prunes=True))
-            if config.weights.retrain_epochs:
+            if config.weight_pruning.retrain_epochs:
                 phases.append(_retrain(config, f"retrain{suffix}", i))
     return tuple(phases)
 
 
-def _all_examples(examples: ExamplesConfig) -> ExamplesConfig:
+def _all_examples(examples: DataPruningConfig) -> DataPruningConfig:
     """Policy full, whatever was said of pruned epochs: a run may be too short for that."""
     return replace(
         examples,
@@ -122,7 +122,7 @@ def _all_examples(examples: ExamplesConfig) -> ExamplesConfig:
     )
 
 
-def _fitted(examples: ExamplesConfig, epochs: int) -> ExamplesConfig:
+def _fitted(examples: DataPruningConfig, epochs: int) -> DataPruningConfig:
     """Without the warm-up and anneal epochs that a training is too short for."""
     warmup = min(examples.warmup_epochs, epochs)
     return replace(
@@ -134,16 +134,16 @@ def _fitted(examples: ExamplesConfig, epochs: int) -> ExamplesConfig:
 
 
 def _retrain(config: Config, name: str, round_: int) -> Phase:
-    epochs = config.weights.retrain_epochs
+    epochs = config.weight_pruning.retrain_epochs
     # The network knows the task already: scores mean something from the first epoch on.
-    examples = _fitted(replace(config.examples, warmup_epochs=0, score_from=0), epochs)
+    examples = _fitted(replace(config.data_pruning, warmup_epochs=0, score_from=0), epochs)
     if _scores_in_training_alone(examples):
         examples = replace(examples, warmup_epochs=min(1, epochs - examples.anneal_epochs))
-    train = replace(config.train, epochs=epochs, lr=config.weights.retrain_lr)
-    return Phase(name=name, round=round_, train=train, examples=examples)
+    train = replace(config.train, epochs=epochs, lr=config.weight_pruning.retrain_lr)
+    return Phase(name=name, round=round_, train=train, data_pruning=examples)
 
 
-def _scores_in_training_alone(examples: ExamplesConfig) -> bool:
+def _scores_in_training_alone(examples: DataPruningConfig) -> bool:
     """Whether no scoring pass tells the policy anything before it has trained."""
     policy, every = class_of(examples.policy), examples.rescore_every
     return policy.score is not None and not (policy.rescore_every if every is None else every)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.config import WeightsConfig
+from pipelines.config import WeightPruningConfig
 from pipelines.data.ids import uniform_sample
 from pipelines.data.layout import Rows
 from pipelines.errors import UserError
@@ -47,7 +47,7 @@ def prune(worker: Worker) -> None:
     phase = worker.spec.phases[worker.progress.phase]
     engine.progress({"phase": phase.name, "epoch": 0, "doing": "pruning weights"})
     sample = draw_sample(worker, phase.round)
-    calibrated = calibrate(worker, sample, needs(config.weights.criterion))
+    calibrated = calibrate(worker, sample, needs(config.weight_pruning.criterion))
     watched, all_splits = worker.spec.watched, tuple(worker.spec.held_out)
     before = evaluate(worker, *all_splits)
     dense = _dense(worker) or {
@@ -55,13 +55,15 @@ def prune(worker: Worker) -> None:
         "dense_activity": measure_activity(worker, watched),
     }
     try:
-        allocation = allocate_weights(worker, calibrated.calibration, target_of(config.weights, phase.round))
+        allocation = allocate_weights(
+            worker, calibrated.calibration, target_of(config.weight_pruning, phase.round)
+        )
     except ValueError as error:
-        raise UserError("weights", str(error)) from None
+        raise UserError("weight_pruning", str(error)) from None
     _check_equal(worker, allocation.masks)
     distortion = None
-    if config.weights.diagnose_examples:
-        distortion = measure_distortion(worker, allocation, config.weights.diagnose_examples)
+    if config.weight_pruning.diagnose_examples:
+        distortion = measure_distortion(worker, allocation, config.weight_pruning.diagnose_examples)
     allocation.masks.apply_(model)
     masked = evaluate(worker, watched)
     reestimate_norm(worker, sample.rows, sample.norm_ids)
@@ -69,14 +71,14 @@ def prune(worker: Worker) -> None:
     pruned = measure_activity(worker, watched)
     figures = pruned_figures(recalibrated["test_accuracy"], pruned, **dense)
     worker.masks = allocation.masks
-    worker.keep_final(phase.name)
+    worker.save_final(phase.name)
     if engine.rank == 0:
         folder = Path(worker.spec.folder)
         write_json(
             folder / "pruning.json",
             {
                 "round": phase.round + 1,
-                "rounds": config.weights.rounds,
+                "rounds": config.weight_pruning.rounds,
                 "allocation": allocation.to_dict(),
                 "calibration": calibrated.calibration.to_dict(),
                 "calibration_spread": calibrated.spread,
@@ -117,7 +119,7 @@ def retrained(worker: Worker, record: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-def target_of(weights: WeightsConfig, round_: int) -> dict[str, float]:
+def target_of(weights: WeightPruningConfig, round_: int) -> dict[str, float]:
     """What a round of a schedule is to reach, as an argument of `allocate`.
 
     Sparsities are of the dense network, SynOps shares of all its weights at the round's own calibrated
@@ -156,9 +158,9 @@ def draw_sample(worker: Worker, round_: int = 0) -> Sample:
     ids, place = worker.spec.ids, {"rank": worker.engine.rank, "world_size": worker.engine.world_size}
     place |= {"seed": config.seed, "epoch": round_}
     calibration_ids = uniform_sample(
-        ids, config.weights.calibration_examples, stream=CALIBRATION_STREAM, **place
+        ids, config.weight_pruning.calibration_examples, stream=CALIBRATION_STREAM, **place
     )
-    norm_ids = uniform_sample(ids, config.train.norm_examples, stream=NORM_STREAM, **place)
+    norm_ids = uniform_sample(ids, config.train.bn_examples, stream=NORM_STREAM, **place)
     rows = worker.engine.fetch(np.union1d(calibration_ids, norm_ids))
     return Sample(rows=rows, calibration_ids=calibration_ids, norm_ids=norm_ids)
 
@@ -167,7 +169,9 @@ def calibrate(worker: Worker, sample: Sample, measure: Collection[Measure]) -> C
     """Statistics of all workers' examples in one pass, and what else the criteria need."""
     model, T = worker.model, worker.spec.config.model.T
     # Of each half, and of each worker's share.
-    examples = max(2, -(-worker.spec.config.weights.measure_examples // (2 * worker.engine.world_size)))
+    examples = max(
+        2, -(-worker.spec.config.weight_pruning.measure_examples // (2 * worker.engine.world_size))
+    )
     halves = []
     try:
         for half in (sample.calibration_ids[::2], sample.calibration_ids[1::2]):
@@ -176,7 +180,7 @@ def calibrate(worker: Worker, sample: Sample, measure: Collection[Measure]) -> C
             halves.append(exact_sum(worker.engine, sums.to_vector()))
         whole = _calibration(model, halves[0] + halves[1], T, measure)
     except ValueError as error:
-        raise UserError("weights", str(error)) from None
+        raise UserError("weight_pruning", str(error)) from None
     try:
         spread = relative_spread([_calibration(model, v, T, measure) for v in halves])
     except ValueError:  # a half without examples or spikes
@@ -215,7 +219,7 @@ def allocate_weights(
     Raises:
         ValueError: the target cannot be met.
     """
-    weights = worker.spec.config.weights
+    weights = worker.spec.config.weight_pruning
     given = {
         "criterion": weights.criterion,
         "objective": weights.saves,

@@ -108,7 +108,7 @@ class RayEngine(Engine):
         pass_ = ScoringPass(weights=weights, architecture=described, scoring=scoring, scorers=scorers)
         ids = self.table.rescore(epoch)
         # Passes to come have their process started behind the first epoch; scores from the steps need none.
-        if self._beside is None and (ids is not None or spec.config.examples.rescore_every):
+        if self._beside is None and (ids is not None or spec.config.data_pruning.rescore_every):
             self._beside = _start_beside(spec.code)
         beside = self._beside
         if ids is None:

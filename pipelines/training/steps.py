@@ -37,9 +37,9 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def diverged(phase: Phase, epoch: int, what: str) -> UserError:
     """The error of a training that has run away, with what helps against it."""
     return UserError(
-        "weights.retrain_lr" if phase.name.startswith("retrain") else "train.lr",
+        "weight_pruning.retrain_lr" if phase.name.startswith("retrain") else "train.lr",
         f"training diverged: {what} in epoch {epoch + 1} of phase {phase.name}; lower the learning rate"
-        f" ({phase.train.lr:g}), or set train.clip_norm. Checkpoints of earlier epochs are whole",
+        f" ({phase.train.lr:g}), or set train.max_grad_norm. Checkpoints of earlier epochs are whole",
     )
 
 
@@ -158,7 +158,7 @@ class Stepper:
         keep_activations(worker.model, phase.train.activations)
         self.module = worker.engine.distribute(worker.model)
         self.optimizer = optimizer
-        self.average = WeightAverage(worker.model, phase.train.ema) if phase.train.ema else None
+        self.average = WeightAverage(worker.model, phase.train.ema_decay) if phase.train.ema_decay else None
         self.loss = LOSSES[phase.train.loss]
         self._half = _HALF.get(phase.train.precision)
         self._scaler = torch.amp.GradScaler(worker.engine.device.type, enabled=self._half is torch.float16)
@@ -180,7 +180,7 @@ class Stepper:
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
         self.module.train()
-        for step, parts in enumerate(decoded(feed, self.train.accumulate)):
+        for step, parts in enumerate(decoded(feed, self.train.grad_accum_steps)):
             seen.step = step
             fraction = (epoch + step / feed.steps) / self.train.epochs
             for group in self.optimizer.param_groups:
@@ -264,9 +264,9 @@ class Stepper:
         return weighted.detach()
 
     def _step(self) -> None:
-        if self.train.clip_norm is not None:
+        if self.train.max_grad_norm is not None:
             self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.clip_norm)
+            nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.average is not None:

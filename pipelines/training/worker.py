@@ -101,7 +101,7 @@ class Worker:
         if self.mirror is not None:
             self.mirror.push(removed=in_checkpoints)
 
-    def keep_final(self, phase: str) -> None:
+    def save_final(self, phase: str) -> None:
         """Keep the network under its phase's name, beyond the checkpoints that later ones replace."""
         if self.engine.rank == 0:
             folder = Path(self.spec.folder) / "checkpoints"

@@ -21,7 +21,7 @@ def test_rivals_see_at_least_as_many_examples_as_the_pruned_runs(ratio: float, t
 
     def share(method: str) -> float:
         config = config_of(Run("fashion", ratio, 0, method), task, tmp_path, tmp_path)
-        e, epochs = config.examples, config.train.epochs
+        e, epochs = config.data_pruning, config.train.epochs
         if e.policy == "full":
             return epochs / task.epochs
         rate = 1 - (e.ratio if e.ratio_from is None else (e.ratio + e.ratio_from) / 2)

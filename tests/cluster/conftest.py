@@ -25,7 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         "data: {path: data/digits}\n"
         "model: {hidden: [16]}\n"
         "train: {epochs: 2, norm_examples: 64}\n"
-        "weights: {retrain_epochs: 1, calibration_examples: 64}\n"
+        "weight_pruning: {retrain_epochs: 1, calibration_examples: 64}\n"
         "cluster: {workers: 2}\n"
     )
     (folder / "script.py").write_text(

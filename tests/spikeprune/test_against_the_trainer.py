@@ -29,8 +29,8 @@ OPTIONS = {
     "cluster.workers": "1",
     "train.epochs": "10",
     "train.batch_size": str(BATCH),
-    "examples.ratio": str(1 / 3),
-    "examples.rescore_every": "0",
+    "data_pruning.ratio": str(1 / 3),
+    "data_pruning.rescore_every": "0",
 }
 
 
@@ -55,7 +55,7 @@ def test_the_same_subsets_weights_and_losses(
         plans.append(plan(self, epoch))
         return plans[-1]
 
-    config = small(tmp_path, digits, **OPTIONS, **{"examples.policy": policy})
+    config = small(tmp_path, digits, **OPTIONS, **{"data_pruning.policy": policy})
     with monkeypatch.context() as patch:
         patch.setattr(Policy, "plan", spied)
         records = metrics(run(config, "train", console=QUIET))

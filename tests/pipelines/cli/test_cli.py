@@ -84,7 +84,10 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (["train", "--cluster.device", "cuda:77"], "cluster.device: cuda:77 is not possible: torch sees "),
         (["train", "--cluster.device", "cuda:0", "--cluster.workers", "2"], "cuda:0 is not possible: Ray"),
-        (["train", "--examples.ratio", "1.5"], "examples.ratio: 1.5 is not possible; it must be in [0, 1)"),
+        (
+            ["train", "--data-pruning.ratio", "1.5"],
+            "data_pruning.ratio: 1.5 is not possible; it must be in [0, 1)",
+        ),
         (["run", "--model.name", "mpl"], "model.name: 'mpl' is unknown; choose one of"),
         (["train", "--data.path", "none"], "data.path: none does not exist"),
         (["prune", "none"], "none: does not exist"),
@@ -206,13 +209,17 @@ def test_help_shows_the_values_of_the_config_file(tmp_path: Path, capsys: pytest
 
 
 def test_a_printed_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.yaml").write_text("name: 0123\nweights: {synops: 0.2}\n")
+    (tmp_path / "c.yaml").write_text("name: 0123\nweight_pruning: {synops: 0.2}\n")
     words = ["--train.epochs", "5", "--model.hidden", "8", "4", "--no-model.detach-reset", "--print-config"]
     assert cli.main(["run", str(tmp_path / "c.yaml"), *words]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     config = load_config(tmp_path / "printed.yaml")
     assert (config.name, config.train.epochs, config.model.hidden) == ("0123", 5, (8, 4))
-    assert (config.weights.synops, config.weights.sparsity, config.model.detach_reset) == (0.2, None, False)
+    assert (config.weight_pruning.synops, config.weight_pruning.sparsity, config.model.detach_reset) == (
+        0.2,
+        None,
+        False,
+    )
 
 
 def test_prune_prints_the_config_of_the_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +230,7 @@ def test_prune_prints_the_config_of_the_new_run(tmp_path: Path, capsys: pytest.C
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     config = load_config(tmp_path / "printed.yaml")
     assert (config.name, config.storage, config.seed) == ("dense-pruned", str(tmp_path), 3)
-    assert config.weights.synops == 0.2
+    assert config.weight_pruning.synops == 0.2
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["dense"]
 
 
@@ -244,7 +251,7 @@ def test_every_option_that_help_shows_is_taken(tmp_path: Path, capsys: pytest.Ca
         overrides, rest = split_overrides([f"--{name}", "null"])
         assert not rest
         assert operator.attrgetter(name.replace("-", "_"))(load_config(None, overrides)) is None or (
-            name == "weights.sparsity"  # 0.9 where no target is given
+            name == "weight-pruning.sparsity"  # 0.9 where no target is given
         )
 
 

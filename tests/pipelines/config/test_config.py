@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from pipelines import config as tree
-from pipelines.config import Config, ExamplesConfig, migration
+from pipelines.config import Config, DataPruningConfig, migration
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.migration import VERSION
 from pipelines.config.parser import split_overrides
@@ -18,7 +18,12 @@ from pipelines.runs.preflight import advice
 def test_dump_and_load_round_trip(tmp_path: Path) -> None:
     config = load_config(
         None,
-        {"train.lr": "1e-3", "model.hidden": "[64, 32]", "weights.exclude": "[readout.0]", "name": "a.b"},
+        {
+            "train.lr": "1e-3",
+            "model.hidden": "[64, 32]",
+            "weight_pruning.exclude": "[readout.0]",
+            "name": "a.b",
+        },
     )
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
@@ -29,10 +34,10 @@ def test_dump_and_load_round_trip(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("train: {epochs: 3, lr: 0.5}\nweights: {sparsity: 0.8}\n")
-    config = load_config(path, {"train.epochs": "4", "weights.budget": "0.2"})
+    path.write_text("train: {epochs: 3, lr: 0.5}\nweight_pruning: {sparsity: 0.8}\n")
+    config = load_config(path, {"train.epochs": "4", "weight_pruning.budget": "0.2"})
     assert (config.train.epochs, config.train.lr) == (4, 0.5)
-    assert (config.weights.budget, config.weights.sparsity) == (0.2, None)
+    assert (config.weight_pruning.budget, config.weight_pruning.sparsity) == (0.2, None)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"train.epochs": "9" * 400}, "99...' is not possible; it must be a whole number below 2^63"),
         ({"train.epochs": "9" * 5000}, "99...' is not possible; it must be a whole number below 2^63"),
         ({"train.epochs": [1, 2]}, "train.epochs: [1, 2] is not possible; it must be a whole number"),
-        ({"examples.policy": None}, "examples.policy: has no value; give one or leave it out"),
+        ({"data_pruning.policy": None}, "data_pruning.policy: has no value; give one or leave it out"),
         ({"data.augment.flip": "yes"}, "data.augment.flip: 'yes' is not possible; it must be true or false"),
         ({"data.augment.crop": 10**18}, "data.augment.crop: 1000000000000000000 is not possible"),
         ({"model.hidden": [10**18]}, "model.hidden: (1000000000000000000,) is not possible"),
@@ -53,17 +58,20 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ({"model.options": "3"}, "model.options: '3' is not possible; it must be names with values"),
         ({"model.options": {"a": {"b": 1}}}, "is not possible; it must be names with values, as {width: 64}"),
         ({"model.surrogate_scale": ".inf"}, "model.surrogate_scale: inf is not possible"),
-        ({"weights.retrain_lr": "inf"}, "weights.retrain_lr: inf is not possible"),
-        ({"examples.alpha": "5e-324"}, "examples.alpha: 5e-324 is not possible"),
+        ({"weight_pruning.retrain_lr": "inf"}, "weight_pruning.retrain_lr: inf is not possible"),
+        ({"data_pruning.alpha": "5e-324"}, "data_pruning.alpha: 5e-324 is not possible"),
         ({"name": "-rf"}, "name: '-rf' is not possible"),
         ({"name": "--help"}, "name: '--help' is not possible"),
         ({"name": ".hidden"}, "name: '.hidden' is not possible"),
         ({"name": "x" * 5000}, "xxx...' is not possible; it must be text of at most 4,096 characters"),
         ({"data.path": "a\0b"}, "data.path: 'a\\x00b' is not possible; it must be text"),
-        ({"examples.ratio": "1"}, "examples.ratio: 1.0 is not possible; it must be in [0, 1)"),
-        ({"examples.ratio": "-0.1"}, "examples.ratio: -0.1 is not possible; it must be in [0, 1)"),
-        ({"examples.ratio": ".nan"}, "examples.ratio: nan is not possible; it must be in [0, 1)"),
-        ({"weights.sparsity": "1"}, "weights.sparsity: 1.0 is not possible; it must be in (0, 1)"),
+        ({"data_pruning.ratio": "1"}, "data_pruning.ratio: 1.0 is not possible; it must be in [0, 1)"),
+        ({"data_pruning.ratio": "-0.1"}, "data_pruning.ratio: -0.1 is not possible; it must be in [0, 1)"),
+        ({"data_pruning.ratio": ".nan"}, "data_pruning.ratio: nan is not possible; it must be in [0, 1)"),
+        (
+            {"weight_pruning.sparsity": "1"},
+            "weight_pruning.sparsity: 1.0 is not possible; it must be in (0, 1)",
+        ),
         ({"train": "3"}, "train: '3' is not possible; it must hold fields"),
         ({"name": "../up"}, "name: '../up' is not possible"),
         ({"cluster.workers": "3"}, "train.batch_size: 64 is not possible; it must be a multiple of"),
@@ -75,8 +83,8 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
             "cluster.workers: 2 is not possible with engine local; set 1",
         ),
         (
-            {"examples.policy": "sdap"},
-            "examples.policy: 'sdap' is unknown; choose one of",
+            {"data_pruning.policy": "sdap"},
+            "data_pruning.policy: 'sdap' is unknown; choose one of",
         ),
     ],
 )
@@ -96,9 +104,9 @@ def test_mistakes_name_field_value_and_what_is_allowed(overrides: dict[str, Any]
         ("train: 3", "train: '3' is not possible; it must hold fields"),
         ("train:\n  lr: 0.1\n  lr: 0.2\n", "'lr' is there twice, again in"),
         ("train:\n  lr: 0.1\n  lr: 0.2\n", "line 3"),
-        ("examples: {policy: }", "examples.policy: has no value"),
+        ("data_pruning: {policy: }", "data_pruning.policy: has no value"),
         ("model: {name: }", "model.name: has no value"),
-        ("weights: {criterion: }", "weights.criterion: has no value"),
+        ("weight_pruning: {criterion: }", "weight_pruning.criterion: has no value"),
         ("train: {epochs: 010x}", "train.epochs: '010x' is not possible"),
         ("train: {epochs: !!int abc}", "is not valid YAML"),
         ("model: {options: &a {x: *a}}", "aliases (*name) are not read"),
@@ -141,13 +149,31 @@ def test_options_of_the_model_have_the_types_that_yaml_gives_them(tmp_path: Path
 def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("weights: {response_examples: 77}\n")
-    assert load_config(path).weights.measure_examples == 77
+    assert load_config(path).weight_pruning.measure_examples == 77
     path.write_text(f"schema_version: {VERSION}\nweights: {{response_examples: 77}}\n")
-    with pytest.raises(UserError, match=r"response_examples: is not a field; it is called weights\.m"):
+    with pytest.raises(UserError, match=r"weights: is not a field; it is called weight_pruning now"):
         load_config(path)
     path.write_text("weights: {response_examples: 77, measure_examples: 78}\n")
     with pytest.raises(UserError, match=r"has weights\.response_examples and weights\.measure_examples"):
         load_config(path)
+
+
+def test_a_file_of_version_1_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "train: {clip_norm: 1, accumulate: 2, ema: 0.9, norm_examples: 99}\nexamples: {ratio: 0.7}\n"
+        "weights: {synops: 0.2}\ntrack: {tensorboard: true}\n"
+    )
+    config = load_config(path)
+    train = config.train
+    assert (train.max_grad_norm, train.grad_accum_steps, train.ema_decay, train.bn_examples) == (
+        1,
+        2,
+        0.9,
+        99,
+    )
+    assert (config.data_pruning.ratio, config.weight_pruning.synops) == (0.7, 0.2)
+    assert config.tracking.tensorboard
 
 
 def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +236,12 @@ def test_split_overrides_keeps_other_words() -> None:
 
 
 def test_a_flag_takes_no_word(tmp_path: Path) -> None:
-    words = ["--data.augment.flip", "my.yaml", "--examples.overlap=true", "--model.detach-reset=false"]
+    words = ["--data.augment.flip", "my.yaml", "--data-pruning.overlap=true", "--model.detach-reset=false"]
     overrides, rest = split_overrides(words)
     assert rest == ["my.yaml"]
     assert overrides == {
         "data.augment.flip": True,
-        "examples.overlap": True,
+        "data_pruning.overlap": True,
         "model.detach_reset": False,
     }
 
@@ -249,14 +275,17 @@ def test_the_defaults_are_a_config() -> None:
 def test_a_file_builds_on_another(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.yaml").write_text(
-        "train: {lr: 0.3, epochs: 9}\nweights: {sparsity: 0.7, retrain_epochs: 3}\n"
+        "train: {lr: 0.3, epochs: 9}\nweight_pruning: {sparsity: 0.7, retrain_epochs: 3}\n"
     )
     (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\ntrain: {epochs: 5}\n")
-    (tmp_path / "deep" / "c.yaml").write_text("base: ../b.yaml\nweights: {synops: 0.2}\n")
+    (tmp_path / "deep" / "c.yaml").write_text("base: ../b.yaml\nweight_pruning: {synops: 0.2}\n")
     config = load_config(tmp_path / "deep" / "c.yaml", {"train.batch_size": "8"})
     assert (config.name, config.train.lr, config.train.epochs) == ("b", 0.3, 5)
-    assert (config.train.batch_size, config.weights.retrain_epochs) == (8, 3)
-    assert (config.weights.synops, config.weights.sparsity) == (0.2, None)  # one target replaces another
+    assert (config.train.batch_size, config.weight_pruning.retrain_epochs) == (8, 3)
+    assert (config.weight_pruning.synops, config.weight_pruning.sparsity) == (
+        0.2,
+        None,
+    )  # one target replaces another
     assert "\nbase:" not in dump_config(config)
 
 
@@ -298,7 +327,7 @@ def test_a_training_without_a_pruned_epoch_is_warned_of() -> None:
     ],
 )
 def test_passes_that_cost_more_than_half_of_what_they_save_are_warned_of(settings, warned):
-    warning = advice(Config(examples=ExamplesConfig(**settings)))
+    warning = advice(Config(data_pruning=DataPruningConfig(**settings)))
     assert (warning is not None) == warned
     if warning:
-        assert warning.startswith(f"examples.rescore_every {settings['rescore_every']}: ")
+        assert warning.startswith(f"data_pruning.rescore_every {settings['rescore_every']}: ")

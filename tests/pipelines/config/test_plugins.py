@@ -47,14 +47,14 @@ def arguments(digits: Path, storage: Path, *more: str) -> list[str]:
 
 
 LOCAL = ("--cluster.engine", "local", "--cluster.workers", "1")
-SHORT = ("--train.epochs", "3", "--weights.retrain_epochs", "0")
+SHORT = ("--train.epochs", "3", "--weight-pruning.retrain_epochs", "0")
 
 
 def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
     example: Path, elsewhere: Path, digits: Path, tmp_path: Path, ray_session: None
 ) -> None:
     storage = tmp_path / "runs"
-    more = arguments(digits, storage, *SHORT, "--examples.overlap", "--examples.rescore_every", "1")
+    more = arguments(digits, storage, *SHORT, "--data-pruning.overlap", "--data-pruning.rescore_every", "1")
     more += ["--cluster.workers", "2"]
     assert cli.main(["run", str(example / "own.yaml"), *more]) == 0
     folder = storage / "own"
@@ -125,13 +125,17 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
             "cannot be counted: readout.0: ran on (2, 4, 128), where T=4",
         ),
         ("model.name", "wrong:ends_otherwise", "cannot be scored by sadp: readout: must be nn.Linear, or"),
-        ("examples.policy", "my_policy:np", "must be a subclass of pruning.examples.policies.base.Policy"),
-        ("examples.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
-        ("examples.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
-        ("weights.criterion", "my_criterion:prod", "has no 'prod'"),
-        ("weights.criterion", "wrong:text", "wrong:text is of type str; it must be a function"),
         (
-            "weights.criterion",
+            "data_pruning.policy",
+            "my_policy:np",
+            "must be a subclass of pruning.examples.policies.base.Policy",
+        ),
+        ("data_pruning.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
+        ("data_pruning.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
+        ("weight_pruning.criterion", "my_criterion:prod", "has no 'prod'"),
+        ("weight_pruning.criterion", "wrong:text", "wrong:text is of type str; it must be a function"),
+        (
+            "weight_pruning.criterion",
             "wrong:fails",
             "takes 4 arguments; it must take synapses, calibration, objective",
         ),
@@ -176,7 +180,7 @@ def test_mistakes_are_one_line(
         ("model.name", "late:net", "model.name: late:net failed: ValueError: no more (late.py, line 8)"),
         ("model.name", "late:nans", "train.lr: training diverged: the loss is not finite from step 1 of"),
         (
-            "examples.policy",
+            "data_pruning.policy",
             "late:Odd",
             "late:Odd failed: ZeroDivisionError: division by zero (late.py, line",
         ),

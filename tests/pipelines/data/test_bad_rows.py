@@ -191,7 +191,7 @@ def test_a_run_that_skips_trains_on_the_rest_and_lists_what_it_left_out(data: Pa
     runs = []
     for reading in ("memory", "shards"):
         settings = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "2"}
-        settings |= {"data.on_bad_row": "skip", "data.reading": reading, "examples.policy": "random"}
+        settings |= {"data.on_bad_row": "skip", "data.reading": reading, "data_pruning.policy": "random"}
         folder = run(small(tmp_path, data, name=reading, **settings), "train", console=QUIET)
         runs.append([r["subset"] for r in metrics(folder)])
         assert metrics(folder)[0]["examples"] == 1437 - 101

@@ -56,8 +56,8 @@ def config(data: Path, storage: Path, **overrides: str) -> Config:
         "data.frames.size": "17",
         "train.epochs": "3",
         "train.lr": "0.05",
-        "train.norm_examples": "128",
-        "examples.policy": "sadp",
+        "train.bn_examples": "128",
+        "data_pruning.policy": "sadp",
     }
     engine = {"cluster.engine": "local", "cluster.workers": "1"}
     return load_config(
@@ -179,7 +179,7 @@ def test_ray_trains_on_recordings_as_one_process_does(
 ) -> None:
     """The same rows, frames and augmentation reach the network through Ray Data and Ray Train."""
     changes = {"data.augment.roll": "2", "data.augment.drop_time": "0.3", "train.epochs": "2"}
-    changes |= {"examples.policy": "random"}
+    changes |= {"data_pruning.policy": "random"}
     alone = run(config(nmnist, tmp_path, name="alone", **changes), "train", console=QUIET)
     engine = {"cluster.engine": "ray", "cluster.workers": "1"}
     on_ray = run(config(nmnist, tmp_path, name="ray", **changes, **engine), "train", console=QUIET)
@@ -188,7 +188,7 @@ def test_ray_trains_on_recordings_as_one_process_does(
 
 def test_scores_met_in_training_are_those_of_the_augmented_examples(digits: Path, tmp_path: Path) -> None:
     """They cost nothing. A cutout larger than the image leaves all images of a class alike."""
-    blank = {"data.augment.cutout": "99", "examples.policy": "infobatch", "model.hidden": "[32]"}
+    blank = {"data.augment.cutout": "99", "data_pruning.policy": "infobatch", "model.hidden": "[32]"}
     folder = run(config(digits, tmp_path, **blank), "train", console=QUIET)
     scores = pq.read_table(folder / "scores.parquet").column("score").to_numpy()
     assert np.isfinite(scores).all()

@@ -57,7 +57,11 @@ def test_a_row_is_what_prune_without_retraining_gives(
     criterion: str, compared: Comparison, trained: Path
 ) -> None:
     """No row depends on those before it: weights and batch norm start from the dense network's."""
-    overrides = {"weights.criterion": criterion, "weights.sparsity": "0.9", "weights.retrain_epochs": "0"}
+    overrides = {
+        "weight_pruning.criterion": criterion,
+        "weight_pruning.sparsity": "0.9",
+        "weight_pruning.retrain_epochs": "0",
+    }
     folder = prune(trained, {"name": f"alone-{criterion}", **overrides}, console=QUIET)
     record = json.loads((folder / "metrics.jsonl").read_text())
     (row,) = [o for o in compared.outcomes if (o.criterion, o.level) == (criterion, 0.9)]
@@ -122,7 +126,7 @@ def test_a_task_on_a_cluster_gives_the_same(compared: Comparison, trained: Path,
         assert there.loss == pytest.approx(here.loss, rel=1e-3)
     with pytest.raises(UserError, match=r"lamp at 0\.99: sparsity: 0\.99 cannot be reached"):
         compare_on(
-            "auto", trained, criteria=["lamp"], levels=[0.99], overrides={"weights.min_keep": "100"},
+            "auto", trained, criteria=["lamp"], levels=[0.99], overrides={"weight_pruning.min_keep": "100"},
             console=QUIET,
         )  # fmt: skip
 
@@ -139,7 +143,7 @@ def test_mistakes(trained: Path) -> None:
             trained,
             criteria=["lamp"],
             levels=[0.99],
-            overrides={"weights.min_keep": "100"},
+            overrides={"weight_pruning.min_keep": "100"},
             console=QUIET,
         )
     with pytest.raises(UserError, match="does not exist"):

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
             "cluster.workers": "1",
             "model.hidden": "[32]",
             "train.epochs": "2",
-            "weights.retrain_epochs": "1",
+            "weight_pruning.retrain_epochs": "1",
         },
     )
     return run(config, console=Console(quiet=True))

@@ -19,7 +19,12 @@ from snn.interchange import load_checkpoint
 from snn.models import SpikingNetwork
 
 QUIET = Console(quiet=True)
-FAST = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "2", "weights.retrain_epochs": "1"}
+FAST = {
+    "cluster.engine": "local",
+    "cluster.workers": "1",
+    "train.epochs": "2",
+    "weight_pruning.retrain_epochs": "1",
+}
 
 
 def trained(folder: Path, digits: Path, **fields: str) -> Path:
@@ -35,7 +40,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(dense: Path) -> Path:
-    return prune(dense, {"weights.sparsity": "0.97"}, console=QUIET)
+    return prune(dense, {"weight_pruning.sparsity": "0.97"}, console=QUIET)
 
 
 def logits(model: SpikingNetwork, x_TB: torch.Tensor) -> torch.Tensor:

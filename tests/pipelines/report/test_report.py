@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
             "cluster.workers": "1",
             "model.hidden": "[32]",
             "train.epochs": "4",
-            "weights.retrain_epochs": "1",
-            "examples.diagnose_every": "1",
-            "examples.diagnose_examples": "32",
+            "weight_pruning.retrain_epochs": "1",
+            "data_pruning.diagnose_every": "1",
+            "data_pruning.diagnose_examples": "32",
         },
     )
     return run(config, console=Console(quiet=True))
@@ -144,7 +144,7 @@ def test_runs_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "SADP at ratio 0.25" in capsys.readouterr().out
     page = (tmp_path / "both.html").read_text()
     assert page.count("SADP at ratio 0.25") >= 2  # table and legend
-    assert "<td>examples.ratio</td><td>0.5</td><td>0.25</td>" in page
+    assert "<td>data_pruning.ratio</td><td>0.5</td><td>0.25</td>" in page
 
 
 def relative_luminance(colour: str) -> float:

@@ -16,10 +16,10 @@ from pipelines.config.load import load_config
 from pipelines.data.dataset import read_split
 from pipelines.data.inputs import choose_device
 from pipelines.errors import UserError
-from pipelines.runs.placement import default_threads, give_gpus, placement, settle_engine, settle_reading
+from pipelines.runs.placement import assign_gpus, default_threads, placement, resolve_engine, resolve_reading
 from pipelines.runs.run import prune
 
-QUICK = ("--train.epochs", "1", "--examples.policy", "full", "--model.hidden", "16")
+QUICK = ("--train.epochs", "1", "--data-pruning.policy", "full", "--model.hidden", "16")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_gpu_that_is_not_there(asked: str, gpus: int) -> None:
     ],
 )
 def test_gpus_of_rays_workers(cluster: ClusterConfig, gpus: float, given: float) -> None:
-    assert give_gpus(Config(cluster=cluster), gpus).cluster.gpus_per_worker == given
+    assert assign_gpus(Config(cluster=cluster), gpus).cluster.gpus_per_worker == given
 
 
 def test_threads_by_the_cpus_that_are_reserved() -> None:
@@ -85,7 +85,7 @@ def test_threads_by_the_cpus_that_are_reserved() -> None:
 
 def test_the_line(tmp_path: Path) -> None:
     asked = Config(cluster=ClusterConfig(workers=2, threads=3))
-    settled = settle_engine(asked, tmp_path)
+    settled = resolve_engine(asked, tmp_path)
     assert placement(asked.cluster, settled) == "engine ray (2 workers), 3 threads per worker"
     alone = Config(cluster=ClusterConfig(engine="ray", threads=1))
     assert placement(alone.cluster, alone) == "engine ray (as asked for), 1 thread per worker"
@@ -103,17 +103,17 @@ def test_one_worker_starts_no_ray_and_resumes_as_it_began(digits: Path, tmp_path
     assert "engine local (one worker, no address), device " in first.stderr
     known = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert known["engine"] == "local"
-    few = {"weights.retrain_epochs": "0", "weights.calibration_examples": "64"}
+    few = {"weight_pruning.retrain_epochs": "0", "weight_pruning.calibration_examples": "64"}
     stored = tmp_path / "run" / "config.yaml"
     stored.write_text(stored.read_text().replace("workers: 1", "workers: 2"))
     pruned = prune(tmp_path / "run", few, console=Console(quiet=True))  # no cluster for 64 examples
     assert json.loads((pruned / "provenance.json").read_text())["engine"] == "local"
     stored.write_text(stored.read_text().replace("workers: 2", "workers: 1"))
     (tmp_path / "run" / "provenance.json").write_text(json.dumps(known | {"threads": 7, "engine": "ray"}))
-    again = settle_engine(Config(name="run", storage=str(tmp_path)), tmp_path / "run")
+    again = resolve_engine(Config(name="run", storage=str(tmp_path)), tmp_path / "run")
     assert (again.cluster.engine, again.cluster.threads) == ("ray", 7)
     assert placement(ClusterConfig(), again) == "engine ray (as the run began), 7 threads per worker"
-    told = settle_engine(replace(again, cluster=ClusterConfig(engine="local", threads=2)), tmp_path / "run")
+    told = resolve_engine(replace(again, cluster=ClusterConfig(engine="local", threads=2)), tmp_path / "run")
     assert (told.cluster.engine, told.cluster.threads) == ("local", 2)
 
 
@@ -128,4 +128,4 @@ def test_the_machine_has_no_say(
     config = load_config(None, {"data.memory_gb": memory_gb})
     for pages in (1, 10**12):
         monkeypatch.setattr(os, "sysconf", lambda name, pages=pages: pages)
-        assert settle_reading(config, train, tmp_path).data.reading == reading
+        assert resolve_reading(config, train, tmp_path).data.reading == reading

@@ -35,7 +35,7 @@ def resumed(digits: Path, tmp_path: Path) -> list[str]:
     """The command that goes on with a run on a copy of the digits."""
     shutil.copytree(digits, tmp_path / "data")
     settings = {"cluster.engine": "local", "cluster.workers": "1", "train.epochs": "1", "name": "begun"}
-    settings |= {"examples.policy": "full"}
+    settings |= {"data_pruning.policy": "full"}
     config = small(tmp_path / "runs", tmp_path / "data", **settings)
     path = tmp_path / "begun.yaml"
     path.write_text(dump_config(config))
@@ -76,8 +76,15 @@ def test_a_run_goes_on_with_the_command_and_the_network_it_began_with(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = ["--data.path", str(digits), "--storage", str(tmp_path), "--cluster.engine", "local"]
-    local += ["--cluster.workers", "1", "--train.epochs", "1", "--examples.policy", "full"]
-    local += ["--model.hidden", "16", "--weights.retrain-epochs", "1", "--weights.calibration-examples", "32"]
+    local += ["--cluster.workers", "1", "--train.epochs", "1", "--data-pruning.policy", "full"]
+    local += [
+        "--model.hidden",
+        "16",
+        "--weight-pruning.retrain-epochs",
+        "1",
+        "--weight-pruning.calibration-examples",
+        "32",
+    ]
     for name, seed in (("one", "0"), ("two", "1")):
         assert cli.main(["train", *local, "--name", name, "--seed", seed]) == 0
     one, two = tmp_path / "one", tmp_path / "two"

@@ -117,4 +117,4 @@ def test_scores_do_not_depend_on_the_parts(tmp_path, network):
 def test_tasks_alone_are_one_more_than_the_cores_if_ray_is_told_of_more(monkeypatch, cpus, cores, tasks):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": float(cpus)})
     monkeypatch.setattr(scoring, "cluster_cores", lambda: cores)
-    assert cpus // scoring.scorers_alone(ClusterConfig()).cpus == tasks
+    assert cpus // scoring.scorers_without_training(ClusterConfig()).cpus == tasks

@@ -16,16 +16,16 @@ QUIET = Console(quiet=True)
 BASE: dict[str, Any] = {
     "model.hidden": [32],
     "train.epochs": 3,
-    "train.norm_examples": 256,
-    "examples.rescore_every": 2,
-    "weights.retrain_epochs": 1,
-    "weights.calibration_examples": 100,
+    "train.bn_examples": 256,
+    "data_pruning.rescore_every": 2,
+    "weight_pruning.retrain_epochs": 1,
+    "weight_pruning.calibration_examples": 100,
     "cluster.workers": 1,
 }
 SPACE = {
     "model.name": ["mlp", "convnet"],
     "model.channels": [None, [4]],  # an mlp has none: trials that fail
-    "weights.sparsity": [0.5, 0.95],
+    "weight_pruning.sparsity": [0.5, 0.95],
 }
 
 

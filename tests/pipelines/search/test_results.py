@@ -13,8 +13,8 @@ from pipelines.search.trial import _reason
 
 POINTS = arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 5))
 SPACE = {
-    "examples.ratio": optuna.distributions.FloatDistribution(0.1, 0.9),
-    "weights.criterion": optuna.distributions.CategoricalDistribution(["slamp", "lamp"]),
+    "data_pruning.ratio": optuna.distributions.FloatDistribution(0.1, 0.9),
+    "weight_pruning.criterion": optuna.distributions.CategoricalDistribution(["slamp", "lamp"]),
 }
 
 
@@ -51,7 +51,9 @@ def test_balanced_is_the_bend_of_the_front() -> None:
 
 def test_figures_leave_the_style_of_other_plots_alone() -> None:
     rng = np.random.default_rng(0)
-    params = [{"examples.ratio": r, "weights.criterion": "lamp"} for r in rng.uniform(0.1, 0.9, 12)]
+    params = [
+        {"data_pruning.ratio": r, "weight_pruning.criterion": "lamp"} for r in rng.uniform(0.1, 0.9, 12)
+    ]
     names = ["accuracy", "examples", "synops"]
     before = dict(mpl.rcParams)
     drawn = figures(study_of(rng.random((12, 3)), names, params), [OBJECTIVES[n] for n in names])

@@ -29,16 +29,16 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
     ("search", "line"),
     [
         (
-            {"space": {"examples.ration": [0.1]}},
-            "search.space.examples.ration: is not a field of the config; did you mean examples.ratio?",
+            {"space": {"data_pruning.ration": [0.1]}},
+            "data_pruning.ration: is not a field of the config; did you mean data_pruning.ratio?",
         ),
         (
             {"space": {"train.lr": {"low": 0.5, "high": 0.1}}},
             "search.space.train.lr: is reversed or empty: low is 0.5 and high is 0.1",
         ),
         (
-            {"space": {"examples.ratio": {"low": 0.1, "high": 1.5}}},
-            "search.space.examples.ratio: 1.5 is not possible; it must be in [0, 1)",
+            {"space": {"data_pruning.ratio": {"low": 0.1, "high": 1.5}}},
+            "search.space.data_pruning.ratio: 1.5 is not possible; it must be in [0, 1)",
         ),
         (
             {"space": {"train.lr": {"low": 0, "high": 1, "log": True}}},
@@ -56,23 +56,23 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
             "search.space.train.lr: The parameter step is not supported when log is true.",
         ),
         ({"space": {"train.lr": {"low": 0.1, "high": 1, "step": 2}}}, "search.space.train.lr.step: 2 is not"),
-        ({"space": {"examples.policy": {"low": 0, "high": 1}}}, "is no number and has no range; list"),
+        ({"space": {"data_pruning.policy": {"low": 0, "high": 1}}}, "is no number and has no range; list"),
         ({"space": {"model.hidden": {"low": 16, "high": 32}}}, "is no number and has no range; list"),
-        ({"space": {"examples.policy": ["sadp", "sapd"]}}, "'sapd' is unknown; choose one of"),
-        ({"space": {"examples.policy": []}}, "The choices must contain one or more elements."),
+        ({"space": {"data_pruning.policy": ["sadp", "sapd"]}}, "'sapd' is unknown; choose one of"),
+        ({"space": {"data_pruning.policy": []}}, "The choices must contain one or more elements."),
         ({"space": {"train.lr": [0.1, 0.1]}}, "lists a value twice"),
         ({"space": {"train.lr": 0.1}}, "list values, or give {low: , high: }"),
         ({"space": {"cluster.workers": [1, 2]}}, "search.space.cluster.workers: cannot be searched"),
         ({"space": {"name": ["a", "b"]}}, "search.space.name: cannot be searched"),
         ({"space": {"data.train_rows": [64, 128]}}, "search.space.data.train_rows: cannot be searched"),
         (
-            {"space": {"weights.sparsity": [0.5], "weights.budget": [0.1]}},
+            {"space": {"weight_pruning.sparsity": [0.5], "weight_pruning.budget": [0.1]}},
             "which is searched too; keep one",
         ),
-        ({"space": ["examples.ratio"]}, "search.space: ['examples.ratio'] is not possible"),
+        ({"space": ["data_pruning.ratio"]}, "search.space: ['data_pruning.ratio'] is not possible"),
         (
-            {"space": {"weights.budget": [0.1]}, "stages": "train"},
-            "search.space.weights.budget: changes nothing in the stage train; set search.stages to run",
+            {"space": {"weight_pruning.budget": [0.1]}, "stages": "train"},
+            "weight_pruning.budget: changes nothing in the stage train; set search.stages to run",
         ),
         (
             {"question": "data", "stages": "train", "objectives": ["accuracy", "density"]},
@@ -133,33 +133,44 @@ def test_ready_made_spaces_are_possible(question: Any) -> None:
 
 
 def test_a_space_beside_a_question_adds_to_it() -> None:
-    both = space({"question": "data", "space": {"train.lr": [0.1, 0.2], "examples.policy": ["sadp"]}})
-    assert set(both.paths) == {"examples.ratio", "examples.policy", "train.lr"}
-    assert {p["examples.policy"] for p in both.grid(2)} == {"sadp"}
+    both = space({"question": "data", "space": {"train.lr": [0.1, 0.2], "data_pruning.policy": ["sadp"]}})
+    assert set(both.paths) == {"data_pruning.ratio", "data_pruning.policy", "train.lr"}
+    assert {p["data_pruning.policy"] for p in both.grid(2)} == {"sadp"}
 
 
 def test_a_searched_target_replaces_the_configs() -> None:
-    found = space({"space": {"weights.budget": [0.1, 0.2]}}, **{"weights.sparsity": 0.8})
-    config = found.config_of({"weights.budget": 0.2})
-    assert (config.weights.budget, config.weights.sparsity) == (0.2, None)
+    found = space({"space": {"weight_pruning.budget": [0.1, 0.2]}}, **{"weight_pruning.sparsity": 0.8})
+    config = found.config_of({"weight_pruning.budget": 0.2})
+    assert (config.weight_pruning.budget, config.weight_pruning.sparsity) == (0.2, None)
 
 
 def test_the_grid_is_whole_and_varies_the_training_fastest() -> None:
     s = space(
-        {"space": {"examples.ratio": [0.1, 0.5], "weights.budget": {"low": 0.1, "high": 10, "log": True}}}
+        {
+            "space": {
+                "data_pruning.ratio": [0.1, 0.5],
+                "weight_pruning.budget": {"low": 0.1, "high": 10, "log": True},
+            }
+        }
     )
     points = s.grid(3)
     assert len(points) == 6
-    assert {p["weights.budget"] for p in points} == {0.1, 1.0, 10.0}
-    assert [p["examples.ratio"] for p in points[:2]] == [0.1, 0.5]
+    assert {p["weight_pruning.budget"] for p in points} == {0.1, 1.0, 10.0}
+    assert [p["data_pruning.ratio"] for p in points[:2]] == [0.1, 0.5]
 
 
 def test_the_grid_of_a_range_takes_its_steps_or_so_many_values() -> None:
     def values(path: str, given: dict[str, Any], points: int) -> list[Any]:
         return [p[path] for p in space({"space": {path: given}}).grid(points)]
 
-    assert values("examples.ratio", {"low": 0.1, "high": 0.9, "step": 0.2}, 3) == [0.1, 0.3, 0.5, 0.7, 0.9]
-    assert values("examples.ratio", {"low": 0.1, "high": 0.45, "step": 0.2}, 3) == [0.1, 0.3]
+    assert values("data_pruning.ratio", {"low": 0.1, "high": 0.9, "step": 0.2}, 3) == [
+        0.1,
+        0.3,
+        0.5,
+        0.7,
+        0.9,
+    ]
+    assert values("data_pruning.ratio", {"low": 0.1, "high": 0.45, "step": 0.2}, 3) == [0.1, 0.3]
     assert values("model.T", {"low": 2, "high": 10, "step": 4}, 2) == [2, 6, 10]
     assert values("model.T", {"low": 2, "high": 4}, 9) == [2, 3, 4]
     assert values("model.T", {"low": 2, "high": 32, "log": True}, 3) == [2, 8, 32]
@@ -174,36 +185,36 @@ def test_what_samplers_suggest_is_what_the_config_takes() -> None:
         {
             "space": {
                 "model.hidden": [[16], [32, 32]],
-                "examples.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
+                "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
                 "model.T": {"low": 2, "high": 16, "log": True},
-                "examples.policy": ["sadp", "random"],
+                "data_pruning.policy": ["sadp", "random"],
             }
         }
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     configs = [s.config_of(study.ask(s.distributions).params) for _ in range(60)]
     assert {c.model.hidden for c in configs} == {(16,), (32, 32)}
-    assert {c.examples.ratio for c in configs} == {round(0.1 * k, 1) for k in range(1, 10)}
-    assert {c.examples.policy for c in configs} == {"sadp", "random"}
+    assert {c.data_pruning.ratio for c in configs} == {round(0.1 * k, 1) for k in range(1, 10)}
+    assert {c.data_pruning.policy for c in configs} == {"sadp", "random"}
     assert {c.model.T for c in configs} >= {2, 3, 4}
 
 
 def test_trials_that_differ_in_pruning_alone_share_the_training(tmp_path: Path) -> None:
     plan = make_plan(
-        tree({"space": {"weights.budget": [0.1, 0.2], "train.lr": [0.1, 0.2]}}, storage=str(tmp_path))
+        tree({"space": {"weight_pruning.budget": [0.1, 0.2], "train.lr": [0.1, 0.2]}}, storage=str(tmp_path))
     )
 
     def names(values: dict[str, Any], **rest: Any) -> list[str]:
         base = replace(plan.space, config=with_values(plan.space.config, rest))
         return [s.config.name for s in stages_of(replace(plan, space=base), values)]
 
-    first = names({"weights.budget": 0.1})
-    assert names({"weights.budget": 0.2})[0] == first[0]
-    assert names({"weights.budget": 0.2, "weights.criterion": "lamp"})[0] == first[0]
-    assert len({names({"weights.budget": b})[1] for b in (0.1, 0.2, 0.3)}) == 3
-    for path, value in (("train.lr", 0.2), ("seed", 1), ("examples.ratio", 0.1), ("model.T", 2)):
-        assert names({"weights.budget": 0.1, path: value})[0] != first[0], path
-    assert names({"weights.budget": 0.1}, **{"cluster.address": "auto", "name": "other"}) == first
+    first = names({"weight_pruning.budget": 0.1})
+    assert names({"weight_pruning.budget": 0.2})[0] == first[0]
+    assert names({"weight_pruning.budget": 0.2, "weight_pruning.criterion": "lamp"})[0] == first[0]
+    assert len({names({"weight_pruning.budget": b})[1] for b in (0.1, 0.2, 0.3)}) == 3
+    for path, value in (("train.lr", 0.2), ("seed", 1), ("data_pruning.ratio", 0.1), ("model.T", 2)):
+        assert names({"weight_pruning.budget": 0.1, path: value})[0] != first[0], path
+    assert names({"weight_pruning.budget": 0.1}, **{"cluster.address": "auto", "name": "other"}) == first
 
 
 def test_search_settings_survive_yaml(tmp_path: Path) -> None:

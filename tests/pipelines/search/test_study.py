@@ -23,7 +23,7 @@ from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.results import read_results, write_results
 from pipelines.search.study import _begin, search, trials_at_once
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.config.test_plugins import EXAMPLE
 from tests.pipelines.runs.test_run_folder import without_some
@@ -99,7 +99,7 @@ def test_the_best_configs_run_as_they_are(searched: SearchTree) -> None:
         config = load_config(found.plan.folder / "best" / f"{kind}.yaml")
         trial = found.trials[number]
         assert config.model.name == trial.value("model.name")
-        assert config.weights.sparsity == trial.value("weights.sparsity")
+        assert config.weight_pruning.sparsity == trial.value("weight_pruning.sparsity")
         assert (config.name, config.storage) == (f"search-{kind}", searched.storage)
         assert Path(config.data.path).is_absolute()
 
@@ -131,7 +131,7 @@ def test_a_search_of_that_name_needs_resume_and_the_same_settings(
     assert cli.main(["search", str(path), "--resume", "--train.lr", "0.7"]) == 2
     assert "train.lr: is 0.7 here and 0.1 in the search" in capsys.readouterr().err
     folder = Path(searched.storage) / "search"
-    with hold(folder, "search", searched.storage):  # as a search that is going on does
+    with run_lock(folder, "search", searched.storage):  # as a search that is going on does
         assert cli.main(["search", str(path), "--resume"]) == 2
         assert "search 'search' in" in (line := capsys.readouterr().err)
         assert "is being run by another process" in line
@@ -237,7 +237,7 @@ def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
 ) -> None:
     """SIGKILL of the driver in the middle; a sampler that learns, one trial at a time."""
     settings = {
-        "space": {"weights.sparsity": {"low": 0.5, "high": 0.95}},
+        "space": {"weight_pruning.sparsity": {"low": 0.5, "high": 0.95}},
         "objectives": ["accuracy", "density"],
         "trials": 4,
         "concurrent": 1,
@@ -283,7 +283,7 @@ def test_own_code_reaches_the_trials(tmp_path: Path, digits: Path, ray_session: 
     """A model, a policy and a criterion of the user's, from the search's copy."""
     mine = shutil.copytree(EXAMPLE, tmp_path / "mine")
     place = {"storage": str(tmp_path), "data.path": str(digits), "cluster.workers": 1, "baseline": "none"}
-    space = {"search.space": {"weights.sparsity": [0.5]}, "search.sampler": "grid"}
+    space = {"search.space": {"weight_pruning.sparsity": [0.5]}, "search.sampler": "grid"}
     found = load_tree(SearchTree, mine / "own.yaml", {**place, **space, "train.epochs": 3})
     search(found, console=QUIET)
     assert [t.status for t in trials_of(found)] == ["finished"]
@@ -292,7 +292,7 @@ def test_own_code_reaches_the_trials(tmp_path: Path, digits: Path, ray_session: 
 @pytest.mark.slow
 def test_a_finished_search_takes_more_trials(tmp_path: Path, digits: Path, ray_session: None) -> None:
     settings: dict[str, Any] = {
-        "space": {"weights.sparsity": {"low": 0.5, "high": 0.95}},
+        "space": {"weight_pruning.sparsity": {"low": 0.5, "high": 0.95}},
         "objectives": ["accuracy", "density"],
         "concurrent": 1,
     }
@@ -304,4 +304,4 @@ def test_a_finished_search_takes_more_trials(tmp_path: Path, digits: Path, ray_s
     assert [t.number for t in after] == [0, 1, 2]
     assert after[:2] == before
     assert after[2].status == "finished"
-    assert len({t.suggested["weights.sparsity"] for t in after}) == 3
+    assert len({t.suggested["weight_pruning.sparsity"] for t in after}) == 3

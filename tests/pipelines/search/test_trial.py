@@ -25,7 +25,7 @@ from tests.pipelines.training.conftest import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 ROOT = Path(__file__).resolve().parents[3]
-BUDGETS = {"weights.sparsity": [0.5, 0.7, 0.8, 0.9]}
+BUDGETS = {"weight_pruning.sparsity": [0.5, 0.7, 0.8, 0.9]}
 
 
 def test_the_example_ends_in_time_with_the_front_of_plain_runs(tmp_path: Path, digits: Path) -> None:
@@ -129,7 +129,7 @@ def trial_processes() -> list[int]:
 def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path, ray_session: None) -> None:
     """Started as scripts start commands in the background."""
     settings = {"space": BUDGETS, "sampler": "grid", "concurrent": 1, "objectives": ["accuracy", "density"]}
-    found = tree(tmp_path, digits, settings, **{"train.epochs": 10, "weights.retrain_epochs": 15})
+    found = tree(tmp_path, digits, settings, **{"train.epochs": 10, "weight_pruning.retrain_epochs": 15})
     path = tmp_path / "settings.yaml"
     path.write_text(dump_config(found))
     driver = subprocess.Popen(
@@ -214,7 +214,11 @@ def test_rows_are_read_by_row_groups_where_asked(
     found = tree(
         tmp_path,
         digits,
-        {"space": {"weights.sparsity": [0.5, 0.9]}, "sampler": "grid", "objectives": ["accuracy", "synops"]},
+        {
+            "space": {"weight_pruning.sparsity": [0.5, 0.9]},
+            "sampler": "grid",
+            "objectives": ["accuracy", "synops"],
+        },
         **{"data.memory_gb": 0.0, "data.shuffle_rows": 300, "cluster.workers": workers},
     )
     search(found, console=QUIET)
@@ -266,7 +270,7 @@ search(tree, console=Console(quiet=True))
 
 def test_two_nodes_of_which_one_is_lost(tmp_path: Path, digits: Path) -> None:
     """On a cluster whose address is given."""
-    space = {"seed": [0, 1, 2, 3, 4, 5], "weights.sparsity": [0.8]}
+    space = {"seed": [0, 1, 2, 3, 4, 5], "weight_pruning.sparsity": [0.8]}
     settings = {"space": space, "sampler": "grid", "objectives": ["accuracy", "density"]}
     found = tree(tmp_path, digits, settings, **{"cluster.address": "auto", "train.epochs": 12})
     (script := tmp_path / "script.py").write_text(LOST_NODE)

@@ -161,7 +161,9 @@ def test_all_files_of_a_run_may_be_read_by_whom_the_umask_lets(tmp_path: Path, d
     try:
         fields = {**LOCAL, "storage": str(tmp_path / "runs"), "data.path": str(digits)}
         folder = run(
-            load_config(None, {**fields, "weights.sparsity": "0.5"}), "run", console=Console(quiet=True)
+            load_config(None, {**fields, "weight_pruning.sparsity": "0.5"}),
+            "run",
+            console=Console(quiet=True),
         )
     finally:
         os.umask(before)

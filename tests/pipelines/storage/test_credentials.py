@@ -93,7 +93,7 @@ URI = WITH_SECRET[0]
         ("run", "kept.yaml"),
         ("prune", URI, "--sparsity", "0.5"),
         ("report", URI),
-        ("run", "my.yaml", "--track.mlflow", f"https://me:{SECRET}@host"),
+        ("run", "my.yaml", "--tracking.mlflow", f"https://me:{SECRET}@host"),
         ("data", "ingest", "parquet", "--input", URI, "--output", "out"),
         ("submit", "--storage", URI, "--", "run", "my.yaml"),
         ("submit", "--", "prune", URI),
@@ -124,7 +124,7 @@ def test_refused_in_one_line_before_anything_is_written(
 
 
 def test_the_field_at_fault_is_named(tmp_path: Path) -> None:
-    for field in ("storage", "data.path", "track.mlflow"):
+    for field in ("storage", "data.path", "tracking.mlflow"):
         with pytest.raises(UserError, match=f"^{field}: "):
             load_config(None, {field: URI})
     with pytest.raises(UserError, match=r"^storage: "):

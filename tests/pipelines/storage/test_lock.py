@@ -14,7 +14,7 @@ import pytest
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.runs.run_folder import create_run
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 
 HOLDER = """
 import os, subprocess, sys, time
@@ -42,19 +42,19 @@ def test_a_killed_process_holds_nothing_though_its_children_live_on(tmp_path: Pa
     children = [int(pid) for pid in (lines - {"forked"}).pop().split()]
     by = f"by another process (process {holder.pid} on {socket.gethostname()})"
     try:
-        with pytest.raises(UserError) as caught, hold(folder, "run", "runs"):
+        with pytest.raises(UserError) as caught, run_lock(folder, "run", "runs"):
             pass
         assert str(caught.value) == (
             f"name: run 'mine' in runs is being trained {by}; wait for it, or choose another --name"
         )
-        with hold(folder.with_name("other"), "run", "runs"):
+        with run_lock(folder.with_name("other"), "run", "runs"):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         for child in children:
             os.kill(child, 0)
         for _ in range(2):
-            with hold(folder, "run", "runs"):
+            with run_lock(folder, "run", "runs"):
                 pass
     finally:
         holder.kill()
@@ -70,14 +70,14 @@ def test_a_filesystem_without_locks_is_told_of(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with hold(tmp_path / "mine", "run", "runs"):
+    with run_lock(tmp_path / "mine", "run", "runs"):
         assert "nothing keeps a second process away here (No locks available)" in caplog.text
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = r"^storage: .*/file cannot be written"
-    with pytest.raises(UserError, match=line), hold(tmp_path / "file" / "mine", "run", "runs"):
+    with pytest.raises(UserError, match=line), run_lock(tmp_path / "file" / "mine", "run", "runs"):
         pass
 
 

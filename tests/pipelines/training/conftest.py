@@ -21,10 +21,10 @@ SMALL = {
     "cluster.workers": "2",
     "model.hidden": "[48]",
     "train.epochs": "4",
-    "train.norm_examples": "256",
-    "weights.retrain_epochs": "2",
-    "weights.calibration_examples": "100",
-    "examples.rescore_every": "2",
+    "train.bn_examples": "256",
+    "weight_pruning.retrain_epochs": "2",
+    "weight_pruning.calibration_examples": "100",
+    "data_pruning.rescore_every": "2",
 }
 
 

@@ -20,7 +20,7 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows
 from pipelines.errors import UserError
 from pipelines.runs.run import run
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 from pipelines.training.engine import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.score_table import fingerprint, hexadecimal
@@ -148,7 +148,7 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    with hold(folder, "run", str(tmp_path)):
+    with run_lock(folder, "run", str(tmp_path)):
         """The workers that it has left behind hold nothing."""
     wait_until_still(folder)
     assert len(metrics(folder)) < len(metrics(undisturbed))
@@ -180,7 +180,11 @@ def test_a_killed_process_is_replaced_and_changes_nothing(
 def test_one_worker_on_ray_equals_the_plain_process(
     overlap: str, threads: str, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
-    settings = {"examples.overlap": overlap, "examples.rescore_every": "1", "cluster.threads": threads}
+    settings = {
+        "data_pruning.overlap": overlap,
+        "data_pruning.rescore_every": "1",
+        "cluster.threads": threads,
+    }
     here, there = (
         run(
             small(

@@ -23,7 +23,7 @@ from tests.pipelines.training.test_loop import LOCAL
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-LONG = {"train.epochs": "10", "weights.retrain_epochs": "0"}
+LONG = {"train.epochs": "10", "weight_pruning.retrain_epochs": "0"}
 ENGINES = [pytest.param(LOCAL, id="local"), pytest.param({}, id="ray", marks=pytest.mark.slow)]
 
 

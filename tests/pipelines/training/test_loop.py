@@ -18,7 +18,7 @@ LOCAL = {
     "cluster.engine": "local",
     "cluster.workers": "1",
     "train.epochs": "6",
-    "weights.retrain_epochs": "1",
+    "weight_pruning.retrain_epochs": "1",
 }
 
 
@@ -28,20 +28,20 @@ def trained(folder: Path, digits: Path, **overrides: str) -> list[dict[str, Any]
 
 
 def test_scores_are_fresh_where_a_pass_precedes_every_epoch(tmp_path: Path, digits: Path) -> None:
-    records = trained(tmp_path, digits, examples__rescore_every="1")
+    records = trained(tmp_path, digits, data_pruning__rescore_every="1")
     assert [r["rescored"] for r in records] == [0, 1437, 1437, 1437, 1437, 0]
     assert [r["mean_score_age"] for r in records[1:5]] == [0.0] * 4
 
 
 def test_overlapped_scores_are_one_epoch_old_by_rule(tmp_path: Path, digits: Path) -> None:
-    records = trained(tmp_path, digits, examples__rescore_every="1", examples__overlap="true")
+    records = trained(tmp_path, digits, data_pruning__rescore_every="1", data_pruning__overlap="true")
     assert [r["rescored"] for r in records] == [0, 1437, 0, 0, 0, 0]
     assert [r["rescored_ahead"] for r in records] == [0, 1437, 1437, 1437, 0, 0]
     assert [r["mean_score_age"] for r in records[1:5]] == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_scores_met_in_training_reach_the_next_draw(tmp_path: Path, digits: Path) -> None:
-    records = trained(tmp_path, digits, examples__rescore_every="0")
+    records = trained(tmp_path, digits, data_pruning__rescore_every="0")
     assert sum(r["rescored"] + r["rescored_ahead"] for r in records) == 0
     assert records[1]["mean_score_age"] == 0.5  # all trained in the full epoch before
     assert records[2]["mean_score_age"] == pytest.approx(0.5 + 0.5, abs=0.01)  # half of them again since
@@ -57,7 +57,7 @@ def test_scores_met_in_training_reach_the_next_draw(tmp_path: Path, digits: Path
 )
 def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
     epochs = "1" if policy == "full" else "3"  # no room for the warm-up and anneal epochs of the others
-    records = trained(tmp_path, digits, examples__policy=policy, train__epochs=epochs)
+    records = trained(tmp_path, digits, data_pruning__policy=policy, train__epochs=epochs)
     assert records[-1]["test_accuracy"] > 0.8
     if policy == "full":
         assert records[0]["examples"] == 1437
@@ -72,14 +72,18 @@ def test_every_policy_trains(policy: str, tmp_path: Path, digits: Path) -> None:
 @pytest.mark.parametrize("policy", ["sadp", "seta", "static"])
 def test_one_epoch_is_long_enough(policy: str, tmp_path: Path, digits: Path) -> None:
     """Of warm-up and anneal epochs as many as fit."""
-    settings = {"examples__policy": policy, "examples__warmup_epochs": "5", "examples__score_from": "7"}
+    settings = {
+        "data_pruning__policy": policy,
+        "data_pruning__warmup_epochs": "5",
+        "data_pruning__score_from": "7",
+    }
     (record,) = trained(tmp_path, digits, train__epochs="1", **settings)
     assert record["examples"] == 1437
 
 
 def test_more_epochs_for_a_finished_run(tmp_path: Path, digits: Path) -> None:
     """Where the learning rate has not come down they are those of a longer run."""
-    steady = {"train__schedule": "constant", "train__warmup": "0", "examples__policy": "full"}
+    steady = {"train__schedule": "constant", "train__warmup": "0", "data_pruning__policy": "full"}
     longer = trained(tmp_path, digits, name="longer", train__epochs="4", **steady)
     trained(tmp_path, digits, name="more", train__epochs="2", **steady)
     config = small(
@@ -106,7 +110,11 @@ def test_more_epochs_for_a_finished_run(tmp_path: Path, digits: Path) -> None:
             "train",
             "its baseline was trained for 2 epochs",
         ),
-        ({"train.schedule": "constant", "train.ema": "0.9"}, "train", "kept the averaged weights alone"),
+        (
+            {"train.schedule": "constant", "train.ema_decay": "0.9"},
+            "train",
+            "kept the averaged weights alone",
+        ),
         (
             {"train.schedule": "constant", "train.warmup": "0.5"},
             "train",
@@ -131,13 +139,13 @@ def test_more_epochs_are_refused_where_the_schedule_has_ended(
     "overrides",
     [
         {"model__T": "2"},
-        {"train__clip_norm": "0.5"},
+        {"train__max_grad_norm": "0.5"},
         {"train__loss": "tet"},
         {"train__optimizer": "adamw", "train__lr": "0.005"},
         {"model__reset": "soft"},
         {"model__learn_beta": "true"},
         {"train__label_smoothing": "0.1"},
-        {"examples__design": "poisson"},
+        {"data_pruning__design": "poisson"},
     ],
 )
 def test_settings_reach_the_training(overrides: dict[str, str], tmp_path: Path, digits: Path) -> None:
@@ -147,7 +155,7 @@ def test_settings_reach_the_training(overrides: dict[str, str], tmp_path: Path, 
     assert [r["train_loss"] for r in changed] != [r["train_loss"] for r in plain]
 
 
-@pytest.mark.parametrize("options", [{"examples.overlap": "true"}, {"examples.policy": "repb"}])
+@pytest.mark.parametrize("options", [{"data_pruning.overlap": "true"}, {"data_pruning.policy": "repb"}])
 def test_resuming_from_every_epoch_ends_the_same(
     options: dict[str, str], tmp_path: Path, digits: Path
 ) -> None:
@@ -170,10 +178,10 @@ def test_an_epoch_that_the_poisson_design_leaves_empty_takes_no_step(
         data__reading=reading,
         data__train_rows="8",
         data__test_rows="16",
-        examples__ratio="0.9",
-        examples__design="poisson",
+        data_pruning__ratio="0.9",
+        data_pruning__design="poisson",
         train__epochs="12",
-        train__norm_examples="8",
+        train__bn_examples="8",
     )
     empty = [r for r in records if r["examples"] == 0]
     assert empty
@@ -182,11 +190,17 @@ def test_an_epoch_that_the_poisson_design_leaves_empty_takes_no_step(
 
 
 def test_diverging_training_names_the_step_and_keeps_what_was_whole(tmp_path: Path, digits: Path) -> None:
-    calm = {**LOCAL, "train.epochs": "2", "examples.warmup_epochs": "1", "examples.anneal_epochs": "0"}
-    steps = {"train.schedule": "constant", "train.warmup": "0", "weights.retrain_lr": "1e30"}
+    calm = {
+        **LOCAL,
+        "train.epochs": "2",
+        "data_pruning.warmup_epochs": "1",
+        "data_pruning.anneal_epochs": "0",
+    }
+    steps = {"train.schedule": "constant", "train.warmup": "0", "weight_pruning.retrain_lr": "1e30"}
     config = small(tmp_path, digits, **calm, **steps, **{"train.lr": "0.01"})
     with pytest.raises(
-        UserError, match=r"weights\.retrain_lr: training diverged: .* in epoch \d of phase retrain; lower"
+        UserError,
+        match=r"weight_pruning\.retrain_lr: training diverged: .* in epoch \d of phase retrain; lower",
     ):
         run(config, "run", console=QUIET)
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "01-prune-0000"  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 
 SCRIPT = Path(__file__).with_name("lose_node.py")
 # One worker fills the second node; the head has room for the other and for scoring.
-NODES = {"cluster.cpus_per_worker": "2", "train.epochs": "8", "weights.retrain_epochs": "0"}
+NODES = {"cluster.cpus_per_worker": "2", "train.epochs": "8", "weight_pruning.retrain_epochs": "0"}
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def test_gradients_travel_in_buckets_while_backward_goes_on(
         "cluster.workers": "2",
         "model.hidden": "[1024, 1024]",
         "train.epochs": "1",
-        "examples.warmup_epochs": "1",
-        "examples.anneal_epochs": "0",
+        "data_pruning.warmup_epochs": "1",
+        "data_pruning.anneal_epochs": "0",
     }
     folder = run(load_config(None, given), "train", profile=True, console=Console(quiet=True))
     events = json.loads((folder / "profile" / "trace.json").read_text())["traceEvents"]

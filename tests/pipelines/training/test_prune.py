@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from pipelines.config import WeightsConfig
+from pipelines.config import WeightPruningConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.report.page import write_page
@@ -47,14 +47,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
             "cluster.workers": "1",
             "model.hidden": "[48, 32]",
             "train.epochs": "3",
-            "weights.retrain_epochs": "1",
+            "weight_pruning.retrain_epochs": "1",
         },
     )
     return run(config, "train", console=QUIET)
 
 
 def test_prune_at_a_sparsity(trained: Path) -> None:
-    folder = prune(trained, {"weights.sparsity": "0.8", "name": "a"}, console=QUIET)
+    folder = prune(trained, {"weight_pruning.sparsity": "0.8", "name": "a"}, console=QUIET)
     masks = Masks.load(folder / "masks.safetensors")
     assert masks.sparsity == pytest.approx(0.8, abs=1e-3)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -70,10 +70,10 @@ def test_prune_at_a_sparsity(trained: Path) -> None:
 
 
 def test_what_a_criterion_needs_is_measured_and_kept(trained: Path) -> None:
-    changes = {"weights.synops": "0.4", "weights.retrain_epochs": "0"}
+    changes = {"weight_pruning.synops": "0.4", "weight_pruning.retrain_epochs": "0"}
     folders = {
         criterion: prune(
-            trained, {**changes, "weights.criterion": criterion, "name": criterion}, console=QUIET
+            trained, {**changes, "weight_pruning.criterion": criterion, "name": criterion}, console=QUIET
         )
         for criterion in ("slamp", "slamp_curve", "fisher", "lamp")
     }
@@ -92,12 +92,12 @@ def test_what_a_criterion_needs_is_measured_and_kept(trained: Path) -> None:
     assert again.masks == Masks.load(folders["slamp_curve"] / "masks.safetensors")
     smaller = allocate(model, calibration, criterion="slamp_curve", synops_fraction=0.2)
     assert smaller.masks & again.masks == smaller.masks
-    with pytest.raises(UserError, match=r"weights\.measure_examples"):
-        prune(trained, {**changes, "weights.measure_examples": "0"}, console=QUIET)
+    with pytest.raises(UserError, match=r"weight_pruning\.measure_examples"):
+        prune(trained, {**changes, "weight_pruning.measure_examples": "0"}, console=QUIET)
 
 
 def test_figures_in_the_fields_units(trained: Path) -> None:
-    changes = {"name": "figures", "weights.sparsity": "0.8", "weights.retrain_epochs": "2"}
+    changes = {"name": "figures", "weight_pruning.sparsity": "0.8", "weight_pruning.retrain_epochs": "2"}
     folder = prune(trained, changes, console=QUIET)
     records = records_of(folder)
     stored = json.loads((folder / "pruning.json").read_text())
@@ -174,9 +174,9 @@ def cubic(trained: Path) -> Path:
     return prune(
         trained,
         {
-            "weights.sparsity": "0.9",
-            "weights.schedule": "cubic",
-            "weights.rounds": "3",
+            "weight_pruning.sparsity": "0.9",
+            "weight_pruning.schedule": "cubic",
+            "weight_pruning.rounds": "3",
             "name": "cubic",
         },
         console=QUIET,
@@ -215,9 +215,9 @@ def test_rounds_resume_where_they_stopped(
 ) -> None:
     """Stopped in the second round's calibration, a resumed run ends as the undisturbed one."""
     overrides = {
-        "weights.sparsity": "0.9",
-        "weights.schedule": "cubic",
-        "weights.rounds": "3",
+        "weight_pruning.sparsity": "0.9",
+        "weight_pruning.schedule": "cubic",
+        "weight_pruning.rounds": "3",
         "name": "again",
     }
     calibrate = stage.calibrate
@@ -246,10 +246,10 @@ def test_equal_parts_of_a_budget(trained: Path) -> None:
     folder = prune(
         trained,
         {
-            "weights.budget": "0.2",
-            "weights.schedule": "equal_distortion",
-            "weights.rounds": "2",
-            "weights.retrain_epochs": "0",
+            "weight_pruning.budget": "0.2",
+            "weight_pruning.schedule": "equal_distortion",
+            "weight_pruning.rounds": "2",
+            "weight_pruning.retrain_epochs": "0",
             "name": "equal",
         },
         console=QUIET,
@@ -262,27 +262,31 @@ def test_equal_parts_of_a_budget(trained: Path) -> None:
 
 
 def test_synops_shares_per_round() -> None:
-    weights = WeightsConfig(synops=0.2, schedule="cubic", rounds=2)
+    weights = WeightPruningConfig(synops=0.2, schedule="cubic", rounds=2)
     assert [target_of(weights, i)["synops_fraction"] for i in range(2)] == pytest.approx([0.3, 0.2])
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 2}, r"weights\.rounds: 2 is not possible; it must be 1, or choose another"),
-        ({"rounds": 0}, r"weights\.rounds: 0 is not possible"),
-        ({"rounds": 2, "schedule": "equal_distortion"}, r"weights\.schedule: 'equal_distortion'"),
-        ({"rounds": 2, "schedule": "cubic", "budget": 0.1}, r"weights\.schedule: 'cubic'"),
+        ({"rounds": 2}, r"weight_pruning\.rounds: 2 is not possible; it must be 1, or choose another"),
+        ({"rounds": 0}, r"weight_pruning\.rounds: 0 is not possible"),
+        ({"rounds": 2, "schedule": "equal_distortion"}, r"weight_pruning\.schedule: 'equal_distortion'"),
+        ({"rounds": 2, "schedule": "cubic", "budget": 0.1}, r"weight_pruning\.schedule: 'cubic'"),
     ],
 )
 def test_schedules_that_do_not_fit_their_target(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        WeightsConfig(**fields)
+        WeightPruningConfig(**fields)
 
 
 def test_the_diagnosis_masks_one_layer_at_a_time(trained: Path, digits: Path) -> None:
     """Against one forward pass per layer over rows that are read and normalised here."""
-    overrides = {"weights.sparsity": "0.8", "weights.retrain_epochs": "0", "weights.diagnose_examples": "100"}
+    overrides = {
+        "weight_pruning.sparsity": "0.8",
+        "weight_pruning.retrain_epochs": "0",
+        "weight_pruning.diagnose_examples": "100",
+    }
     folder = prune(trained, {"name": "diagnosed", **overrides}, console=QUIET)
     stored = json.loads((folder / "pruning.json").read_text())
     found = stored["distortion"]
@@ -330,7 +334,7 @@ def test_the_dense_network_is_the_same_in_both_runs(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     folder = prune(
         trained / "checkpoints" / "train.safetensors",
-        {"name": "b", "weights.retrain_epochs": "0"},
+        {"name": "b", "weight_pruning.retrain_epochs": "0"},
         console=QUIET,
     )
     (record,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -342,7 +346,7 @@ def test_a_larger_budget_keeps_fewer_weights(trained: Path) -> None:
     for i, budget in enumerate(("0.05", "0.3")):
         folder = prune(
             trained,
-            {"weights.budget": budget, "weights.retrain_epochs": "0", "name": f"budget{i}"},
+            {"weight_pruning.budget": budget, "weight_pruning.retrain_epochs": "0", "name": f"budget{i}"},
             console=QUIET,
         )
         kept.append(Masks.load(folder / "masks.safetensors"))
@@ -353,8 +357,10 @@ def test_a_larger_budget_keeps_fewer_weights(trained: Path) -> None:
 
 
 def test_unknown_layers_and_unfinished_runs_are_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"weights\.exclude: 'head' is not a layer; choose from features"):
-        prune(trained, {"weights.exclude": "[head]", "name": "c"}, console=QUIET)
+    with pytest.raises(
+        UserError, match=r"weight_pruning\.exclude: 'head' is not a layer; choose from features"
+    ):
+        prune(trained, {"weight_pruning.exclude": "[head]", "name": "c"}, console=QUIET)
     with pytest.raises(UserError, match="is not a run"):
         prune(tmp_path, {}, console=QUIET)
     (tmp_path / "x.safetensors").write_bytes(b"")

@@ -11,7 +11,7 @@ from tests.pipelines.training.conftest import QUIET, metrics, small
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "weights.retrain_epochs": "1"}
+LOCAL = {"cluster.engine": "local", "cluster.workers": "1", "weight_pruning.retrain_epochs": "1"}
 SHARDS = {"data.reading": "shards", "data.shuffle_rows": "300"}
 
 
@@ -37,9 +37,14 @@ def test_a_run_reads_by_row_groups_and_resumes(tmp_path: Path, row_groups: Path)
 
 
 def test_with_one_window_an_epoch_is_the_one_from_memory(tmp_path: Path, row_groups: Path) -> None:
-    settings = {**LOCAL, "examples.policy": "random", "train.epochs": "2", "examples.warmup_epochs": "0"}
+    settings = {
+        **LOCAL,
+        "data_pruning.policy": "random",
+        "train.epochs": "2",
+        "data_pruning.warmup_epochs": "0",
+    }
     settings |= {
-        "examples.anneal_epochs": "0",
+        "data_pruning.anneal_epochs": "0",
         "train.batch_size": "359",
     }  # no padding, which batch norm sees
     held = run(small(tmp_path, row_groups, name="held", **settings), "train", console=QUIET)
@@ -61,7 +66,12 @@ def test_large_data_are_read_by_row_groups_without_being_asked(tmp_path: Path, r
 def test_ray_reads_what_the_plain_process_reads(
     overlap: str, tmp_path: Path, row_groups: Path, ray_session: None
 ) -> None:
-    settings = {**SHARDS, "examples.overlap": overlap, "examples.rescore_every": "1", "cluster.workers": "1"}
+    settings = {
+        **SHARDS,
+        "data_pruning.overlap": overlap,
+        "data_pruning.rescore_every": "1",
+        "cluster.workers": "1",
+    }
     here, there = (
         run(small(tmp_path, row_groups, name=e, **{**settings, "cluster.engine": e}), console=QUIET)
         for e in ("local", "ray")

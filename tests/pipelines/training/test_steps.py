@@ -32,7 +32,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, digits: Path)
     # One step of a whole epoch: after it rounding may move spikes, and with them everything.
     settings |= {"train__epochs": "2", "train__batch_size": "1437", "train__lr": "0.01"}
     one = trained(tmp_path / "one", digits, **settings)
-    parts = trained(tmp_path / "parts", digits, **settings, train__accumulate="4")
+    parts = trained(tmp_path / "parts", digits, **settings, train__grad_accum_steps="4")
     assert parts[0]["train_loss"] == pytest.approx(one[0]["train_loss"], rel=1e-6)
     a, b = (
         load_checkpoint(tmp_path / n / "run" / "checkpoints" / "train.safetensors")[0]
@@ -45,7 +45,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, digits: Path)
 @pytest.mark.parametrize("how", ["pack", "recompute"])
 def test_what_is_kept_of_activations_changes_no_metric(how: str, tmp_path: Path, digits: Path) -> None:
     settings = {"model__name": "convnet", "model__channels": "[8, 8]", "model__hidden": "[16]"}
-    settings |= {"train__epochs": "3", "examples__rescore_every": "0"}  # in-train scores too
+    settings |= {"train__epochs": "3", "data_pruning__rescore_every": "0"}  # in-train scores too
     plain, other = (
         trained(tmp_path / name, digits, **settings, train__activations=name) for name in ("keep", how)
     )
@@ -56,7 +56,10 @@ def test_what_is_kept_of_activations_changes_no_metric(how: str, tmp_path: Path,
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_and_scores(precision: str, tmp_path: Path, digits: Path) -> None:
-    settings = {"train__epochs": "3", "examples__rescore_every": "0"}  # in-train scores from the half pass
+    settings = {
+        "train__epochs": "3",
+        "data_pruning__rescore_every": "0",
+    }  # in-train scores from the half pass
     plain = trained(tmp_path / "plain", digits, **settings)
     half = trained(tmp_path / "half", digits, **settings, train__precision=precision)
     assert half[-1]["test_accuracy"] > plain[-1]["test_accuracy"] - 0.04
@@ -87,16 +90,16 @@ def test_the_average_is_the_recursion_written_out() -> None:
 def test_averaged_weights_are_evaluated_kept_and_resumed(tmp_path: Path, digits: Path) -> None:
     settings = {
         **LOCAL,
-        "train.ema": "0.9",
-        "train.accumulate": "2",
-        "train.clip_norm": "2",
+        "train.ema_decay": "0.9",
+        "train.grad_accum_steps": "2",
+        "train.max_grad_norm": "2",
         "train.precision": "bf16",
     }
     config = small(tmp_path, digits, **settings, name="whole")
     whole = run(config, console=QUIET)
     expected = metrics(whole)
     plain = metrics(
-        run(small(tmp_path, digits, **{**settings, "train.ema": "null"}, name="plain"), console=QUIET)
+        run(small(tmp_path, digits, **{**settings, "train.ema_decay": "null"}, name="plain"), console=QUIET)
     )
     for a, b in zip(expected[:3], plain[:3], strict=True):
         assert a["train_loss"] == b["train_loss"]  # training itself is the same
@@ -107,7 +110,7 @@ def test_averaged_weights_are_evaluated_kept_and_resumed(tmp_path: Path, digits:
 
 
 def test_resuming_in_mid_phase_restores_the_average_and_the_loss_scale(tmp_path: Path, digits: Path) -> None:
-    settings = {**LOCAL, "train.ema": "0.95", "train.precision": "fp16"}
+    settings = {**LOCAL, "train.ema_decay": "0.95", "train.precision": "fp16"}
     config = small(tmp_path, digits, **settings, name="whole")
     whole = run(config, "train", console=QUIET)
     expected = metrics(whole)

@@ -85,7 +85,7 @@ def events(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_tensorboard_shows_every_record_once_also_after_a_resume(tmp_path: Path, digits: Path) -> None:
-    config = small(tmp_path, digits, **LOCAL, **{"track.tensorboard": "true"}, name="board")
+    config = small(tmp_path, digits, **LOCAL, **{"tracking.tensorboard": "true"}, name="board")
     folder = run(config, "train", console=QUIET)
     newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
     shutil.rmtree(newest)  # as if killed just before it
@@ -101,8 +101,10 @@ def test_tensorboard_shows_every_record_once_also_after_a_resume(tmp_path: Path,
 
 
 def test_what_is_not_installed_or_does_not_answer_is_named(tmp_path: Path, digits: Path) -> None:
-    config = small(tmp_path, digits, **LOCAL, **{"track.mlflow": "http://127.0.0.1:9"}, name="lost")
-    with pytest.raises(UserError, match=r"track\.mlflow: (needs the package mlflow|http.* does not answer)"):
+    config = small(tmp_path, digits, **LOCAL, **{"tracking.mlflow": "http://127.0.0.1:9"}, name="lost")
+    with pytest.raises(
+        UserError, match=r"tracking\.mlflow: (needs the package mlflow|http.* does not answer)"
+    ):
         run(config, "train", console=QUIET)
     assert not (tmp_path / "lost").exists()
 
@@ -110,14 +112,14 @@ def test_what_is_not_installed_or_does_not_answer_is_named(tmp_path: Path, digit
 def test_mlflow_holds_every_record(tmp_path: Path, digits: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    config = small(tmp_path, digits, **LOCAL, **{"track.mlflow": uri}, name="flow")
+    config = small(tmp_path, digits, **LOCAL, **{"tracking.mlflow": uri}, name="flow")
     folder = run(config, "train", console=QUIET)
     newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
     shutil.rmtree(newest)
     run(config, "train", resume=True, console=QUIET)
     client = mlflow.MlflowClient(tracking_uri=uri)
     (found,) = client.search_runs([client.get_experiment_by_name("spikeprune").experiment_id])
-    assert found.data.params["examples.policy"] == "sadp"
+    assert found.data.params["data_pruning.policy"] == "sadp"
     history = {m.step: m.value for m in client.get_metric_history(found.info.run_id, "train/test_accuracy")}
     assert history == {i: r["test_accuracy"] for i, r in enumerate(metrics(folder))}
 
@@ -144,7 +146,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
 def test_wandb_holds_every_record(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    config = small(tmp_path, digits, **LOCAL, **{"track.wandb": "spikes"}, name="wand")
+    config = small(tmp_path, digits, **LOCAL, **{"tracking.wandb": "spikes"}, name="wand")
     folder = run(config, "train", console=QUIET)
     newest = sorted(p for p in (folder / "checkpoints").iterdir() if p.is_dir())[-1]
     shutil.rmtree(newest)
@@ -170,8 +172,8 @@ def test_wandb_needs_a_login(tmp_path: Path, digits: Path, monkeypatch: pytest.M
     for place in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(place, str(tmp_path / "nobody"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    config = small(tmp_path, digits, **LOCAL, **{"track.wandb": "spikes"}, name="unknown")
-    with pytest.raises(UserError, match=r"track\.wandb: needs (the package wandb|a login)"):
+    config = small(tmp_path, digits, **LOCAL, **{"tracking.wandb": "spikes"}, name="unknown")
+    with pytest.raises(UserError, match=r"tracking\.wandb: needs (the package wandb|a login)"):
         run(config, "train", console=QUIET)
     assert not (tmp_path / "unknown").exists()
 
@@ -183,7 +185,9 @@ def test_ray_shows_gauges_while_a_run_goes_on(tmp_path: Path, digits: Path, ray_
 
     import ray
 
-    config = small(tmp_path, digits, name="gauged", **{"train.epochs": "60", "weights.retrain_epochs": "0"})
+    config = small(
+        tmp_path, digits, name="gauged", **{"train.epochs": "60", "weight_pruning.retrain_epochs": "0"}
+    )
     thread = threading.Thread(target=_until_stopped, args=(config,))
     (node,) = [n for n in ray.nodes() if n["Alive"]]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

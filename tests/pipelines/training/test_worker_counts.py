@@ -13,7 +13,7 @@ from tests.pipelines.training.conftest import QUIET, kill_after, metrics, small
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-SHORT = {"train.epochs": "4", "weights.retrain_epochs": "0"}
+SHORT = {"train.epochs": "4", "weight_pruning.retrain_epochs": "0"}
 
 
 def drawn(folder: Path) -> list[tuple[str, int]]:
@@ -28,7 +28,7 @@ def test_any_number_of_workers_draws_the_same_and_survives_a_kill(
 ) -> None:
     settings = {**SHORT, "cluster.workers": workers, "cluster.cpus_per_worker": "0.5"}
     local = {"cluster.engine": "local", "cluster.workers": "1"}
-    uniform = {**SHORT, "examples.policy": "random"}
+    uniform = {**SHORT, "data_pruning.policy": "random"}
     plain = run(small(tmp_path, digits, **{**uniform, **local}, name="plain"), "train", console=QUIET)
     spread = run(small(tmp_path, digits, **{**settings, **uniform}, name="spread"), "train", console=QUIET)
     assert drawn(spread) == drawn(plain)
