@@ -109,7 +109,7 @@ def estimate(config: Config, shape: tuple[int, ...], classes: int, train: int, t
     steps = passes = 0.0
     for phase in phases_of(config, "run"):
         examples = phase.data_pruning
-        if examples is None:
+        if phase.prunes:
             passes += config.weight_pruning.calibration_examples + config.train.bn_examples + test
             continue
         full = examples.warmup_epochs + examples.anneal_epochs

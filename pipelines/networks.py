@@ -68,13 +68,15 @@ def make_network(model: ModelConfig, info: DatasetInfo, seed: int) -> SpikingNet
         torch.manual_seed(seed)
         try:
             network = build_described(spec)
-        except ValueError as error:
-            raise UserError("model", f"{error} (the data has shape {info.input_shape})") from None
         except Exception as error:
-            if not is_own(model.name):
+            cause = error.__cause__ or error
+            if is_own(model.name) and not isinstance(cause, ValueError):
+                told = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+                where = line_in_own_code(cause)
+                raise UserError("model.name", f"{model.name} failed: {told}{where}") from error
+            if not isinstance(error, ValueError):
                 raise
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError("model.name", f"{model.name} failed: {told}{line_in_own_code(error)}") from error
+            raise UserError("model", f"{error} (the data has shape {info.input_shape})") from None
     return in_layout(network, channels_last=model.channels_last)
 
 

@@ -53,7 +53,7 @@ CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uni
 class DataPruningConfig(Checked):
     """Which examples each epoch trains on."""
 
-    PATH: ClassVar[str] = "examples"
+    PATH: ClassVar[str] = "data_pruning"
     policy: PolicyName | str = "sadp"
     """full (all examples), random (uniform, a new draw each epoch), sadp (by spike-aware
     importance), a rival, or package.module:attribute of your own."""
@@ -99,7 +99,7 @@ class DataPruningConfig(Checked):
 class WeightPruningConfig(Checked):
     """Which weights stay, and the retraining afterwards. Give one of sparsity, budget, synops."""
 
-    PATH: ClassVar[str] = "weights"
+    PATH: ClassVar[str] = "weight_pruning"
     criterion: CriterionName | str = "slamp"
     """slamp (time-aware layer scores by gradients), slamp_curve (by measured distortion), a rival, or
     package.module:attribute of your own."""

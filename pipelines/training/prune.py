@@ -54,16 +54,14 @@ def prune(worker: Worker) -> None:
         "dense_accuracy": before["test_accuracy"],
         "dense_activity": measure_activity(worker, watched),
     }
+    target = target_of(config.weight_pruning, phase.round)
     try:
-        allocation = allocate_weights(
-            worker, calibrated.calibration, target_of(config.weight_pruning, phase.round)
-        )
+        allocation = allocate_weights(worker, calibrated.calibration, target)
     except ValueError as error:
         raise UserError("weight_pruning", str(error)) from None
     _check_equal(worker, allocation.masks)
-    distortion = None
-    if config.weight_pruning.diagnose_examples:
-        distortion = measure_distortion(worker, allocation, config.weight_pruning.diagnose_examples)
+    examples = config.weight_pruning.diagnose_examples
+    distortion = measure_distortion(worker, allocation, examples) if examples else None
     allocation.masks.apply_(model)
     masked = evaluate(worker, watched)
     reestimate_norm(worker, sample.rows, sample.norm_ids)
