@@ -19,9 +19,9 @@ from pipelines.storage.lock import run_lock
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from pipelines.storage.lock import hold
+from pipelines.storage.lock import run_lock
 
-with hold(Path(sys.argv[1]), "run", "runs"):
+with run_lock(Path(sys.argv[1]), "run", "runs"):
     started = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL).pid
     forked = os.fork()
     if not forked:

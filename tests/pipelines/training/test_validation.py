@@ -89,7 +89,7 @@ def test_the_report_names_both(validated: Path) -> None:
 def test_criteria_are_compared_by_validation(validated: Path) -> None:
     compared = compare(validated, criteria=("lamp",), levels=(0.5,), console=QUIET)
     dense = [r for r in metrics(validated) if r["phase"] == "train"][-1]
-    assert (compared.split, compared.dense_accuracy) == ("val", dense["val_accuracy"])
+    assert (compared.split, compared.dense["accuracy"]) == ("val", dense["val_accuracy"])
 
 
 @pytest.mark.parametrize("field", ["seed", "data.val_share"])
