@@ -48,7 +48,8 @@ class _OverSurvivors(nn.Module):
             raise RuntimeError(f"{name} has no gradients; run it under torch.no_grad()")
         if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in sparse.DTYPES:
             raise ValueError(
-                f"{name}: input of {x.dtype} on {x.device}; it takes the weight's dtype ({weight.dtype}) on a CPU"
+                f"{name}: input of {x.dtype} on {x.device};"
+                f" it takes the weight's dtype ({weight.dtype}) on a CPU"
             )
         bias = None if self.bias is None else self.bias.detach()
         return sparse.convolution(x.detach(), self._survivors(), bias)
