@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import get_type_hints
 
 from pipelines.cli import cluster, data, reports, runs
+from pipelines.config.checks import shown, shown_word
 from pipelines.config.load import read_command
 from pipelines.config.parser import parse
 from pipelines.console import say, write
@@ -105,15 +106,13 @@ def _dispatch(args: list[str]) -> int:
             write(usage(verb), end="")
             return 0
         if not rest or rest[0] not in seconds:
-            raise UserError(
-                verb,
-                f"{' '.join(rest[:1]) or 'nothing'!r} is not one of its verbs; use {', '.join(seconds)}",
-            )
+            given = shown(" ".join(rest[:1]) or "nothing")
+            raise UserError(verb, f"{given} is not one of its verbs; use {', '.join(seconds)}")
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; verbs are {', '.join(VERBS)}"
-        raise UserError(verb, f"is not a verb{hint}")
+        raise UserError(shown_word(verb), f"is not a verb{hint}")
     return _call(verb, rest) or 0
 
 

@@ -23,6 +23,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]}...{text[-1]}"
 
 
+def shown_word(word: str) -> str:
+    """A word of a command line as it is, or as `shown` where a terminal would not show it so."""
+    return word if len(word) <= _SHOWN and word.isprintable() else shown(word)
+
+
 def check(ok: bool, where: str, value: Any, allowed: str) -> None:
     """Raise where a field has a value that is not allowed."""
     if not ok:

@@ -19,7 +19,7 @@ import yaml
 from tyro import _errors
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from pipelines.config.checks import is_own, shown
+from pipelines.config.checks import is_own, shown, shown_word
 from pipelines.config.migration import new_name
 from pipelines.config.schema import Config, field_paths
 from pipelines.errors import UserError
@@ -328,7 +328,7 @@ def _reword(event: "_errors.ParseErrorEvent", command: Any) -> None:
 def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> UserError:
     word = next((t for t in tokens if t.startswith("-")), tokens[0])
     if not word.startswith("-"):
-        return UserError(word, "is one word too many; flags take no value, other options one")
+        return UserError(shown_word(word), "is one word too many; flags take no value, other options one")
     name = word.partition("=")[0]
     path = name.removeprefix("--").replace("-", "_")
     if command is tree or ("." in path and (tree is not None or path not in field_paths())):

@@ -18,7 +18,7 @@ from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass
 from pipelines.storage.atomic import check_beside, check_new_folder, write_beside, write_parquet
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
 from pruning.examples.inclusion import subset_size
 from pruning.examples.policies import Policy, make_policy
 
@@ -75,6 +75,8 @@ def select_subset(
     check_beside("--output", output, folder)
     if filtered is not None:
         check_new_folder("--filtered", filtered)
+        if (uri_of(filtered) or real_path(filtered)) == (uri_of(output) or real_path(output)):
+            raise UserError("--filtered", f"{filtered} is --output too; name another folder")
     data = read_split(folder, split)
     large = data.num_examples > IN_MEMORY
     try:
