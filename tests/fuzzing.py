@@ -23,8 +23,8 @@ BASE: dict[str, Any] = {
     "name": "run", "storage": "runs", "data": {"path": "d", "train_rows": 150, "test_rows": 60},
     "model": {"name": "mlp", "hidden": [8], "T": 2},
     "train": {"epochs": 1, "schedule": "constant", "batch_size": 64},
-    "examples": {"warmup_epochs": 0, "anneal_epochs": 0}, "cluster": {"engine": "local", "threads": 1},
-    "weights": {"retrain_epochs": 0, "calibration_examples": 32, "measure_examples": 8},
+    "data_pruning": {"warmup_epochs": 0, "anneal_epochs": 0}, "cluster": {"engine": "local", "threads": 1},
+    "weight_pruning": {"retrain_epochs": 0, "calibration_examples": 32, "measure_examples": 8},
 }  # fmt: skip
 LONG = (
     "cluster.",

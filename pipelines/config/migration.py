@@ -63,8 +63,11 @@ def _move(tree: dict[str, Any], old: str, new: str | None, file: str) -> None:
     node = tree
     for branch in branches:
         node = node.setdefault(branch, {})
-    if isinstance(value, dict) and isinstance(node.get(leaf), dict):
-        value = node[leaf] | value
+    there = node.get(leaf)
+    if isinstance(value, dict) and isinstance(there, dict):
+        if both := sorted(value.keys() & there.keys()):
+            raise UserError(file, f"has {old}.{both[0]} and {new}.{both[0]}, which are one field; keep {new}")
+        value = there | value
     elif leaf in node:
         raise UserError(file, f"has {old} and {new}, which are one field; keep {new}")
     node[leaf] = value

@@ -156,6 +156,9 @@ def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Pa
     path.write_text("weights: {response_examples: 77, measure_examples: 78}\n")
     with pytest.raises(UserError, match=r"has weights\.response_examples and weights\.measure_examples"):
         load_config(path)
+    path.write_text("weights: {synops: 0.2}\nweight_pruning: {synops: 0.3}\n")
+    with pytest.raises(UserError, match=r"has weights\.synops and weight_pruning\.synops, which are one"):
+        load_config(path)
 
 
 def test_a_file_of_version_1_is_read_whole(tmp_path: Path) -> None:
