@@ -161,6 +161,8 @@ def describe(
     if isinstance(x, EventBatch):
         assert frames is not None
         x = frames.batch(x)
+    else:
+        _check_same_size(test, x)
     mean, std = _statistics(x)
     if frames is None:
         mean, std = _stored_statistics(folder, mean, std)
@@ -173,6 +175,16 @@ def describe(
         frames=frames,
         timesteps=x.shape[1] if x.ndim == 5 and frames is None else None,
     )
+
+
+def _check_same_size(test: Split, x: Examples) -> None:
+    rows = test.head(1)
+    with naming_rows(test.layout):
+        y = decode(rows.column("image"), rows.column("id").to_numpy())
+    if _size(y) != _size(x):
+        raise UserError(
+            test.files[0], f"examples have size {_size(y)}, those of training {_size(x)}; make them equal"
+        )
 
 
 def check_labels(split: Split, num_classes: int) -> None:

@@ -229,7 +229,9 @@ class _Scan:
 
     def _check(self, file: str, table: pa.Table, first: int, first_id: int) -> None:
         """Ids and labels of rows of which the first has the place ``first`` in its file."""
-        ids, labels = (table.column(n).cast(pa.int64()).fill_null(-1).to_numpy() for n in ("id", "label"))
+        ids, labels = (
+            table.column(n).cast(pa.int64(), safe=False).fill_null(-1).to_numpy() for n in ("id", "label")
+        )
         empty = table.column("label").is_null().to_numpy()
         positions = np.arange(len(ids)) + first_id + first
         wrong = ids != positions

@@ -251,6 +251,7 @@ def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -
         UserError: a dataset of something else, or a size beyond the sensor.
     """
     files = {split: split_files(folder, split) for split in ("train", "test")}
+    recordings = parquet(Options(input=folder))  # which names a file that cannot be read
     with open_parquet(files["train"][0]) as file:
         schema = file.schema_arrow
     sensor = Sensor.of(schema)
@@ -258,7 +259,6 @@ def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -
         raise UserError(folder, "holds no recordings of events, or does not tell their sensor_size")
     frames = Frames.of(sensor, T=T, by=by, size=size, where="--size")
     rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
-    recordings = parquet(Options(input=folder))
     names = [name_of(path) for paths in files.values() for path in paths]
     source = Source(
         splits={s: FramedRows(r, frames) for s, r in recordings.splits.items() if isinstance(r, ParquetRows)},
