@@ -82,7 +82,12 @@ def stages_of(plan: Plan, suggested: dict[str, Any]) -> list[Stage]:
     config = plan.space.config_of(suggested)
     c = config.cluster
     engine: Literal["ray", "local"] = "ray" if plan.nested else "local"
-    cluster = replace(c, engine=engine, threads=c.threads or max(1, int(c.cpus_per_worker)))
+    cluster = replace(
+        c,
+        engine=engine,
+        address=c.address if plan.nested else None,  # else it trains in a process of the search's cluster
+        threads=c.threads or max(1, int(c.cpus_per_worker)),
+    )
     config = replace(config, storage=str(plan.folder / "stages"), cluster=cluster)
     dense = replace(config, weight_pruning=WeightPruningConfig())
     train = Stage(command="train", config=replace(dense, name=f"train-{_key(dense)}"), initial=None)

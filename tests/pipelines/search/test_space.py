@@ -199,6 +199,14 @@ def test_what_samplers_suggest_is_what_the_config_takes() -> None:
     assert {c.model.T for c in configs} >= {2, 3, 4}
 
 
+def test_a_trial_of_one_worker_needs_no_address(tmp_path: Path) -> None:
+    """It trains in a process of the search's cluster; of several workers it connects."""
+    for workers, address in ((1, None), (2, "far:6379")):
+        settings = {"cluster.address": "far:6379", "cluster.workers": workers, "storage": str(tmp_path)}
+        plan = make_plan(tree({"space": {"train.lr": [0.1, 0.2]}}, **settings))
+        assert {s.config.cluster.address for s in stages_of(plan, {"train.lr": 0.1})} == {address}
+
+
 def test_trials_that_differ_in_pruning_alone_share_the_training(tmp_path: Path) -> None:
     plan = make_plan(
         tree({"space": {"weight_pruning.budget": [0.1, 0.2], "train.lr": [0.1, 0.2]}}, storage=str(tmp_path))
