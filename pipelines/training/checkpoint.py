@@ -162,7 +162,7 @@ def load_table(folder: Path, table: ScoreTable) -> None:
     for path in sorted(folder.glob(f"{TABLE}-*.npy")):
         try:
             state[path.stem.removeprefix(f"{TABLE}-")] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(str(path), f"is not a score table's state ({error})") from None
     try:
         table.load(state)
