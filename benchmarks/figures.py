@@ -41,7 +41,7 @@ Row = dict[str, Any]
 def sadp_training() -> "Figure":
     """Accuracy over training time at the ratios of each task; means and 95 % intervals over seeds."""
     rows = _stored("sadp_training")["rows"]
-    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    tasks = list(dict.fromkeys(r["task"] for r in rows if r["method"] == "full"))
     methods = [m for m in SADP_METHODS if any(r["method"] == m for r in rows)]
     figure, axes = _panels(
         len(tasks), "training time over that of all data (CPU seconds)", "test accuracy, %"

@@ -8,10 +8,7 @@ Row = dict[str, Any]
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t at 97.5 % by the number of seeds."""
-HEAD = (
-    "method", "r", "seeds", "accuracy %", "- random (95 %)", "- full (95 %)", "NLL", "examples",
-    "achieved / theory",
-)  # fmt: skip
+HEAD = ("method", "r", "seeds", "accuracy %", "- random (95 %)", "- full (95 %)", "achieved / theory")
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -75,8 +72,6 @@ def _cells(
         f"{statistics.mean(accuracy):.2f}{spread}",
         "" if method == "random" else _difference(found, random),
         "" if method == "full" else _difference(found, full),
-        f"{statistics.mean(r['nll'] for r in rows):.3f}",
-        f"{statistics.mean(r['share_scored'] for r in rows):.3f}",
         "" if speed is None or method == "full" else f"{speed:.2f}",
     ]
 
