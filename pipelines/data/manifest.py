@@ -41,7 +41,7 @@ def refuse_bad(
     listed = [b._asdict() for b in named]
     if on_bad != "refuse":
         return {"rows": rows, "skipped": listed}
-    for report in reports:  # to be written anew once the source is mended
+    for report in reports:  # written again once the source is mended
         if report.bad_rows:
             (staging / report.file).with_suffix(".json").unlink()
     first = "; ".join(f"{b.path}: {b.what}" for b in named[:5])
@@ -76,7 +76,7 @@ def publish(
             if next_id != shard.start:
                 _renumber(staging / shard.file, next_id, group_rows)
                 report.sha256 = sha256_of(staging / shard.file)
-            if file != shard.file:  # a kill after this has the shard written anew
+            if file != shard.file:  # after a kill here the shard is written again
                 (staging / shard.file).with_suffix(".json").unlink(missing_ok=True)
                 os.replace(staging / shard.file, staging / file)
             rows = report.statistics.rows
