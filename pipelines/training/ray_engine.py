@@ -126,7 +126,12 @@ class RayEngine(Engine):
 
     def distribute(self, model: nn.Module) -> nn.Module:
         """DistributedDataParallel; batch norm statistics are re-estimated, so buffers stay put."""
-        return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+        # A sum of three or more terms depends on their order, and that on where a gradient lies in its
+        # bucket. DDP lays the buckets out again after the first step, which a resumed run would take in
+        # another layout than a run that was never stopped. Where it looks for unused parameters it does not.
+        keep_buckets = self.world_size > 2
+        settings = {"broadcast_buffers": False, "find_unused_parameters": keep_buckets}
+        return prepare_model(model, parallel_strategy_kwargs=settings)
 
     def progress(self, event: dict[str, object]) -> None:
         """A few times a second, from rank 0, without waiting."""
