@@ -127,9 +127,9 @@ def _run_seeds(verb: Literal["run", "train"], config: Config, seeds: int, profil
     for folder in folders:
         write_report(folder)
     found = over_seeds(folders)
-    path = write_seeds(found, config)
+    page = write_seeds(folders, found, config)
     print_seeds(found, config.name, results(width=140))
-    write(f"values: {named(path)}")
+    write(f"report: {named(page)}")
 
 
 def prune(o: PruneCommand, overrides: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """One HTML file that needs nothing else: table, plots, definitions, config."""
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import ceil
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +27,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #181818; --line: #444 } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 46rem; margin: 2rem auto; padding: 0 1rem }
+a { color: inherit }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .5rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
@@ -100,6 +103,9 @@ DEFINITIONS = (
     ),
 )
 
+TEXT_PIXELS = 11
+"""Size of a plot's smallest text on the narrowest screen, where the plot scrolls sideways instead."""
+
 ABOUT = {"started": "started", "hardware": "hardware", "platform": "platform", "commit": "git_commit"}
 """Of a run's provenance, by what the page calls it."""
 
@@ -148,9 +154,16 @@ def html_figure(title: str, svg: str, definition: str = "") -> str:
     """A plot with its caption: the title, and what is drawn."""
     caption = f"<b>{escape(title)}.</b> {escape(definition)}" if definition else escape(title)
     return (
-        f'<figure><div role="img" aria-label="{escape(title)}">{svg}</div>'
+        f'<figure><div class="wide" role="img" aria-label="{escape(title)}">'
+        f'<div style="min-width: {_legible_width(svg)}px">{svg}</div></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _legible_width(svg: str) -> int:
+    """Pixels across at which the smallest text of a plot of matplotlib is `TEXT_PIXELS` high."""
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])  # type: ignore[index]
+    return ceil(TEXT_PIXELS * width / min(map(float, re.findall(r"\bfont(?:-size)?: ([\d.]+)px", svg))))
 
 
 def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
@@ -258,6 +271,11 @@ def html_list(items: Iterable[tuple[str, str]]) -> str:
     """Words with what they mean."""
     cells = "".join(f"<dt><b>{escape(word)}</b></dt><dd>{escape(text)}</dd>" for word, text in items)
     return f"<dl>{cells}</dl>"
+
+
+def html_links(items: Iterable[tuple[str, str]]) -> str:
+    """Words that lead to files, with commas between."""
+    return ", ".join(f'<a href="{escape(path)}">{escape(word)}</a>' for word, path in items)
 
 
 def html_details(title: str, text: str) -> str:

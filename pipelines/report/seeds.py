@@ -11,15 +11,32 @@ import numpy as np
 from rich.console import Console
 
 from pipelines.config import Config
+from pipelines.config.load import dump_config
 from pipelines.console import table
 from pipelines.errors import UserError
+from pipelines.report.page import (
+    DEFINITIONS,
+    html_details,
+    html_figure,
+    html_links,
+    html_list,
+    html_page,
+    html_table,
+)
+from pipelines.report.plots import seeds_plot
 from pipelines.report.summary import RunSummary, summarise
 from pipelines.runs.run import run
-from pipelines.storage.atomic import write_json
+from pipelines.storage.atomic import write_beside, write_json
 from pipelines.storage.paths import below
 
+BRACKETS = "in brackets: 95 % t-interval of the mean difference, paired by seed"
+DRAWN = (
+    "Mean over the seeds, in a band from the lowest to the highest, after every epoch: on validation "
+    "examples, or on test examples where there are none. Every line is a phase, which starts from nothing "
+    "or from the pruned network."
+)
 FIGURES = ("test_accuracy", "val_accuracy", "examples", "seconds", "density", "synops")
-"""Of a phase's summary, told over the seeds."""
+"""Of a phase's summary, shown over the seeds."""
 
 
 def run_seeds(config: Config, command: Literal["run", "train"], seeds: int, *, profile: bool) -> list[Path]:
@@ -62,15 +79,40 @@ def t_quantile(df: int, share: float = 0.95) -> float:
     return sqrt(df) * float(np.tan(np.interp(share, within / within[-1], theta[1:])))
 
 
-def write_seeds(found: dict[str, Any], config: Config) -> Path:
-    """Write ``NAME-seeds.json`` beside the runs; its path."""
-    path = Path(below(config.storage, f"{config.name}-seeds.json"))
-    write_json(path, found)
-    return path
+def write_seeds(folders: Sequence[Path], found: dict[str, Any], config: Config) -> Path:
+    """Write ``NAME-seeds.json`` and a page, ``NAME-seeds.html``, beside the runs; the page's path."""
+    write_json(Path(below(config.storage, f"{config.name}-seeds.json")), found)
+    page = Path(below(config.storage, f"{config.name}-seeds.html"))
+    text = _page([summarise(folder) for folder in folders], found, config)
+    write_beside(page, lambda path: path.write_text(text))
+    return page
 
 
 def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
     """A row per phase: mean and sd, and what differs from the first phase."""
+    console.print(table(_title(found, name), *_rows(found)))
+    if found["differences"]:
+        console.print(BRACKETS, highlight=False)
+
+
+def _page(runs: Sequence[RunSummary], found: dict[str, Any], config: Config) -> str:
+    plot = seeds_plot(runs)
+    names = [(f"seed {run.config.seed}", f"{run.config.name}/report.html") for run in runs]
+    body = f"""<div class="wide">{html_table(*_rows(found))}</div>
+<p>Mean ± standard deviation over the seeds{f"; {BRACKETS}" if found["differences"] else ""}.</p>
+{html_figure("Accuracy over examples processed", plot, DRAWN) if plot else ""}
+<p>Reports of the runs: {html_links(names)}.</p>
+<h2>Definitions</h2>{html_list(DEFINITIONS)}
+{html_details("Config", dump_config(config))}"""
+    return html_page(f"spikeprune: {config.name} over {len(runs)} seeds", body)
+
+
+def _title(found: dict[str, Any], name: str) -> str:
+    return f"{name} over {len(found['seeds'])} seeds: mean ± sd"
+
+
+def _rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row of texts per phase."""
     phases, differences = found["phases"], {d["phase"]: d for d in found["differences"]}
     shown = [f for f in FIGURES if any(f in p for p in phases)]
     headings = ["", *(f.replace("_", " ").replace("val ", "validation ") for f in shown)]
@@ -85,9 +127,7 @@ def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
                 f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" if d else "-"
             )
         rows.append(cells)
-    console.print(table(f"{name} over {len(found['seeds'])} seeds: mean ± sd", headings, rows))
-    if differences:
-        console.print("in brackets: 95 % t-interval of the mean difference, paired by seed", highlight=False)
+    return headings, rows
 
 
 def _phase(runs: Sequence[RunSummary], phase: str, title: str) -> dict[str, Any]:

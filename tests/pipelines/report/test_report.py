@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -16,8 +17,8 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.report.page import STYLE, write_comparison, write_page
-from pipelines.report.plots import COLOURS
+from pipelines.report.page import STYLE, html_figure, write_comparison, write_page
+from pipelines.report.plots import COLOURS, new_figure, to_svg
 from pipelines.report.summary import PhaseSummary, phase_cells, summarise
 from pipelines.runs.run import run
 
@@ -170,6 +171,19 @@ def test_text_and_lines_stand_out_in_light_and_dark() -> None:
             assert contrast(colour, paper) >= 3  # WCAG AA for graphics
 
 
+def test_the_smallest_text_of_a_plot_is_legible_on_a_phone() -> None:
+    figure, (left, right) = new_figure(2, 3)
+    left.set_title("small", fontsize=6)
+    right.set_yscale("log")  # exponents are smaller than other text
+    svg = to_svg(figure)
+    shown = html_figure("title", svg)
+    pixels = float(re.search(r"min-width: (\d+)px", shown)[1])  # type: ignore[index]
+    box = ElementTree.fromstring(svg).attrib["viewBox"]
+    sizes = [float(s) for s in re.findall(r"([\d.]+)px", " ".join(re.findall('style="font[^"]*"', svg)))]
+    assert min(sizes) < 7
+    assert min(sizes) * pixels / float(box.split()[2]) >= 11
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """
 <iframe id=page width=360 height=800 style="border: 0"></iframe><script>
@@ -182,7 +196,9 @@ page.onload = () => {
   document.body.dataset.found = JSON.stringify({
     errors, sorted, width: inner.documentElement.scrollWidth,
     font: parseFloat(inner.defaultView.getComputedStyle(inner.body).fontSize),
-    plots: [...inner.querySelectorAll("figure svg")].map(s => [s.getBoundingClientRect().width,
+    plots: [...inner.querySelectorAll("figure svg")].map(s => [
+      Math.min(...[...s.querySelectorAll("text, tspan")].map(t => parseFloat(getComputedStyle(t).fontSize)))
+        * s.getBoundingClientRect().width / s.viewBox.baseVal.width,
       s.querySelectorAll("path").length]),
     unnamed: [...inner.querySelectorAll("[role=img]")].filter(e => !e.getAttribute("aria-label")).length,
   });
@@ -206,11 +222,11 @@ def test_a_browser_shows_the_page_on_a_phone(folder: Path, tmp_path: Path) -> No
     assert told, done.stderr[-2000:]
     found = json.loads(html.unescape(told[1]))
     assert found["errors"] == []
-    assert found["width"] <= 360  # nothing but tables and code scrolls sideways
+    assert found["width"] <= 360  # tables, plots and code scroll sideways, the page does not
     assert found["font"] >= 16
     assert found["unnamed"] == 0
     assert len(found["plots"]) == 5
-    for width, paths in found["plots"]:
-        assert 250 < width <= 360
+    for text, paths in found["plots"]:
+        assert text >= 11
         assert paths > 5
     assert found["sorted"] == sorted(found["sorted"])
