@@ -175,7 +175,7 @@ class _Trainer:
             self.worker.spec.ids,
             self.train.bn_examples,
             seed=seed,
-            # Scattered rows are dear where row groups are read: there one sample serves all epochs.
+            # Scattered rows are slow to read from row groups: there one sample serves all epochs.
             epoch=0 if self.worker.spec.shards else epoch,
             stream=NORM_STREAM,
             rank=engine.rank,
