@@ -17,7 +17,6 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.ray_private import (
-    cpus_of_the_container,
     head_client,
     loopback_only,
     node_addresses,
@@ -31,6 +30,7 @@ MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks
 SECONDS = 10.0
 """How long a head may take to answer."""
 START_SECONDS = 60.0  # a head answers before its own node is known
+CGROUP = Path("/sys/fs/cgroup")
 _WHERE = "cluster.address"
 _KIND = "accelerator_type:"
 _PROXY = "RAY_grpc_enable_http_proxy"
@@ -282,9 +282,18 @@ def local_cpus() -> int:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: within its container, as Ray counts it, and its affinity."""
-    counted = cpus_of_the_container()
-    return min(counted, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else counted
+    """CPUs that this process may use, by its affinity and its container's quota."""
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        if (CGROUP / "cpu.max").exists():
+            quota, period = map(int, (CGROUP / "cpu.max").read_text().split())
+        else:  # the first version of control groups, where -1 is no quota
+            quota, period = (
+                int((CGROUP / "cpu" / f"cpu.cfs_{n}_us").read_text()) for n in ("quota", "period")
+            )
+    except (OSError, ValueError):  # no control group, or "max"
+        return affine
+    return max(1, min(affine, quota // period)) if quota > 0 else affine
 
 
 def _prepare_environment(local: bool, token_file: Path | None) -> None:
