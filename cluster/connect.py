@@ -40,8 +40,6 @@ _PROXY = "RAY_grpc_enable_http_proxy"
 class Cluster:
     """What a connected cluster offers."""
 
-    address: str | None
-    """As asked for; ``None`` for one started here."""
     cpus: float
     """Logical CPUs of all nodes."""
     gpus: float
@@ -78,7 +76,7 @@ def connect(
     if ray.is_initialized():  # whoever connected this process disconnects it
         if address is not None:
             check_cluster_answers(address, token_file=token_file)
-        yield _describe(address)
+        yield _describe()
         return
     try:
         if address is None:
@@ -102,7 +100,7 @@ def connect(
     if address is None and lost is not None:
         threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
     try:
-        yield _describe(address)
+        yield _describe()
     finally:
         stop.set()
         ray.shutdown()
@@ -214,13 +212,10 @@ def find_head() -> str:
 
 
 def use_token(path: Path | None = None) -> Token | None:
-    """Set Ray's authentication mode for this process, and where it finds the token.
+    """Set Ray's authentication mode for this process, and where it finds the token, which is returned.
 
     Ray switches authentication on by itself only for some ways to connect, never for an explicit address.
     An explicit mode in the environment is respected.
-
-    Returns:
-        the token in use, if any.
     """
     token = find_token(path)
     if path is not None:
@@ -248,10 +243,10 @@ def check_address(address: str) -> None:
             f"{address} is a dashboard, which takes jobs: spikeprune submit --address {url} -- run ...; "
             "or give the head's host:port from one of the cluster's nodes",
         )
-    if address not in ("auto", "local") and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
-        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
     if address == "local":
         raise UserError(_WHERE, "leave it out to start Ray on this machine")
+    if address != "auto" and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
+        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
 
 
 def prepare_data() -> None:
@@ -263,12 +258,11 @@ def prepare_data() -> None:
     poll_cluster_limits_often()
 
 
-def _describe(address: str | None) -> Cluster:
+def _describe() -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
     return Cluster(
-        address=address,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
         accelerators=tuple(r.removeprefix(_KIND) for r in sorted(resources) if r.startswith(_KIND)),
