@@ -4,6 +4,7 @@ import os
 import shlex
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -111,18 +112,10 @@ def submit(args: list[str]) -> int:
     jobs = _jobs(o.address, o.token_file)
     package = collect(o.working_dir, include=command.include, excludes=o.exclude, token=jobs.token)
     say(f"sending from {o.working_dir.absolute()}: {package}")
-    metadata = {"run": command.run} if command.run else {}
     send(
-        jobs,
-        package,
-        command.words,
-        id,
-        python=o.python,
-        extra=command.extra,
-        pip=pip,
-        env=env,
-        metadata=metadata,
-    )
+        jobs, package, command.words, id, python=o.python, extra=command.extra, pip=pip, env=env,
+        metadata={"run": command.run} if command.run else {},
+    )  # fmt: skip
     write(id)  # alone on stdout, for scripts
     if command.run:
         say(f"its run will be in {command.run} on the cluster")
@@ -136,19 +129,17 @@ def jobs_list(o: JobsCommand) -> None:
     """The jobs of a cluster, the newest first."""
     from cluster.jobs import seconds
 
-    rows = []
-    for job in _jobs(o.address, o.token_file).list():
-        started = time.localtime(job.start_time / 1000) if job.start_time else None
-        rows.append(
-            (
-                job.submission_id or "",
-                job.status.value,
-                "" if job.driver_exit_code is None else str(job.driver_exit_code),
-                time.strftime("%d %b %H:%M:%S", started) if started else "",
-                seconds(job),
-                (job.metadata or {}).get("run", ""),
-            )
+    rows = [
+        (
+            job.submission_id or "",
+            job.status.value,
+            "" if job.driver_exit_code is None else str(job.driver_exit_code),
+            f"{datetime.fromtimestamp(job.start_time / 1000):%d %b %H:%M:%S}" if job.start_time else "",
+            seconds(job),
+            (job.metadata or {}).get("run", ""),
         )
+        for job in _jobs(o.address, o.token_file).list()
+    ]
     headings = ("job", "status", "exit", "started", "seconds", "run")
     results(width=160).print(table(None, headings, rows, left=len(headings)))
 
@@ -190,18 +181,11 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
     from pipelines.runs.doctor import examine
 
     config = load_config(o.config, overrides)
-    address = config.cluster.address if o.address is None else o.address
-    dashboard = (
-        address if address is not None and address.startswith(("http://", "https://")) else o.dashboard
-    )
-    lines = examine(
-        config,
-        address=None if address == dashboard else address,
-        dashboard=dashboard,
-        token_file=o.token_file,
-    )
+    address, dashboard = config.cluster.address if o.address is None else o.address, o.dashboard
+    if address is not None and address.startswith(("http://", "https://")):
+        address, dashboard = None, address
     console, wrong = Console(soft_wrap=True), 0
-    for line in lines:
+    for line in examine(config, address=address, dashboard=dashboard, token_file=o.token_file):
         wrong += not (line.ok or line.only_slow)
         bad = "[yellow]slow [/]" if line.only_slow else "[red]wrong[/]"
         mark = "[green]ok   [/]" if line.ok else bad

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,11 +80,22 @@ class BenchCommand:
 
 def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     """Prune a trained network by several criteria at several levels and show them side by side."""
+    from pipelines.report import compare as comparing
+    from pipelines.runs.run import checkpoint_of
+    from pipelines.storage.atomic import check_storage
+    from pipelines.storage.sync import local_copy, upload_changes
+
     if o.address is not None:
         overrides["cluster.address"] = o.address
-    from pipelines.report import compare as comparing
-
-    comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    source = local_copy(o.source)
+    folder = checkpoint_of(source)[1]
+    check_storage(folder)
+    address = overrides.get("cluster.address")
+    run_it = comparing.compare if address is None else partial(comparing.compare_on, address)
+    done = run_it(source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides)
+    values, page = comparing.write_comparison(done, folder)
+    upload_changes(folder)
+    comparing.print_comparison(done, values, page, results(width=112))
 
 
 def evaluate(o: EvaluateCommand, overrides: dict[str, Any]) -> None:
