@@ -95,7 +95,12 @@ def connect(
     except UserError:
         raise
     except Exception as error:
-        raise _explained(address, error) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if address is None:
+            raise UserError("Ray", f"could not be started on this machine ({first})") from error
+        if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
+            raise _no_node(address) from error
+        raise UserError(_WHERE, f"{address} cannot be used ({first})") from error
     stop = threading.Event()
     if address is None and lost is not None:
         threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
@@ -326,16 +331,6 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
-
-
-def _explained(address: str | None, error: Exception) -> UserError:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
-    if address is None:
-        return UserError("Ray", f"could not be started on this machine ({first})")
-    if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
-        return _no_node(address)
-    return UserError(_WHERE, f"{address} cannot be used ({first})")
 
 
 def _no_node(head: str) -> UserError:

@@ -1,6 +1,5 @@
 """Jobs on a cluster, by Ray's own client: list them, look at them, follow their logs, stop them."""
 
-import asyncio
 import logging
 import os
 import re
@@ -72,6 +71,8 @@ class Jobs:
         Raises:
             UserError: there is no such job, or the connection is lost.
         """
+        import asyncio
+
         import aiohttp
 
         async def tail() -> None:

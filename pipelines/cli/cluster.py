@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 
+from cluster.jobs import Jobs, describe, exit_code, seconds
+from cluster.manifest import manifest as filled
+from cluster.manifest import read_values
+from cluster.submit import collect, job_id, requirements
+from cluster.submit import submit as send
+from pipelines.cli.remote import check_no_secret, job_variables, remote_command
 from pipelines.config import Config, parser
 from pipelines.config.load import load_config, read_yaml
 from pipelines.console import messages, results, say, table, write
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    from cluster.jobs import Jobs
 
 
 @dataclass(kw_only=True)
@@ -103,10 +107,6 @@ def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
     o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
-    from cluster.submit import collect, job_id, requirements
-    from cluster.submit import submit as send
-    from pipelines.cli.remote import job_variables, remote_command
-
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     pip, env, id = requirements(o.pip), job_variables(o.env, os.environ), job_id(command.name, o.id)
     jobs = _jobs(o.address, o.token_file)
@@ -127,8 +127,6 @@ def submit(args: list[str]) -> int:
 
 def jobs_list(o: JobsCommand) -> None:
     """The jobs of a cluster, the newest first."""
-    from cluster.jobs import seconds
-
     rows = [
         (
             job.submission_id or "",
@@ -146,8 +144,6 @@ def jobs_list(o: JobsCommand) -> None:
 
 def jobs_status(o: JobCommand) -> None:
     """How a job is doing; the exit code is 0 whatever became of the job."""
-    from cluster.jobs import describe
-
     write(f"{o.id}: {describe(_jobs(o.address, o.token_file).get(o.id))}")
 
 
@@ -162,8 +158,6 @@ def jobs_logs(o: JobLogsCommand) -> int:
 
 def jobs_stop(o: JobCommand) -> None:
     """End a job; its run can be resumed."""
-    from cluster.jobs import describe
-
     jobs = _jobs(o.address, o.token_file)
     if not jobs.stop(o.id):
         say(f"{o.id} had ended already: {describe(jobs.get(o.id))}")
@@ -195,12 +189,6 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
 
 def manifest(o: ManifestCommand) -> None:
     """Describe a cluster for the tool that starts it: spikeprune cluster manifest kuberay > job.yaml."""
-    import yaml
-
-    from cluster.manifest import manifest as filled
-    from cluster.manifest import read_values
-    from pipelines.cli.remote import check_no_secret
-
     values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
         key, equals, value = text.partition("=")
@@ -215,9 +203,7 @@ def manifest(o: ManifestCommand) -> None:
     write(filled(o.kind, values), end="")
 
 
-def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
-    from cluster.jobs import Jobs
-
+def _jobs(address: str | None, token_file: Path | None) -> Jobs:
     with messages().status("asking the cluster"):
         jobs = Jobs(address, token_file=token_file)
     if jobs.token is not None and (warning := jobs.token.exposed()) is not None:
@@ -225,15 +211,13 @@ def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
     return jobs
 
 
-def _at(jobs: "Jobs", token_file: Path | None) -> str:
+def _at(jobs: Jobs, token_file: Path | None) -> str:
     """The options with which another command finds the same cluster."""
     token = "" if token_file is None else f" --token-file {shlex.quote(str(token_file))}"
     return f"--address {jobs.url}{token}"
 
 
-def _follow(jobs: "Jobs", id: str, token_file: Path | None) -> int:
-    from cluster.jobs import describe, exit_code
-
+def _follow(jobs: Jobs, id: str, token_file: Path | None) -> int:
     try:
         job = jobs.follow(id, partial(write, end=""))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import tyro
 from pipelines.config.checks import check
 from pipelines.console import progress, results, write
 from pipelines.errors import UserError
+from pipelines.storage.sync import named
 
 SourceName = Literal[
     "digits", "mnist-sample", "cifar10", "cifar100", "mnist", "fashion-mnist",
@@ -135,7 +136,6 @@ def ingest(o: IngestCommand) -> None:
     from pipelines.data.ingest import ingest as write_dataset
     from pipelines.data.manifest import summary
     from pipelines.data.sources.base import Options
-    from pipelines.storage.sync import named
 
     options = Options(**{f.name: getattr(o, f.name) for f in fields(Options)})
     writing = Writing(**{f.name: getattr(o, f.name) for f in fields(Writing)})
@@ -160,7 +160,6 @@ def verify(o: VerifyCommand) -> None:
     """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
     from pipelines.data.manifest import summary
     from pipelines.data.manifest import verify as verify_dataset
-    from pipelines.storage.sync import named
 
     with progress("verifying") as told:
         manifest = verify_dataset(o.folder, told)
@@ -171,7 +170,6 @@ def frames(o: FramesCommand) -> None:
     """Write a dataset of event recordings as one of event frames, so that training need not make them."""
     from pipelines.data.ingest import Writing, cache_frames
     from pipelines.data.manifest import summary
-    from pipelines.storage.sync import named
 
     writing = Writing(workers=o.workers)
     with progress("framing") as told:
@@ -184,7 +182,6 @@ def show(o: ShowCommand) -> None:
     check(o.rows >= 1, "--rows", o.rows, "at least 1")
     from pipelines.data.show import contact_sheet
     from pipelines.data.show import show as show_dataset
-    from pipelines.storage.sync import named
 
     table, schema = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
     if o.png is not None:
@@ -197,7 +194,6 @@ def select(o: SelectCommand) -> None:
     for option, value in (("--seed", o.seed), ("--epoch", o.epoch)):
         check(0 <= value < 2**31, option, value, "between 0 and 2147483647")
     from pipelines.scoring.select import select_subset
-    from pipelines.storage.sync import named
 
     drawn = select_subset(**vars(o))
     write(f"{named(o.output)}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")
