@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,11 +32,7 @@ class Line:
 
 
 def on_every_node(task: Callable[..., T], *args: object) -> dict[str, T]:
-    """What a function answers on every node of the connected cluster, all asked at once.
-
-    Returns:
-        the answers by the nodes' addresses.
-    """
+    """What a function answers on every node of the connected cluster, all asked at once, by address."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -62,7 +59,11 @@ def on_every_node(task: Callable[..., T], *args: object) -> dict[str, T]:
 
 def packages(names: tuple[str, ...] = ALIKE) -> dict[str, str | None]:
     """Installed versions in this process; ``None`` where a package is missing."""
-    return {name: _version(name) for name in names}
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def check_nodes() -> list[Line]:
@@ -83,14 +84,11 @@ def check_here() -> list[Line]:
     """Python, packages and settings of this machine."""
     found = ".".join(map(str, sys.version_info[:3]))
     lines = [Line("python", sys.version_info >= (3, 11), f"{found}; 3.11 or newer is needed")]
-    for package, least in PACKAGES.items():
-        has = _version(package)
-        if has is None:
-            lines.append(Line(package, False, f"is not installed; pip install '{package}>={least}'"))
-        elif _numbers(has) < _numbers(least):
-            lines.append(Line(package, False, f"{has} is too old; pip install '{package}>={least}'"))
-        else:
-            lines.append(Line(package, True, has))
+    for package, has in packages(tuple(PACKAGES)).items():
+        least = PACKAGES[package]
+        ok = has is not None and _numbers(has) >= _numbers(least)
+        wrong = f"{f'{has} is too old' if has else 'is not installed'}; pip install '{package}>={least}'"
+        lines.append(Line(package, ok, str(has) if ok else wrong))
     off = "PYTHONDONTWRITEBYTECODE" in os.environ
     what = "PYTHONDONTWRITEBYTECODE is set: every start of Ray's processes takes twice as long; unset it"
     return [*lines, Line("bytecode", not off, what if off else "is cached", only_slow=True)]
@@ -130,13 +128,6 @@ def check_dashboard(url: str, token_file: Path | None) -> Line:
             "http://127.0.0.1:8265",
         )
     return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.version}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.ray_private import (
-    cpus_of_the_container,
     head_client,
     loopback_only,
     node_addresses,
@@ -31,6 +30,7 @@ MIN_LOCAL_CPUS = 4  # logical: workers reserve a part of one each, scoring tasks
 SECONDS = 10.0
 """How long a head may take to answer."""
 START_SECONDS = 60.0  # a head answers before its own node is known
+CGROUP = Path("/sys/fs/cgroup")
 _WHERE = "cluster.address"
 _KIND = "accelerator_type:"
 _PROXY = "RAY_grpc_enable_http_proxy"
@@ -40,8 +40,6 @@ _PROXY = "RAY_grpc_enable_http_proxy"
 class Cluster:
     """What a connected cluster offers."""
 
-    address: str | None
-    """As asked for; ``None`` for one started here."""
     cpus: float
     """Logical CPUs of all nodes."""
     gpus: float
@@ -78,7 +76,7 @@ def connect(
     if ray.is_initialized():  # whoever connected this process disconnects it
         if address is not None:
             check_cluster_answers(address, token_file=token_file)
-        yield _describe(address)
+        yield _describe()
         return
     try:
         if address is None:
@@ -97,12 +95,17 @@ def connect(
     except UserError:
         raise
     except Exception as error:
-        raise _explained(address, error) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if address is None:
+            raise UserError("Ray", f"could not be started on this machine ({first})") from error
+        if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
+            raise _no_node(address) from error
+        raise UserError(_WHERE, f"{address} cannot be used ({first})") from error
     stop = threading.Event()
     if address is None and lost is not None:
         threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
     try:
-        yield _describe(address)
+        yield _describe()
     finally:
         stop.set()
         ray.shutdown()
@@ -214,13 +217,10 @@ def find_head() -> str:
 
 
 def use_token(path: Path | None = None) -> Token | None:
-    """Set Ray's authentication mode for this process, and where it finds the token.
+    """Set Ray's authentication mode for this process, and where it finds the token, which is returned.
 
     Ray switches authentication on by itself only for some ways to connect, never for an explicit address.
     An explicit mode in the environment is respected.
-
-    Returns:
-        the token in use, if any.
     """
     token = find_token(path)
     if path is not None:
@@ -248,10 +248,10 @@ def check_address(address: str) -> None:
             f"{address} is a dashboard, which takes jobs: spikeprune submit --address {url} -- run ...; "
             "or give the head's host:port from one of the cluster's nodes",
         )
-    if address not in ("auto", "local") and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
-        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
     if address == "local":
         raise UserError(_WHERE, "leave it out to start Ray on this machine")
+    if address != "auto" and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
+        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
 
 
 def prepare_data() -> None:
@@ -263,12 +263,11 @@ def prepare_data() -> None:
     poll_cluster_limits_often()
 
 
-def _describe(address: str | None) -> Cluster:
+def _describe() -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
     return Cluster(
-        address=address,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
         accelerators=tuple(r.removeprefix(_KIND) for r in sorted(resources) if r.startswith(_KIND)),
@@ -282,9 +281,18 @@ def local_cpus() -> int:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: within its container, as Ray counts it, and its affinity."""
-    counted = cpus_of_the_container()
-    return min(counted, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else counted
+    """CPUs that this process may use, by its affinity and its container's quota."""
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        if (CGROUP / "cpu.max").exists():
+            quota, period = map(int, (CGROUP / "cpu.max").read_text().split())
+        else:  # the first version of control groups, where -1 is no quota
+            quota, period = (
+                int((CGROUP / "cpu" / f"cpu.cfs_{n}_us").read_text()) for n in ("quota", "period")
+            )
+    except (OSError, ValueError):  # no control group, or "max"
+        return affine
+    return max(1, min(affine, quota // period)) if quota > 0 else affine
 
 
 def _prepare_environment(local: bool, token_file: Path | None) -> None:
@@ -323,16 +331,6 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
-
-
-def _explained(address: str | None, error: Exception) -> UserError:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
-    if address is None:
-        return UserError("Ray", f"could not be started on this machine ({first})")
-    if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
-        return _no_node(address)
-    return UserError(_WHERE, f"{address} cannot be used ({first})")
 
 
 def _no_node(head: str) -> UserError:

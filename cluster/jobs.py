@@ -1,6 +1,5 @@
 """Jobs on a cluster, by Ray's own client: list them, look at them, follow their logs, stop them."""
 
-import asyncio
 import logging
 import os
 import re
@@ -40,21 +39,13 @@ class Jobs:
         _check_version(self.version, self.url)
         from ray.job_submission import JobSubmissionClient
 
-        for name in (
-            "",
-            ".dashboard.modules.job.sdk",
-            ".dashboard.modules.dashboard_sdk",
-        ):  # INFO of their own
-            logging.getLogger(f"ray{name}").setLevel(logging.ERROR)
+        for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self.errors(), _without_addresses():
             self.client = JobSubmissionClient(self.url, headers=_headers(self.token))
 
     def get(self, id: str) -> "JobDetails":
-        """One job.
-
-        Raises:
-            UserError: there is no such job.
-        """
+        """One job; a `UserError` where there is none of this id."""
         with self.errors(id):
             return self.client.get_job_info(id)
 
@@ -70,27 +61,18 @@ class Jobs:
             return self.client.get_job_logs(id)
 
     def stop(self, id: str) -> bool:
-        """Ask a job to end (SIGTERM, then SIGKILL after Ray's three seconds).
-
-        Returns:
-            whether it was running.
-        """
+        """Ask a job to end (SIGTERM, then SIGKILL after Ray's three seconds); whether it was running."""
         with self.errors(id):
             return self.client.stop_job(id)
 
     def follow(self, id: str, show: Callable[[str], None]) -> "JobDetails":
-        """Pass on everything a job prints, from its start, until it ends.
-
-        Args:
-            id: the job.
-            show: called with each piece of the log.
-
-        Returns:
-            the job as it ended.
+        """Hand ``show`` everything that a job prints, from its start; the job as it ended.
 
         Raises:
             UserError: there is no such job, or the connection is lost.
         """
+        import asyncio
+
         import aiohttp
 
         async def tail() -> None:
@@ -171,7 +153,7 @@ def describe(job: "JobDetails") -> str:
 
 def job_server(address: str | None) -> str:
     """The URL of a job server."""
-    given = address or next((os.environ[v] for v in ADDRESS_VARIABLES if os.environ.get(v)), None)
+    given = address or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
     where = "--address"
     if given is None:
         raise UserError(

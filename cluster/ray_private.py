@@ -12,10 +12,9 @@ LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 def head_client(address: str) -> Any:
     """Ray's own client of a head: with its token, its TLS and its way past proxies."""
-    import ray._raylet
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    core: Any = ray._raylet
-    return core.GcsClient(address=address)
+    return GcsClient(address=address)
 
 
 def node_addresses(head: str, seconds: float) -> set[str]:
@@ -30,13 +29,6 @@ def refresh() -> None:
         from ray._private.authentication_test_utils import reset_auth_token_state
 
         reset_auth_token_state()
-
-
-def cpus_of_the_container() -> int:
-    """As Ray counts them."""
-    from ray._private.utils import get_num_cpus
-
-    return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import UserError
@@ -37,18 +36,17 @@ class Package:
 
     files: Mapping[str, Path]
     """By their path relative to the working directory."""
-    sizes: Mapping[str, int]
-    """In bytes."""
 
     @property
     def bytes(self) -> int:
         """Size of all files, in bytes."""
-        return sum(self.sizes.values())
+        return sum(path.stat().st_size for path in self.files.values())
 
-    def largest(self, count: int = 3) -> str:
-        """The largest files with their sizes."""
-        names = sorted(self.sizes, key=lambda n: self.sizes[n], reverse=True)[:count]
-        return ", ".join(f"{n} ({megabytes(self.sizes[n])})" for n in names)
+    def largest(self) -> str:
+        """The three largest files with their sizes."""
+        sizes = {name: path.stat().st_size for name, path in self.files.items()}
+        names = sorted(sizes, key=lambda n: sizes[n], reverse=True)[:3]
+        return ", ".join(f"{n} ({megabytes(sizes[n])})" for n in names)
 
     def __str__(self) -> str:
         ignored = any(PurePosixPath(n).name == ".rayignore" for n in self.files)  # Ray applies it later
@@ -66,24 +64,13 @@ def submit(
     python: str = "python",
     extra: Sequence[tuple[str, bytes]] = (),
     pip: Sequence[str] = (),
-    env: Mapping[str, str] = MappingProxyType({}),
-    metadata: Mapping[str, str] = MappingProxyType({}),
+    env: Mapping[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Upload the files of a job and start it.
+    """Upload the files of a job, and ``extra`` ones (relative path, content), and start it.
 
-    Args:
-        jobs: the cluster.
-        package: its files.
-        words: arguments of the cluster's Python interpreter.
-        id: of the job.
-        python: that interpreter, as the cluster's shell finds it.
-        extra: further files, as relative path and content.
-        pip: requirements on top of the cluster's environment.
-        env: variables of the job; whoever may list jobs can read them, so none that is a secret.
-        metadata: kept with the job.
-
-    Raises:
-        UserError: the cluster refuses the job.
+    ``words`` are arguments of ``python``, as the cluster's shell finds it; ``pip`` comes on top of its
+    environment. Whoever may list jobs can read ``env`` and ``metadata``, so neither may hold a secret.
     """
     # A folder of links holds exactly what was listed: git's rules and `excludes` alone could neither add
     # ignored data that the config names nor keep out a token of any name.
@@ -94,7 +81,7 @@ def submit(
         for path, content in extra:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(content)
-        environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(env)}
+        environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(env or {})}
         if pip:
             environment["pip"] = list(pip)
         with jobs.errors():
@@ -102,23 +89,17 @@ def submit(
                 entrypoint=shlex.join([python, *words]),
                 submission_id=id,
                 runtime_env=environment,
-                metadata=dict(metadata),
+                metadata=metadata,
             )
 
 
 def collect(
     folder: Path, *, include: Sequence[Path] = (), excludes: Iterable[str] = (), token: Token | None = None
 ) -> Package:
-    """The files of ``folder`` that a job is sent.
+    """The files of ``folder`` that a job is sent, and those of ``include`` even if git ignores them.
 
-    Left out are `EXCLUDES`, what git ignores (in a git work tree), ``excludes``, links that lead outside,
-    and every file that holds the token.
-
-    Args:
-        folder: to search.
-        include: files or folders below ``folder`` that are sent even if git ignores them.
-        excludes: patterns of a name or of a path relative to ``folder``.
-        token: the cluster's.
+    Left out are `EXCLUDES`, what git ignores (in a git work tree), ``excludes`` (patterns of a name or of a
+    relative path), links that lead outside, and every file that holds the token.
 
     Raises:
         UserError: no such folder, a folder that hides this software, or more than `MAX_BYTES`.
@@ -137,11 +118,8 @@ def collect(
         path = path.absolute()
         inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
         files |= {p.relative_to(folder).as_posix(): p for p in inside if not _matches(p.name, EXCLUDES)}
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    if token is not None:
-        for name in [n for n, path in files.items() if _holds(path, sizes[n], token)]:
-            del files[name], sizes[name]
-    package = Package({n: files[n].resolve() for n in sorted(files)}, sizes)
+    sent = (name for name in sorted(files) if token is None or not _holds(files[name], token))
+    package = Package({name: files[name].resolve() for name in sent})
     if package.bytes > MAX_BYTES:
         raise UserError(
             "--working-dir",
@@ -154,12 +132,8 @@ def collect(
 
 def shadows(folder: Path, names: Sequence[str] = PACKAGES) -> list[Path]:
     """Modules and packages in ``folder`` that hide those of these names, this software's if not given."""
-    found = [(folder / f"{n}.py", folder / n / "__init__.py") for n in names]
-    return [
-        module if module.is_file() else package.parent
-        for module, package in found
-        if module.is_file() or package.is_file()
-    ]
+    modules = [folder / f"{n}.py" for n in names if (folder / f"{n}.py").is_file()]
+    return modules + [folder / n for n in names if (folder / n / "__init__.py").is_file()]
 
 
 def job_id(name: str, given: str | None = None) -> str:
@@ -218,9 +192,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, p) for p in patterns)
 
 
-def _holds(path: Path, size: int, token: Token) -> bool:
+def _holds(path: Path, token: Token) -> bool:
     """Whether a file holds the token and nothing else but space, whatever it is called."""
-    if not len(token.value) <= size <= len(token.value) + 1024:
+    if not len(token.value) <= path.stat().st_size <= len(token.value) + 1024:
         return False
     return path.read_bytes().strip() == token.value.encode()
 

@@ -4,19 +4,24 @@ import os
 import shlex
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 
+from cluster.jobs import Jobs, describe, exit_code, seconds
+from cluster.manifest import manifest as filled
+from cluster.manifest import read_values
+from cluster.submit import collect, job_id, requirements
+from cluster.submit import submit as send
+from pipelines.cli.remote import check_no_secret, job_variables, remote_command
 from pipelines.config import Config, parser
 from pipelines.config.load import load_config, read_yaml
 from pipelines.console import messages, results, say, table, write
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    from cluster.jobs import Jobs
 
 
 @dataclass(kw_only=True)
@@ -102,27 +107,15 @@ def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
     o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
-    from cluster.submit import collect, job_id, requirements
-    from cluster.submit import submit as send
-    from pipelines.cli.remote import job_variables, remote_command
-
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     pip, env, id = requirements(o.pip), job_variables(o.env, os.environ), job_id(command.name, o.id)
     jobs = _jobs(o.address, o.token_file)
     package = collect(o.working_dir, include=command.include, excludes=o.exclude, token=jobs.token)
     say(f"sending from {o.working_dir.absolute()}: {package}")
-    metadata = {"run": command.run} if command.run else {}
     send(
-        jobs,
-        package,
-        command.words,
-        id,
-        python=o.python,
-        extra=command.extra,
-        pip=pip,
-        env=env,
-        metadata=metadata,
-    )
+        jobs, package, command.words, id, python=o.python, extra=command.extra, pip=pip, env=env,
+        metadata={"run": command.run} if command.run else {},
+    )  # fmt: skip
     write(id)  # alone on stdout, for scripts
     if command.run:
         say(f"its run will be in {command.run} on the cluster")
@@ -134,29 +127,23 @@ def submit(args: list[str]) -> int:
 
 def jobs_list(o: JobsCommand) -> None:
     """The jobs of a cluster, the newest first."""
-    from cluster.jobs import seconds
-
-    rows = []
-    for job in _jobs(o.address, o.token_file).list():
-        started = time.localtime(job.start_time / 1000) if job.start_time else None
-        rows.append(
-            (
-                job.submission_id or "",
-                job.status.value,
-                "" if job.driver_exit_code is None else str(job.driver_exit_code),
-                time.strftime("%d %b %H:%M:%S", started) if started else "",
-                seconds(job),
-                (job.metadata or {}).get("run", ""),
-            )
+    rows = [
+        (
+            job.submission_id or "",
+            job.status.value,
+            "" if job.driver_exit_code is None else str(job.driver_exit_code),
+            f"{datetime.fromtimestamp(job.start_time / 1000):%d %b %H:%M:%S}" if job.start_time else "",
+            seconds(job),
+            (job.metadata or {}).get("run", ""),
         )
+        for job in _jobs(o.address, o.token_file).list()
+    ]
     headings = ("job", "status", "exit", "started", "seconds", "run")
     results(width=160).print(table(None, headings, rows, left=len(headings)))
 
 
 def jobs_status(o: JobCommand) -> None:
     """How a job is doing; the exit code is 0 whatever became of the job."""
-    from cluster.jobs import describe
-
     write(f"{o.id}: {describe(_jobs(o.address, o.token_file).get(o.id))}")
 
 
@@ -171,8 +158,6 @@ def jobs_logs(o: JobLogsCommand) -> int:
 
 def jobs_stop(o: JobCommand) -> None:
     """End a job; its run can be resumed."""
-    from cluster.jobs import describe
-
     jobs = _jobs(o.address, o.token_file)
     if not jobs.stop(o.id):
         say(f"{o.id} had ended already: {describe(jobs.get(o.id))}")
@@ -190,18 +175,11 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
     from pipelines.runs.doctor import examine
 
     config = load_config(o.config, overrides)
-    address = config.cluster.address if o.address is None else o.address
-    dashboard = (
-        address if address is not None and address.startswith(("http://", "https://")) else o.dashboard
-    )
-    lines = examine(
-        config,
-        address=None if address == dashboard else address,
-        dashboard=dashboard,
-        token_file=o.token_file,
-    )
+    address, dashboard = config.cluster.address if o.address is None else o.address, o.dashboard
+    if address is not None and address.startswith(("http://", "https://")):
+        address, dashboard = None, address
     console, wrong = Console(soft_wrap=True), 0
-    for line in lines:
+    for line in examine(config, address=address, dashboard=dashboard, token_file=o.token_file):
         wrong += not (line.ok or line.only_slow)
         bad = "[yellow]slow [/]" if line.only_slow else "[red]wrong[/]"
         mark = "[green]ok   [/]" if line.ok else bad
@@ -211,12 +189,6 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
 
 def manifest(o: ManifestCommand) -> None:
     """Describe a cluster for the tool that starts it: spikeprune cluster manifest kuberay > job.yaml."""
-    import yaml
-
-    from cluster.manifest import manifest as filled
-    from cluster.manifest import read_values
-    from pipelines.cli.remote import check_no_secret
-
     values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
         key, equals, value = text.partition("=")
@@ -231,9 +203,7 @@ def manifest(o: ManifestCommand) -> None:
     write(filled(o.kind, values), end="")
 
 
-def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
-    from cluster.jobs import Jobs
-
+def _jobs(address: str | None, token_file: Path | None) -> Jobs:
     with messages().status("asking the cluster"):
         jobs = Jobs(address, token_file=token_file)
     if jobs.token is not None and (warning := jobs.token.exposed()) is not None:
@@ -241,15 +211,13 @@ def _jobs(address: str | None, token_file: Path | None) -> "Jobs":
     return jobs
 
 
-def _at(jobs: "Jobs", token_file: Path | None) -> str:
+def _at(jobs: Jobs, token_file: Path | None) -> str:
     """The options with which another command finds the same cluster."""
     token = "" if token_file is None else f" --token-file {shlex.quote(str(token_file))}"
     return f"--address {jobs.url}{token}"
 
 
-def _follow(jobs: "Jobs", id: str, token_file: Path | None) -> int:
-    from cluster.jobs import describe, exit_code
-
+def _follow(jobs: Jobs, id: str, token_file: Path | None) -> int:
     try:
         job = jobs.follow(id, partial(write, end=""))
     except KeyboardInterrupt:

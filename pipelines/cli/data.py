@@ -6,30 +6,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipelines.config.checks import check
 from pipelines.console import progress, results, write
 from pipelines.errors import UserError
+from pipelines.storage.sync import named
 
 SourceName = Literal[
-    "digits",
-    "mnist-sample",
-    "cifar10",
-    "cifar100",
-    "mnist",
-    "fashion-mnist",
-    "imagefolder",
-    "parquet",
-    "huggingface",
-    "numpy",
-    "n-mnist",
-    "cifar10-dvs",
-    "dvs-gesture",
-    "shd",
-    "aedat",
-    "aedat4",
-    "h5",
-    "npy",
-]
-OnBad = Literal["refuse", "skip", "sort"]
+    "digits", "mnist-sample", "cifar10", "cifar100", "mnist", "fashion-mnist",
+    "imagefolder", "parquet", "huggingface", "numpy",
+    "n-mnist", "cifar10-dvs", "dvs-gesture", "shd", "aedat", "aedat4", "h5", "npy",
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -48,7 +34,7 @@ class IngestCommand:
     """Fetch CIFAR or MNIST into the input folder first, from where torchvision has them."""
     size: tuple[int, ...] | None = None
     """Height and width that images are brought to (one number for both): scaled, cut at the centre."""
-    on_bad: OnBad = "refuse"
+    on_bad: Literal["refuse", "skip", "sort"] = "refuse"
     """Bad examples: refuse to publish anything, skip and list them, or sort (as skip, but recordings with
     unsorted times are sorted)."""
     test_share: float = 0.1
@@ -150,7 +136,6 @@ def ingest(o: IngestCommand) -> None:
     from pipelines.data.ingest import ingest as write_dataset
     from pipelines.data.manifest import summary
     from pipelines.data.sources.base import Options
-    from pipelines.storage.sync import named
 
     options = Options(**{f.name: getattr(o, f.name) for f in fields(Options)})
     writing = Writing(**{f.name: getattr(o, f.name) for f in fields(Writing)})
@@ -160,12 +145,11 @@ def ingest(o: IngestCommand) -> None:
 
 
 def _check_ingest(o: IngestCommand) -> None:
-    if not 0 < o.test_share < 1:
-        raise UserError("--test-share", f"{o.test_share} is not possible; it must be in (0, 1)")
-    for name in ("shard_rows", "group_rows", "workers"):
-        value = getattr(o, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}", f"{value} is not possible; it must be at least 1")
+    check(0 < o.test_share < 1, "--test-share", o.test_share, "in (0, 1)")
+    for option, value in (
+        ("--shard-rows", o.shard_rows), ("--group-rows", o.group_rows), ("--workers", o.workers),
+    ):  # fmt: skip
+        check(value is None or value >= 1, option, value, "at least 1")
     if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
         raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
     if o.columns is not None and sorted(o.columns) != sorted("txyp"):
@@ -176,7 +160,6 @@ def verify(o: VerifyCommand) -> None:
     """Verify a dataset's files against its manifest: hashes, rows, ids, classes."""
     from pipelines.data.manifest import summary
     from pipelines.data.manifest import verify as verify_dataset
-    from pipelines.storage.sync import named
 
     with progress("verifying") as told:
         manifest = verify_dataset(o.folder, told)
@@ -187,7 +170,6 @@ def frames(o: FramesCommand) -> None:
     """Write a dataset of event recordings as one of event frames, so that training need not make them."""
     from pipelines.data.ingest import Writing, cache_frames
     from pipelines.data.manifest import summary
-    from pipelines.storage.sync import named
 
     writing = Writing(workers=o.workers)
     with progress("framing") as told:
@@ -197,11 +179,9 @@ def frames(o: FramesCommand) -> None:
 
 def show(o: ShowCommand) -> None:
     """Show a dataset's classes and statistics, and its examples on a contact sheet."""
-    if o.rows < 1:
-        raise UserError("--rows", f"{o.rows} is not possible; it must be at least 1")
+    check(o.rows >= 1, "--rows", o.rows, "at least 1")
     from pipelines.data.show import contact_sheet
     from pipelines.data.show import show as show_dataset
-    from pipelines.storage.sync import named
 
     table, schema = show_dataset(o.folder, results(), split=o.split, rows=o.rows, seed=o.seed)
     if o.png is not None:
@@ -211,12 +191,9 @@ def show(o: ShowCommand) -> None:
 
 def select(o: SelectCommand) -> None:
     """Draw a subset of a dataset with Horvitz-Thompson weights, and write it for training elsewhere."""
-    for name in ("seed", "epoch"):
-        if not 0 <= getattr(o, name) < 2**31:
-            value = getattr(o, name)
-            raise UserError(f"--{name}", f"{value} is not possible; it must be between 0 and 2147483647")
+    for option, value in (("--seed", o.seed), ("--epoch", o.epoch)):
+        check(0 <= value < 2**31, option, value, "between 0 and 2147483647")
     from pipelines.scoring.select import select_subset
-    from pipelines.storage.sync import named
 
     drawn = select_subset(**vars(o))
     write(f"{named(o.output)}: {drawn.examples:,} examples, weights up to {drawn.largest_weight:.3g}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import get_type_hints
 
+from cluster.manifest import RESUMABLE
 from pipelines.cli import cluster, data, reports, runs
 from pipelines.config.checks import shown, shown_word
 from pipelines.config.load import read_command
@@ -45,8 +46,6 @@ VERBS: dict[str, Callable[..., int | None]] = {
 A function takes its options, a dataclass; where these hold a config, the fields that were set as well.
 ``submit`` takes its words, which are those of another command too. It gives the exit code, if not 0.
 """
-RESUMED = ("train", "run", "prune", "search")
-"""Verbs that go on where they were stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         word, code = ("terminated", TERMINATED) if was_terminated() else ("interrupted", 130)
         again = [*args, *([] if "--resume" in args else ["--resume"])]
-        hint = f"; go on with: spikeprune {shlex.join(again)}" if args[:1] and args[0] in RESUMED else ""
+        hint = f"; go on with: spikeprune {shlex.join(again)}" if args[:1] and args[0] in RESUMABLE else ""
         say(word + hint)
         return code
     except BrokenPipeError:  # whoever read the output has seen enough, as head does

@@ -3,19 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipelines.config import Config
 from pipelines.config.load import config_files, load_tree
 from pipelines.config.parser import split_overrides
 from pipelines.errors import UserError
+from pipelines.search.config import SearchTree
 from pipelines.storage.paths import below, name_of, names_secret, parent, secret_in, uri_of
 
 _TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
 STORAGE = "~/spikeprune-runs"
 TRAINING = ("run", "train", "search")
-ON_RUNS = ("prune", "compare", "score")
-VERBS = (*TRAINING, *ON_RUNS, "export", "report", "data", "doctor")
+VERBS = (*TRAINING, "prune", "compare", "score", "export", "report", "data", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,11 @@ class RemoteCommand:
 
 
 def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORAGE) -> RemoteCommand:
-    """How a command line of this machine runs on a cluster.
+    """How a command line of this machine (a verb or ``python``, and its options) runs on a cluster.
 
     ``run``, ``train`` and ``search`` are checked here first; their folders go below ``storage`` on the
-    cluster unless the command or its config names an absolute one; data named by a relative path goes along.
-
-    Args:
-        words: a verb of ``spikeprune`` and its options, or ``python`` and its arguments.
-        working_dir: what is sent.
-        storage: folder of runs on the cluster.
+    cluster unless the command or its config names an absolute one; data named by a path relative to
+    ``working_dir``, which is sent, goes along.
 
     Raises:
         UserError: not such a command, or one that could not run there.
@@ -56,17 +52,26 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     if verb not in VERBS:
         raise UserError("submit", f"{verb!r} is no command to send; use one of {', '.join(VERBS)}, or python")
     here = ("-m", "pipelines.cli", verb)
-    tree = _tree(verb)
+    tree = SearchTree if verb == "search" else Config
     overrides, others = split_overrides(rest, tree)
+    addressed = any(w.partition("=")[0] == "--address" for w in others)
     if verb in TRAINING and "--plot" not in others:
-        return _training(here, tree, overrides, others, rest, working_dir, storage)
-    if verb in ON_RUNS:
-        rest = [*rest, *_cluster_address(verb, overrides)]
-    named = any(w.partition("=")[0] == "--address" for w in others)
+        if addressed:
+            what = "belongs before the --; the job runs on the cluster that it is sent to"
+            raise UserError("--address", what)
+        file = next((Path(w) for w in others if not w.startswith("-")), None)
+        return _training(here, rest, load_tree(tree, file, overrides), file, working_dir, storage)
     if verb == "doctor":
-        if not named and "cluster.address" not in overrides:
-            rest = [*rest, "--address", "auto"]
-        return _doctor(here, overrides, others, rest, working_dir, storage)
+        if not addressed and "cluster.address" not in overrides:
+            rest += ["--address", "auto"]
+        # Held against the places that a run of the same config would be given.
+        file = next((Path(w) for w in others if w.endswith((".yaml", ".yml"))), None)
+        config = load_tree(Config, file, overrides)
+        rest += [] if _absolute(config.storage) else ["--storage", storage]
+        include = _data(config, working_dir) if (working_dir / config.data.path).exists() else ()
+        return RemoteCommand(words=(*here, *rest), name="doctor", include=include)
+    if verb in ("prune", "score") and "cluster.address" not in overrides:
+        rest += [] if overrides.get("cluster.engine") == "local" else ["--cluster.address", "auto"]
     run = _pruned(overrides, others) if verb == "prune" else None
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
 
@@ -104,38 +109,18 @@ def job_variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str,
     return found
 
 
-def _tree(verb: str) -> type[Config]:
-    if verb != "search":
-        return Config
-    from pipelines.search.config import SearchTree
-
-    return SearchTree
-
-
 def _training(
-    here: tuple[str, ...],
-    tree: type[Config],
-    overrides: Mapping[str, str],
-    others: list[str],
-    rest: list[str],
-    working_dir: Path,
-    storage: str,
+    here: tuple[str, ...], rest: list[str], config: Config, file: Path | None, working_dir: Path, storage: str
 ) -> RemoteCommand:
-    if any(w.partition("=")[0] == "--address" for w in others):
-        raise UserError("--address", "belongs before the --; the job runs on the cluster that it is sent to")
-    file = next((Path(w) for w in others if not w.startswith("-")), None)
-    config = load_tree(tree, file, overrides)
     extra: tuple[tuple[str, bytes], ...] = ()
     include = _data(config, working_dir)
     if file is not None:  # wherever it is named from, it goes along; where it is inside, it stays in place
-        inside = file.resolve().is_relative_to(working_dir.resolve())
-        sent = (
-            str(file.resolve().relative_to(working_dir.resolve())) if inside else f".spikeprune/{file.name}"
-        )
-        if inside:
-            include = (*include, *_layers(file, working_dir))
+        layers = _layers(file, working_dir)
+        if layers[0].is_relative_to(working_dir.resolve()):
+            sent = str(layers[0].relative_to(working_dir.resolve()))
+            include = (*include, *layers)
         else:
-            _layers(file, working_dir)
+            sent = f".spikeprune/{file.name}"
             extra = ((sent, file.read_bytes()),)
         rest[next(i for i, w in enumerate(rest) if Path(w) == file)] = sent
     if not _absolute(config.storage):
@@ -162,35 +147,17 @@ def _layers(file: Path, working_dir: Path) -> tuple[Path, ...]:
     return files
 
 
-def _doctor(
-    here: tuple[str, ...],
-    overrides: Mapping[str, str],
-    others: list[str],
-    rest: list[str],
-    working_dir: Path,
-    storage: str,
-) -> RemoteCommand:
-    """Held against the places that a run of the same config would be given."""
-    file = next((Path(w) for w in others if w.endswith((".yaml", ".yml"))), None)
-    config = load_tree(Config, file, overrides)
-    if not _absolute(config.storage):
-        rest = [*rest, "--storage", storage]
-    include = _data(config, working_dir) if (working_dir / config.data.path).exists() else ()
-    return RemoteCommand(words=(*here, *rest), name="doctor", include=include)
-
-
 def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:
     if _absolute(config.data.path):
         return ()
     found = (working_dir / config.data.path).resolve()
-    where = "data.path"
+    what = None
     if not found.is_relative_to(working_dir.resolve()):
-        raise UserError(where, f"{config.data.path} is outside of what is sent; give a path of the cluster's")
-    if not found.exists():
-        raise UserError(
-            where,
-            f"{config.data.path} does not exist in {working_dir}; give an absolute path of the cluster's",
-        )
+        what = "is outside of what is sent; give a path of the cluster's"
+    elif not found.exists():
+        what = f"does not exist in {working_dir}; give an absolute path of the cluster's"
+    if what is not None:
+        raise UserError("data.path", f"{config.data.path} {what}")
     return (working_dir.resolve() / config.data.path,)
 
 
@@ -198,21 +165,9 @@ def _pruned(overrides: Mapping[str, str], others: list[str]) -> str | None:
     source = next((w for w in others if not w.startswith("-")), None)
     if source is None:
         return None
-    if (uri := uri_of(source)) is not None:
-        storage = overrides.get("storage", parent(uri))
-        return below(storage, overrides.get("name", f"{name_of(uri)}-pruned"))
-    folder = PurePosixPath(source)
-    if folder.suffix == ".safetensors":
-        folder = folder.parent.parent
-    storage = overrides.get("storage", str(folder.parent))
-    return f"{storage.rstrip('/')}/{overrides.get('name', folder.name + '-pruned')}"
-
-
-def _cluster_address(verb: str, overrides: Mapping[str, str]) -> list[str]:
-    """The job uses the cluster that it runs on."""
-    if verb == "compare" or "cluster.address" in overrides or overrides.get("cluster.engine") == "local":
-        return []
-    return ["--cluster.address", "auto"]
+    if uri_of(source) is None and source.endswith(".safetensors"):
+        source = parent(parent(source))
+    return below(overrides.get("storage", parent(source)), overrides.get("name", f"{name_of(source)}-pruned"))
 
 
 def _absolute(path: str) -> bool:

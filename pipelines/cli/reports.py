@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,9 @@ import tyro
 from pipelines.config import Config
 from pipelines.console import messages, results
 from pipelines.errors import UserError
+from pipelines.storage.atomic import check_storage, well_formed
+from pipelines.storage.paths import below, parent, uri_of
+from pipelines.storage.sync import local_copy, upload_changes
 
 if TYPE_CHECKING:
     from pipelines.report.summary import RunSummary
@@ -79,17 +83,25 @@ class BenchCommand:
 
 def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     """Prune a trained network by several criteria at several levels and show them side by side."""
+    from pipelines.report import compare as comparing
+    from pipelines.runs.run import checkpoint_of
+
     if o.address is not None:
         overrides["cluster.address"] = o.address
-    from pipelines.report import compare as comparing
-
-    comparing.main(o.source, o.criteria, o.levels, o.objective, overrides)
+    source = local_copy(o.source)
+    folder = checkpoint_of(source)[1]
+    check_storage(folder)
+    address = overrides.get("cluster.address")
+    run_it = comparing.compare if address is None else partial(comparing.compare_on, address)
+    done = run_it(source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides)
+    values, page = comparing.write_comparison(done, folder)
+    upload_changes(folder)
+    comparing.print_comparison(done, values, page, results(width=112))
 
 
 def evaluate(o: EvaluateCommand, overrides: dict[str, Any]) -> None:
     """Measure a run's last network: accuracy, loss, firing rates, SynOps; in this process."""
     from pipelines.report.evaluate import evaluate_run, print_evaluated
-    from pipelines.storage.sync import local_copy
 
     with messages().status("evaluating"):
         found = evaluate_run(local_copy(o.run), checkpoint=o.checkpoint, split=o.split, overrides=overrides)
@@ -100,7 +112,6 @@ def export(o: ExportCommand) -> None:
     """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
     from pipelines.report.export import export as export_run
     from pipelines.report.export import print_export
-    from pipelines.storage.sync import local_copy
 
     with messages().status("exporting"):
         done = export_run(local_copy(o.run), o.output, nir=o.nir)
@@ -111,15 +122,12 @@ def report(o: ReportCommand) -> None:
     """Tables in the terminal and one HTML file, of a run or of several side by side."""
     if not o.runs:
         raise UserError("report", "which run? Name its folder, or several")
-    from pipelines.storage.sync import local_copy
 
     if len(o.runs) == 1:
         print_run(local_copy(o.runs[0]), o.output)
         return
     from pipelines.report.page import write_comparison
     from pipelines.report.summary import print_runs, summarise
-    from pipelines.storage.atomic import well_formed
-    from pipelines.storage.paths import below, parent, uri_of
 
     folders = [local_copy(folder) for folder in o.runs]
     beside = below(parent(uri_of(o.runs[0]) or o.runs[0].absolute()), "comparison.html")
@@ -142,7 +150,6 @@ def bench(o: BenchCommand) -> int:
 def print_run(folder: Path, output: Path | None = None) -> None:
     """A run's report: tables in the terminal and one HTML file."""
     from pipelines.report.summary import print_runs
-    from pipelines.storage.atomic import well_formed
 
     with well_formed(folder / "metrics.jsonl"):
         summary, page = write_report(folder, output)
@@ -153,7 +160,6 @@ def write_report(folder: Path, output: Path | None = None) -> "tuple[RunSummary,
     """A run's report as files; its summary, and where the page lies."""
     from pipelines.report.page import write_page
     from pipelines.report.summary import summarise, write_summary
-    from pipelines.storage.sync import upload_changes
 
     summary = summarise(folder)
     page = write_page(summary, output)

@@ -12,6 +12,7 @@ from pipelines.config.load import dump_config, load_config, load_tree
 from pipelines.console import results, write
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
+from pipelines.storage.sync import named
 
 
 @dataclass(kw_only=True)
@@ -121,7 +122,6 @@ def _run_phases(verb: Literal["run", "train"], o: RunCommand, overrides: dict[st
 
 def _run_seeds(verb: Literal["run", "train"], config: Config, seeds: int, profile: bool) -> None:
     from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
-    from pipelines.storage.sync import named
 
     folders = run_seeds(config, verb, seeds, profile=profile)
     for folder in folders:
@@ -150,7 +150,6 @@ def score(o: ScoreCommand, overrides: dict[str, Any]) -> None:
     """Score every example of a dataset by a trained network: a ranking of the data, as Parquet."""
     from pipelines.runs.run import network_of
     from pipelines.scoring.rank import rank
-    from pipelines.storage.sync import named
 
     path, checkpoint = network_of(o.source, o.checkpoint)
     config = load_config(path, overrides | _given(o, "address"))

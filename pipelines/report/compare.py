@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
-from rich.table import Table
 
 from cluster.connect import connect
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import own_failures_named
-from pipelines.console import bars, messages, results, table
+from pipelines.console import bars, messages, table
 from pipelines.errors import UserError
 from pipelines.report.evaluate import LOCAL, local_worker
 from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
@@ -23,10 +22,10 @@ from pipelines.runs.doctor import data_files
 from pipelines.runs.preflight import check_data, check_same_validation
 from pipelines.runs.run import checkpoint_of
 from pipelines.runs.run_folder import CONFIG, read_config
-from pipelines.storage.atomic import check_storage, write_beside, write_json
+from pipelines.storage.atomic import write_beside, write_json
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
-from pipelines.storage.sync import local_copy, named, upload_changes
+from pipelines.storage.sync import named
 from pipelines.training.evaluation import (
     FIGURE_HEADINGS,
     evaluate,
@@ -164,14 +163,7 @@ def compare_on(
     console: Console | None = None,
     **settings: Any,
 ) -> Comparison:
-    """As `compare`, by a task on a node of a running cluster.
-
-    Args:
-        address: of the cluster, as ``cluster.address``.
-        source: as for `compare`; every node must read it, and the run's data.
-        overrides: config fields that differ from the run's.
-        console: where it is told what is waited for.
-        settings: the further arguments of `compare`.
+    """As `compare`, by a task on a node of the running cluster at ``address``.
 
     Raises:
         UserError: as `compare`; no such cluster, or a node that cannot read the run or its data.
@@ -210,16 +202,15 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     return values, page
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """A row per level and criterion, the dense network first, for the terminal."""
+def print_comparison(comparison: Comparison, values: Path, page: Path, console: Console) -> None:
+    """A row per level and criterion, the dense network first, and where the files lie."""
     made = table(_title(comparison), _headings(comparison))
-    last = None
-    for cells in _rows(comparison):
-        if last is not None and cells[1] != last:
-            made.add_section()
-        made.add_row(*cells)
-        last = cells[1]
-    return made
+    for _, rows in groupby(_rows(comparison), key=lambda cells: cells[1]):
+        made.add_section()
+        for cells in rows:
+            made.add_row(*cells)
+    console.print(made)
+    console.print(f"values: {named(values)}\nplot: {named(page)}", highlight=False, soft_wrap=True)
 
 
 def _check(criteria: Sequence[str], levels: Sequence[float]) -> None:
@@ -305,24 +296,3 @@ def _plot(comparison: Comparison) -> str:
     axes[0].set_ylabel(f"{SPLITS[comparison.split]} accuracy")
     axes[0].legend(frameon=False)
     return to_svg(figure)
-
-
-def main(
-    source: Path,
-    criteria: Sequence[str],
-    levels: Sequence[float],
-    objective: Objective,
-    overrides: Mapping[str, str],
-) -> None:
-    """Compare, write and print: the body of ``spikeprune compare``."""
-    source = local_copy(source)
-    folder = checkpoint_of(source)[1]
-    check_storage(folder)
-    address = overrides.get("cluster.address")
-    run_it = compare if address is None else partial(compare_on, address)
-    done = run_it(source, criteria=criteria, levels=levels, objective=objective, overrides=overrides)
-    values, page = write_comparison(done, folder)
-    upload_changes(folder)
-    console = results(width=112)
-    console.print(comparison_table(done))
-    console.print(f"values: {named(values)}\nplot: {named(page)}", highlight=False, soft_wrap=True)

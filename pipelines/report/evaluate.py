@@ -46,13 +46,10 @@ def evaluate_run(
     split: str = "test",
     overrides: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """Measure a run's network.
+    """Measure a run's last network, or the one in another checkpoint of it.
 
-    Args:
-        run: a run's folder.
-        checkpoint: of another network of the run than its last.
-        split: test, val or train as the run's config names them, or the prefix of other files of the dataset.
-        overrides: config fields that differ from the run's.
+    ``split`` is test, val or train as the run's config names them, or the prefix of other files of the
+    dataset; ``overrides`` are config fields that differ from the run's.
 
     Raises:
         UserError: not a run, unfinished, no such split, or bad data.

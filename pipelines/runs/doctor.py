@@ -23,12 +23,8 @@ def examine(
 ) -> Iterator[Line]:
     """All checks, in the order in which they would bite.
 
-    Args:
-        config: of the run that the machine or cluster is held against.
-        address: ``auto`` or ``host:port`` of a cluster; without one, what a local start would meet.
-        dashboard: URL of a job server to check as well.
-        token_file: the cluster's token.
-        folder: where the user works.
+    They hold the cluster at ``address`` (``auto`` or ``host:port``), or this machine where there is none,
+    against a run's config, and look at the job server at ``dashboard`` and at the user's ``folder``.
     """
     yield from check_here()
     yield _own_modules(folder or Path())
@@ -38,7 +34,9 @@ def examine(
     if address is not None:
         yield from _cluster(config, address, token_file)
     elif dashboard is None:
-        yield from _resources(config, local_cpus(), _gpus())
+        import torch
+
+        yield from _resources(config, local_cpus(), torch.cuda.device_count())
         yield _data(data_files(config))
         yield _storage(config)
 
@@ -91,12 +89,6 @@ def _resources(config: Config, cpus: float, gpus: float) -> Iterator[Line]:
 def _fits(name: str, needed: float, has: float, remedy: str) -> Line:
     ok = needed <= has
     return Line(name, ok, f"{needed:g} needed, {has:g} there" + ("" if ok else f"; {remedy}"))
-
-
-def _gpus() -> float:
-    import torch
-
-    return float(torch.cuda.device_count())
 
 
 def _data(files: tuple[str, ...]) -> Line:

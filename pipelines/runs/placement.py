@@ -1,11 +1,11 @@
 """What a run decides once and keeps: engine, device and threads, told in a line; how it reads its rows."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from cluster.connect import usable_cpus
 from pipelines.config import ClusterConfig, Config
 from pipelines.data.dataset import Split
 from pipelines.data.inputs import choose_device
@@ -14,7 +14,6 @@ from pipelines.runs.run_folder import CONFIG, read_config, read_provenance
 MEMORY_GB = 2.0
 WINDOW_BYTES = 64 << 20
 MIN_WINDOW, MAX_WINDOW = 1024, 65_536
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def resolve_engine(config: Config, folder: Path) -> Config:
@@ -29,7 +28,7 @@ def resolve_engine(config: Config, folder: Path) -> Config:
 def default_threads(cluster: ClusterConfig) -> int:
     """Threads of a worker where nobody says how many; the same for both engines."""
     alone = cluster.workers == 1 and cluster.address is None
-    return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), _cpus()) if alone else 1)
+    return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), usable_cpus()) if alone else 1)
 
 
 def resolve_reading(config: Config, train: Split, folder: Path) -> Config:
@@ -76,13 +75,3 @@ def placement(asked: ClusterConfig, config: Config) -> str:
     device = choose_device(c.device, torch.cuda.device_count())
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return f"engine local ({why}), device {device}{name}, {threads}"
-
-
-def _cpus() -> int:
-    """CPUs that this process may use, by its affinity and its container's quota."""
-    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _QUOTA.read_text().split()
-        return max(1, min(affine, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such control group, or "max"
-        return affine

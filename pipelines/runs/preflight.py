@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from cluster.connect import check_cluster_answers
 from pipelines.config import Config, DataConfig, is_own
-from pipelines.config.plugins import use_own_code
+from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.data.dataset import (
     CHEAP_BYTES,
     DatasetInfo,
@@ -22,8 +24,10 @@ from pipelines.data.inputs import choose_device
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
-from pipelines.runs.run_folder import run_path
+from pipelines.runs.run_folder import CODE, check_same_data, run_path
+from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import real_path, uri_of
+from pipelines.training.metrics import check_trackers
 from pipelines.training.score_table import check_size
 from pruning.examples.policies import class_of
 from pruning.examples.policies.settings import FORWARD_COST, Settings
@@ -43,6 +47,23 @@ class CheckedData:
     def files(self) -> tuple[str, ...]:
         """All files that a run reads."""
         return (*self.train.files, *(self.val.files if self.val else ()), *self.test.files)
+
+
+def check_inputs(
+    config: Config, folder: Path, kind: Literal["run", "search"], *, on_ray: bool
+) -> tuple[OwnCode | None, CheckedData]:
+    """What a run or search in ``folder`` needs and may not change: cluster, own code, data, storage."""
+    if on_ray:
+        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
+        if config.cluster.address is not None:
+            check_cluster_answers(config.cluster.address)
+    code = use_own_code(config)
+    check_unchanged(code, folder / CODE, kind)
+    data = check_data(config)
+    check_same_data(folder, config, kind)
+    check_trackers(config)
+    check_storage(folder.parent)
+    return code, data
 
 
 def check_data(config: Config) -> CheckedData:

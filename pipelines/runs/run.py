@@ -12,10 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import check_cluster_answers, connect, local_cpus
+from cluster.connect import Cluster, connect, local_cpus
 from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
-from pipelines.config.plugins import OURS, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.console import messages
 from pipelines.data.scan import write_skipped
 from pipelines.errors import UserError
@@ -25,16 +24,14 @@ from pipelines.runs.preflight import (
     CheckedData,
     advice,
     check_cluster,
-    check_data,
+    check_inputs,
     check_locations,
     check_same_validation,
 )
 from pipelines.runs.progress import TrainingProgress
 from pipelines.runs.run_folder import (
-    CODE,
     CONFIG,
     check_run,
-    check_same_data,
     check_same_start,
     create_run,
     read_config,
@@ -43,7 +40,6 @@ from pipelines.runs.run_folder import (
     run_uri,
     start_of,
 )
-from pipelines.storage.atomic import check_storage
 from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import below, parent, uri_of
 from pipelines.storage.shared import check_shared
@@ -56,7 +52,6 @@ from pipelines.storage.sync import (
     storage_errors,
 )
 from pipelines.training.checkpoint import check_resumable, latest_checkpoint, load_progress
-from pipelines.training.metrics import check_trackers
 from pipelines.training.phases import Command, Phase, RunSpec, phases_of
 from pipelines.training.profile import FOLDER, TRACE, TRAINING, Clock, write_table
 
@@ -89,63 +84,50 @@ def run(
         UserError: whatever is wrong with config, data, storage or cluster, before training starts; or
             another process works on the run.
     """
+    console = console or messages()
     folder = run_path(config)
     if run_uri(config) is not None:
         atexit.register(remove_working_copy, folder)
     with run_lock(folder, "run", config.storage):
-        return _run(config, command, resume, initial, profile, on_record, console or messages())
-
-
-def _run(
-    config: Config,
-    command: Command,
-    resume: bool,
-    initial: str | None,
-    profile: bool,
-    on_record: Callable[[dict[str, Any]], None] | None,
-    console: Console,
-) -> Path:
-    clock = Clock(whole=True)
-    clock.lap("interpreter, imports, config")
-    folder = run_path(config)
-    mirror = mirror_of(folder, run_uri(config))
-    if mirror is not None:
-        with console.status(f"looking at {mirror.remote.uri}"):
-            fetch_run(mirror, resume=resume)
-    check_run(config, resume=resume)
-    new = not (folder / CONFIG).exists()
-    if resume and new:
-        console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
-    start = start_of(command, initial)
-    check_same_start(folder, start)
-    spec, data = _checked(config, command, console)
-    if is_finished(folder, spec.phases):
-        return folder
-    console.print(placement(config.cluster, spec.config), highlight=False, soft_wrap=True)
-    with console.status("preparing"):
-        prepare_engines()
-    clock.lap("checks, kernels")
-    with ExitStack() as stack:
-        spec, launch = _launcher(spec, data, stack, console, on_record)
-        clock.lap("starting Ray")
-        kept, cluster = replace(spec.config, cluster=config.cluster), spec.config.cluster
-        known = {**start, "engine": cluster.engine, "threads": cluster.threads}
-        create_run(kept, sys.argv, spec.code, new=new, start=known)
-        report_skipped_rows(config, data, folder, console)
+        clock = Clock(whole=True)
+        clock.lap("interpreter, imports, config")
+        mirror = mirror_of(folder, run_uri(config))
         if mirror is not None:
-            with storage_errors(mirror.remote):
-                mirror.push()
-        watch = stack.enter_context(TrainingProgress(spec.phases, console))
-        launch(replace(spec, profile=profile, initial=initial), watch=watch)
-        if mirror is not None:
-            with storage_errors(mirror.remote):
-                mirror.pull(beside_checkpoints)  # what other machines have written
-        clock.lap(TRAINING)
-    clock.lap("stopping Ray")
-    if profile:
-        console.print(write_table(folder, clock, read_metrics(folder)))
-        trace = f"trace: {folder / FOLDER / TRACE} (open it in chrome://tracing or ui.perfetto.dev)"
-        console.print(trace, highlight=False, soft_wrap=True)
+            with console.status(f"looking at {mirror.remote.uri}"):
+                fetch_run(mirror, resume=resume)
+        check_run(config, resume=resume)
+        new = not (folder / CONFIG).exists()
+        if resume and new:
+            console.print(f"no run {config.name!r} in {config.storage} yet: it starts", highlight=False)
+        start = start_of(command, initial)
+        check_same_start(folder, start)
+        spec, data = _checked(config, command, console)
+        if is_finished(folder, spec.phases):
+            return folder
+        console.print(placement(config.cluster, spec.config), highlight=False, soft_wrap=True)
+        prepare_engines(console)
+        clock.lap("checks, kernels")
+        with ExitStack() as stack:
+            spec, launch = _launcher(spec, data, stack, console, on_record)
+            clock.lap("starting Ray")
+            kept, cluster = replace(spec.config, cluster=config.cluster), spec.config.cluster
+            known = {**start, "engine": cluster.engine, "threads": cluster.threads}
+            create_run(kept, sys.argv, spec.code, new=new, start=known)
+            report_skipped_rows(config, data, folder, console)
+            if mirror is not None:
+                with storage_errors(mirror.remote):
+                    mirror.push()
+            watch = stack.enter_context(TrainingProgress(spec.phases, console))
+            launch(replace(spec, profile=profile, initial=initial), watch=watch)
+            if mirror is not None:
+                with storage_errors(mirror.remote):
+                    mirror.pull(beside_checkpoints)  # what other machines have written
+            clock.lap(TRAINING)
+        clock.lap("stopping Ray")
+        if profile:
+            console.print(write_table(folder, clock, read_metrics(folder)))
+            trace = f"trace: {folder / FOLDER / TRACE} (open it in chrome://tracing or ui.perfetto.dev)"
+            console.print(trace, highlight=False, soft_wrap=True)
     return folder
 
 
@@ -154,20 +136,12 @@ def _checked(config: Config, command: Command, console: Console) -> tuple[RunSpe
     folder = run_path(config)
     config = resolve_engine(config, folder)
     check_locations(config)
-    if config.cluster.engine == "ray":
-        refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
-        if config.cluster.address is None:
-            check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
-        else:
-            check_cluster_answers(config.cluster.address)
+    on_ray = config.cluster.engine == "ray"
+    if on_ray and config.cluster.address is None:
+        check_cluster(config, cpus=local_cpus(), gpus=float("inf"))
     if (folder / CONFIG).exists():
         check_resumable(folder / "checkpoints", len(read_metrics(folder)))
-    code = use_own_code(config)
-    check_unchanged(code, folder / CODE)
-    data = check_data(config)
-    check_same_data(folder, config)
-    check_trackers(config)
-    check_storage(folder.parent)
+    code, data = check_inputs(config, folder, "run", on_ray=on_ray)
     if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
     spec = RunSpec(
@@ -198,9 +172,7 @@ def _launcher(
         from pipelines.training.loop import train_locally
 
         return spec, partial(train_locally, on_record=on_record)
-    with console.status("starting Ray" if address is None else "connecting"):
-        cluster = stack.enter_context(connect(address, lost=exit_without_ray))
-    reclaim_sigterm()
+    cluster = start_ray(address, stack, console)
     config = assign_gpus(spec.config, cluster.gpus)
     check_cluster(config, cpus=cluster.cpus, gpus=cluster.gpus)
     if config.cluster.gpus_per_worker:
@@ -212,12 +184,21 @@ def _launcher(
     return replace(spec, config=config), train_on_ray
 
 
-def prepare_engines() -> None:
+def start_ray(address: str | None, stack: ExitStack, console: Console) -> Cluster:
+    """A Ray that lives as long as ``stack``, or a connection to the one at ``address``."""
+    with console.status("starting Ray" if address is None else "connecting"):
+        cluster = stack.enter_context(connect(address, lost=exit_without_ray))
+    reclaim_sigterm()
+    return cluster
+
+
+def prepare_engines(console: Console) -> None:
     """Compile once here what every worker would compile at once on its first step."""
     from snn import kernels
 
     try:
-        kernels.prepare()
+        with console.status("preparing"):
+            kernels.prepare()
     except ValueError as error:
         where, _, what = str(error).partition(": ")
         raise UserError(where, what) from None

@@ -51,17 +51,24 @@ def run_uri(config: Config) -> str | None:
 
 def check_run(config: Config, *, resume: bool) -> None:
     """That a run of this name may start, or go on; writes nothing."""
-    folder = run_path(config)
-    if (folder / CONFIG).exists():
-        if not resume:
-            raise UserError(
-                "name",
-                f"run {config.name!r} exists in {config.storage}; --resume continues it, "
-                "--name starts another",
-            )
+    if exists(config, CONFIG, "run", resume=resume):
+        folder = run_path(config)
         _check_same_run(read_config(folder), config, folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError("name", f"{run_uri(config) or folder} exists and is not a run; choose another --name")
+
+
+def exists(config: Config, settings: str, kind: Literal["run", "search"], *, resume: bool) -> bool:
+    """Whether there is a run or search of this name, by its file of settings; without ``resume`` there may
+    be none, and never a folder of anything else."""
+    folder = run_path(config)
+    if (folder / settings).exists():
+        if resume:
+            return True
+        there = f"{kind} {config.name!r} exists in {config.storage}"
+        raise UserError("name", f"{there}; --resume continues it, --name starts another")
+    if folder.exists() and any(folder.iterdir()):
+        place = run_uri(config) or folder
+        raise UserError("name", f"{place} exists and is not a {kind}; choose another --name")
+    return False
 
 
 def create_run(
@@ -72,15 +79,10 @@ def create_run(
     new: bool = False,
     start: Mapping[str, str | int | None] | None = None,
 ) -> None:
-    """The folder of a new run, with its config, its user's code and its provenance; an existing run is
-    left as it is, except that it may have more epochs to go.
+    """The folder of a new run, with its config, its user's code and its provenance (``command``, ``start``);
+    an existing run is left as it is, except that it may have more epochs to go.
 
-    Args:
-        config: of the run.
-        command: that makes it.
-        code: its user's.
-        new: whether there was no such run when it was checked.
-        start: what it does, on which network (by `start_of`), and how it computes.
+    A ``new`` run was not there when it was checked, and still may not be.
     """
     folder = run_path(config)
     if new:
@@ -182,12 +184,7 @@ def flat_config(config: Config) -> dict[str, Any]:
 
 
 def start_of(verb: str, network: str | None) -> dict[str, str | None]:
-    """What a run does and the network that it starts from, by which a resumed run is known.
-
-    Args:
-        verb: run, train or prune.
-        network: checkpoint file (a path or a URI) of the network that is pruned.
-    """
+    """What a run does and the network (a path or a URI) that it starts from, by which it is known again."""
     if network is None:
         return {"verb": verb, "network_sha256": None}
     with local_file(network) as path, path.open("rb") as file:
@@ -198,17 +195,12 @@ def check_same_start(folder: Path, start: Mapping[str, str | None]) -> None:
     """That a run goes on with what it began to do, on the network that it began with, if it knows them."""
     known = read_provenance(folder)
     if known.get("verb", start["verb"]) != start["verb"]:
-        raise UserError(
-            "--resume",
-            f"run {folder.name!r} was started by `spikeprune {known['verb']}`, not {start['verb']}; "
-            "resume it by that, or choose another --name",
-        )
-    if known.get("network_sha256", start["network_sha256"]) != start["network_sha256"]:
-        raise UserError(
-            "--resume",
-            f"run {folder.name!r} began with another network than the one that is given (their files "
-            "differ); give that one, or choose another --name",
-        )
+        what = f"was started by `spikeprune {known['verb']}`, not {start['verb']}; resume it by that"
+    elif known.get("network_sha256", start["network_sha256"]) != start["network_sha256"]:
+        what = "began with another network than the one that is given (their files differ); give that one"
+    else:
+        return
+    raise UserError("--resume", f"run {folder.name!r} {what}, or choose another --name")
 
 
 def write_provenance(
@@ -251,17 +243,12 @@ def check_same_data(folder: Path, config: Config, kind: Literal["run", "search"]
         return
     manifest = _manifest(config)
     if manifest is None:
-        raise UserError(
-            "data.path",
-            f"{config.data.path} has no manifest.json, by which the {kind} knows its data; "
-            "copy it there as well, or choose another --name",
-        )
-    if hashlib.sha256(manifest).hexdigest() != read_provenance(folder)["data_manifest_sha256"]:
-        raise UserError(
-            "data.path",
-            f"{config.data.path} holds other data than the {kind} began with (by its manifest.json); "
-            "bring those back, or choose another --name",
-        )
+        what = f"has no manifest.json, by which the {kind} knows its data; copy it there as well"
+    elif hashlib.sha256(manifest).hexdigest() != read_provenance(folder)["data_manifest_sha256"]:
+        what = f"holds other data than the {kind} began with (by its manifest.json); bring those back"
+    else:
+        return
+    raise UserError("data.path", f"{config.data.path} {what}, or choose another --name")
 
 
 def _manifest(config: Config) -> bytes | None:

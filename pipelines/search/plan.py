@@ -16,8 +16,6 @@ from pipelines.training.phases import phases_of
 
 SETTINGS = "search.yaml"
 DEFAULT_TRIALS = 20
-
-
 RECORDED = "val_accuracy"
 """What a run's records call the accuracy that a search goes by."""
 
@@ -67,13 +65,12 @@ def choose_objectives(
     if names is None:
         default = _OF_QUESTION[question] if question else ("accuracy", "examples", "density")
         names = [n for n in default if not (stages == "train" and n == "density")]
-    for name in names:
-        if name == "density" and stages == "train":
-            raise UserError(
-                "search.objectives",
-                "density is not produced by the stage train, which removes no weights; "
-                "set search.stages to run or leave density out",
-            )
+    elif stages == "train" and "density" in names:
+        raise UserError(
+            "search.objectives",
+            "density is not produced by the stage train, which removes no weights; "
+            "set search.stages to run or leave density out",
+        )
     return tuple(OBJECTIVES[name] for name in names)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from rich.console import Console
 
 from pipelines.config.load import dump_config
@@ -21,6 +20,7 @@ from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
 from pipelines.report.plots import to_svg
 from pipelines.search.plan import OBJECTIVES, Objective, Plan, read_plan
+from pipelines.search.space import as_yaml
 from pipelines.search.trial import TRAINING, Trial, objective_values, read_trials, trial_of
 from pipelines.storage.atomic import write_beside
 
@@ -106,8 +106,8 @@ def _best(study: Any, front: list[int], objectives: tuple[Objective, ...]) -> di
 def write_results(found: Found) -> None:
     """Write search.parquet, the best configs and report.html into the search's folder."""
     _write_table(found)
-    for kind, number in found.best.items():
-        text = best_config(found, kind, number)
+    for kind in found.best:
+        text = best_config(found, kind)
         write_beside(best_path(found, kind), lambda p, text=text: p.write_text(text))  # type: ignore[misc]
     write_beside(found.plan.folder / "report.html", lambda p: p.write_text(_page(found)))
 
@@ -146,10 +146,8 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def value_text(value: Any) -> str:
-    """A field's value as one would write it in YAML."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    """A field's value as tables show it."""
+    return f"{value:.4g}" if isinstance(value, float) else as_yaml(value)
 
 
 def best_path(found: Found, kind: str) -> Path:
@@ -157,9 +155,9 @@ def best_path(found: Found, kind: str) -> Path:
     return found.plan.folder / "best" / f"{kind}.yaml"
 
 
-def best_config(found: Found, kind: str, number: int) -> str:
-    """A trial's config as YAML that runs as it is, in a folder of its own beside the search's."""
-    plan = found.plan
+def best_config(found: Found, kind: str) -> str:
+    """The best trial's config as YAML that runs as it is, in a folder of its own beside the search's."""
+    plan, number = found.plan, found.best[kind]
     trial = next(t for t in found.trials if t.number == number)
     config = plan.space.config_of(trial.suggested)
     config = replace(config, name=f"{plan.tree.name}-{kind}", storage=plan.tree.storage)
@@ -240,8 +238,7 @@ def _page(found: Found) -> str:
     if rows:
         open_ = html_table(("trial", *plan.space.paths, "status", "reason"), rows)
         parts.append(f'<h2>Trials without a result</h2><div class="wide">{open_}</div>')
-    for kind, number in found.best.items():
-        parts.append(html_details(f"Best by {kind}", best_config(found, kind, number)))
+    parts += [html_details(f"Best by {kind}", best_config(found, kind)) for kind in found.best]
     parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS, *_EXPLAINED))}")
     parts.append(html_details("Settings", dump_config(plan.tree)))
     return html_page(f"spikeprune search: {plan.tree.name}", "\n".join(parts))

@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -61,11 +62,10 @@ class Space:
         return with_values(self.config, {path: field_value(v) for path, v in suggested.items()})
 
     def grid(self, points: int) -> list[dict[str, Any]]:
-        """All combinations. Fields of the training vary fastest, so that trials that run side by side
-        train different networks instead of waiting for the same one.
+        """All combinations, with so many ``points`` of a range without a step.
 
-        Args:
-            points: values of a range without a step.
+        Fields of the training vary fastest, so that trials that run side by side train different networks
+        instead of waiting for the same one.
         """
         slow_first = sorted(self.paths, key=lambda path: not path.startswith("weight_pruning."))
         values = [_points(self.distributions[path], points) for path in slow_first]
@@ -81,9 +81,6 @@ def field_value(suggested: Any) -> Any:
 
 def make_space(tree: SearchTree) -> Space:
     """The space of a search.
-
-    Args:
-        tree: a run's config with the search's settings.
 
     Raises:
         UserError: Optuna is missing, unknown path, reversed range, a value that the config refuses, fields
@@ -160,7 +157,7 @@ def _choice(path: str, given: Sequence[Any], where: str) -> "BaseDistribution":
             )
     if any(given[i] in given[:i] for i in range(len(given))):
         raise UserError(where, f"{list(given)!r} lists a value twice")
-    return CategoricalDistribution([_flow(v) if isinstance(v, list | dict) else v for v in given])
+    return CategoricalDistribution([as_yaml(v) if isinstance(v, list | dict) else v for v in given])
 
 
 def _range(path: str, given: Mapping[str, Any], where: str) -> "BaseDistribution":
@@ -191,13 +188,10 @@ def _range(path: str, given: Mapping[str, Any], where: str) -> "BaseDistribution
 
 
 def _number(value: Any, where: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as text
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(where, f"{value!r} is not possible; it must be a number")
-    return number
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and math.isfinite(number := float(value)):  # YAML reads 1e-3 as text
+            return number
+    raise UserError(where, f"{value!r} is not possible; it must be a number")
 
 
 def _points(distribution: Any, points: int) -> list[Any]:
@@ -214,5 +208,6 @@ def _points(distribution: Any, points: int) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip()
+def as_yaml(value: Any) -> str:
+    """A field's value in a line, as one would write it in YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()

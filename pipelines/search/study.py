@@ -13,15 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import check_cluster_answers, connect, local_cpus
+from cluster.connect import local_cpus
 from pipelines.config.load import dump_config
-from pipelines.config.plugins import OURS, OwnCode, check_unchanged, keep_copy, refuse_shadowing, use_own_code
+from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
-from pipelines.runs.interrupts import exit_without_ray, reclaim_sigterm
 from pipelines.runs.placement import resolve_reading
-from pipelines.runs.preflight import check_cluster, check_data
-from pipelines.runs.run import prepare_engines, report_skipped_rows
-from pipelines.runs.run_folder import CODE, check_same_config, check_same_data, run_path, write_provenance
+from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs
+from pipelines.runs.run import prepare_engines, report_skipped_rows, start_ray
+from pipelines.runs.run_folder import CODE, check_same_config, exists, run_path, write_provenance
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
 from pipelines.search.results import print_trial, read_results, write_results
@@ -35,11 +34,10 @@ from pipelines.search.trial import (
     read_trials,
     run_trial,
 )
-from pipelines.storage.atomic import check_storage, write_beside
+from pipelines.storage.atomic import write_beside
 from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import uri_of
 from pipelines.storage.shared import check_shared
-from pipelines.training.metrics import check_trackers
 
 VAL_SHARE = 0.1
 """Where the config has no validation: a search never goes by test accuracy."""
@@ -49,15 +47,7 @@ FREE_TO_CHANGE = (
 
 
 def search(tree: SearchTree, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Run a search, or what is left of it.
-
-    Args:
-        tree: config and search settings.
-        resume: go on with the search of that name.
-        console: where progress is shown.
-
-    Returns:
-        the search's folder, with its table, best configs and report.
+    """Run a search, or what is left of it; its folder, with its table, best configs and report.
 
     Raises:
         UserError: whatever is wrong with config, space, objectives, data or cluster, before a trial starts;
@@ -66,51 +56,18 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     """
     if uri_of(tree.storage) is not None:
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
-    with run_lock(run_path(tree), "search", tree.storage):
-        return _search(tree, resume, console or Console(stderr=True))
-
-
-def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
-    if uri_of(tree.data.path) is None:
-        tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
+    console = console or Console(stderr=True)
     folder = run_path(tree)
-    if tree.data.reading == "auto" and (folder / SETTINGS).exists():  # as the search began
-        reading = read_plan(folder).tree.data.reading
-        tree = replace(tree, data=replace(tree.data, reading=reading))
-    validated = tree.data.val_split is not None or tree.data.val_share is not None
-    if not validated:
-        tree = replace(tree, data=replace(tree.data, val_share=VAL_SHARE))
-    plan = make_plan(tree)
-    _check_folder(plan, resume)
-    code = use_own_code(plan.space.config)
-    check_unchanged(code, folder / CODE, "search")
-    refuse_shadowing(Path.cwd(), OURS, "the current folder")  # first on the path of Ray's workers
-    if tree.cluster.address is not None:
-        check_cluster_answers(tree.cluster.address)
-    checked = check_data(plan.space.config)
-    check_same_data(folder, tree, "search")
-    check_trackers(plan.space.config)
-    if tree.cluster.address is None:
-        trials_at_once(plan, _this_machine(plan, gpus=float("inf")))
-    check_storage(folder.parent)
-    if not validated:
-        told = f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows"
-        console.print(told, highlight=False)
-    plan = make_plan(replace(tree, data=resolve_reading(tree, checked.train, folder).data))
-    _begin(plan, code)
-    report_skipped_rows(tree, checked, folder, console)
-    if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
-        return folder
-    with console.status("preparing"):
-        prepare_engines()
-    with ExitStack() as stack:
-        with console.status("starting Ray" if tree.cluster.address is None else "connecting"):
-            cluster = stack.enter_context(connect(tree.cluster.address, lost=exit_without_ray))
-        reclaim_sigterm()
+    with run_lock(folder, "search", tree.storage), ExitStack() as stack:
+        plan, checked = _begin(tree, folder, resume, console)
+        if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
+            return folder
+        prepare_engines(console)
+        address = tree.cluster.address
+        cluster = start_ray(address, stack, console)
         if cluster.nodes > 1:
             check_shared(folder.parent, checked.files)
-        nodes = _this_machine(plan, cluster.gpus) if tree.cluster.address is None else _nodes()
-        concurrent = trials_at_once(plan, nodes)
+        concurrent = trials_at_once(plan, _this_machine(plan, cluster.gpus) if address is None else _nodes())
         with redirect_stdout(StringIO()), warnings.catch_warnings():  # Tune's banner, Optuna's warnings
             warnings.simplefilter("ignore")
             try:
@@ -119,6 +76,31 @@ def _search(tree: SearchTree, resume: bool, console: Console) -> Path:
                 if any(t.status != "open" for t in read_trials(plan)):
                     write_results(read_results(folder))
     return folder
+
+
+def _begin(tree: SearchTree, folder: Path, resume: bool, console: Console) -> tuple[Plan, CheckedData]:
+    """Check everything that needs no cluster, and write down what the search is."""
+    if uri_of(tree.data.path) is None:
+        tree = replace(tree, data=replace(tree.data, path=str(Path(tree.data.path).absolute())))
+    if tree.data.reading == "auto" and (folder / SETTINGS).exists():  # as the search began
+        reading = read_plan(folder).tree.data.reading
+        tree = replace(tree, data=replace(tree.data, reading=reading))
+    validated = tree.data.val_split is not None or tree.data.val_share is not None
+    if not validated:
+        tree = replace(tree, data=replace(tree.data, val_share=VAL_SHARE))
+    plan = make_plan(tree)
+    if exists(tree, SETTINGS, "search", resume=resume):
+        check_same_config(read_plan(folder).tree, tree, FREE_TO_CHANGE, "search", folder)
+    if tree.cluster.address is None:
+        trials_at_once(plan, _this_machine(plan, gpus=float("inf")))
+    code, checked = check_inputs(plan.space.config, folder, "search", on_ray=True)
+    if not validated:
+        told = f"no data.val_split or data.val_share: trials validate on {VAL_SHARE:.0%} of the training rows"
+        console.print(told, highlight=False)
+    plan = make_plan(replace(tree, data=resolve_reading(tree, checked.train, folder).data))
+    write_settings(plan, code)
+    report_skipped_rows(tree, checked, folder, console)
+    return plan, checked
 
 
 def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
@@ -260,12 +242,9 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
         each_cpus, each_gpus = max(1.0, c.cpus_per_worker), c.gpus_per_worker
         fit = sum(min(n[0] // each_cpus, n[1] // each_gpus if each_gpus else n[0]) for n in nodes)
         if fit < 1:
-            field, what = (
-                ("gpus_per_worker", f"{each_gpus:g} GPUs")
-                if each_gpus
-                else ("cpus_per_worker", f"{each_cpus:g} CPUs")
-            )
-            raise UserError(f"cluster.{field}", f"{what} for a trial do not fit any node of the cluster")
+            kind, each = ("gpu", each_gpus) if each_gpus else ("cpu", each_cpus)
+            what = f"{each:g} {kind.upper()}s for a trial do not fit any node of the cluster"
+            raise UserError(f"cluster.{kind}s_per_worker", what)
     wanted = plan.settings.concurrent
     if wanted is not None and wanted > fit:
         raise UserError(
@@ -286,21 +265,7 @@ def _nodes() -> list[tuple[float, float]]:
     return [(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
 
 
-def _check_folder(plan: Plan, resume: bool) -> None:
-    folder, tree = plan.folder, plan.tree
-    if not (folder / SETTINGS).exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError("name", f"{folder} exists and is not a search; choose another --name")
-        return
-    if not resume:
-        raise UserError(
-            "name",
-            f"search {tree.name!r} exists in {tree.storage}; --resume continues it, --name starts another",
-        )
-    check_same_config(read_plan(folder).tree, tree, FREE_TO_CHANGE, "search", folder)
-
-
-def _begin(plan: Plan, code: OwnCode | None) -> None:
+def write_settings(plan: Plan, code: OwnCode | None) -> None:
     """Write down what a search is, and where it came from if it is new."""
     if not (plan.folder / SETTINGS).exists():
         write_provenance(plan.folder, plan.tree, sys.argv)

@@ -31,8 +31,6 @@ FAILURE = "failure"
 """Reported by a trial of an impossible config: why."""
 TRAINING = "training"
 """Reported by a finished trial: the name of its training, which others may share."""
-
-
 ANALYSES = "tune-*"
 """Tune's folders in the search's, one for every launch that added trials."""
 
@@ -57,12 +55,7 @@ def run_trial(suggested: dict[str, Any], plan: Plan, command: list[str]) -> None
     """Tune's trainable: run the config of these values, report every objective at its end.
 
     A config that turns out to be impossible is reported with objectives that are not numbers; other errors
-    are raised, and Tune starts the trial again.
-
-    Args:
-        suggested: values by the fields' paths.
-        plan: of the search.
-        command: the search's command line, for the runs' provenance.
+    are raised, and Tune starts the trial again. ``command`` is the search's, for the runs' provenance.
     """
     from ray import tune
 
@@ -182,12 +175,9 @@ def next_number(trials: Sequence[Trial]) -> int:
 
 
 def trial_of(trial: Any, before: int, *, ended: bool | None = None) -> Trial:
-    """One of Tune's trials.
+    """One of Tune's trials, of a launch whose first has the number ``before``.
 
-    Args:
-        trial: Tune's.
-        before: number of the launch's first trial.
-        ended: whether it has; as Tune says when not given.
+    Whether it has ``ended`` is as Tune says when not given.
     """
     last = {k: v for k, v in (trial.last_result or {}).items() if v == v}  # without what is not a number
     status: Literal["finished", "stopped", "failed", "open"] = "open"

@@ -106,15 +106,23 @@ def test_a_node_is_asked_what_it_sees(head: Head, tmp_path: Path) -> None:
     assert left == "['data']"
 
 
-def test_a_local_start_declares_what_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ray counts in containers, within this process's affinity, and four at least."""
-    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda **_: 16)
+def test_a_local_start_declares_what_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within this process's affinity and the quota of either version of control groups, and four at least."""
+    monkeypatch.setattr("cluster.connect.CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert local_cpus() == 16
+    assert local_cpus() == 64
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    for quota, cpus in (("-1", 64), ("1650000", 16)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert local_cpus() == cpus
+    for quota, cpus in (("max", 64), ("1650000", 16), ("200000", 2), ("50000", 1)):
+        (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
+        assert (usable_cpus(), local_cpus()) == (cpus, max(cpus, 4))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert local_cpus() == 4
+    (tmp_path / "cpu.max").unlink()
     assert local_cpus() == 8
-    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda **_: 2)
-    assert (usable_cpus(), local_cpus()) == (2, 4)
 
 
 def test_auto_is_the_head_that_ray_start_wrote_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,11 @@ NAMES = {
     "ray._raylet": "GcsClient",
     "ray._private": "ray_constants",
     "ray._private.authentication_test_utils": "reset_auth_token_state",
-    "ray._private.utils": "get_num_cpus",
     "ray.data._internal.execution.resource_manager": "ResourceManager",
 }
 
 
-def test_they_are_five_and_in_one_module() -> None:
+def test_they_are_four_and_in_one_module() -> None:
     files = [p for floor in ("snn", "pruning", "pipelines", "cluster") for p in (ROOT / floor).rglob("*.py")]
     assert [p.name for p in files if PRIVATE.search(p.read_text())] == ["ray_private.py"]
     text = (ROOT / "cluster" / "ray_private.py").read_text()

@@ -22,7 +22,7 @@ from pipelines.runs.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.results import read_results, write_results
-from pipelines.search.study import _begin, search, trials_at_once
+from pipelines.search.study import search, trials_at_once, write_settings
 from pipelines.storage.lock import run_lock
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.config.test_plugins import EXAMPLE
@@ -167,7 +167,7 @@ def test_a_search_goes_on_with_the_code_it_began_with(
         "search.trials": "1",
     }
     begun = load_tree(SearchTree, mine / "own.yaml", place | {"name": "begun", "baseline": "none"})
-    _begin(make_plan(begun), use_own_code(begun))
+    write_settings(make_plan(begun), use_own_code(begun))
     path = tmp_path / "begun.yaml"
     path.write_text(dump_config(begun))
     (mine / "my_policy.py").write_text((mine / "my_policy.py").read_text() + "# changed\n")
