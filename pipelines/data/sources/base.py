@@ -7,10 +7,11 @@ import gzip
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,17 +44,17 @@ class Bad(NamedTuple):
     what: str
 
 
-class Split(Protocol):
+@dataclass(frozen=True)
+class Split:
     """Rows in the order of their future ids. Travels to other processes."""
 
-    @property
-    def rows(self) -> int:
-        """How many."""
-        ...
+    rows: int
+    read: Callable[[int, int], Iterator[Example | Bad]]
+    """Rows ``start`` to ``stop``, each once, in order."""
 
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """Rows ``start`` to ``stop``, each once, in order."""
-        ...
+
+ReadSpan = Callable[[Folder, str, int, int], Iterator[Example | Bad]]
+"""Of a file of a folder: the rows from one place to another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +149,32 @@ def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
     raise UserError("--input", f"{folder} holds no {what} (looked for {', '.join(candidates)})")
 
 
-def spans(
-    files: Sequence[str], sizes: Sequence[int], start: int, stop: int
-) -> Iterator[tuple[str, int, int]]:
-    """The files that hold rows ``start`` to ``stop`` of all of them, and from where to where in each."""
+def split_of_files(folder: Folder, sizes: dict[str, int], read: ReadSpan) -> Split:
+    """A split of files with many rows each, one file after the other.
+
+    Args:
+        folder: that holds them.
+        sizes: rows of each file.
+        read: yields the rows of a file from one place to another.
+    """
+    return Split(sum(sizes.values()), partial(_read_files, folder, sizes, read))
+
+
+def _read_files(
+    folder: Folder, sizes: dict[str, int], read: ReadSpan, start: int, stop: int
+) -> Iterator[Example | Bad]:
     first = 0
-    for file, size in zip(files, sizes, strict=True):
+    for file, size in sizes.items():
         low, high = max(start - first, 0), min(stop - first, size)
         if low < high:
-            yield file, low, high
+            with reading(folder.at(file)):
+                yield from read(folder, file, low, high)
         first += size
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Tell failures to read a file that holds many examples from failures to write what is made of them.
+    """Tell failures to read originals from failures to write what is made of them.
 
     Raises:
         UserError: in place of what was raised inside.
@@ -173,18 +185,17 @@ def reading(path: str) -> Iterator[None]:
         raise UserError(path, f"cannot be read ({short(error)})") from None
 
 
-def most_bytes(stored: int) -> int:
-    """What a file of this size may become when it is decompressed."""
+def _most_bytes(stored: int) -> int:
     return max(FLOOR_BYTES, MOST_TIMES * stored)
 
 
 def check_expansion(expanded: int, stored: int) -> None:
-    """That a file does not grow beyond reason.
+    """That a file does not grow beyond reason when it is decompressed.
 
     Raises:
-        ValueError: it would be larger than `most_bytes` allows when decompressed.
+        ValueError: it does.
     """
-    if expanded > most_bytes(stored):
+    if expanded > _most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
 
 
@@ -196,7 +207,7 @@ def decompress(data: bytes) -> bytes:
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(most_bytes(len(data)) + 1)
+            found = file.read(_most_bytes(len(data)) + 1)
     except Exception as error:  # zlib's own
         raise ValueError(f"is not a whole gzip file ({error})") from None
     check_expansion(len(found), len(data))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, open_originals
+from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, Split, open_originals
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short
@@ -27,37 +27,24 @@ EVENT_SUFFIXES = {
 }
 _DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
-_Rows = tuple[pa.Array, np.ndarray]  # paths and labels
+_Rows = tuple[pa.Array, np.ndarray]  # paths (in Arrow's compact form: there may be millions) and labels
 
 
-@dataclass(frozen=True)
-class Files:
-    """A split of one file per example. The paths are kept in Arrow's compact form: there may be millions."""
-
-    folder: Folder
-    paths: pa.Array
-    labels: np.ndarray
-    reader: Reader | None
-    """``None`` for images, which are kept as they are."""
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return len(self.paths)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        paths = self.paths.slice(start, stop - start).to_pylist()
-        for path, label in zip(paths, self.labels[start:stop].tolist(), strict=True):
-            try:
-                data = self.folder.read(path)
-                if not data:
-                    raise ValueError("zero bytes")
-                value = data if self.reader is None else self.reader.read(path, data)[0]
-            except (OSError, ValueError) as error:
-                yield Bad(path, short(error))
-            else:
-                yield Example(value, label, path)
+def _read(
+    folder: Folder, files: _Rows, reader: Reader | None, start: int, stop: int
+) -> Iterator[Example | Bad]:
+    """One file per example; images are kept as they are."""
+    paths, labels = files
+    for path, label in zip(paths[start:stop].to_pylist(), labels[start:stop].tolist(), strict=True):
+        try:
+            data = folder.read(path)
+            if not data:
+                raise ValueError("zero bytes")
+            value = data if reader is None else reader.read(path, data)[0]
+        except (OSError, ValueError) as error:
+            yield Bad(path, short(error))
+        else:
+            yield Example(value, label, path)
 
 
 def image_folder(options: Options) -> Source:
@@ -108,11 +95,12 @@ def _open(
                 "--input", f"{folder} leaves the {split} split empty; add files, or change --test-share"
             )
         order = rng.permutation(len(paths))  # every shard holds all classes
-        splits[split] = Files(folder, paths.take(pa.array(order)), labels[order], reader)
+        rows[split] = paths.take(pa.array(order)), labels[order]
+        splits[split] = Split(len(paths), partial(_read, folder, rows[split], reader))
     if reader is not None and sensor is None:
-        sensor = _sensor(splits["train"], reader)
+        sensor = _sensor(folder, rows["train"][0], reader)
     return Source(
-        splits=dict(splits),
+        splits=splits,
         class_names=tuple(classes),
         sensor=sensor,
         fingerprint=listing.fingerprint.result(),
@@ -203,11 +191,11 @@ def _held_out(rows: _Rows, share: float, rng: np.random.Generator) -> dict[str, 
     return {s: (paths.filter(pa.array(of)), labels[of]) for s, of in (("train", ~test), ("test", test))}
 
 
-def _sensor(split: Files, reader: Reader) -> Sensor:
+def _sensor(folder: Folder, paths: pa.Array, reader: Reader) -> Sensor:
     """The sensor that the first readable recording tells of."""
-    for path in split.paths.slice(0, 16).to_pylist():
+    for path in paths[:16].to_pylist():
         try:
-            sensor = reader.read(path, split.folder.read(path))[1]
+            sensor = reader.read(path, folder.read(path))[1]
         except (OSError, ValueError):
             continue
         if sensor is None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from pipelines.data.sources.base import (
     Fingerprint,
     Options,
     Source,
+    Split,
     fingerprint_of,
     open_originals,
     reading,
-    spans,
+    split_of_files,
 )
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, name_of, open_parquet, short
@@ -40,35 +42,21 @@ _BEGINS = re.compile(r"train|test|validation|valid|val(?![a-z])")  # values.parq
 
 
 @dataclass(frozen=True)
-class ParquetRows:
-    """A split of Parquet files."""
+class Columns:
+    """What is read of Parquet files."""
 
-    folder: Folder
-    files: tuple[str, ...]
-    sizes: tuple[int, ...]
-    """Rows of each file."""
-    columns: tuple[str, ...]
-    """Of the example: one image column, or t, x, y, p."""
+    example: tuple[str, ...]
+    """One image column, or t, x, y, p."""
     label: str
     ids: str | None = None
     """Of their own ids."""
     path: str | None = None
     """Of the originals' names."""
 
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return sum(self.sizes)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`. Only the row groups that hold the rows are read."""
-        for file, low, high in spans(self.files, self.sizes, start, stop):
-            with reading(self.folder.at(file)):
-                yield from self._span(file, low, high)
-
-    def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
-        names = [*self.columns, self.label, *(n for n in (self.ids, self.path) if n)]
-        with self.folder.open(path) as stream, pq.ParquetFile(stream) as file:
+    def read(self, folder: Folder, path: str, low: int, high: int) -> Iterator[Example | Bad]:
+        """Rows ``low`` to ``high`` of a file; only the row groups that hold them are read."""
+        names = [*self.example, self.label, *(n for n in (self.ids, self.path) if n)]
+        with folder.open(path) as stream, pq.ParquetFile(stream) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             begins = np.concatenate([[0], np.cumsum(sizes)])
             groups = [g for g in range(len(sizes)) if begins[g] < high and begins[g + 1] > low]
@@ -83,7 +71,7 @@ class ParquetRows:
         def listed(column: str | None) -> list[Any]:
             return batch.column(column).to_pylist() if column else [None] * batch.num_rows
 
-        parts = [batch.column(c) for c in self.columns]
+        parts = [batch.column(c) for c in self.example]
         if is_events(parts[0].type):
             fields = dict(zip((f.name for f in parts[0].type), parts[0].flatten(), strict=True))
             parts = [fields[c] for c in "txyp"]
@@ -126,16 +114,17 @@ def parquet(options: Options) -> Source:
     for file, (other, _) in footers.items():
         if not other.equals(schema):
             raise UserError(folder.at(file), "has other columns than the files before")
-    columns, label = _columns(schema, folder.at(files["train"][0]))
+    example, label = _columns(schema, folder.at(files["train"][0]))
     ids = next((n for n in ("source_id", "id") if _kept_as(schema, n)), None)
     path = "path" if _kept_as(schema, "path") == "string" else None
+    columns = Columns(example, label, ids, path)
     sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
-    events = len(columns) == 4 or is_events(schema.field(columns[0]).type)
+    events = len(example) == 4 or is_events(schema.field(example[0]).type)
     if events and sensor is None:
         raise UserError("--sensor", "is needed: width and height, which these files do not tell")
     return Source(
         splits={
-            split: ParquetRows(folder, paths, tuple(footers[p][1] for p in paths), columns, label, ids, path)
+            split: split_of_files(folder, {p: footers[p][1] for p in paths}, columns.read)
             for split, paths in files.items()
         },
         class_names=class_names(schema) or _huggingface_names(schema, label),
@@ -221,27 +210,14 @@ def _huggingface_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     return tuple(str(n) for n in features.get(label, {}).get("names", ()))
 
 
-@dataclass(frozen=True)
-class FramedRows:
-    """A split of recordings, as frames."""
-
-    recordings: ParquetRows
-    frames: Frames
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return self.recordings.rows
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        for row in self.recordings.read(start, stop):
-            if isinstance(row, Example) and isinstance(row.value, Recording):
-                try:
-                    row = row._replace(value=smallest(self.frames.count(row.value)))
-                except ValueError as error:
-                    row = Bad(row.path, str(error))
-            yield row
+def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> Iterator[Example | Bad]:
+    for row in recordings.read(start, stop):
+        if isinstance(row, Example) and isinstance(row.value, Recording):
+            try:
+                row = row._replace(value=smallest(frames.count(row.value)))
+            except ValueError as error:
+                row = Bad(row.path, str(error))
+        yield row
 
 
 def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -> tuple[Source, Frames]:
@@ -261,7 +237,7 @@ def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -
     rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
     names = [name_of(path) for paths in files.values() for path in paths]
     source = Source(
-        splits={s: FramedRows(r, frames) for s, r in recordings.splits.items() if isinstance(r, ParquetRows)},
+        splits={s: Split(r.rows, partial(_read_framed, r, frames)) for s, r in recordings.splits.items()},
         class_names=recordings.class_names,
         source_id=_kept_as(schema, "source_id"),
         fingerprint=fingerprint_of(Folder.of(folder, "data.path"), names, rule),
