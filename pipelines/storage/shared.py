@@ -65,7 +65,7 @@ def _look(
 def _appears(folder: Folder, name: str) -> bool:
     for _ in range(20):  # network file systems may show a new file a little late
         with suppress(Exception):
-            if folder.filesystem.type_name == "local":
+            if folder.is_local:
                 os.listdir(folder.root)  # they look again
             if folder.read(name) == name.encode():
                 return True

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.storage.lock import run_lock
@@ -50,7 +51,7 @@ class Mirror:
             self.remote.remove(name)
             del known[name]
         for entry in told:
-            known[entry.path] = [*here[entry.path], *_of(entry)]
+            known[entry.path] = [*here[entry.path], *_stamp(entry)]
         self._keep(known)
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
@@ -61,11 +62,11 @@ class Mirror:
         """
         known, here = self._known(), self._here()
         there = {e.path: e for e in self.remote.files() if wanted(e.path) and not _ignored(e.path)}
-        for name, found in there.items():
-            if name in here and known.get(name) == [*here[name], *_of(found)]:
-                continue
+        changed = [n for n, e in there.items() if n not in here or known.get(n) != [*here[n], *_stamp(e)]]
+        for name in changed:
             self.remote.download(name, self.local / name)
-            known[name] = [*_stamp(self.local / name), *_of(found)]
+        here = self._here()
+        known |= {name: [*here[name], *_stamp(there[name])] for name in changed}
         for name in {n for n in here if wanted(n)} - set(there):
             (self.local / name).unlink(missing_ok=True)
             known.pop(name, None)
@@ -75,20 +76,10 @@ class Mirror:
         self._keep(known)
 
     def _here(self) -> dict[str, list[int]]:
-        found = {}
-        for root, _, names in os.walk(self.local):
-            for name in names:
-                path = Path(root) / name
-                relative = path.relative_to(self.local).as_posix()
-                if not _ignored(relative):
-                    found[relative] = _stamp(path)
-        return found
+        return {e.path: _stamp(e) for e in Folder.of(self.local).files() if not _ignored(e.path)}
 
     def _known(self) -> dict[str, list[int]]:
-        try:
-            state = json.loads((self.local / STATE).read_text())
-        except (OSError, ValueError):
-            return {}
+        state = _state(self.local)
         return state["files"] if state.get("uri") == self.remote.uri else {}
 
     def _keep(self, known: dict[str, list[int]]) -> None:
@@ -105,13 +96,15 @@ def _ignored(name: str) -> bool:
     return any(mark in name for mark in IGNORED) or ".." in name.split("/")  # which would lead elsewhere
 
 
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _of(entry: Entry) -> list[int]:
+def _stamp(entry: Entry) -> list[int]:
     return [entry.size, entry.modified]
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def in_checkpoints(name: str) -> bool:
@@ -173,10 +166,7 @@ def upload_changes(folder: Path) -> None:
 
 def source_uri(folder: Path) -> str | None:
     """The URI that a folder is a working copy of; ``None`` for any other folder."""
-    try:
-        return str(json.loads((folder / STATE).read_text())["uri"])
-    except (OSError, ValueError):
-        return None
+    return _state(folder).get("uri")
 
 
 def named(path: Path) -> str:
@@ -214,14 +204,11 @@ def storage_errors(remote: Folder) -> Iterator[None]:
 
 @contextmanager
 def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
-    """Turn any failure within into one line about the storage, if that is what has failed.
+    """Turn any failure within into one line about a run's storage, if that is what has failed.
 
     Args:
         folder: of the run.
         uri: where the folder is only a working copy, what it is a copy of.
-
-    Raises:
-        UserError: it cannot be written; it says why and what to do.
     """
     try:
         yield

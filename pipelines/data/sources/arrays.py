@@ -271,7 +271,7 @@ def _pair(
 def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
     """Of a .npy file (mapped into memory where it lies on a local disk) or of an .npz file."""
     try:
-        if name is None and folder.filesystem.type_name == "local":
+        if name is None and folder.is_local:
             return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
         return np.asarray(load_numpy(folder.read(file), name))
     except (OSError, KeyError, ValueError) as error:
