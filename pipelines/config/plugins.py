@@ -55,11 +55,7 @@ def active() -> OwnCode | None:
 
 
 def use_own_code(config: Config) -> OwnCode | None:
-    """Import and register the model, policy and criterion that a config names by ``module:attribute``.
-
-    Raises:
-        UserError: module or attribute missing, its import fails, or it is not of that kind.
-    """
+    """Import and register the model, policy and criterion that a config names by ``module:attribute``."""
     fields = {
         "model.name": config.model.name,
         "data_pruning.policy": config.data_pruning.policy,
@@ -82,11 +78,9 @@ def use_own_code(config: Config) -> OwnCode | None:
 
 
 def activate(code: OwnCode | None, folder: Path | None = None) -> None:
-    """Make own code usable in this process; a second time it does nothing.
+    """Make what `use_own_code` gave, here or on another machine, usable in this process.
 
-    Args:
-        code: what `use_own_code` gave, here or on another machine.
-        folder: where its sources are; they are unpacked into a temporary folder when not given.
+    Its sources are in ``folder``, or are unpacked into a temporary one. A second time this does nothing.
     """
     global _active
     if code is None or (_active is not None and replace(_active, folder=code.folder) == code):
@@ -99,11 +93,7 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
 
 @contextmanager
 def own_failures_named() -> Iterator[None]:
-    """What a user's own code raises within it becomes one line that names file and line.
-
-    Raises:
-        UserError: in the place of the own code's error, on whichever of Ray's processes it was raised.
-    """
+    """What a user's own code raises within, on any process, becomes one line that names file and line."""
     try:
         yield
     except UserError:
