@@ -56,11 +56,7 @@ class BadRows:
     def found(
         self, error: UserError, *, first_row: int | None = None, rows: int | None = None, ids: Any = ()
     ) -> None:
-        """Rows that cannot be used, and why.
-
-        Raises:
-            UserError: unless bad rows are skipped.
-        """
+        """Rows that cannot be used, and why: raised unless bad rows are skipped."""
         if not self.skip:
             raise error
         self.ids.append(np.asarray(ids, dtype=np.int64))
@@ -85,11 +81,7 @@ def write_skipped(path: Path, splits: dict[str, BadRows]) -> None:
 
 
 def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
-    """The Parquet files of a split, in order of their names.
-
-    Raises:
-        UserError: no such folder, or no file of that split.
-    """
+    """The Parquet files of a split, in order of their names."""
     pattern, uri = f"{split}*.parquet", uri_of(folder)
     if uri is not None:
         files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
@@ -112,11 +104,7 @@ def _remote_names(uri: str) -> list[str]:
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
-    """A dataset's manifest; ``None`` where there is none.
-
-    Raises:
-        UserError: it is no such file, or of a format that this version does not read.
-    """
+    """A dataset's manifest; ``None`` where there is none."""
     manifest = read_json_below(folder, MANIFEST)
     if manifest is None:
         return None
@@ -135,18 +123,9 @@ def scan(
 ) -> tuple[Ids, Layout, int, dict[int, int]]:
     """Look through the columns id and label of a split, a bounded number of rows at a time.
 
-    Args:
-        folder: of the dataset.
-        split: prefix of its files.
-        files: of the split, in order.
-        bad: is told of rows that cannot be used.
-
     Returns:
-        the ids of the other rows, where they lie, the bytes of all rows in memory (still encoded), and how
-        many there are of each label.
-
-    Raises:
-        UserError: ids that are not the rows' positions, and what `BadRows` refuses.
+        the ids of the rows that are not bad, where they lie, the bytes of all rows in memory (still encoded),
+        and how many there are of each label.
     """
     manifest = read_manifest(folder) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
@@ -295,11 +274,7 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names of the classes in a schema's metadata; empty when it has none.
-
-    Raises:
-        UserError: the metadata are no list.
-    """
+    """Names of the classes in a schema's metadata; empty when it has none."""
     try:
         names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     except (ValueError, RecursionError):

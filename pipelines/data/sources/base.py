@@ -96,11 +96,7 @@ class Options:
 
 
 def open_originals(path: str | None) -> Folder:
-    """The folder that a user names as a local path, or as a URI such as ``s3://bucket/folder``.
-
-    Raises:
-        UserError: none given, one with a secret, unknown scheme, or no such folder.
-    """
+    """The folder that a user names as a local path, or as a URI such as ``s3://bucket/folder``."""
     if path is None:
         raise UserError("--input", "is needed: the folder to read")
     folder = Folder.of(path, "--input")
@@ -138,11 +134,7 @@ def fingerprint_of(folder: Folder, paths: list[str], *parts: object) -> str:
 
 
 def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
-    """The first of several names that exists.
-
-    Raises:
-        UserError: none does; ``what`` says what was looked for.
-    """
+    """The first of several names that exists."""
     for path in candidates:
         if folder.exists(path):
             return path
@@ -150,13 +142,7 @@ def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
 
 
 def split_of_files(folder: Folder, sizes: dict[str, int], read: ReadSpan) -> Split:
-    """A split of files with many rows each, one file after the other.
-
-    Args:
-        folder: that holds them.
-        sizes: rows of each file.
-        read: yields the rows of a file from one place to another.
-    """
+    """A split of files with many rows each, one file after the other; ``sizes`` are their rows."""
     return Split(sum(sizes.values()), partial(_read_files, folder, sizes, read))
 
 
@@ -174,11 +160,7 @@ def _read_files(
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Tell failures to read originals from failures to write what is made of them.
-
-    Raises:
-        UserError: in place of what was raised inside.
-    """
+    """Name the file, so that a failure to read it is not taken for one to write what is made of it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

@@ -58,12 +58,7 @@ def image_folder(options: Options) -> Source:
 
 
 def event_folder(name: str, options: Options) -> Source:
-    """Recordings in class folders.
-
-    Args:
-        name: a key of ``EVENT_SUFFIXES``.
-        options: sensor, columns and time unit where the files do not tell.
-    """
+    """Recordings in class folders; ``name`` is a key of ``EVENT_SUFFIXES``."""
     reader = Reader(columns=options.columns, time_unit=options.time_unit, cifar10_dvs=name == "cifar10-dvs")
     sensor = Sensor(*options.sensor) if options.sensor else _SENSORS.get(name)
     return _open(name, options, EVENT_SUFFIXES[name], reader, sensor)

@@ -138,11 +138,8 @@ def parquet(options: Options) -> Source:
 def split_of(path: str) -> str | None:
     """``train``, ``test`` or ``validation``: the file's name tells, else the nearest folder that does.
 
-    Returns:
-        ``None`` where no part of the path begins with such a word.
-
-    Raises:
-        UserError: the name tells one split, and a folder called exactly after another holds the file.
+    ``None`` where no part of the path begins with such a word. Refused is a file whose name tells one split
+    while a folder called exactly after another holds it.
     """
     parts = PurePosixPath(path).parts[::-1]
     told = next((_WORDS[found[0]] for part in parts if (found := _BEGINS.match(part))), None)
@@ -157,11 +154,7 @@ def split_of(path: str) -> str | None:
 
 
 def by_split(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The files of every split that has any, in their order; others are left out.
-
-    Raises:
-        UserError: a file of two splits.
-    """
+    """The files of every split that has any, in their order; others are left out."""
     found: dict[str, tuple[str, ...]] = {}
     for path in paths:
         if (split := split_of(path)) is not None:
@@ -221,11 +214,7 @@ def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> It
 
 
 def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -> tuple[Source, Frames]:
-    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`.
-
-    Raises:
-        UserError: a dataset of something else, or a size beyond the sensor.
-    """
+    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`."""
     files = {split: split_files(folder, split) for split in ("train", "test")}
     recordings = parquet(Options(input=folder))  # which names a file that cannot be read
     with open_parquet(files["train"][0]) as file:
