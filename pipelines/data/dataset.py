@@ -177,9 +177,8 @@ def _decoded(split: Split, rows: int) -> Examples:
 def check_labels(split: Split, num_classes: int) -> None:
     """Refuse a label of held-out examples that is beyond the classes of training."""
     if split.max_label >= num_classes:
-        raise UserError(
-            split.files[0], f"label {split.max_label} is out of range; training has {num_classes} classes"
-        )
+        what = f"label {split.max_label} is out of range; training has {num_classes} classes"
+        raise UserError(split.files[0], what)
 
 
 def _stored_statistics(

@@ -82,9 +82,8 @@ def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
     other = np.flatnonzero(lengths != lengths[:1])
     if len(other):
         row = int(other[0])
-        raise ExampleError(
-            int(ids[row]), f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
-        )
+        what = f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
+        raise ExampleError(int(ids[row]), what)
     x = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
     if not np.isfinite(x).all():
         raise ExampleError(int(ids[~np.isfinite(x).all(1)][0]), "is NaN or infinite")

@@ -158,10 +158,8 @@ class Frames:
         """
         height, width = (size[0], size[-1]) if size else (sensor.height, sensor.width)
         if not (1 <= height <= sensor.height and 1 <= width <= sensor.width):
-            raise UserError(
-                where,
-                f"{height}x{width} is not possible; the sensor has {sensor.height}x{sensor.width} cells",
-            )
+            what = f"{height}x{width} is not possible; the sensor has {sensor.height}x{sensor.width} cells"
+            raise UserError(where, what)
         return cls(T=T, by=by, height=height, width=width, sensor=sensor)
 
     @property

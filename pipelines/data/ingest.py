@@ -150,9 +150,8 @@ def _write_or_find(
     if uri_of(output) is None:
         return _write_here(name, source, Path(output), writing, told, request)
     if writing.address is not None:
-        raise UserError(
-            "--address", f"cannot be used for {output}, which is written here first; leave it out"
-        )
+        what = f"cannot be used for {output}, which is written here first; leave it out"
+        raise UserError("--address", what)
     there = Folder.of(output, "--output")
     check_storage(output, "--output")
     here = working_copy(output)

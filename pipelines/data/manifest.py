@@ -146,9 +146,8 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
             expected += file.get("rows", 0)
         found = read_split(folder, name)
         if found.num_examples != expected:
-            raise UserError(
-                below(folder, MANIFEST), f"has {expected} rows in {name}, its files {found.ids.end}"
-            )
+            what = f"has {expected} rows in {name}, its files {found.ids.end}"
+            raise UserError(below(folder, MANIFEST), what)
         if {str(k): n for k, n in found.class_counts.items()} != counts:
             raise UserError(below(folder, MANIFEST), f"counts other classes in {name} than its files hold")
     return manifest

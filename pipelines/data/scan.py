@@ -178,9 +178,8 @@ class _Scan:
             self.num_bytes += sum(group_bytes(g) for g in groups)
             first_id = self.first_ids.get(name_of(file), _first_id(parquet) if self.lost else self.end)
             if first_id < self.end:
-                raise UserError(
-                    file, f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
-                )
+                what = f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
+                raise UserError(file, what)
             self.end, self.lost = first_id + int(rows.sum()), False
             starts = np.cumsum(rows) - rows
             for part in chunked(rows, SCANNED_ROWS):
@@ -264,10 +263,8 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
     if not pa.types.is_integer(label):
         raise UserError(file, f"column 'label' is {label}; it must be an integer")
     if not (is_encoded(kind) or is_numeric(kind) or is_events(kind)):
-        raise UserError(
-            file,
-            f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events",
-        )
+        what = f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events"
+        raise UserError(file, what)
     if expected is not None and kind != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
     return schema

@@ -127,9 +127,8 @@ def well_formed(path: Path | str) -> Iterator[None]:
         raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {short(error)}"
-        raise UserError(
-            str(path), f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
-        ) from error
+        what = f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
+        raise UserError(str(path), what) from error
 
 
 def read_json(path: Path) -> Any:

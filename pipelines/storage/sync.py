@@ -216,10 +216,8 @@ def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
         reason = _why_lost(folder, uri)
         if reason is None:
             raise
-        raise UserError(
-            "storage",
-            f"{reason}; checkpoints of earlier epochs are whole: mend that, then go on with --resume",
-        ) from error
+        what = f"{reason}; checkpoints of earlier epochs are whole: mend that, then go on with --resume"
+        raise UserError("storage", what) from error
 
 
 def _why_lost(folder: Path, uri: str | None) -> str | None:

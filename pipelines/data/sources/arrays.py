@@ -153,9 +153,8 @@ def _idx(folder: Folder, file: str, dimensions: int) -> np.ndarray:
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if len(values) != np.prod(shape):
-        raise UserError(
-            folder.at(file), f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
-        )
+        what = f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
+        raise UserError(folder.at(file), what)
     return values.reshape(shape)
 
 
@@ -257,10 +256,8 @@ def _pair(
     numbers = values.ndim == 2 and values.dtype.kind in "iuf"
     pixels = values.ndim in (3, 4) and values.dtype == np.uint8
     if not (numbers or pixels):
-        raise UserError(
-            where,
-            f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers",
-        )
+        what = f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers"
+        raise UserError(where, what)
     if values.ndim == 3:
         values = values[:, None]
     elif values.ndim == 4 and values.shape[1] not in (1, 3):

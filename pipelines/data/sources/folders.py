@@ -86,9 +86,8 @@ def _open(
     splits = {}
     for split, (paths, labels) in rows.items():
         if len(paths) == 0:
-            raise UserError(
-                "--input", f"{folder} leaves the {split} split empty; add files, or change --test-share"
-            )
+            what = f"{folder} leaves the {split} split empty; add files, or change --test-share"
+            raise UserError("--input", what)
         order = rng.permutation(len(paths))  # every shard holds all classes
         rows[split] = paths.take(pa.array(order)), labels[order]
         splits[split] = Split(len(paths), partial(_read, folder, rows[split], reader))
