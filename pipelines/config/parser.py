@@ -40,11 +40,7 @@ def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None =
         command: a dataclass; a field ``settings`` of it is a config whose fields are options by their path.
         args: words; of an option that occurs twice the last counts.
         default: for what the words leave out; the dataclass's own when not given.
-        how: ``prog`` and ``description`` for the help.
-
-    Raises:
-        UserError: which field or option is wrong, and what is expected.
-        SystemExit: the words ask for help, which has been printed.
+        how: ``prog`` and ``description`` for the help; SystemExit once that has been printed.
     """
     if default is not None:
         how["default"] = default

@@ -69,7 +69,7 @@ def use_own_code(config: Config) -> OwnCode | None:
         raise UserError("code", f"{folder} is not a folder")
     files: dict[str, bytes] = {}
     tops = {name.split(":")[0].split(".")[0] for name in names.values()}
-    if any(_holds(folder, top) for top in tops):
+    if any((folder / f"{top}.py").exists() or (folder / top).is_dir() for top in tops):
         refuse_shadowing(folder, (*OURS, *_LEANED_ON), "code")
         files = _sources(folder, tops)
     code = OwnCode(names=names, folder=str(folder) if files else None, files=files)
@@ -86,7 +86,11 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
     if code is None or (_active is not None and replace(_active, folder=code.folder) == code):
         return
     if code.files:
-        _look_in(str(folder or _unpack(code)), frozenset(code.files))
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            keep_copy(code, folder)
+        _look_in(str(folder), frozenset(code.files))
     _register(code)
     _active = code
 
@@ -164,10 +168,6 @@ def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "se
             )
 
 
-def _holds(folder: Path, top: str) -> bool:
-    return (folder / f"{top}.py").exists() or (folder / top).is_dir()
-
-
 def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
     """The folder's modules and packages, and the packages without ``__init__`` that are named."""
     files = [*folder.glob("*.py")]
@@ -190,13 +190,6 @@ def _python_files(folder: Path) -> Iterator[Path]:
     """Those below a folder that are not hidden in it."""
     found = ((p, p.relative_to(folder).parts) for p in folder.rglob("*.py"))
     return (p for p, parts in found if not any(part.startswith(".") for part in parts))
-
-
-def _unpack(code: OwnCode) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    keep_copy(code, folder)
-    return folder
 
 
 def _look_in(folder: str, files: frozenset[str]) -> None:

@@ -14,14 +14,8 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 
-EVENTS = pa.struct(
-    [
-        ("t", pa.list_(pa.int32())),
-        ("x", pa.list_(pa.uint16())),
-        ("y", pa.list_(pa.uint16())),
-        ("p", pa.list_(pa.uint8())),
-    ]
-)
+_INTEGERS = {"t": pa.int32(), "x": pa.uint16(), "y": pa.uint16(), "p": pa.uint8()}
+EVENTS = pa.struct([(name, pa.list_(kind)) for name, kind in _INTEGERS.items()])
 """``t`` microseconds from the start of the recording, ``x`` column, ``y`` row, ``p`` polarity (1 = ON)."""
 UNSORTED = "unsorted times"
 """How `fault` begins where sorting would mend the recording."""

@@ -164,13 +164,14 @@ class _Scan:
     def file(self, index: int, file: str) -> None:
         """One file; of its row groups those that can be read."""
         try:
-            self.schema = _check_schema(file, self.schema)
+            parquet, schema = _opened(file)
+            self.schema = _check_schema(file, schema, self.schema)
         except UserError as error:
             self.bad.found(error)
             self.lost = True
             return
         self.num_classes = self.num_classes or len(class_names(self.schema))
-        with open_parquet(file) as parquet:
+        with parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
             if not rows.sum():
@@ -248,12 +249,15 @@ def _first_id(parquet: pq.ParquetFile) -> int:
     return statistics.min if statistics is not None and statistics.has_min_max else -1
 
 
-def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
+def _opened(file: str) -> tuple[pq.ParquetFile, pa.Schema]:
     try:
-        with open_parquet(file) as parquet:
-            schema = parquet.schema_arrow
+        parquet = open_parquet(file)
+        return parquet, parquet.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
+
+
+def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> pa.Schema:
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ IGNORED = (".partial-", ".probe-", STATE)
 _copies: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
 
 
+@dataclass(frozen=True)
 class Mirror:
     """A local folder and the remote one that it is a copy of.
 
@@ -31,8 +33,8 @@ class Mirror:
     only what has changed since.
     """
 
-    def __init__(self, local: Path, remote: Folder) -> None:
-        self.local, self.remote = local, remote
+    local: Path
+    remote: Folder
 
     def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
         """Upload what is new or has changed here, and delete there what its user has deleted here.
@@ -55,11 +57,7 @@ class Mirror:
         self._keep(known)
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Download what is new or has changed there, and delete here what is not there.
-
-        Args:
-            wanted: the files that are looked at; others stay as they are here.
-        """
+        """Download wanted files that are new or changed there, and delete here those that are not there."""
         known, here = self._known(), self._here()
         there = {e.path: e for e in self.remote.files() if wanted(e.path) and not _ignored(e.path)}
         changed = [n for n, e in there.items() if n not in here or known.get(n) != [*here[n], *_stamp(e)]]
@@ -206,9 +204,7 @@ def storage_errors(remote: Folder) -> Iterator[None]:
 def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
     """Turn any failure within into one line about a run's storage, if that is what has failed.
 
-    Args:
-        folder: of the run.
-        uri: where the folder is only a working copy, what it is a copy of.
+    ``uri`` is what the folder is a working copy of, if it is one.
     """
     try:
         yield

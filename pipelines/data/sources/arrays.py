@@ -21,7 +21,7 @@ from pipelines.data.sources.base import (
     Source,
     Split,
     decompress,
-    fingerprint_of,
+    fingerprint,
     first_existing,
     load_numpy,
     open_originals,
@@ -107,7 +107,7 @@ def _official(
     return Source(
         splits=splits,
         class_names=classes,
-        fingerprint=fingerprint_of(folder, [*train, *test], name, classes),
+        fingerprint=fingerprint(folder.find([*train, *test]), name, classes),
         notes={"split": "official", "order": "as in the files"},
     )
 
@@ -238,7 +238,7 @@ def arrays(options: Options) -> Source:
     return Source(
         splits=splits,
         class_names=tuple(str(k) for k in range(most + 1)),
-        fingerprint=fingerprint_of(folder, files, "numpy"),
+        fingerprint=fingerprint(folder.find(files), "numpy"),
         notes={"split": "by name", "order": "as in the arrays"},
     )
 

@@ -109,28 +109,12 @@ def open_originals(path: str | None) -> Folder:
     return folder
 
 
-class Fingerprint:
-    """A hash of what a source consists of."""
-
-    def __init__(self, *parts: object) -> None:
-        self._hash = hashlib.sha256(repr(parts).encode())
-
-    def add(self, entries: Iterable[Entry], place: str = "") -> None:
-        """More files, below ``place``."""
-        before = f"{place}/" if place else ""
-        for path, size, modified in entries:
-            self._hash.update(f"{before}{path}\0{size}\0{modified}\n".encode())
-
-    def result(self) -> str:
-        """Hexadecimal."""
-        return self._hash.hexdigest()
-
-
-def fingerprint_of(folder: Folder, paths: list[str], *parts: object) -> str:
-    """Of a few known files."""
-    found = Fingerprint(*parts)
-    found.add(folder.find(paths))
-    return found.result()
+def fingerprint(entries: Iterable[Entry], *parts: object) -> str:
+    """A hash of what a source consists of: its files, and what else decides on its examples."""
+    found = hashlib.sha256(repr(parts).encode())
+    for path, size, modified in entries:
+        found.update(f"{path}\0{size}\0{modified}\n".encode())
+    return found.hexdigest()
 
 
 def first_existing(folder: Folder, candidates: list[str], what: str) -> str:

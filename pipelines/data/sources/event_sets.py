@@ -15,11 +15,10 @@ from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import (
     Bad,
     Example,
-    Fingerprint,
     Options,
     Source,
     Split,
-    fingerprint_of,
+    fingerprint,
     first_existing,
     load_numpy,
     open_originals,
@@ -68,13 +67,11 @@ def dvs_gesture(options: Options) -> Source:
             break
     else:
         raise UserError("--input", f"{folder} holds neither {_LISTS['train']} nor {_TONIC['train']}")
-    found = Fingerprint("dvs-gesture", list(trials.values()))
-    found.add(place.files(hidden=False))
     return Source(
         splits={split: Split(len(own), partial(_read_trials, place, own)) for split, own in trials.items()},
         class_names=GESTURES,
         sensor=Sensor(128, 128),
-        fingerprint=found.result(),
+        fingerprint=fingerprint(place.files(hidden=False), "dvs-gesture", list(trials.values())),
         notes={"split": "official", "order": "as listed"},
     )
 
@@ -161,7 +158,7 @@ def shd(options: Options) -> Source:
         splits=splits,
         class_names=names,
         sensor=Sensor(CHANNELS, 1, 1),
-        fingerprint=fingerprint_of(folder, list(files.values()), "shd"),
+        fingerprint=fingerprint(folder.find(list(files.values())), "shd"),
         notes={"split": "official", "order": "as in the files"},
     )
 

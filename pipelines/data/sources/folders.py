@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, Split, open_originals
+from pipelines.data.sources.base import Bad, Example, Options, Source, Split, fingerprint, open_originals
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, short
+from pipelines.storage.paths import Entry, Folder, short
 
 TRAIN = ("train", "Train", "training")
 TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
@@ -71,9 +71,9 @@ def _open(
     places = _places(folder)
     official = "test" in places
     share = None if official else options.test_share
-    listing = _Listing(folder, suffixes, Fingerprint(name, reader, sensor, options.split_seed, share))
-    for split, place in places.items():
-        listing.add(split, place)
+    listing = _Listing(folder, suffixes)
+    entries = (entry for split, place in places.items() for entry in listing.add(split, place))
+    found = fingerprint(entries, name, reader, sensor, options.split_seed, share)
     classes = listing.classes()
     if not classes:
         raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
@@ -97,7 +97,7 @@ def _open(
         splits=splits,
         class_names=tuple(classes),
         sensor=sensor,
-        fingerprint=listing.fingerprint.result(),
+        fingerprint=found,
         bad=tuple(listing.bad),
         notes={
             "split": how,
@@ -132,15 +132,14 @@ def _has_folders(folder: Folder) -> bool:
 class _Listing:
     """Files by split and class."""
 
-    def __init__(self, folder: Folder, suffixes: tuple[str, ...], fingerprint: Fingerprint) -> None:
+    def __init__(self, folder: Folder, suffixes: tuple[str, ...]) -> None:
         self._folder, self._suffixes = folder, suffixes
         self._found: dict[str, dict[str, pa.Array]] = {}
-        self.fingerprint = fingerprint
         self.bad: list[Bad] = []
         self.ignored = 0
 
-    def add(self, split: str, place: str) -> None:
-        """List the class folders below ``place``."""
+    def add(self, split: str, place: str) -> Iterator[Entry]:
+        """List the class folders below ``place``, one after the other; their files as they are found."""
         try:
             classes = (self._folder.below(place) if place else self._folder).folders()
         except OSError as error:
@@ -154,13 +153,16 @@ class _Listing:
             except OSError as error:
                 self.bad.append(Bad(path, short(error)))
                 continue
-            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
+            wanted = [
+                entry._replace(path=f"{path}/{entry.path}")
+                for entry in entries
+                if entry.path.rpartition(".")[2].lower() in self._suffixes
+            ]
             self.ignored += len(entries) - len(wanted)
             if not wanted:
                 self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
-            self.fingerprint.add(wanted, path)
-            paths = sorted((e.path for e in wanted), key=_natural)
-            self._found[split][name] = pa.array([f"{path}/{p}" for p in paths], pa.string())
+            self._found[split][name] = pa.array(sorted((e.path for e in wanted), key=_natural), pa.string())
+            yield from wanted
 
     def classes(self) -> list[str]:
         """Names of all classes that have files; numbers in order of value."""

@@ -18,11 +18,10 @@ from pipelines.data.scan import class_names, split_files
 from pipelines.data.sources.base import (
     Bad,
     Example,
-    Fingerprint,
     Options,
     Source,
     Split,
-    fingerprint_of,
+    fingerprint,
     open_originals,
     reading,
     split_of_files,
@@ -31,13 +30,7 @@ from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, name_of, open_parquet, short
 
 READ_ROWS = 32  # at once; recordings are up to megabytes
-_WORDS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-}
+_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
 _BEGINS = re.compile(r"train|test|validation|valid|val(?![a-z])")  # values.parquet is no validation
 
 
@@ -103,8 +96,6 @@ def parquet(options: Options) -> Source:
     with reading(str(folder)):
         entries = [e for e in folder.files(hidden=False) if e.path.endswith(".parquet")]
     named = by_split(e.path for e in entries)
-    found = Fingerprint("parquet", options.sensor, named)
-    found.add(entries)
     files = {"train": named.get("train", ()), "test": named.get("test") or named.get("validation", ())}
     for split, wanted in (("train", "train"), ("test", "test or validation")):
         if not files[split]:
@@ -130,7 +121,7 @@ def parquet(options: Options) -> Source:
         class_names=class_names(schema) or _huggingface_names(schema, label),
         sensor=sensor if events else None,
         source_id=_kept_as(schema, ids) if ids else None,
-        fingerprint=found.result(),
+        fingerprint=fingerprint(entries, "parquet", options.sensor, named),
         notes={"split": "by file name", "order": "as in the files"},
     )
 
@@ -171,11 +162,11 @@ def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
 
 
 def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
+    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
     labels = [n for n in ("label", "fine_label", "labels") if n in schema.names]
     labels += [f.name for f in schema if "label" in f.name and f.name not in labels]
     label = next((n for n in labels if pa.types.is_integer(schema.field(n).type)), None)
     if label is None:
-        columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
         raise UserError(file, f"a column 'label' of integers is missing; it has {columns:.300}")
     if all(n in schema.names and pa.types.is_list(schema.field(n).type) for n in "txyp"):
         return tuple("txyp"), label
@@ -185,7 +176,6 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
         kind = schema.field(name).type
         if is_encoded(kind) or is_numeric(kind) or is_events(kind):
             return (name,), label
-    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
     raise UserError(file, f"a column 'image' of images, numbers or events is missing; it has {columns:.300}")
 
 
@@ -229,7 +219,7 @@ def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -
         splits={s: Split(r.rows, partial(_read_framed, r, frames)) for s, r in recordings.splits.items()},
         class_names=recordings.class_names,
         source_id=_kept_as(schema, "source_id"),
-        fingerprint=fingerprint_of(Folder.of(folder, "data.path"), names, rule),
+        fingerprint=fingerprint(Folder.of(folder, "data.path").find(names), rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )
     return source, frames
