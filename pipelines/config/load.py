@@ -44,8 +44,7 @@ def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, 
     for file in reversed(config_files(path) if path is not None else []):
         _put_over(values, _leaves(_own_fields(file), cls))
     _put_over(values, dict(overrides or {}))
-    config = parse(cls, [option(name, value, cls) for name, value in values.items()])
-    return _with_code(config, Path(path).absolute().parent if path is not None else Path.cwd())
+    return _made(cls, values, Path(path).absolute().parent if path is not None else Path.cwd())
 
 
 def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
@@ -54,10 +53,9 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
     Raises:
         UserError: unknown field, wrong type or impossible value.
     """
-    cls = type(config)
-    changed = _leaves(asdict(config), cls)
+    changed = _leaves(asdict(config), type(config))
     _put_over(changed, values)
-    return _with_code(parse(cls, [option(name, value, cls) for name, value in changed.items()]), Path.cwd())
+    return _made(type(config), changed, Path.cwd())
 
 
 def dump_config(config: Config) -> str:
@@ -92,6 +90,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.is_file() and path.stat().st_size > _MOST_BYTES:
             raise UserError(str(path), "is larger than 1 MiB; that is no config file")
         tree = yaml.load(path.read_text(), _Loader)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(str(path), "no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,8 +99,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UserError(str(path), "is not a config file: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(str(path), f"is not valid YAML ({' '.join(str(error).split())[:300]})") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(str(path), f"must hold fields of the config, not {shown(tree)}")
@@ -171,8 +169,9 @@ def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
     values.update(above)
 
 
-def _with_code(config: Tree, beside: Path) -> Tree:
-    """Say where own modules are, if there are any, so that another current folder changes nothing."""
+def _made(cls: type[Tree], values: Mapping[str, Any], beside: Path) -> Tree:
+    """A checked config of these values; it says where own modules are, if it names any."""
+    config = parse(cls, [option(name, value, cls) for name, value in values.items()])
     if any(map(is_own, (config.model.name, config.data_pruning.policy, config.weight_pruning.criterion))):
         config.code = str(Path(config.code).absolute() if config.code else beside)
     return config
@@ -189,14 +188,7 @@ def flat_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_command(command: type[C], args: Sequence[str], **how: Any) -> tuple[C, dict[str, Any]]:
     """The options of a command and the config fields that its words set, to be given to `load_tree`.
 
-    Args:
-        command: a dataclass whose field ``settings`` is a config.
-        args: words.
-        how: ``prog`` and ``description`` for the help, which shows the values of the config file.
-
-    Raises:
-        UserError: which field or option is wrong, and what is expected.
-        SystemExit: the words ask for help, which has been printed.
+    All is as for `parse`; the help shows the values of the config file.
     """
     hints = get_type_hints(command)
     overrides, words = split_overrides(args, hints["settings"])

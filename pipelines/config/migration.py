@@ -30,9 +30,8 @@ def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
     if not str(written).isdigit():
         raise UserError(file, f"its {FIELD} {shown(written)} is not possible; it must be a whole number")
     if int(written) > VERSION:
-        raise UserError(
-            file, f"is of {FIELD} {written}, written by a later spikeprune; this one reads up to {VERSION}"
-        )
+        what = f"is of {FIELD} {written}, written by a later spikeprune; this one reads up to {VERSION}"
+        raise UserError(file, what)
     for version in range(int(written) + 1, VERSION + 1):
         for old, new in RENAMED.get(version, {}).items():
             _move(tree, old, new, file)

@@ -40,11 +40,7 @@ def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None =
         command: a dataclass; a field ``settings`` of it is a config whose fields are options by their path.
         args: words; of an option that occurs twice the last counts.
         default: for what the words leave out; the dataclass's own when not given.
-        how: ``prog`` and ``description`` for the help.
-
-    Raises:
-        UserError: which field or option is wrong, and what is expected.
-        SystemExit: the words ask for help, which has been printed.
+        how: ``prog`` and ``description`` for the help; SystemExit once that has been printed.
     """
     if default is not None:
         how["default"] = default
@@ -100,8 +96,10 @@ def option(path: str, value: Any, cls: type[Config]) -> str:
         return f"--{path}" if _is_true(path, value) else f"--{head}{dot}no-{leaf}"
     if (_is_free(inner) and not isinstance(value, str)) or isinstance(value, list | tuple | dict):
         if not _is_free(inner) and not (get_origin(inner) is tuple and not isinstance(value, dict)):
-            raise UserError(path, f"{shown(value)} is not possible; it must be {_kind(inner)}")
-        text = yaml.safe_dump(typed(value) if _is_free(inner) else _texts(value), default_flow_style=True)
+            kind = {int: "a whole number", float: "a number"}.get(inner, "text")
+            raise UserError(path, f"{shown(value)} is not possible; it must be {kind}")
+        found = typed(value) if _is_free(inner) else [str(v) for v in value]
+        text = yaml.safe_dump(found, default_flow_style=True)
         return f"--{path}={text.removesuffix('...' + chr(10)).strip()}"
     return f"--{path}={'null' if value is None else value}"
 
@@ -159,10 +157,6 @@ def typed(value: Any) -> Any:
         return str(value)
 
 
-def _texts(value: Any) -> Any:
-    return [str(v) for v in value]
-
-
 def _exponent(value: Any) -> Any:
     """1e-3 as a number, which YAML reads as text."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
@@ -183,61 +177,45 @@ def _is_free(hint: Any) -> bool:
     return get_origin(hint) is dict
 
 
-def _kind(hint: Any) -> str:
-    return {int: "a whole number", float: "a number"}.get(hint, "text")
-
-
 @_RULES.primitive_rule
 def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """How a field's words are read, by its type; flags are tyro's own."""
     hint, optional = _optional(info.type)
-    read: Callable[[list[str]], Any]
-    nargs: Literal["*"] | int = 1
-    if hint is int:
-        read, metavar = lambda words: _whole(words[0]), "INT"
-    elif hint is float:
-        read, metavar = lambda words: _number(words[0]), "FLOAT"
-    elif hint is str:
-        read, metavar = lambda words: _text(words[0]), "TEXT"
-    elif hint is Path:
-        read, metavar = lambda words: Path(_text(words[0])), "PATH"
-    elif _is_free(hint):
-        read, metavar = lambda words: _yaml(words[0], hint), "YAML"
-    elif (names := _names(hint)) is not None:
-        own = str in get_args(hint)
-        read = lambda words: _name(words[0], names, own)  # noqa: E731
-        metavar = f"{{{','.join(names)}}}" + ("|MODULE:ATTRIBUTE" if own else "")
-    elif get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
-        item = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(get_args(hint)[0], info.markers))
-        if not isinstance(item, PrimitiveConstructorSpec):
-            return None
-        read = lambda words: tuple(item.instance_from_str([w]) for w in _items(words))  # noqa: E731
-        nargs, metavar = "*", f"[{item.metavar} ...]"
-    else:
+    is_tuple = get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
+    if (found := _reader(get_args(hint)[0] if is_tuple else hint)) is None:
         return None
+    read, metavar = found
+
+    def read_words(words: list[str]) -> Any:
+        if optional and [w.lower() for w in words] in (["null"], ["none"]):
+            return None
+        return tuple(map(read, _items(words))) if is_tuple else read(words[0])
+
+    metavar = f"[{metavar} ...]" if is_tuple else metavar
     return PrimitiveConstructorSpec(
-        nargs=nargs,
+        nargs="*" if is_tuple else 1,
         metavar=f"{metavar}|null" if optional else metavar,
-        instance_from_str=lambda words: (
-            None if optional and [w.lower() for w in words] in (["null"], ["none"]) else read(words)
-        ),
+        instance_from_str=read_words,
         is_instance=lambda value: True,
-        str_from_instance=_shown_default,
+        str_from_instance=lambda value: (
+            ["null"] if value is None else [str(v) for v in (value if is_tuple else [value])]
+        ),
     )
 
 
-def _shown_default(value: Any) -> list[str]:
-    if value is None:
-        return ["null"]
-    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-
-
-def _names(hint: Any) -> tuple[str, ...] | None:
-    """Of a choice of names, alone or beside names of a user's own."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    found = [a for a in get_args(hint) if get_origin(a) is Literal]
-    return get_args(found[0]) if found and str in get_args(hint) else None
+def _reader(hint: Any) -> tuple[Callable[[str], Any], str] | None:
+    """How one word of this type is read, and what the help calls it."""
+    if hint in _READERS:
+        return _READERS[hint]
+    if _is_free(hint):
+        return lambda text: _yaml(text, hint), "YAML"
+    own = str in get_args(hint)  # names of a user's own beside ours
+    choice = next((a for a in get_args(hint) if get_origin(a) is Literal), None) if own else hint
+    if get_origin(choice) is not Literal:
+        return None
+    names = get_args(choice)
+    metavar = f"{{{','.join(names)}}}" + ("|MODULE:ATTRIBUTE" if own else "")
+    return lambda text: _name(text, names, own), metavar
 
 
 def _whole(text: str) -> int:
@@ -263,6 +241,14 @@ def _text(text: str) -> str:
             f"{shown(text)} is not possible; it must be text of at most {_LONGEST:,} characters without NUL"
         )
     return text
+
+
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (_whole, "INT"),
+    float: (_number, "FLOAT"),
+    str: (_text, "TEXT"),
+    Path: (lambda text: Path(_text(text)), "PATH"),
+}
 
 
 def _name(text: str, names: tuple[str, ...], own: bool) -> str:

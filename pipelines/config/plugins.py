@@ -55,11 +55,7 @@ def active() -> OwnCode | None:
 
 
 def use_own_code(config: Config) -> OwnCode | None:
-    """Import and register the model, policy and criterion that a config names by ``module:attribute``.
-
-    Raises:
-        UserError: module or attribute missing, its import fails, or it is not of that kind.
-    """
+    """Import and register the model, policy and criterion that a config names by ``module:attribute``."""
     fields = {
         "model.name": config.model.name,
         "data_pruning.policy": config.data_pruning.policy,
@@ -73,7 +69,7 @@ def use_own_code(config: Config) -> OwnCode | None:
         raise UserError("code", f"{folder} is not a folder")
     files: dict[str, bytes] = {}
     tops = {name.split(":")[0].split(".")[0] for name in names.values()}
-    if any(_holds(folder, top) for top in tops):
+    if any((folder / f"{top}.py").exists() or (folder / top).is_dir() for top in tops):
         refuse_shadowing(folder, (*OURS, *_LEANED_ON), "code")
         files = _sources(folder, tops)
     code = OwnCode(names=names, folder=str(folder) if files else None, files=files)
@@ -82,28 +78,26 @@ def use_own_code(config: Config) -> OwnCode | None:
 
 
 def activate(code: OwnCode | None, folder: Path | None = None) -> None:
-    """Make own code usable in this process; a second time it does nothing.
+    """Make what `use_own_code` gave, here or on another machine, usable in this process.
 
-    Args:
-        code: what `use_own_code` gave, here or on another machine.
-        folder: where its sources are; they are unpacked into a temporary folder when not given.
+    Its sources are in ``folder``, or are unpacked into a temporary one. A second time this does nothing.
     """
     global _active
     if code is None or (_active is not None and replace(_active, folder=code.folder) == code):
         return
     if code.files:
-        _look_in(str(folder or _unpack(code)), frozenset(code.files))
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            keep_copy(code, folder)
+        _look_in(str(folder), frozenset(code.files))
     _register(code)
     _active = code
 
 
 @contextmanager
 def own_failures_named() -> Iterator[None]:
-    """What a user's own code raises within it becomes one line that names file and line.
-
-    Raises:
-        UserError: in the place of the own code's error, on whichever of Ray's processes it was raised.
-    """
+    """What a user's own code raises within, on any process, becomes one line that names file and line."""
     try:
         yield
     except UserError:
@@ -174,10 +168,6 @@ def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "se
             )
 
 
-def _holds(folder: Path, top: str) -> bool:
-    return (folder / f"{top}.py").exists() or (folder / top).is_dir()
-
-
 def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
     """The folder's modules and packages, and the packages without ``__init__`` that are named."""
     files = [*folder.glob("*.py")]
@@ -200,13 +190,6 @@ def _python_files(folder: Path) -> Iterator[Path]:
     """Those below a folder that are not hidden in it."""
     found = ((p, p.relative_to(folder).parts) for p in folder.rglob("*.py"))
     return (p for p, parts in found if not any(part.startswith(".") for part in parts))
-
-
-def _unpack(code: OwnCode) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    keep_copy(code, folder)
-    return folder
 
 
 def _look_in(folder: str, files: frozenset[str]) -> None:

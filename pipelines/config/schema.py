@@ -31,21 +31,9 @@ GPUS = Allowed(
     "zero, a part of one, or a whole number", lambda v: 0 <= v <= 1 or (v > 1 and float(v).is_integer())
 )
 PolicyName = Literal[
-    "full",
-    "random",
-    "static",
-    "infobatch",
-    "infobatch_matched",
-    "el2n",
-    "ucb",
-    "loss",
-    "sadp",
-    "seta",
-    "seta_matched",
-    "repb",
-    "repb_matched",
-    "orderdp",
-]
+    "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp", "seta",
+    "seta_matched", "repb", "repb_matched", "orderdp",
+]  # fmt: skip
 CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uniform", "wanda", "fisher"]
 
 
@@ -140,12 +128,8 @@ class WeightPruningConfig(Checked):
         if not given:
             self.sparsity = 0.9
         if self.schedule == "one_shot":
-            check(
-                self.rounds == 1,
-                "weight_pruning.rounds",
-                self.rounds,
-                "1, or choose another weight_pruning.schedule",
-            )
+            allowed = "1, or choose another weight_pruning.schedule"
+            check(self.rounds == 1, "weight_pruning.rounds", self.rounds, allowed)
         if (self.schedule == "equal_distortion") != (self.budget is not None) and self.rounds > 1:
             allowed = "equal_distortion with a budget, cubic with a sparsity or a SynOps share"
             check(False, "weight_pruning.schedule", self.schedule, allowed)
@@ -272,12 +256,8 @@ class Config:
         check(ok and len(self.name) <= 200, "name", self.name, f"at most 200 {allowed}")
         check_no_secret("storage", self.storage)
         check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
-        check(
-            self.train.batch_size % self.cluster.workers == 0,
-            "train.batch_size",
-            self.train.batch_size,
-            f"a multiple of cluster.workers ({self.cluster.workers})",
-        )
+        batch, workers = self.train.batch_size, self.cluster.workers
+        check(batch % workers == 0, "train.batch_size", batch, f"a multiple of cluster.workers ({workers})")
 
 
 def field_paths(cls: type = Config, prefix: str = "") -> Sequence[str]:

@@ -24,19 +24,9 @@ PIXELS = between(0, MOST_PIXELS)
 WIDTHS = Allowed(f"widths between 1 and {MOST_WIDTH}", lambda v: all(1 <= n <= MOST_WIDTH for n in v))
 SIZE = Allowed("one or two positive numbers", lambda v: len(v) in (1, 2) and min(v) >= 1)
 ModelName = Literal[
-    "mlp",
-    "convnet",
-    "vgg6",
-    "vgg9",
-    "vgg11",
-    "vgg16",
-    "sew_resnet18",
-    "sew_resnet34",
-    "sew_resnet50",
-    "ms_resnet18",
-    "ms_resnet34",
-    "spikformer",
-]
+    "mlp", "convnet", "vgg6", "vgg9", "vgg11", "vgg16", "sew_resnet18", "sew_resnet34", "sew_resnet50",
+    "ms_resnet18", "ms_resnet34", "spikformer",
+]  # fmt: skip
 SurrogateName = Literal["atan", "sigmoid", "triangle", "fast_sigmoid"]
 LossName = Literal["rate_ce", "tet"]
 

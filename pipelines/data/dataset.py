@@ -110,10 +110,7 @@ class DatasetInfo:
 def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") -> Split:
     """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
 
-    Args:
-        folder: the dataset.
-        split: prefix of its files.
-        on_bad_row: ``stop`` refuses bad rows; ``skip`` leaves them out and lists them in the result.
+    Bad rows are refused, or left out and listed in the result.
 
     Raises:
         UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
@@ -130,14 +127,9 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
 def describe(
     train: Split, test: Split, folder: Path | str, data: DataConfig | None = None, T: int = 4
 ) -> DatasetInfo:
-    """Shape, classes and normalisation of a dataset, from its training rows and schema.
+    """Shape, classes and normalisation of a dataset, from its training rows, schema and manifest.
 
-    Args:
-        train: training rows.
-        test: test rows.
-        folder: of the dataset, for its manifest.
-        data: how recordings become frames; defaults when not given.
-        T: timesteps, as many as frames.
+    ``data`` and ``T`` say how recordings become frames.
 
     Raises:
         UserError: a test label that no training label reaches, undecodable or unequal examples, or NaN.
@@ -155,14 +147,13 @@ def describe(
         )
     check_labels(test, num_classes)
     frames = _frames(schema, train.files[0], data or DataConfig(), T)
-    rows = train.head(STATISTICS_FRAMES if frames else STATISTICS_ROWS)
-    with naming_rows(train.layout):
-        x = decode(rows.column("image"), rows.column("id").to_numpy())
+    x = _decoded(train, STATISTICS_FRAMES if frames else STATISTICS_ROWS)
     if isinstance(x, EventBatch):
         assert frames is not None
         x = frames.batch(x)
-    else:
-        _check_same_size(test, x)
+    elif (size := _size(_decoded(test, 1))) != _size(x):
+        what = f"examples have size {size}, those of training {_size(x)}; make them equal"
+        raise UserError(test.files[0], what)
     mean, std = _statistics(x)
     if frames is None:
         mean, std = _stored_statistics(folder, mean, std)
@@ -177,26 +168,17 @@ def describe(
     )
 
 
-def _check_same_size(test: Split, x: Examples) -> None:
-    rows = test.head(1)
-    with naming_rows(test.layout):
-        y = decode(rows.column("image"), rows.column("id").to_numpy())
-    if _size(y) != _size(x):
-        raise UserError(
-            test.files[0], f"examples have size {_size(y)}, those of training {_size(x)}; make them equal"
-        )
+def _decoded(split: Split, rows: int) -> Examples:
+    head = split.head(rows)
+    with naming_rows(split.layout):
+        return decode(head.column("image"), head.column("id").to_numpy())
 
 
 def check_labels(split: Split, num_classes: int) -> None:
-    """That no label of held-out examples is beyond the classes of training.
-
-    Raises:
-        UserError: one is.
-    """
+    """Refuse a label of held-out examples that is beyond the classes of training."""
     if split.max_label >= num_classes:
-        raise UserError(
-            split.files[0], f"label {split.max_label} is out of range; training has {num_classes} classes"
-        )
+        what = f"label {split.max_label} is out of range; training has {num_classes} classes"
+        raise UserError(split.files[0], what)
 
 
 def _stored_statistics(
@@ -239,30 +221,23 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_examples(split: Split) -> Split:
-    """Decode every example of a split; the split without those that cannot be used.
-
-    Raises:
-        UserError: an example that cannot be decoded, is not finite or of another size than the first, with
-            its file and row; only where bad rows are not skipped.
-    """
+    """Decode every example of a split; the split without those that are bad, where those may be skipped."""
     size: tuple[int, ...] | None = None
-    num_rows = split.num_examples
-    readable, bad = [], [np.zeros(0, np.int64)]
+    num_rows, readable = split.num_examples, []
     for piece in range(len(split.layout)):
         part = split.layout.take([piece])
         try:
             rows = read_rows(part, split.ids)
         except UserError as error:
-            bad.append(split.ids.array(int(part.low[0]), int(part.high[0])))
-            split.bad.found(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=bad[-1])
+            lost = split.ids.array(int(part.low[0]), int(part.high[0]))
+            split.bad.found(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=lost)
             continue
         readable.append(piece)
         for start in range(0, rows.num_rows, CHECKED_ROWS):
-            size, ids = _check(split, part, rows.slice(start, CHECKED_ROWS), size)
-            bad.append(ids)
+            size = _check(split, part, rows.slice(start, CHECKED_ROWS), size)
     if len(readable) < len(split.layout):
         split = replace(split, layout=split.layout.take(readable))
-    usable = split.without(np.concatenate(bad))
+    usable = split.without(np.concatenate([np.zeros(0, np.int64), *split.bad.ids]))
     if not usable.num_examples:
         raise UserError(split.files[0], f"none of the split's {num_rows:,} rows can be used; ingest again")
     return usable
@@ -270,14 +245,13 @@ def check_examples(split: Split) -> Split:
 
 def _check(
     split: Split, part: Layout, rows: pa.Table, size: tuple[int, ...] | None
-) -> tuple[tuple[int, ...] | None, np.ndarray]:
-    """The size that all must have, and the ids of the others: decoded together, one by one if that fails."""
+) -> tuple[int, ...] | None:
+    """The size that all must have; others are bad. Decoded together, one by one if that fails."""
     images, ids = rows.column("image"), rows.column("id").to_numpy()
     with suppress(UserError):
         found = _size(decode(images, ids))
         if found == (size or found):
-            return found, ids[:0]
-    bad = []
+            return found
     for i in range(len(ids)):
         try:
             found = _size(decode(images.slice(i, 1), ids[i : i + 1]))
@@ -286,11 +260,9 @@ def _check(
                 raise ExampleError(int(ids[i]), f"has shape {found}, others {size}; make them equal")
         except ExampleError as error:
             file, row = part.place_of(error.example) or (split.files[0], 0)
-            split.bad.found(
-                UserError(file, f"row {row}: {error.what}"), first_row=row, rows=1, ids=ids[i : i + 1]
-            )
-            bad.append(i)
-    return size, ids[bad]
+            wrong = UserError(file, f"row {row}: {error.what}")
+            split.bad.found(wrong, first_row=row, rows=1, ids=ids[i : i + 1])
+    return size
 
 
 def _size(x: Examples) -> tuple[int, ...]:

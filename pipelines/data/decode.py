@@ -30,12 +30,7 @@ Examples = np.ndarray | EventBatch
 
 
 class ExampleError(UserError):
-    """An example that cannot be decoded.
-
-    Args:
-        example: its id.
-        what: what is wrong with it.
-    """
+    """An example that cannot be decoded: its id, and what is wrong with it."""
 
     def __init__(self, example: int, what: str) -> None:
         super().__init__("image", f"id {example} {what}")
@@ -59,17 +54,13 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> Examples:
-    """One value for all rows.
+    """One value for all rows of an image column.
 
     Images are ``[B, C, H, W]`` uint8, cached event frames ``[B, T, C, H, W]`` uint8 or uint16, features
     ``[B, N]`` float32, recordings an `EventBatch`.
 
-    Args:
-        column: the image column.
-        ids: of the same rows, to name one that cannot be decoded.
-
     Raises:
-        UserError: an image that is not one, or rows of different shapes.
+        ExampleError: an image that is not one, or rows of different shapes, by the row's id.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -91,9 +82,8 @@ def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
     other = np.flatnonzero(lengths != lengths[:1])
     if len(other):
         row = int(other[0])
-        raise ExampleError(
-            int(ids[row]), f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
-        )
+        what = f"has {lengths[row]} values, other rows {lengths[0]}; make them equal"
+        raise ExampleError(int(ids[row]), what)
     x = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
     if not np.isfinite(x).all():
         raise ExampleError(int(ids[~np.isfinite(x).all(1)][0]), "is NaN or infinite")

@@ -14,14 +14,8 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 
-EVENTS = pa.struct(
-    [
-        ("t", pa.list_(pa.int32())),
-        ("x", pa.list_(pa.uint16())),
-        ("y", pa.list_(pa.uint16())),
-        ("p", pa.list_(pa.uint8())),
-    ]
-)
+_INTEGERS = {"t": pa.int32(), "x": pa.uint16(), "y": pa.uint16(), "p": pa.uint8()}
+EVENTS = pa.struct([(name, pa.list_(kind)) for name, kind in _INTEGERS.items()])
 """``t`` microseconds from the start of the recording, ``x`` column, ``y`` row, ``p`` polarity (1 = ON)."""
 UNSORTED = "unsorted times"
 """How `fault` begins where sorting would mend the recording."""
@@ -158,10 +152,8 @@ class Frames:
         """
         height, width = (size[0], size[-1]) if size else (sensor.height, sensor.width)
         if not (1 <= height <= sensor.height and 1 <= width <= sensor.width):
-            raise UserError(
-                where,
-                f"{height}x{width} is not possible; the sensor has {sensor.height}x{sensor.width} cells",
-            )
+            what = f"{height}x{width} is not possible; the sensor has {sensor.height}x{sensor.width} cells"
+            raise UserError(where, what)
         return cls(T=T, by=by, height=height, width=width, sensor=sensor)
 
     @property

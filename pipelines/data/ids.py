@@ -65,19 +65,13 @@ class Ids:
 def uniform_sample(
     ids: Ids, size: int, *, seed: int, epoch: int, stream: int, rank: int = 0, world_size: int = 1
 ) -> np.ndarray:
-    """This worker's equal share of a uniform sample without replacement, by a hash of (seed, epoch, id).
+    """This worker's equal share of a uniform sample without replacement: int64, ascending, at least one id.
+
+    It is drawn by a hash of (seed, epoch, id, stream); streams tell samples for different purposes apart.
 
     Args:
         ids: all examples.
         size: of the sample over all workers; fewer when there are fewer examples.
-        seed: of the run.
-        epoch: keys the sample together with ``seed`` and ``stream``.
-        stream: tells samples for different purposes apart.
-        rank: this worker.
-        world_size: number of workers.
-
-    Returns:
-        int64, ascending; at least one row.
     """
     size = min(size, len(ids))
     chosen, keys = np.zeros(0, np.int64), np.zeros(0, np.float64)

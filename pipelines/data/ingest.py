@@ -50,9 +50,9 @@ class Writing:
     """How a dataset is written."""
 
     shard_rows: int | None = None
-    """Rows of a file; the kind's default (8,192 images, 512 recordings) when not given."""
+    """Rows of a file; 8,192 images or 512 recordings when not given."""
     group_rows: int | None = None
-    """Rows of a row group; the kind's default (1,024 images, 32 recordings) when not given."""
+    """Rows of a row group; 1,024 images or 32 recordings when not given."""
     size: tuple[int, ...] | None = None
     """Height and width that images are brought to."""
     on_bad: OnBad = "refuse"
@@ -64,12 +64,8 @@ class Writing:
     def settings(self) -> dict[str, Any]:
         """What of it decides on the files that are written."""
         size = None if self.size is None else (self.size[0], self.size[-1])
-        return {
-            "shard_rows": self.shard_rows,
-            "group_rows": self.group_rows,
-            "size": size,
-            "on_bad": self.on_bad,
-        }
+        rows = {"shard_rows": self.shard_rows, "group_rows": self.group_rows}
+        return {**rows, "size": size, "on_bad": self.on_bad}
 
 
 def ingest(
@@ -81,22 +77,12 @@ def ingest(
     writing: Writing | None = None,
     told: Told = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Write a source as a dataset folder, unless it is there already.
+    """Write a source as a dataset folder, unless it is there already; its manifest.
 
     Args:
         source: a key of ``SOURCES``.
-        output: folder to write.
-        input: where the source lies, for those that read files.
-        options: of the source; ``input`` in them is replaced.
-        writing: shards, bad rows and processes.
-        told: of progress.
-
-    Returns:
-        the manifest: splits with their files, rows, hashes and class counts, and statistics.
-
-    Raises:
-        UserError: unknown source, a folder that holds something else (or a dataset of other originals or
-            settings), what the source refuses, or bad rows.
+        output: folder or URI to write.
+        input: where the source lies, for those that read files; it replaces the one in ``options``.
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
@@ -121,20 +107,7 @@ def cache_frames(
 ) -> dict[str, Any]:
     """Write a dataset of recordings as one of event frames ``[T, P, H, W]``, uint8 (or uint16 where needed).
 
-    Args:
-        folder: the dataset of recordings.
-        output: folder to write.
-        T: frames per recording.
-        by: frames of equal duration (time) or of equally many events (count).
-        size: height and width of the frames; the sensor's when not given.
-        writing: as for `ingest`.
-        told: of progress.
-
-    Returns:
-        the new dataset's manifest.
-
-    Raises:
-        UserError: a dataset of something else, a size beyond the sensor, or a folder that holds other data.
+    ``T``, ``by`` and ``size`` are those of `pipelines.data.events.Frames`; all else is as for `ingest`.
     """
     if T < 1:
         raise UserError("--T", f"{T} is not possible; it must be at least 1")
@@ -160,12 +133,10 @@ def _write_or_find(
 ) -> dict[str, Any]:
     """The manifest of a source's dataset, which is written unless it is there.
 
+    For a URI all is written here first, and uploaded at the end.
+
     Args:
-        name: of the source.
-        opened: opens it, downloaded or as it is.
-        output: folder of the dataset. For a URI all is written here first, and uploaded at the end.
-        writing: how it is written.
-        told: of progress.
+        opened: opens the source, downloaded first or as it is.
         request: kept beside the dataset, for `check_request`.
     """
     output = uri_of(output) or str(Path(output).absolute())
@@ -179,9 +150,8 @@ def _write_or_find(
     if uri_of(output) is None:
         return _write_here(name, source, Path(output), writing, told, request)
     if writing.address is not None:
-        raise UserError(
-            "--address", f"cannot be used for {output}, which is written here first; leave it out"
-        )
+        what = f"cannot be used for {output}, which is written here first; leave it out"
+        raise UserError("--address", what)
     there = Folder.of(output, "--output")
     check_storage(output, "--output")
     here = working_copy(output)

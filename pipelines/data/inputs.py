@@ -30,9 +30,6 @@ def choose_device(asked: str, gpus: int) -> torch.device:
     Args:
         asked: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         gpus: GPUs that the process sees.
-
-    Raises:
-        UserError: that GPU is not there.
     """
     if asked == "cpu" or (asked == "auto" and not gpus):
         return torch.device("cpu")
@@ -72,13 +69,7 @@ class Augmentation:
         return bool(s.crop or s.flip or s.cutout or s.roll or s.drop_time)
 
     def move(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
-        """Crop, roll and flip, before normalisation; pixels from outside the image are 0.
-
-        Args:
-            x: ``[B, ..., H, W]`` as decoded.
-            ids: int64 ``[B]``.
-            epoch: of the training phase.
-        """
+        """Crop, roll and flip ``[B, ..., H, W]`` before normalisation; pixels from outside are 0."""
         s, (height, width) = self.settings, x.shape[-2:]
         if not (s.crop or s.roll or s.flip):
             return x
@@ -90,12 +81,9 @@ class Augmentation:
         return _gather(_gather(x, rows, -2), columns, -1)
 
     def erase(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
-        """Cutout and dropped time: what sets normalised values to 0, the mean.
+        """Cutout and dropped time of images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``.
 
-        Args:
-            x: ``[B, C, H, W]`` images or ``[B, T, C, H, W]`` frames.
-            ids: int64 ``[B]``.
-            epoch: of the training phase.
+        Both set normalised values to 0, the mean.
         """
         s, (height, width) = self.settings, x.shape[-2:]
         if s.cutout:

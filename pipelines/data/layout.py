@@ -91,15 +91,7 @@ def chunked(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def read_rows(layout: Layout, wanted: np.ndarray | Ids) -> pa.Table:
-    """The wanted rows of a layout's row groups: columns id, image and label (int64).
-
-    Args:
-        layout: every row group in it is read, so name no more than fit into memory.
-        wanted: ascending ids, or a set of ids.
-
-    Raises:
-        UserError: a row group that cannot be read, with its file and rows.
-    """
+    """The rows of these ids (ascending, or a set): columns id, image and label (int64)."""
     found = [rows for rows in read_pieces(layout.holding(wanted), wanted) if rows.num_rows]
     return pa.concat_tables(found) if found else next(read_pieces(layout.take([0]), np.zeros(0, np.int64)))
 
@@ -167,11 +159,7 @@ def unreadable(file: str, start: int, rows: int, group: int, error: BaseExceptio
 
 @contextmanager
 def naming_rows(layout: Layout) -> Iterator[None]:
-    """Name the file and row of an example that cannot be decoded.
-
-    Raises:
-        UserError: instead of an `ExampleError`.
-    """
+    """Name the file and row of an example that cannot be decoded, in place of an `ExampleError`."""
     try:
         yield
     except ExampleError as error:

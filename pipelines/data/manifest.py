@@ -29,11 +29,7 @@ REQUEST = "ingested.json"
 def refuse_bad(
     source: Source, shards: list[Shard], reports: list[ShardReport], staging: Path, on_bad: OnBad
 ) -> dict[str, Any]:
-    """What was bad, for the manifest.
-
-    Raises:
-        UserError: there was something, and it is not to be skipped.
-    """
+    """What was bad, for the manifest; refused unless it is to be skipped."""
     rows = sum(r.bad_rows for r in reports) + len(source.bad)
     if not rows:
         return {}
@@ -121,17 +117,9 @@ def _renumber(path: Path, first_id: int, group_rows: int) -> None:
 
 
 def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Check hashes, row counts, dense ids, labels and that no file is missing or left over.
+    """The manifest, after hashes, row counts, dense ids and labels, and that no file is missing or left over.
 
-    Args:
-        folder: of the dataset.
-        told: called with the files that are done and all files.
-
-    Returns:
-        the manifest.
-
-    Raises:
-        UserError: no manifest, or the first file that is not as it says.
+    ``told`` is called with the files that are done and all files.
     """
     manifest = read_manifest(folder)
     opened = Folder.of(folder, "data.path")
@@ -158,9 +146,8 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
             expected += file.get("rows", 0)
         found = read_split(folder, name)
         if found.num_examples != expected:
-            raise UserError(
-                below(folder, MANIFEST), f"has {expected} rows in {name}, its files {found.ids.end}"
-            )
+            what = f"has {expected} rows in {name}, its files {found.ids.end}"
+            raise UserError(below(folder, MANIFEST), what)
         if {str(k): n for k, n in found.class_counts.items()} != counts:
             raise UserError(below(folder, MANIFEST), f"counts other classes in {name} than its files hold")
     return manifest
@@ -205,16 +192,7 @@ def check_request(
     """Refuse a request that would have made another dataset than the one that is there.
 
     Datasets that are older than such records pass. Where the originals are gone, the same words as before
-    are taken for the same request.
-
-    Args:
-        folder: of the dataset.
-        settings: of the writing; ``None`` rows of shards and groups are as they may be.
-        options: of the source, as `request_of` gives them.
-        opened: opens the source.
-
-    Raises:
-        UserError: settings, options or originals differ; or originals other than before cannot be opened.
+    are taken for the same request. In the settings, ``None`` rows of shards and groups may be any.
     """
     before = read_json_below(folder, REQUEST)
     if before is None:

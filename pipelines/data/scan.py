@@ -56,11 +56,7 @@ class BadRows:
     def found(
         self, error: UserError, *, first_row: int | None = None, rows: int | None = None, ids: Any = ()
     ) -> None:
-        """Rows that cannot be used, and why.
-
-        Raises:
-            UserError: unless bad rows are skipped.
-        """
+        """Rows that cannot be used, and why: raised unless bad rows are skipped."""
         if not self.skip:
             raise error
         self.ids.append(np.asarray(ids, dtype=np.int64))
@@ -85,11 +81,7 @@ def write_skipped(path: Path, splits: dict[str, BadRows]) -> None:
 
 
 def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
-    """The Parquet files of a split, in order of their names.
-
-    Raises:
-        UserError: no such folder, or no file of that split.
-    """
+    """The Parquet files of a split, in order of their names."""
     pattern, uri = f"{split}*.parquet", uri_of(folder)
     if uri is not None:
         files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
@@ -112,11 +104,7 @@ def _remote_names(uri: str) -> list[str]:
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any] | None:
-    """A dataset's manifest; ``None`` where there is none.
-
-    Raises:
-        UserError: it is no such file, or of a format that this version does not read.
-    """
+    """A dataset's manifest; ``None`` where there is none."""
     manifest = read_json_below(folder, MANIFEST)
     if manifest is None:
         return None
@@ -135,18 +123,9 @@ def scan(
 ) -> tuple[Ids, Layout, int, dict[int, int]]:
     """Look through the columns id and label of a split, a bounded number of rows at a time.
 
-    Args:
-        folder: of the dataset.
-        split: prefix of its files.
-        files: of the split, in order.
-        bad: is told of rows that cannot be used.
-
     Returns:
-        the ids of the other rows, where they lie, the bytes of all rows in memory (still encoded), and how
-        many there are of each label.
-
-    Raises:
-        UserError: ids that are not the rows' positions, and what `BadRows` refuses.
+        the ids of the rows that are not bad, where they lie, the bytes of all rows in memory (still encoded),
+        and how many there are of each label.
     """
     manifest = read_manifest(folder) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
@@ -185,13 +164,14 @@ class _Scan:
     def file(self, index: int, file: str) -> None:
         """One file; of its row groups those that can be read."""
         try:
-            self.schema = _check_schema(file, self.schema)
+            parquet, schema = _opened(file)
+            self.schema = _check_schema(file, schema, self.schema)
         except UserError as error:
             self.bad.found(error)
             self.lost = True
             return
         self.num_classes = self.num_classes or len(class_names(self.schema))
-        with open_parquet(file) as parquet:
+        with parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
             if not rows.sum():
@@ -199,9 +179,8 @@ class _Scan:
             self.num_bytes += sum(group_bytes(g) for g in groups)
             first_id = self.first_ids.get(name_of(file), _first_id(parquet) if self.lost else self.end)
             if first_id < self.end:
-                raise UserError(
-                    file, f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
-                )
+                what = f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
+                raise UserError(file, what)
             self.end, self.lost = first_id + int(rows.sum()), False
             starts = np.cumsum(rows) - rows
             for part in chunked(rows, SCANNED_ROWS):
@@ -270,12 +249,15 @@ def _first_id(parquet: pq.ParquetFile) -> int:
     return statistics.min if statistics is not None and statistics.has_min_max else -1
 
 
-def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
+def _opened(file: str) -> tuple[pq.ParquetFile, pa.Schema]:
     try:
-        with open_parquet(file) as parquet:
-            schema = parquet.schema_arrow
+        parquet = open_parquet(file)
+        return parquet, parquet.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
+
+
+def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> pa.Schema:
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")
@@ -285,21 +267,15 @@ def _check_schema(file: str, expected: pa.Schema | None) -> pa.Schema:
     if not pa.types.is_integer(label):
         raise UserError(file, f"column 'label' is {label}; it must be an integer")
     if not (is_encoded(kind) or is_numeric(kind) or is_events(kind)):
-        raise UserError(
-            file,
-            f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events",
-        )
+        what = f"column 'image' is {kind}; it must hold encoded images (bytes), lists of numbers or events"
+        raise UserError(file, what)
     if expected is not None and kind != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
     return schema
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names of the classes in a schema's metadata; empty when it has none.
-
-    Raises:
-        UserError: the metadata are no list.
-    """
+    """Names of the classes in a schema's metadata; empty when it has none."""
     try:
         names = json.loads((schema.metadata or {}).get(b"class_names", b"[]"))
     except (ValueError, RecursionError):

@@ -119,11 +119,8 @@ class Statistics:
         return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(second / count - mean**2, 0)).tolist()}
 
     def _add(self, channels: str, sums: list[list[float]]) -> None:
-        old = self.channels.get(channels, [[0] * int(channels)] * 3)
-        # Python's own numbers, which have no limit.
-        self.channels[channels] = [
-            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, sums, strict=True)
-        ]
+        old = np.array(self.channels.get(channels, 0), object)  # Python's own numbers, which have no limit
+        self.channels[channels] = (old + np.array(sums, object)).tolist()
 
     def _add_events(self, more: dict[str, int]) -> None:
         e = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
@@ -173,9 +170,6 @@ def write_shard(split: Split, start: int, stop: int, folder: str, file: str, for
     """Write rows ``start`` to ``stop`` as a Parquet file with their positions as ids, then its report.
 
     Memory holds one row group at a time.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
     """
     report = ShardReport(file)
     path = Path(folder) / file

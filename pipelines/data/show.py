@@ -25,20 +25,10 @@ BAR = 24
 def show(
     folder: Path | str, console: Console, *, split: str = "train", rows: int = 16, seed: int = 0
 ) -> tuple[pa.Table, pa.Schema]:
-    """Print a split's size, classes and statistics, and draw rows for the sheet.
-
-    Args:
-        folder: of the dataset.
-        console: where it is printed.
-        split: prefix of the files.
-        rows: how many rows to draw, without replacement.
-        seed: another one draws other rows.
+    """Print a split's size, classes and statistics, and draw rows for the sheet, without replacement.
 
     Returns:
         the drawn rows in order of their ids, and the schema of the files.
-
-    Raises:
-        UserError: no such dataset or split.
     """
     checked = read_split(folder, split)
     with open_parquet(checked.files[0]) as parquet:
@@ -57,9 +47,6 @@ def contact_sheet(table: pa.Table, schema: pa.Schema, path: Path) -> None:
     """Write the rows as a PNG: one cell an image, one line an event recording or its frames.
 
     Events show ON in red and OFF in blue, brighter where there are more.
-
-    Raises:
-        UserError: examples that are neither images nor events, or a file that cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -100,11 +100,7 @@ def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
 
 
 def write_parquet(path: Path | str, tables: "Iterable[pa.Table]", row_group_size: int | None = None) -> None:
-    """Tables of one schema, at least one, one after the other as they come.
-
-    Raises:
-        UserError: as `write_beside`, and what ``tables`` raises; nothing is written then.
-    """
+    """Tables of one schema, at least one, one after the other as they come."""
     import pyarrow.parquet as pq
 
     def write(partial: Path) -> None:
@@ -124,32 +120,23 @@ def write_json(path: Path | str, value: Any) -> None:
 
 @contextmanager
 def well_formed(path: Path | str) -> Iterator[None]:
-    """What a file of ours holds is used within it; a file that holds anything else is named.
-
-    Raises:
-        UserError: it cannot be read, or a value is missing or of another kind.
-    """
+    """What a file of ours holds is used within; one that holds anything else, or cannot be read, is named."""
     try:
         yield
     except BrokenPipeError:  # whoever reads what is shown has seen enough
         raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {short(error)}"
-        raise UserError(
-            str(path), f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
-        ) from error
+        what = f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
+        raise UserError(str(path), what) from error
 
 
 def read_json(path: Path) -> Any:
     """JSON from a local file."""
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("not a file")
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(str(path), "no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(str(path), f"is not readable JSON ({error})") from None
+    found = read_json_below(path.parent, path.name)
+    if found is None and not path.exists():
+        raise UserError(str(path), "no such file")
+    return found
 
 
 def read_json_below(folder: Path | str, name: str) -> Any:

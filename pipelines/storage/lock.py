@@ -22,12 +22,8 @@ def run_lock(folder: Path, kind: Literal["run", "search"], storage: str) -> Iter
     """Keep other processes from a run or search meanwhile, also on other machines that share the folder.
 
     The lock (``.NAME.lock`` beside the folder) is gone with this process, however that ends; the file may
-    stay, and then means nothing. Where the filesystem knows no locks, a line in the log says so.
-
-    Args:
-        folder: of the run or search, whether there is one yet or not; what is above it is made.
-        kind: what it is.
-        storage: where it is, as the user calls it.
+    stay, and then means nothing. Where the filesystem knows no locks, a line in the log says so. Folders
+    above are made; ``storage`` is where they are in the user's words.
     """
     path = folder.with_name(f".{folder.name}.lock")
     made = [above for above in path.parents if not above.exists()]

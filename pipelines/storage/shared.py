@@ -25,19 +25,14 @@ def check_shared(storage: Path | str | None, files: Sequence[str] = ()) -> None:
     try:
         for ip, (unwritable, name, unreadable) in on_every_node(_look, storage, mark, tuple(files)).items():
             if unwritable is not None:
-                raise UserError(
-                    "storage", f"{storage} cannot be written from node {ip} ({unwritable}); {SHARE}"
-                )
+                what = f"{storage} cannot be written from node {ip} ({unwritable}); {SHARE}"
+                raise UserError("storage", what)
             if folder is not None and (name is None or not _appears(folder, name)):
-                raise UserError(
-                    "storage",
-                    f"{storage} is not shared: the driver and node {ip} see other files there; {SHARE}",
-                )
+                what = f"{storage} is not shared: the driver and node {ip} see other files there; {SHARE}"
+                raise UserError("storage", what)
             if unreadable is not None:
-                raise UserError(
-                    "data.path",
-                    f"node {ip} cannot read {unreadable}; put the data where every node reads it",
-                )
+                what = f"node {ip} cannot read {unreadable}; put the data where every node reads it"
+                raise UserError("data.path", what)
     finally:
         if folder is not None:
             with suppress(Exception):
@@ -65,7 +60,7 @@ def _look(
 def _appears(folder: Folder, name: str) -> bool:
     for _ in range(20):  # network file systems may show a new file a little late
         with suppress(Exception):
-            if folder.filesystem.type_name == "local":
+            if folder.is_local:
                 os.listdir(folder.root)  # they look again
             if folder.read(name) == name.encode():
                 return True

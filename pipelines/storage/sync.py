@@ -12,7 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.storage.lock import run_lock
@@ -23,6 +25,7 @@ IGNORED = (".partial-", ".probe-", STATE)
 _copies: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
 
 
+@dataclass(frozen=True)
 class Mirror:
     """A local folder and the remote one that it is a copy of.
 
@@ -30,8 +33,8 @@ class Mirror:
     only what has changed since.
     """
 
-    def __init__(self, local: Path, remote: Folder) -> None:
-        self.local, self.remote = local, remote
+    local: Path
+    remote: Folder
 
     def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
         """Upload what is new or has changed here, and delete there what its user has deleted here.
@@ -50,22 +53,18 @@ class Mirror:
             self.remote.remove(name)
             del known[name]
         for entry in told:
-            known[entry.path] = [*here[entry.path], *_of(entry)]
+            known[entry.path] = [*here[entry.path], *_stamp(entry)]
         self._keep(known)
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Download what is new or has changed there, and delete here what is not there.
-
-        Args:
-            wanted: the files that are looked at; others stay as they are here.
-        """
+        """Download wanted files that are new or changed there, and delete here those that are not there."""
         known, here = self._known(), self._here()
         there = {e.path: e for e in self.remote.files() if wanted(e.path) and not _ignored(e.path)}
-        for name, found in there.items():
-            if name in here and known.get(name) == [*here[name], *_of(found)]:
-                continue
+        changed = [n for n, e in there.items() if n not in here or known.get(n) != [*here[n], *_stamp(e)]]
+        for name in changed:
             self.remote.download(name, self.local / name)
-            known[name] = [*_stamp(self.local / name), *_of(found)]
+        here = self._here()
+        known |= {name: [*here[name], *_stamp(there[name])] for name in changed}
         for name in {n for n in here if wanted(n)} - set(there):
             (self.local / name).unlink(missing_ok=True)
             known.pop(name, None)
@@ -75,20 +74,10 @@ class Mirror:
         self._keep(known)
 
     def _here(self) -> dict[str, list[int]]:
-        found = {}
-        for root, _, names in os.walk(self.local):
-            for name in names:
-                path = Path(root) / name
-                relative = path.relative_to(self.local).as_posix()
-                if not _ignored(relative):
-                    found[relative] = _stamp(path)
-        return found
+        return {e.path: _stamp(e) for e in Folder.of(self.local).files() if not _ignored(e.path)}
 
     def _known(self) -> dict[str, list[int]]:
-        try:
-            state = json.loads((self.local / STATE).read_text())
-        except (OSError, ValueError):
-            return {}
+        state = _state(self.local)
         return state["files"] if state.get("uri") == self.remote.uri else {}
 
     def _keep(self, known: dict[str, list[int]]) -> None:
@@ -105,13 +94,15 @@ def _ignored(name: str) -> bool:
     return any(mark in name for mark in IGNORED) or ".." in name.split("/")  # which would lead elsewhere
 
 
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _of(entry: Entry) -> list[int]:
+def _stamp(entry: Entry) -> list[int]:
     return [entry.size, entry.modified]
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def in_checkpoints(name: str) -> bool:
@@ -173,10 +164,7 @@ def upload_changes(folder: Path) -> None:
 
 def source_uri(folder: Path) -> str | None:
     """The URI that a folder is a working copy of; ``None`` for any other folder."""
-    try:
-        return str(json.loads((folder / STATE).read_text())["uri"])
-    except (OSError, ValueError):
-        return None
+    return _state(folder).get("uri")
 
 
 def named(path: Path) -> str:
@@ -214,14 +202,9 @@ def storage_errors(remote: Folder) -> Iterator[None]:
 
 @contextmanager
 def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
-    """Turn any failure within into one line about the storage, if that is what has failed.
+    """Turn any failure within into one line about a run's storage, if that is what has failed.
 
-    Args:
-        folder: of the run.
-        uri: where the folder is only a working copy, what it is a copy of.
-
-    Raises:
-        UserError: it cannot be written; it says why and what to do.
+    ``uri`` is what the folder is a working copy of, if it is one.
     """
     try:
         yield
@@ -229,10 +212,8 @@ def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
         reason = _why_lost(folder, uri)
         if reason is None:
             raise
-        raise UserError(
-            "storage",
-            f"{reason}; checkpoints of earlier epochs are whole: mend that, then go on with --resume",
-        ) from error
+        what = f"{reason}; checkpoints of earlier epochs are whole: mend that, then go on with --resume"
+        raise UserError("storage", what) from error
 
 
 def _why_lost(folder: Path, uri: str | None) -> str | None:

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from pipelines.data.sources.arrays import arrays, cifar, mnist
+from pipelines.data.sources.arrays import arrays, cifar, digits, mnist, mnist_sample
 from pipelines.data.sources.base import Options, Source
-from pipelines.data.sources.bundled import digits, mnist_sample
 from pipelines.data.sources.event_sets import dvs_gesture, shd
 from pipelines.data.sources.folders import EVENT_SUFFIXES, event_folder, image_folder
 from pipelines.data.sources.tables import parquet

@@ -16,15 +16,10 @@ DVS128 = Sensor(128, 128)
 
 
 def read_aedat(data: bytes, *, cifar10_dvs: bool = False) -> tuple[Recording, Sensor | None]:
-    """Events of a file of any of the three versions; times as they stand in it.
+    """Events of a file of any version, with times as they stand in it, and the sensor where the file tells.
 
-    Args:
-        data: the file.
-        cifar10_dvs: an AEDAT 2.0 file of CIFAR10-DVS, whose camera was turned: rows and columns change
-            places, as in the dataset's .aedat4 release.
-
-    Returns:
-        the events, and the sensor where the file tells.
+    In AEDAT 2.0 files of CIFAR10-DVS, whose camera was turned, rows and columns change places, as in the
+    dataset's .aedat4 release.
 
     Raises:
         ValueError: not AEDAT, another version or camera, or cut short.

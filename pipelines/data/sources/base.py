@@ -7,10 +7,11 @@ import gzip
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,17 +44,17 @@ class Bad(NamedTuple):
     what: str
 
 
-class Split(Protocol):
+@dataclass(frozen=True)
+class Split:
     """Rows in the order of their future ids. Travels to other processes."""
 
-    @property
-    def rows(self) -> int:
-        """How many."""
-        ...
+    rows: int
+    read: Callable[[int, int], Iterator[Example | Bad]]
+    """Rows ``start`` to ``stop``, each once, in order."""
 
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """Rows ``start`` to ``stop``, each once, in order."""
-        ...
+
+ReadSpan = Callable[[Folder, str, int, int], Iterator[Example | Bad]]
+"""Of a file of a folder: the rows from one place to another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,7 @@ class Options:
 
 
 def open_originals(path: str | None) -> Folder:
-    """The folder that a user names as a local path, or as a URI such as ``s3://bucket/folder``.
-
-    Raises:
-        UserError: none given, one with a secret, unknown scheme, or no such folder.
-    """
+    """The folder that a user names as a local path, or as a URI such as ``s3://bucket/folder``."""
     if path is None:
         raise UserError("--input", "is needed: the folder to read")
     folder = Folder.of(path, "--input")
@@ -112,79 +109,59 @@ def open_originals(path: str | None) -> Folder:
     return folder
 
 
-class Fingerprint:
-    """A hash of what a source consists of."""
-
-    def __init__(self, *parts: object) -> None:
-        self._hash = hashlib.sha256(repr(parts).encode())
-
-    def add(self, entries: Iterable[Entry], place: str = "") -> None:
-        """More files, below ``place``."""
-        before = f"{place}/" if place else ""
-        for path, size, modified in entries:
-            self._hash.update(f"{before}{path}\0{size}\0{modified}\n".encode())
-
-    def result(self) -> str:
-        """Hexadecimal."""
-        return self._hash.hexdigest()
-
-
-def fingerprint_of(folder: Folder, paths: list[str], *parts: object) -> str:
-    """Of a few known files."""
-    found = Fingerprint(*parts)
-    found.add(folder.find(paths))
-    return found.result()
+def fingerprint(entries: Iterable[Entry], *parts: object) -> str:
+    """A hash of what a source consists of: its files, and what else decides on its examples."""
+    found = hashlib.sha256(repr(parts).encode())
+    for path, size, modified in entries:
+        found.update(f"{path}\0{size}\0{modified}\n".encode())
+    return found.hexdigest()
 
 
 def first_existing(folder: Folder, candidates: list[str], what: str) -> str:
-    """The first of several names that exists.
-
-    Raises:
-        UserError: none does; ``what`` says what was looked for.
-    """
+    """The first of several names that exists."""
     for path in candidates:
         if folder.exists(path):
             return path
     raise UserError("--input", f"{folder} holds no {what} (looked for {', '.join(candidates)})")
 
 
-def spans(
-    files: Sequence[str], sizes: Sequence[int], start: int, stop: int
-) -> Iterator[tuple[str, int, int]]:
-    """The files that hold rows ``start`` to ``stop`` of all of them, and from where to where in each."""
+def split_of_files(folder: Folder, sizes: dict[str, int], read: ReadSpan) -> Split:
+    """A split of files with many rows each, one file after the other; ``sizes`` are their rows."""
+    return Split(sum(sizes.values()), partial(_read_files, folder, sizes, read))
+
+
+def _read_files(
+    folder: Folder, sizes: dict[str, int], read: ReadSpan, start: int, stop: int
+) -> Iterator[Example | Bad]:
     first = 0
-    for file, size in zip(files, sizes, strict=True):
+    for file, size in sizes.items():
         low, high = max(start - first, 0), min(stop - first, size)
         if low < high:
-            yield file, low, high
+            with reading(folder.at(file)):
+                yield from read(folder, file, low, high)
         first += size
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Tell failures to read a file that holds many examples from failures to write what is made of them.
-
-    Raises:
-        UserError: in place of what was raised inside.
-    """
+    """Name the file, so that a failure to read it is not taken for one to write what is made of it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise UserError(path, f"cannot be read ({short(error)})") from None
 
 
-def most_bytes(stored: int) -> int:
-    """What a file of this size may become when it is decompressed."""
+def _most_bytes(stored: int) -> int:
     return max(FLOOR_BYTES, MOST_TIMES * stored)
 
 
 def check_expansion(expanded: int, stored: int) -> None:
-    """That a file does not grow beyond reason.
+    """That a file does not grow beyond reason when it is decompressed.
 
     Raises:
-        ValueError: it would be larger than `most_bytes` allows when decompressed.
+        ValueError: it does.
     """
-    if expanded > most_bytes(stored):
+    if expanded > _most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
 
 
@@ -196,7 +173,7 @@ def decompress(data: bytes) -> bytes:
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(most_bytes(len(data)) + 1)
+            found = file.read(_most_bytes(len(data)) + 1)
     except Exception as error:  # zlib's own
         raise ValueError(f"is not a whole gzip file ({error})") from None
     check_expansion(len(found), len(data))

@@ -6,7 +6,7 @@ channels in HDF5.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,64 +15,44 @@ from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import (
     Bad,
     Example,
-    Fingerprint,
     Options,
     Source,
-    fingerprint_of,
+    Split,
+    fingerprint,
     first_existing,
     load_numpy,
     open_originals,
-    reading,
+    split_of_files,
 )
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short
 
 GESTURES = (
-    "hand clapping",
-    "right hand wave",
-    "left hand wave",
-    "right arm clockwise",
-    "right arm counter clockwise",
-    "left arm clockwise",
-    "left arm counter clockwise",
-    "arm roll",
-    "air drums",
-    "air guitar",
-    "other gestures",
-)
+    "hand clapping", "right hand wave", "left hand wave", "right arm clockwise",
+    "right arm counter clockwise", "left arm clockwise", "left arm counter clockwise", "arm roll",
+    "air drums", "air guitar", "other gestures",
+)  # fmt: skip
 CHANNELS = 700
 _LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 _TONIC = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
+_Trials = tuple[tuple[str, int, int, int], ...]
+"""File, label, first and last microsecond; a file of its own where both are 0."""
 
 
-@dataclass(frozen=True)
-class Trials:
-    """A split of spans of recordings."""
-
-    folder: Folder
-    trials: tuple[tuple[str, int, int, int], ...]
-    """File, label, first and last microsecond; a file of its own where both are 0."""
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return len(self.trials)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        opened, whole = "", Recording(*[np.zeros(0, np.int64)] * 4)
-        for path, label, begin, end in self.trials[start:stop]:
-            try:
-                if not end:
-                    yield Example(_own_file(self.folder, path), label, path)
-                    continue
-                if path != opened:  # trials of one recording follow one another
-                    whole, opened = read_aedat(self.folder.read(path))[0], path
-            except (OSError, ValueError) as error:
-                yield Bad(path, short(error))
-            else:
-                trial = whole.take((whole.t >= begin) & (whole.t < end))
-                yield Example(trial._replace(t=trial.t - begin), label, f"{path}#{begin}")
+def _read_trials(folder: Folder, trials: _Trials, start: int, stop: int) -> Iterator[Example | Bad]:
+    opened, whole = "", Recording(*[np.zeros(0, np.int64)] * 4)
+    for path, label, begin, end in trials[start:stop]:
+        try:
+            if not end:
+                yield Example(_own_file(folder, path), label, path)
+                continue
+            if path != opened:  # trials of one recording follow one another
+                whole, opened = read_aedat(folder.read(path))[0], path
+        except (OSError, ValueError) as error:
+            yield Bad(path, short(error))
+        else:
+            trial = whole.take((whole.t >= begin) & (whole.t < end))
+            yield Example(trial._replace(t=trial.t - begin), label, f"{path}#{begin}")
 
 
 def dvs_gesture(options: Options) -> Source:
@@ -80,25 +60,23 @@ def dvs_gesture(options: Options) -> Source:
     folder = open_originals(options.input)
     for place in (folder, folder.below("DvsGesture"), folder.below("extract/DvsGesture")):
         if place.exists(_LISTS["train"]):
-            splits = {split: Trials(place, _listed(place, file)) for split, file in _LISTS.items()}
+            trials = {split: _listed(place, file) for split, file in _LISTS.items()}
             break
         if place.exists(_TONIC["train"]):
-            splits = {split: Trials(place, _tonic(place, name)) for split, name in _TONIC.items()}
+            trials = {split: _tonic(place, name) for split, name in _TONIC.items()}
             break
     else:
         raise UserError("--input", f"{folder} holds neither {_LISTS['train']} nor {_TONIC['train']}")
-    found = Fingerprint("dvs-gesture", [s.trials for s in splits.values()])
-    found.add(place.files(hidden=False))
     return Source(
-        splits=dict(splits),
+        splits={split: Split(len(own), partial(_read_trials, place, own)) for split, own in trials.items()},
         class_names=GESTURES,
         sensor=Sensor(128, 128),
-        fingerprint=found.result(),
+        fingerprint=fingerprint(place.files(hidden=False), "dvs-gesture", list(trials.values())),
         notes={"split": "official", "order": "as listed"},
     )
 
 
-def _listed(folder: Folder, file: str) -> tuple[tuple[str, int, int, int], ...]:
+def _listed(folder: Folder, file: str) -> _Trials:
     trials = []
     for line in folder.read(file).decode().split():
         table = f"{line.removesuffix('.aedat')}_labels.csv"
@@ -118,7 +96,7 @@ def _listed(folder: Folder, file: str) -> tuple[tuple[str, int, int, int], ...]:
     return tuple(trials)
 
 
-def _tonic(folder: Folder, name: str) -> tuple[tuple[str, int, int, int], ...]:
+def _tonic(folder: Folder, name: str) -> _Trials:
     trials = []
     for entry in folder.below(name).files(hidden=False):
         stem = entry.path.rpartition("/")[2].removesuffix(".npy")
@@ -144,32 +122,20 @@ def _own_file(folder: Folder, path: str) -> Recording:
     return Recording(t - t[:1].sum(), x, y, p)
 
 
-@dataclass(frozen=True)
-class SpikeTrains:
-    """A split of one file's rows."""
+def _read_spikes(folder: Folder, path: str, start: int, stop: int) -> Iterator[Example | Bad]:
+    """A row's spikes are a set: they are put in order of time."""
+    import h5py
 
-    folder: Folder
-    file: str
-    rows: int
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`. A row's spikes are a set: they are put in order of time."""
-        import h5py
-
-        with (
-            reading(self.folder.at(self.file)),
-            self.folder.open(self.file) as stream,
-            h5py.File(stream, "r") as file,
-        ):
-            times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
-            for row in range(start, stop):
-                t, x = np.asarray(times[row], np.float64), np.asarray(units[row]).astype(np.int64)
-                name = f"{self.file}#{row}"
-                if len(t) != len(x) or not np.isfinite(t).all():
-                    yield Bad(name, f"has {len(t)} times for {len(x)} units, or times that are not numbers")
-                    continue
-                recording = Recording(np.rint(t * 1e6).astype(np.int64), x, np.zeros_like(x), np.ones_like(x))
-                yield Example(sort(recording), int(labels[row]), name)
+    with folder.open(path) as stream, h5py.File(stream, "r") as file:
+        times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
+        for row in range(start, stop):
+            t, x = np.asarray(times[row], np.float64), np.asarray(units[row]).astype(np.int64)
+            name = f"{path}#{row}"
+            if len(t) != len(x) or not np.isfinite(t).all():
+                yield Bad(name, f"has {len(t)} times for {len(x)} units, or times that are not numbers")
+                continue
+            recording = Recording(np.rint(t * 1e6).astype(np.int64), x, np.zeros_like(x), np.ones_like(x))
+            yield Example(sort(recording), int(labels[row]), name)
 
 
 def shd(options: Options) -> Source:
@@ -183,15 +149,16 @@ def shd(options: Options) -> Source:
         )
         for split in ("train", "test")
     }
-    counts: dict[str, int] = {}
+    splits: dict[str, Split] = {}
     names: tuple[str, ...] = ()
     for split, path in files.items():
-        counts[split], names = _header(folder, path)
+        count, names = _header(folder, path)
+        splits[split] = split_of_files(folder, {path: count}, _read_spikes)
     return Source(
-        splits={split: SpikeTrains(folder, path, counts[split]) for split, path in files.items()},
+        splits=splits,
         class_names=names,
         sensor=Sensor(CHANNELS, 1, 1),
-        fingerprint=fingerprint_of(folder, list(files.values()), "shd"),
+        fingerprint=fingerprint(folder.find(list(files.values())), "shd"),
         notes={"split": "official", "order": "as in the files"},
     )
 

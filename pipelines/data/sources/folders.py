@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Fingerprint, Options, Source, open_originals
+from pipelines.data.sources.base import Bad, Example, Options, Source, Split, fingerprint, open_originals
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, short
+from pipelines.storage.paths import Entry, Folder, short
 
 TRAIN = ("train", "Train", "training")
 TEST = ("test", "Test", "val", "Val", "valid", "validation", "testing")
@@ -27,37 +27,24 @@ EVENT_SUFFIXES = {
 }
 _DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
-_Rows = tuple[pa.Array, np.ndarray]  # paths and labels
+_Rows = tuple[pa.Array, np.ndarray]  # paths (in Arrow's compact form: there may be millions) and labels
 
 
-@dataclass(frozen=True)
-class Files:
-    """A split of one file per example. The paths are kept in Arrow's compact form: there may be millions."""
-
-    folder: Folder
-    paths: pa.Array
-    labels: np.ndarray
-    reader: Reader | None
-    """``None`` for images, which are kept as they are."""
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return len(self.paths)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        paths = self.paths.slice(start, stop - start).to_pylist()
-        for path, label in zip(paths, self.labels[start:stop].tolist(), strict=True):
-            try:
-                data = self.folder.read(path)
-                if not data:
-                    raise ValueError("zero bytes")
-                value = data if self.reader is None else self.reader.read(path, data)[0]
-            except (OSError, ValueError) as error:
-                yield Bad(path, short(error))
-            else:
-                yield Example(value, label, path)
+def _read(
+    folder: Folder, files: _Rows, reader: Reader | None, start: int, stop: int
+) -> Iterator[Example | Bad]:
+    """One file per example; images are kept as they are."""
+    paths, labels = files
+    for path, label in zip(paths[start:stop].to_pylist(), labels[start:stop].tolist(), strict=True):
+        try:
+            data = folder.read(path)
+            if not data:
+                raise ValueError("zero bytes")
+            value = data if reader is None else reader.read(path, data)[0]
+        except (OSError, ValueError) as error:
+            yield Bad(path, short(error))
+        else:
+            yield Example(value, label, path)
 
 
 def image_folder(options: Options) -> Source:
@@ -71,12 +58,7 @@ def image_folder(options: Options) -> Source:
 
 
 def event_folder(name: str, options: Options) -> Source:
-    """Recordings in class folders.
-
-    Args:
-        name: a key of ``EVENT_SUFFIXES``.
-        options: sensor, columns and time unit where the files do not tell.
-    """
+    """Recordings in class folders; ``name`` is a key of ``EVENT_SUFFIXES``."""
     reader = Reader(columns=options.columns, time_unit=options.time_unit, cifar10_dvs=name == "cifar10-dvs")
     sensor = Sensor(*options.sensor) if options.sensor else _SENSORS.get(name)
     return _open(name, options, EVENT_SUFFIXES[name], reader, sensor)
@@ -89,9 +71,9 @@ def _open(
     places = _places(folder)
     official = "test" in places
     share = None if official else options.test_share
-    listing = _Listing(folder, suffixes, Fingerprint(name, reader, sensor, options.split_seed, share))
-    for split, place in places.items():
-        listing.add(split, place)
+    listing = _Listing(folder, suffixes)
+    entries = (entry for split, place in places.items() for entry in listing.add(split, place))
+    found = fingerprint(entries, name, reader, sensor, options.split_seed, share)
     classes = listing.classes()
     if not classes:
         raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
@@ -104,18 +86,18 @@ def _open(
     splits = {}
     for split, (paths, labels) in rows.items():
         if len(paths) == 0:
-            raise UserError(
-                "--input", f"{folder} leaves the {split} split empty; add files, or change --test-share"
-            )
+            what = f"{folder} leaves the {split} split empty; add files, or change --test-share"
+            raise UserError("--input", what)
         order = rng.permutation(len(paths))  # every shard holds all classes
-        splits[split] = Files(folder, paths.take(pa.array(order)), labels[order], reader)
+        rows[split] = paths.take(pa.array(order)), labels[order]
+        splits[split] = Split(len(paths), partial(_read, folder, rows[split], reader))
     if reader is not None and sensor is None:
-        sensor = _sensor(splits["train"], reader)
+        sensor = _sensor(folder, rows["train"][0], reader)
     return Source(
-        splits=dict(splits),
+        splits=splits,
         class_names=tuple(classes),
         sensor=sensor,
-        fingerprint=listing.fingerprint.result(),
+        fingerprint=found,
         bad=tuple(listing.bad),
         notes={
             "split": how,
@@ -150,15 +132,14 @@ def _has_folders(folder: Folder) -> bool:
 class _Listing:
     """Files by split and class."""
 
-    def __init__(self, folder: Folder, suffixes: tuple[str, ...], fingerprint: Fingerprint) -> None:
+    def __init__(self, folder: Folder, suffixes: tuple[str, ...]) -> None:
         self._folder, self._suffixes = folder, suffixes
         self._found: dict[str, dict[str, pa.Array]] = {}
-        self.fingerprint = fingerprint
         self.bad: list[Bad] = []
         self.ignored = 0
 
-    def add(self, split: str, place: str) -> None:
-        """List the class folders below ``place``."""
+    def add(self, split: str, place: str) -> Iterator[Entry]:
+        """List the class folders below ``place``, one after the other; their files as they are found."""
         try:
             classes = (self._folder.below(place) if place else self._folder).folders()
         except OSError as error:
@@ -172,13 +153,16 @@ class _Listing:
             except OSError as error:
                 self.bad.append(Bad(path, short(error)))
                 continue
-            wanted = [e for e in entries if e.path.rpartition(".")[2].lower() in self._suffixes]
+            wanted = [
+                entry._replace(path=f"{path}/{entry.path}")
+                for entry in entries
+                if entry.path.rpartition(".")[2].lower() in self._suffixes
+            ]
             self.ignored += len(entries) - len(wanted)
             if not wanted:
                 self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
-            self.fingerprint.add(wanted, path)
-            paths = sorted((e.path for e in wanted), key=_natural)
-            self._found[split][name] = pa.array([f"{path}/{p}" for p in paths], pa.string())
+            self._found[split][name] = pa.array(sorted((e.path for e in wanted), key=_natural), pa.string())
+            yield from wanted
 
     def classes(self) -> list[str]:
         """Names of all classes that have files; numbers in order of value."""
@@ -203,11 +187,11 @@ def _held_out(rows: _Rows, share: float, rng: np.random.Generator) -> dict[str, 
     return {s: (paths.filter(pa.array(of)), labels[of]) for s, of in (("train", ~test), ("test", test))}
 
 
-def _sensor(split: Files, reader: Reader) -> Sensor:
+def _sensor(folder: Folder, paths: pa.Array, reader: Reader) -> Sensor:
     """The sensor that the first readable recording tells of."""
-    for path in split.paths.slice(0, 16).to_pylist():
+    for path in paths[:16].to_pylist():
         try:
-            sensor = reader.read(path, split.folder.read(path))[1]
+            sensor = reader.read(path, folder.read(path))[1]
         except (OSError, ValueError):
             continue
         if sensor is None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -17,58 +18,38 @@ from pipelines.data.scan import class_names, split_files
 from pipelines.data.sources.base import (
     Bad,
     Example,
-    Fingerprint,
     Options,
     Source,
-    fingerprint_of,
+    Split,
+    fingerprint,
     open_originals,
     reading,
-    spans,
+    split_of_files,
 )
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, name_of, open_parquet, short
 
 READ_ROWS = 32  # at once; recordings are up to megabytes
-_WORDS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-}
+_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
 _BEGINS = re.compile(r"train|test|validation|valid|val(?![a-z])")  # values.parquet is no validation
 
 
 @dataclass(frozen=True)
-class ParquetRows:
-    """A split of Parquet files."""
+class Columns:
+    """What is read of Parquet files."""
 
-    folder: Folder
-    files: tuple[str, ...]
-    sizes: tuple[int, ...]
-    """Rows of each file."""
-    columns: tuple[str, ...]
-    """Of the example: one image column, or t, x, y, p."""
+    example: tuple[str, ...]
+    """One image column, or t, x, y, p."""
     label: str
     ids: str | None = None
     """Of their own ids."""
     path: str | None = None
     """Of the originals' names."""
 
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return sum(self.sizes)
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`. Only the row groups that hold the rows are read."""
-        for file, low, high in spans(self.files, self.sizes, start, stop):
-            with reading(self.folder.at(file)):
-                yield from self._span(file, low, high)
-
-    def _span(self, path: str, low: int, high: int) -> Iterator[Example | Bad]:
-        names = [*self.columns, self.label, *(n for n in (self.ids, self.path) if n)]
-        with self.folder.open(path) as stream, pq.ParquetFile(stream) as file:
+    def read(self, folder: Folder, path: str, low: int, high: int) -> Iterator[Example | Bad]:
+        """Rows ``low`` to ``high`` of a file; only the row groups that hold them are read."""
+        names = [*self.example, self.label, *(n for n in (self.ids, self.path) if n)]
+        with folder.open(path) as stream, pq.ParquetFile(stream) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             begins = np.concatenate([[0], np.cumsum(sizes)])
             groups = [g for g in range(len(sizes)) if begins[g] < high and begins[g + 1] > low]
@@ -83,7 +64,7 @@ class ParquetRows:
         def listed(column: str | None) -> list[Any]:
             return batch.column(column).to_pylist() if column else [None] * batch.num_rows
 
-        parts = [batch.column(c) for c in self.columns]
+        parts = [batch.column(c) for c in self.example]
         if is_events(parts[0].type):
             fields = dict(zip((f.name for f in parts[0].type), parts[0].flatten(), strict=True))
             parts = [fields[c] for c in "txyp"]
@@ -115,8 +96,6 @@ def parquet(options: Options) -> Source:
     with reading(str(folder)):
         entries = [e for e in folder.files(hidden=False) if e.path.endswith(".parquet")]
     named = by_split(e.path for e in entries)
-    found = Fingerprint("parquet", options.sensor, named)
-    found.add(entries)
     files = {"train": named.get("train", ()), "test": named.get("test") or named.get("validation", ())}
     for split, wanted in (("train", "train"), ("test", "test or validation")):
         if not files[split]:
@@ -126,22 +105,23 @@ def parquet(options: Options) -> Source:
     for file, (other, _) in footers.items():
         if not other.equals(schema):
             raise UserError(folder.at(file), "has other columns than the files before")
-    columns, label = _columns(schema, folder.at(files["train"][0]))
+    example, label = _columns(schema, folder.at(files["train"][0]))
     ids = next((n for n in ("source_id", "id") if _kept_as(schema, n)), None)
     path = "path" if _kept_as(schema, "path") == "string" else None
+    columns = Columns(example, label, ids, path)
     sensor = Sensor(*options.sensor) if options.sensor else Sensor.of(schema)
-    events = len(columns) == 4 or is_events(schema.field(columns[0]).type)
+    events = len(example) == 4 or is_events(schema.field(example[0]).type)
     if events and sensor is None:
         raise UserError("--sensor", "is needed: width and height, which these files do not tell")
     return Source(
         splits={
-            split: ParquetRows(folder, paths, tuple(footers[p][1] for p in paths), columns, label, ids, path)
+            split: split_of_files(folder, {p: footers[p][1] for p in paths}, columns.read)
             for split, paths in files.items()
         },
         class_names=class_names(schema) or _huggingface_names(schema, label),
         sensor=sensor if events else None,
         source_id=_kept_as(schema, ids) if ids else None,
-        fingerprint=found.result(),
+        fingerprint=fingerprint(entries, "parquet", options.sensor, named),
         notes={"split": "by file name", "order": "as in the files"},
     )
 
@@ -149,11 +129,8 @@ def parquet(options: Options) -> Source:
 def split_of(path: str) -> str | None:
     """``train``, ``test`` or ``validation``: the file's name tells, else the nearest folder that does.
 
-    Returns:
-        ``None`` where no part of the path begins with such a word.
-
-    Raises:
-        UserError: the name tells one split, and a folder called exactly after another holds the file.
+    ``None`` where no part of the path begins with such a word. Refused is a file whose name tells one split
+    while a folder called exactly after another holds it.
     """
     parts = PurePosixPath(path).parts[::-1]
     told = next((_WORDS[found[0]] for part in parts if (found := _BEGINS.match(part))), None)
@@ -168,11 +145,7 @@ def split_of(path: str) -> str | None:
 
 
 def by_split(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The files of every split that has any, in their order; others are left out.
-
-    Raises:
-        UserError: a file of two splits.
-    """
+    """The files of every split that has any, in their order; others are left out."""
     found: dict[str, tuple[str, ...]] = {}
     for path in paths:
         if (split := split_of(path)) is not None:
@@ -189,11 +162,11 @@ def _footer(folder: Folder, file: str) -> tuple[pa.Schema, int]:
 
 
 def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
+    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
     labels = [n for n in ("label", "fine_label", "labels") if n in schema.names]
     labels += [f.name for f in schema if "label" in f.name and f.name not in labels]
     label = next((n for n in labels if pa.types.is_integer(schema.field(n).type)), None)
     if label is None:
-        columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
         raise UserError(file, f"a column 'label' of integers is missing; it has {columns:.300}")
     if all(n in schema.names and pa.types.is_list(schema.field(n).type) for n in "txyp"):
         return tuple("txyp"), label
@@ -203,7 +176,6 @@ def _columns(schema: pa.Schema, file: str) -> tuple[tuple[str, ...], str]:
         kind = schema.field(name).type
         if is_encoded(kind) or is_numeric(kind) or is_events(kind):
             return (name,), label
-    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
     raise UserError(file, f"a column 'image' of images, numbers or events is missing; it has {columns:.300}")
 
 
@@ -221,35 +193,18 @@ def _huggingface_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     return tuple(str(n) for n in features.get(label, {}).get("names", ()))
 
 
-@dataclass(frozen=True)
-class FramedRows:
-    """A split of recordings, as frames."""
-
-    recordings: ParquetRows
-    frames: Frames
-
-    @property
-    def rows(self) -> int:
-        """See `Split`."""
-        return self.recordings.rows
-
-    def read(self, start: int, stop: int) -> Iterator[Example | Bad]:
-        """See `Split`."""
-        for row in self.recordings.read(start, stop):
-            if isinstance(row, Example) and isinstance(row.value, Recording):
-                try:
-                    row = row._replace(value=smallest(self.frames.count(row.value)))
-                except ValueError as error:
-                    row = Bad(row.path, str(error))
-            yield row
+def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> Iterator[Example | Bad]:
+    for row in recordings.read(start, stop):
+        if isinstance(row, Example) and isinstance(row.value, Recording):
+            try:
+                row = row._replace(value=smallest(frames.count(row.value)))
+            except ValueError as error:
+                row = Bad(row.path, str(error))
+        yield row
 
 
 def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -> tuple[Source, Frames]:
-    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`.
-
-    Raises:
-        UserError: a dataset of something else, or a size beyond the sensor.
-    """
+    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`."""
     files = {split: split_files(folder, split) for split in ("train", "test")}
     recordings = parquet(Options(input=folder))  # which names a file that cannot be read
     with open_parquet(files["train"][0]) as file:
@@ -261,10 +216,10 @@ def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -
     rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
     names = [name_of(path) for paths in files.values() for path in paths]
     source = Source(
-        splits={s: FramedRows(r, frames) for s, r in recordings.splits.items() if isinstance(r, ParquetRows)},
+        splits={s: Split(r.rows, partial(_read_framed, r, frames)) for s, r in recordings.splits.items()},
         class_names=recordings.class_names,
         source_id=_kept_as(schema, "source_id"),
-        fingerprint=fingerprint_of(Folder.of(folder, "data.path"), names, rule),
+        fingerprint=fingerprint(Folder.of(folder, "data.path").find(names), rule),
         notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
     )
     return source, frames

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
 from pipelines.data.shards import Format, write_shard
 from pipelines.data.sources import SOURCES
-from pipelines.data.sources.arrays import Arrays, _idx_pair
-from pipelines.data.sources.base import Options, Split
-from pipelines.data.sources.event_sets import SpikeTrains
-from pipelines.data.sources.tables import FramedRows, ParquetRows
+from pipelines.data.sources.arrays import _idx_pair, _read
+from pipelines.data.sources.base import Options, Split, split_of_files
+from pipelines.data.sources.event_sets import _read_spikes
+from pipelines.data.sources.tables import Columns, _read_framed
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from tests.pipelines.data import writers
@@ -326,10 +327,11 @@ def test_files_that_vanish_are_named(tmp_path: Path, source: str) -> None:
     file = tmp_path / "gone"
     folder = Folder.of(str(tmp_path))
     frames = Frames.of(Sensor(4, 4), T=2, by="time", size=None, where="--size")
+    recordings = split_of_files(folder, {"gone": 3}, Columns(("image",), "label").read)
     splits: dict[str, Split] = {
-        "mnist": Arrays(folder, ("gone",), (3,), _idx_pair),
-        "shd": SpikeTrains(folder, "gone", 3),
-        "frames": FramedRows(ParquetRows(folder, ("gone",), (3,), ("image",), "label"), frames),
+        "mnist": split_of_files(folder, {"gone": 3}, partial(_read, _idx_pair)),
+        "shd": split_of_files(folder, {"gone": 3}, _read_spikes),
+        "frames": Split(3, partial(_read_framed, recordings, frames)),
     }
     with pytest.raises(UserError, match=f"{file}: cannot be read \\(.*No such file or directory"):
         next(iter(splits[source].read(0, 3)))
