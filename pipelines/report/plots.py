@@ -196,10 +196,8 @@ def _figure(x: str, y: str):  # type: ignore[no-untyped-def]
 
 def new_figure(n: int, height: float):  # type: ignore[no-untyped-def]
     """A figure of ``n`` plots side by side, and their axes."""
-    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched and takes the page's colour
     figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.subplots(1, n, squeeze=False)[0]
     for a in axes:
@@ -210,7 +208,10 @@ def new_figure(n: int, height: float):  # type: ignore[no-untyped-def]
 
 def to_svg(figure: "Figure") -> str:
     """The figure as SVG text to stand in HTML."""
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text: found by a search, in the page's colour
+        figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
