@@ -4,25 +4,61 @@ import statistics
 from math import log
 from typing import Any
 
+from benchmarks.slamp_tasks import DEEP, DEEP_STEPS, STEPS
+
 Row = dict[str, Any]
 
 
+SHOWN = {"lamp": "lamp", "slamp": "slamp", "slamp_curve": "slamp_curve", "version 0.1": "root"}
+"""Predictions of distortion in the table, by the name that `spread_of_logs` gives them."""
+
+
 def tables(rows: list[Row]) -> str:
-    """All tables, task by task."""
+    """All tables: the deep tasks one by one, what is left of the others together, then distortion."""
     lines = []
-    for task in dict.fromkeys(row["task"] for row in rows):
+    for task in dict.fromkeys(row["task"] for row in rows if row["task"] in DEEP):
         own = [row for row in rows if row["task"] == task]
         lines += _dense(task, own)
         for part in ("synops", "weights"):
             for epochs in sorted({row["retrain_epochs"] for row in own if row["part"] == part}):
                 found = [r for r in own if r["part"] == part and r["retrain_epochs"] == epochs]
                 lines += ["", *_part(task, part, epochs, found)]
-        if found := [row for row in own if row["part"] == "distortion"]:
-            lines += ["", *_distortion(task, found)]
         if found := [row for row in own if row["part"] == "cost"]:
             lines += ["", *_cost(task, found)]
         lines.append("")
-    return "\n".join(lines)
+    lines += _small([row for row in rows if row["task"] not in DEEP])
+    return "\n".join([*lines, *_distortion([row for row in rows if row["part"] == "distortion"])])
+
+
+def _small(rows: list[Row]) -> list[str]:
+    """A line per task, target and level: SLAMP beside LAMP, and beside the default of version 0.1."""
+    if not rows:
+        return []
+    lines = [
+        "| set | left | dense | LAMP | SLAMP | - LAMP | - version 0.1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        dense = statistics.mean(row["accuracy"] for row in own if row["part"] == "dense")
+        for part, unit, earlier in (("synops", "SynOps", "root"), ("weights", "weights", "time")):
+            for level in dict.fromkeys(row["level"] for row in own if row["part"] == part):
+                of = [row for row in own if (row["part"], row.get("level")) == (part, level)]
+                by = {
+                    c: {r["seed"]: 100 * r["accuracy"] for r in of if r["criterion"] == c}
+                    for c in ("lamp", "slamp", earlier)
+                }
+                less = [
+                    _mean_sd([by["slamp"][seed] - by[c][seed] for seed in by["slamp"]], "+.1f")
+                    for c in ("lamp", earlier)
+                ]
+                left = level if part == "synops" else 1 - level
+                means = (f"{statistics.mean(by[c].values()):.1f}" for c in ("lamp", "slamp"))
+                lines.append(
+                    f"| {task} | {left:.0%} of the {unit} | {100 * dense:.1f} | {' | '.join(means)} |"
+                    f" {' | '.join(less)} |"
+                )
+    return lines
 
 
 def _dense(task: str, rows: list[Row]) -> list[str]:
@@ -78,7 +114,9 @@ def spread_of_logs(row: Row) -> dict[str, float]:
     """Standard deviation of log(measured / predicted) by criterion, over layers and densities."""
     usable = [r for r in row["measured"] if r["measured"] > 0 and 0 < r["removed_energy"] < 1]
     names = list(dict.fromkeys(r["layer"] for r in row["measured"]))
-    all_candidates = {"lamp": [1.0] * len(names), **row["candidates"]}
+    even = 1 - 1 / STEPS.get(row["task"], DEEP_STEPS)
+    slamp = [c**even for c in row["candidates"]["gradient_root"]]
+    all_candidates = {"lamp": [1.0] * len(names), "slamp": slamp, **row["candidates"]}
     found = {}
     for name, c in all_candidates.items():
         by_layer = dict(zip(names, c, strict=True))
@@ -90,11 +128,16 @@ def spread_of_logs(row: Row) -> dict[str, float]:
     return found
 
 
-def _distortion(task: str, rows: list[Row]) -> list[str]:
-    spreads = [spread_of_logs(row) for row in rows]
-    lines = [f"| {task}: sd of log(measured / predicted) | mean over {len(rows)} seeds |", "|---|---|"]
-    for name in spreads[0]:
-        lines.append(f"| {name} | {statistics.mean(s[name] for s in spreads if name in s):.2f} |")
+def _distortion(rows: list[Row]) -> list[str]:
+    """A column per task; the mean over its seeds."""
+    if not rows:
+        return []
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = [f"\n| sd of log(measured / predicted) | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    spreads = {task: [spread_of_logs(row) for row in rows if row["task"] == task] for task in tasks}
+    for shown, name in SHOWN.items():
+        cells = [f"{statistics.mean(found[name] for found in spreads[task]):.2f}" for task in tasks]
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
     return lines
 
 

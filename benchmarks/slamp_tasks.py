@@ -23,6 +23,7 @@ from snn.models import SpikingNetwork
 BATCH = 64
 STEPS = {"digits": 4, "nmnist": 6, "cifar10": 4, "dvs128": 6, "cifar-dvs": 6}
 """Timesteps of each small task."""
+DEEP_STEPS = 4
 
 
 @dataclass
@@ -156,7 +157,7 @@ def _cifar16(model: str, **options: Any) -> Task:
         y,
         x_test[0].contiguous(),
         y_test,
-        4,
+        DEEP_STEPS,
         False,
         (),
         (),

@@ -18,6 +18,7 @@ from pipelines.data.ingest import ingest
 from pipelines.networks import make_network
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
+from pipelines.training.phases import phases_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md describes the datasets
@@ -85,6 +86,27 @@ def test_a_small_variant_is_the_experiment_in_small(name: str) -> None:
         full.data_pruning.policy,
         full.weight_pruning.criterion,
     )
+
+
+@pytest.mark.parametrize("name", ["cifar10-sew18", "cifar10-dvs"])
+def test_a_laptop_variant_compares_with_full_data(name: str) -> None:
+    file = EXAMPLES / "laptop" / f"{name}.yaml"
+    assert [f.resolve() for f in config_files(file)] == [file, EXAMPLES / f"{name}.yaml"]
+    config = load_config(file)
+    assert (config.baseline, config.model.name, config.model.options) == (
+        "full",
+        "sew_resnet18",
+        {"width": 16},
+    )
+    assert [p.name for p in phases_of(config, "run")] == ["baseline", "train", "prune", "retrain"]
+    side = config.data.frames.size[0] if config.data.frames.size else 16
+    channels = SHAPES[name][0][0]
+    zeros, names = (0.0,) * channels, tuple("0123456789")
+    info = DatasetInfo(
+        input_shape=(channels, side, side), num_classes=10, class_names=names, mean=zeros, std=zeros
+    )
+    weights = sum(s.layer.weight.numel() for s in make_network(config.model, info, 0).synapses())
+    assert weights < 1_000_000  # trained on two cores
 
 
 @pytest.fixture(scope="session")

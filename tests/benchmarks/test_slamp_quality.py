@@ -1,5 +1,7 @@
 """The benchmark of weight criteria: its candidates are what they say."""
 
+from math import log
+
 import pytest
 import torch
 
@@ -55,8 +57,15 @@ def test_membrane_statistics_of_the_first_layer_step_by_step() -> None:
 
 
 def test_tables_set_every_criterion_beside_priced_lamp() -> None:
-    common = {"task": "t", "part": "synops", "level": 0.1, "retrain_epochs": 2, "one_shot": 0.3, "drop": 0.1}
-    common |= {"density": 0.1, "synops_of_dense": 0.1, "synops": 1000.0, "energy_nj": 2.0}
+    common = {
+        "task": "vgg9",
+        "part": "synops",
+        "level": 0.1,
+        "retrain_epochs": 2,
+        "one_shot": 0.3,
+        "drop": 0.1,
+    }
+    common |= {"drop": 0.1, "density": 0.1, "synops_of_dense": 0.1, "synops": 1000.0, "energy_nj": 2.0}
     accuracies = {("lamp", "synops"): 0.5, ("slamp", "synops"): 0.56, ("lamp", "weights"): 0.4}
     rows = [
         {**common, "seed": seed, "criterion": name, "objective": objective, "accuracy": value + seed / 100}
@@ -66,3 +75,34 @@ def test_tables_set_every_criterion_beside_priced_lamp() -> None:
     lines = slamp_tables.tables(rows).splitlines()
     for name, gain in (("slamp", "+6.0 ± 0.0"), ("lamp, not priced", "-10.0 ± 0.0")):
         assert any(line.startswith(f"| 10% | {name} | 2 |") and f"| {gain} |" in line for line in lines)
+
+
+def test_small_sets_share_a_table_beside_lamp_and_the_earlier_default() -> None:
+    common = {"task": "digits", "part": "synops", "level": 0.2, "retrain_epochs": 2, "objective": "synops"}
+    accuracies = {"lamp": 0.5, "root": 0.58, "slamp": 0.56}
+    rows = [
+        {**common, "seed": seed, "criterion": name, "accuracy": value + seed / 100}
+        for seed in (0, 1)
+        for name, value in accuracies.items()
+    ]
+    rows.append({"task": "digits", "part": "dense", "seed": 0, "accuracy": 0.9})
+    line = slamp_tables.tables(rows).splitlines()[-1]
+    assert line == "| digits | 20% of the SynOps | 90.0 | 50.5 | 56.5 | +6.0 ± 0.0 | -2.0 ± 0.0 |"
+
+
+def test_a_prediction_in_proportion_has_no_spread() -> None:
+    sensitivity, removed = (1.5, 0.4, 3.0), (0.1, 0.5, 0.8)
+    measured = [
+        {
+            "layer": str(i),
+            "removed_energy": r,
+            "measured": 7 * s ** (1 - 1 / 4) * -log(1 - r),
+            "curve": None,
+        }
+        for i, s in enumerate(sensitivity)
+        for r in removed
+    ]
+    row = {"task": "vgg9", "measured": measured, "candidates": {"gradient_root": sensitivity}}
+    found = slamp_tables.spread_of_logs(row)
+    assert found["slamp"] == pytest.approx(0, abs=1e-12)
+    assert found["lamp"] > 0.3
