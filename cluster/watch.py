@@ -3,6 +3,8 @@
 Without its head, Ray's client waits for a minute wherever it is called, then ends the process with C++ lines.
 """
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,22 +17,41 @@ SECONDS = 1.0
 def servers() -> dict[int, str]:
     """Ray's own processes that this one has started: names by their ids; none where no Linux tells them."""
     found = {}
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with suppress(OSError):  # it has ended meanwhile
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                if name in SERVERS:
-                    found[int(pid)] = name
+    for pid in _children("self"):
+        with suppress(OSError):  # it has ended meanwhile
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name in SERVERS:
+                found[pid] = name
     return found
 
 
 def watch(processes: Mapping[int, str], lost: Callable[[str], None], stop: threading.Event) -> None:
-    """Call ``lost`` with the name of the first process that ends before ``stop`` is set."""
+    """Call ``lost`` with the name of the first process that ends before ``stop`` is set.
+
+    What the others have started is killed before: Ray's agents do not end without its head.
+    """
     while not stop.wait(SECONDS):
         for pid, name in processes.items():
             if _has_ended(pid) and not stop.is_set():
+                for other in processes:
+                    _kill_below(other)
                 lost(name)
                 return
+
+
+def _children(pid: int | str) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, children.read_text().split())
+    return found
+
+
+def _kill_below(pid: int) -> None:
+    for child in _children(pid):
+        _kill_below(child)
+        with suppress(OSError):
+            os.kill(child, signal.SIGKILL)
 
 
 def _has_ended(pid: int) -> bool:

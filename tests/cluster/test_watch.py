@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from pathlib import Path
 
 from cluster import watch
 from cluster.watch import SERVERS, servers
@@ -33,3 +34,23 @@ def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ign
         for process in (*started.values(), other):
             process.kill()
             process.wait()
+
+
+def test_what_the_other_server_has_started_ends_too(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(watch, "SECONDS", 0.02)
+    (tmp_path / "raylet").symlink_to("/bin/bash")
+    command = "/bin/sleep 60 & echo $!; wait"
+    raylet = subprocess.Popen([str(tmp_path / "raylet"), "-c", command], stdout=subprocess.PIPE, text=True)
+    gone = subprocess.Popen(["/bin/true"])
+    try:
+        assert raylet.stdout is not None
+        child = Path(f"/proc/{int(raylet.stdout.readline())}/stat")
+        assert child.exists()
+        told: list[str] = []
+        watch.watch({raylet.pid: "raylet", gone.pid: "gcs_server"}, told.append, threading.Event())
+        assert told == ["gcs_server"]
+        assert raylet.wait(10) is not None  # it had nothing left to wait for
+        assert not child.exists()
+    finally:
+        raylet.kill()
+        gone.wait()
