@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import sadp_tables
+from benchmarks.slamp_tasks import DEEP
 from pipelines.storage.atomic import write_beside
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ TASKS = {"digits": "digits", "nmnist": "N-MNIST", "cifar10": "CIFAR-10", "dvs128
 TITLES = {
     "sew18": "SEW-ResNet-18", "vgg9": "VGG-9", "ms18": "MS-ResNet-18", **TASKS, "cifar-dvs": "simulated DVS"
 }  # fmt: skip
+RETRAINED = 2
+"""Epochs, in the plot of weight criteria."""
 CRITERIA = ("uniform", "lamp", "slamp", "slamp_curve", "response", "membrane", "root", "gradient_root")
 # Okabe and Ito's palette: told apart by colour-blind readers.
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
@@ -62,8 +65,10 @@ def sadp_training() -> "Figure":
 
 
 def slamp_quality() -> "Figure":
-    """Accuracy over the SynOps left and over the weights left, after the same retraining."""
-    rows = [r for r in _stored("slamp_quality")["rows"] if r["part"] in ("synops", "weights", "dense")]
+    """Accuracy over the SynOps left and over the weights left, after the same retraining: deep networks."""
+    stored = [r for r in _stored("slamp_quality")["rows"] if r["task"] in DEEP]
+    short = [r for r in stored if r["part"] in ("synops", "weights") and r["retrain_epochs"] == RETRAINED]
+    rows = [*(r for r in stored if r["part"] == "dense"), *short]
     tasks = [t for t in TITLES if any(r["task"] == t and r["part"] != "dense" for r in rows)]
     parts = [p for p in ("synops", "weights") if any(r["part"] == p for r in rows)]
     figure, grid = _grid(len(parts), len(tasks))

@@ -55,7 +55,7 @@ def kill_process(name: str) -> int | None:
 
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if any(name in word for word in process.cmdline()):
+            if name in "\0".join([*process.cmdline(), ""]):
                 process.kill()
                 return process.pid
     return None
