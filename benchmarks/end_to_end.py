@@ -54,7 +54,7 @@ def measure(task: str, storage: Path) -> list[dict[str, Any]]:
 
 
 def spikeprune(*words: object) -> None:
-    """A command; fails where it does."""
+    """Run a command; ends with its exit code where that is not 0."""
     code = cli.main(list(map(str, words)))
     if code:
         sys.exit(code)
