@@ -156,11 +156,7 @@ def _most_bytes(stored: int) -> int:
 
 
 def check_expansion(expanded: int, stored: int) -> None:
-    """That a file does not grow beyond reason when it is decompressed.
-
-    Raises:
-        ValueError: it does.
-    """
+    """Refuse, by a ValueError, a file that grows beyond reason when it is decompressed."""
     if expanded > _most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
 
