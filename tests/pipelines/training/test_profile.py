@@ -65,3 +65,5 @@ def test_gradients_travel_in_buckets_while_backward_goes_on(
     for begun, ended in spans["backward"]:
         sent = [s for s in spans["gloo:all_reduce"] if begun <= s[0] <= ended]
         assert len(sent) >= 2, "one bucket: nothing can overlap"
+        # The first bucket is under way before the last one is full.
+        assert sent[0][0] < begun + 0.9 * (ended - begun)
