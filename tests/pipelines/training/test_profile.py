@@ -57,13 +57,15 @@ def test_gradients_travel_in_buckets_while_backward_goes_on(
     }
     folder = run(load_config(None, given), "train", profile=True, console=Console(quiet=True))
     events = json.loads((folder / "profile" / "trace.json").read_text())["traceEvents"]
-    spans = {
-        name: [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == name and "dur" in e]
-        for name in ("backward", "gloo:all_reduce")
+    begun = {
+        name: sorted((e["ts"], e["tid"]) for e in events if e.get("name") == name and "dur" in e)
+        for name in ("c10d::allreduce_", "torch::autograd::AccumulateGrad")
     }
-    assert len(spans["backward"]) == 8
-    for begun, ended in spans["backward"]:
-        sent = [s for s in spans["gloo:all_reduce"] if begun <= s[0] <= ended]
+    backward = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "backward" and "dur" in e]
+    assert len(backward) == 8
+    for start, end in backward:
+        sent, gradients = ([e for e in begun[name] if start <= e[0] <= end] for name in begun)
         assert len(sent) >= 2, "one bucket: nothing can overlap"
-        # The first bucket is under way before the last one is full.
-        assert sent[0][0] < begun + 0.9 * (ended - begun)
+        # The thread of backward sends the first bucket, then comes to further gradients: an order, no time.
+        assert sent[0][1] == gradients[-1][1]
+        assert sent[0] < gradients[-1]

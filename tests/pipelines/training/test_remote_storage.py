@@ -63,6 +63,20 @@ def wait_until_still(config: Config) -> None:
         time.sleep(3 if config.cluster.engine == "ray" else 0)
 
 
+def killed_after_two_epochs(config: Config, temporary: Path, log: Path) -> bool:
+    """Run it as a command of its own and kill that; false if it ended before."""
+    log.with_suffix(".yaml").write_text(dump_config(config))
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        "TMPDIR": str(temporary),
+    }
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(log.with_suffix(".yaml"))]
+    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as driver:
+        wait_for(lambda: len(metrics(run_path(config))) >= 2 or driver.poll() is not None, "2 records")
+        driver.kill()
+    return driver.returncode == -signal.SIGKILL
+
+
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where working copies lie; what this machine keeps of a run is gone once it is removed."""
@@ -146,21 +160,16 @@ def test_a_killed_run_goes_on_from_the_bucket(
     """On a machine that has nothing of it."""
     expected = calm if engine else request.getfixturevalue("undisturbed")
     places = {"storage": uri("killed", server), "data.path": uri("digits", server)}
-    config = bucket(digits, **{**engine, **places, "name": "local" if engine else "ray"})
-    (tmp_path / "c.yaml").write_text(dump_config(config))
-    log = (tmp_path / "log").open("wb")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(tmp_path / "c.yaml")],
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, "TMPDIR": str(elsewhere)},
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    wait_for(lambda: len(metrics(run_path(config))) >= 2 or driver.poll() is not None, "2 records")
-    assert driver.poll() is None, (tmp_path / "log").read_text()
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    log = tmp_path / "log"
+    for attempt in range(5):  # a busy machine may look at a run only once it has ended
+        config = bucket(digits, **{**engine, **places, "name": f"{'local' if engine else 'ray'}{attempt}"})
+        if killed_after_two_epochs(config, elsewhere, log):
+            break
+    else:
+        pytest.fail(log.read_text())
     wait_until_still(config)
     shutil.rmtree(elsewhere / f"spikeprune-{os.getuid()}")
-    assert any(name.startswith("checkpoints/") for name in there(config)), (tmp_path / "log").read_text()
+    assert any(name.startswith("checkpoints/") for name in there(config)), log.read_text()
     folder = run(config, resume=True, console=QUIET)
     assert metrics(folder) == metrics(expected)
     assert "metrics.jsonl" in there(config)
