@@ -248,6 +248,46 @@ def test_a_residual_network() -> None:
     assert measure(adapted, [x]).synops == measure(net, [x]).synops
 
 
+@pytest.mark.parametrize("read", ["spikes", "potentials"])
+def test_a_network_that_ends_in_neurons(read: str) -> None:
+    """As in snntorch's tutorials: the bound holds through the last neurons, and `prune` sees the spikes."""
+    snntorch = pytest.importorskip("snntorch", reason="snntorch is not installed (extra peers)")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.lif1 = nn.Linear(16, 24), snntorch.Leaky(beta=0.9)
+            self.fc2, self.lif2 = nn.Linear(24, 5), snntorch.Leaky(beta=0.9)
+
+        def forward(self, x_B: Tensor) -> tuple[Tensor, Tensor]:
+            first, last = self.lif1.reset_mem(), self.lif2.reset_mem()
+            out = []
+            for _ in range(T):
+                spikes, first = self.lif1(self.fc1(x_B), first)
+                spikes, last = self.lif2(self.fc2(spikes), last)
+                out.append((spikes, last))
+            return torch.stack([s for s, _ in out]), torch.stack([u for _, u in out])
+
+    torch.manual_seed(0)
+    net, x, y = Net(), 4 * torch.rand(B, 16), torch.arange(B) % 5
+    step = StepScores(net, "sadp", lambda: None)
+    for _ in range(2):
+        spikes, potentials = net(x)
+        assert spikes.mean() > 0.01
+        out = spikes.sum(0) if read == "spikes" else potentials.mean(0)
+        losses = F.cross_entropy(out, y, reduction="none")
+        score = step(losses)
+    assert score is not None
+    by_example = [torch.autograd.grad(one, list(net.parameters()), retain_graph=True) for one in losses]
+    exact = torch.tensor([torch.cat([g.flatten() for g in each]).norm() for each in by_example])
+    assert (score >= exact * (1 - 1e-5)).all()
+    assert np.corrcoef(score.numpy(), exact.numpy())[0, 1] > 0.7
+    step.remove()
+    table = prune(net, [x], synops=0.5)
+    assert [path for path, _ in table.masks.items()] == ["fc1", "fc2"]
+    assert measure(wrap(net, x), [x.expand(T, *x.shape)]).synops > 0
+
+
 def test_a_network_that_makes_its_own_timesteps() -> None:
     net = ours(**CONSTANTS["spikingjelly"])
 
