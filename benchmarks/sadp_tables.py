@@ -8,7 +8,7 @@ Row = dict[str, Any]
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t at 97.5 % by the number of seeds."""
-HEAD = ("method", "r", "seeds", "accuracy %", "- random (95 %)", "- full (95 %)", "achieved / theory")
+HEAD = ("method", "r", "seeds", "accuracy %", "- random (95 %)", "- sadp (95 %)", "- full (95 %)")
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -17,14 +17,18 @@ def tables(result: dict[str, Any]) -> str:
     for task in dict.fromkeys(r["task"] for r in result["rows"]):
         rows = [r for r in result["rows"] if r["task"] == task]
         text += [f"\n### {task}\n", _line(HEAD), _line(["---"] * len(HEAD))]
-        full = _by_seed(rows, "full", 0.0)
+        full, speeds = _by_seed(rows, "full", 0.0), []
         if full:
-            text.append(_line(_cells("full", 0.0, full, {}, full)))
+            text.append(_line(_cells("full", 0.0, full, {})))
         for ratio in sorted({r["ratio"] for r in rows} - {0.0}):
-            random = _by_seed(rows, "random", ratio)
+            rivals = {name: _by_seed(rows, name, ratio) for name in ("random", "sadp")} | {"full": full}
+            if (speed := achieved(rivals["sadp"], full)) is not None:
+                speeds.append(f"{ratio:g}: {speed:.2f}")
             for method in dict.fromkeys(r["method"] for r in rows if r["ratio"] == ratio):
                 found = _by_seed(rows, method, ratio)
-                text.append(_line(_cells(method, ratio, found, random, full)))
+                text.append(_line(_cells(method, ratio, found, rivals)))
+        if speeds:
+            text.append(f"\nsadp, achieved over theoretical speed-up of the steps by r: {', '.join(speeds)}")
     return "\n".join(text)
 
 
@@ -58,21 +62,16 @@ def _by_seed(rows: Sequence[Row], method: str, ratio: float) -> dict[int, Row]:
     return {r["seed"]: r for r in rows if (r["method"], r["ratio"]) == (method, ratio)}
 
 
-def _cells(
-    method: str, ratio: float, found: dict[int, Row], random: dict[int, Row], full: dict[int, Row]
-) -> list[str]:
-    rows = list(found.values())
-    accuracy = [100 * r["accuracy"] for r in rows]
-    spread = f" ({statistics.stdev(accuracy):.2f})" if len(rows) > 1 else ""
-    speed = achieved(found, full)
+def _cells(method: str, ratio: float, found: dict[int, Row], rivals: dict[str, dict[int, Row]]) -> list[str]:
+    accuracy = [100 * r["accuracy"] for r in found.values()]
+    spread = f" ({statistics.stdev(accuracy):.2f})" if len(accuracy) > 1 else ""
+    differences = ["" if name == method else _difference(found, rival) for name, rival in rivals.items()]
     return [
         method,
         f"{ratio:g}",
-        str(len(rows)),
+        str(len(accuracy)),
         f"{statistics.mean(accuracy):.2f}{spread}",
-        "" if method == "random" else _difference(found, random),
-        "" if method == "full" else _difference(found, full),
-        "" if speed is None or method == "full" else f"{speed:.2f}",
+        *(differences or [""] * 3),
     ]
 
 

@@ -126,16 +126,14 @@ METHODS = {
     "repb matched": Method("repb_matched"),
     "orderdp": Method("orderdp"),
     "seta matched": Method("seta_matched"),
-    "sadp, unbiased weights": Method("sadp", {"weight_power": 1.0}, everywhere=False),
-    "sadp, equal weights": Method("sadp", {"weight_power": 0.0}, everywhere=False),
-    "infobatch matched, unbiased weights": Method(
-        "infobatch_matched", {"weight_power": 1.0}, everywhere=False
-    ),
+    "sadp, unbiased weights": Method("sadp", {"weight_power": 1.0}),
+    "sadp, equal weights": Method("sadp", {"weight_power": 0.0}),
+    "infobatch matched, unbiased weights": Method("infobatch_matched", {"weight_power": 1.0}),
     "el2n, unbiased weights": Method("el2n", {"weight_power": 1.0}, everywhere=False),
     "infobatch": Method("infobatch", everywhere=False),
     "sadp, first epoch pruned": Method("sadp", {"warmup_epochs": 0, "score_from": 1}, everywhere=False),
     "sadp, growing ratio": Method("sadp", {"growing": True}, everywhere=False),
-    "sadp, plain norm": Method("sadp", {"weight_power": 1.0}, everywhere=False),
+    "sadp, plain norm": Method("sadp", {"weight_power": 1.0}),
     "sadp fresh": Method("sadp", {"rescore_every": 1}, everywhere=False),
     "random, compute of fresh": Method("random", everywhere=False),
 }

@@ -1,9 +1,16 @@
-"""What is printed of the rows of `benchmarks.slamp_quality`: Markdown, means over seeds."""
+"""What is printed of the rows of `benchmarks.slamp_quality`: Markdown, means over seeds.
+
+Accuracies in % with their standard deviation over seeds, differences in points with the 95 % interval of the
+paired difference.
+"""
 
 import statistics
 from math import log
 from typing import Any
 
+import numpy as np
+
+from benchmarks.sadp_tables import half_interval
 from benchmarks.slamp_tasks import DEEP, DEEP_STEPS, STEPS
 
 Row = dict[str, Any]
@@ -18,11 +25,11 @@ def tables(rows: list[Row]) -> str:
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows if row["task"] in DEEP):
         own = [row for row in rows if row["task"] == task]
-        lines += _dense(task, own)
+        dense = [row for row in own if row["part"] == "dense"]
         for part in ("synops", "weights"):
             for epochs in sorted({row["retrain_epochs"] for row in own if row["part"] == part}):
                 found = [r for r in own if r["part"] == part and r["retrain_epochs"] == epochs]
-                lines += ["", *_part(task, part, epochs, found)]
+                lines += ["", *_part(task, part, epochs, found, dense)]
         if found := [row for row in own if row["part"] == "cost"]:
             lines += ["", *_cost(task, found)]
         lines.append("")
@@ -49,7 +56,7 @@ def _small(rows: list[Row]) -> list[str]:
                     for c in ("lamp", "slamp", earlier)
                 }
                 less = [
-                    _mean_sd([by["slamp"][seed] - by[c][seed] for seed in by["slamp"]], "+.1f")
+                    _difference([by["slamp"][seed] - by[c][seed] for seed in by["slamp"]])
                     for c in ("lamp", earlier)
                 ]
                 left = level if part == "synops" else 1 - level
@@ -61,53 +68,65 @@ def _small(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _dense(task: str, rows: list[Row]) -> list[str]:
-    lines = [
-        f"| {task}: dense, seed | accuracy | SynOps per inference | of these MACs | energy, nJ |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if row["part"] == "dense":
-            lines.append(
-                f"| {row['seed']} | {row['accuracy']:.3f} | {row['synops']:,.0f} | {row['macs']:,.0f} |"
-                f" {row['energy_nj']:,.0f} |"
-            )
-    return lines
-
-
-def _part(task: str, part: str, epochs: int, rows: list[Row]) -> list[str]:
-    """A line per level and criterion; gains over LAMP seed by seed."""
-    target = "share of the SynOps" if part == "synops" else "sparsity"
-    lines = [
-        f"| {task}: {target} | criterion | seeds | one-shot | retrained {epochs} epochs | drop from dense |"
-        " over LAMP | connectivity | SynOps of dense | SynOps | energy, nJ |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def _part(task: str, part: str, epochs: int, rows: list[Row], dense: list[Row]) -> list[str]:
+    """A line for the dense networks, and one per level and criterion; gains over LAMP seed by seed."""
+    target = "SynOps aimed at" if part == "synops" else "sparsity"
+    columns = (
+        f"{task}: {target}", "criterion", "seeds", "before retraining", f"after {epochs} epochs", "- dense",
+        "- LAMP", "- LAMP at equal energy", "weights left", "SynOps left", "SynOps", "energy, nJ",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    seeds = {row["seed"] for row in rows}
+    of_seeds = [row for row in dense if row["seed"] in seeds]
+    lines.append(
+        f"| | dense | {len(of_seeds)} | | {_accuracy(of_seeds)} | | | | 100% | 100% |"
+        f" {_mean(of_seeds, 'synops'):,.0f} | {_mean(of_seeds, 'energy_nj'):,.1f} |"
+    )
+    lamp = {(r["level"], r["seed"]): r for r in rows if (r["criterion"], r["objective"]) == ("lamp", part)}
     for level in dict.fromkeys(row["level"] for row in rows):
         of_level = [row for row in rows if row["level"] == level]
-        lamp = {
-            r["seed"]: r["accuracy"] for r in of_level if (r["criterion"], r["objective"]) == ("lamp", part)
-        }
         for key in dict.fromkeys((r["criterion"], r["objective"]) for r in of_level):
             own = [r for r in of_level if (r["criterion"], r["objective"]) == key]
             name = key[0] if key[1] == part else f"{key[0]}, not priced"
-            gains = [100 * (r["accuracy"] - lamp[r["seed"]]) for r in own if r["seed"] in lamp]
-
-            def mean(field: str, own: list[Row] = own) -> float:
-                return statistics.mean(r[field] for r in own)
-
-            lines.append(
-                f"| {level:.0%} | {name} | {len(own)} | {mean('one_shot'):.3f} |"
-                f" {_mean_sd([r['accuracy'] for r in own], '.3f')} | {100 * mean('drop'):.1f} |"
-                f" {_mean_sd(gains, '+.1f') if gains else '-'} | {mean('density'):.1%} |"
-                f" {mean('synops_of_dense'):.1%} | {mean('synops'):,.0f} | {mean('energy_nj'):,.1f} |"
-            )
+            gains = ["", ""]
+            if key != ("lamp", part):
+                with_lamp = [r for r in own if (level, r["seed"]) in lamp]
+                over = [100 * (r["accuracy"] - lamp[level, r["seed"]]["accuracy"]) for r in with_lamp]
+                equal = [_over_equal_energy(r, [*lamp.values()]) for r in own]
+                gains = [_difference(over), _difference([e for e in equal if e is not None])]
+            cells = (
+                f"{level:.0%}", name, str(len(own)), f"{100 * _mean(own, 'one_shot'):.1f}", _accuracy(own),
+                f"{-100 * _mean(own, 'drop'):+.1f}", *gains, f"{_mean(own, 'density'):.1%}",
+                f"{_mean(own, 'synops_of_dense'):.1%}", f"{_mean(own, 'synops'):,.0f}",
+                f"{_mean(own, 'energy_nj'):,.1f}",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _mean_sd(values: list[float], form: str) -> str:
-    mean = f"{statistics.mean(values):{form}}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
+def _over_equal_energy(row: Row, lamp: list[Row]) -> float | None:
+    """Points above LAMP at the row's energy: linear between the levels of LAMP of the same seed."""
+    own = sorted((r["energy_nj"], r["accuracy"]) for r in lamp if r["seed"] == row["seed"])
+    if len(own) < 2 or not own[0][0] <= row["energy_nj"] <= own[-1][0]:
+        return None
+    return float(100 * (row["accuracy"] - np.interp(row["energy_nj"], *zip(*own, strict=True))))
+
+
+def _mean(rows: list[Row], field: str) -> float:
+    return statistics.mean(row[field] for row in rows)
+
+
+def _accuracy(rows: list[Row]) -> str:
+    values = [100 * row["accuracy"] for row in rows]
+    spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def _difference(points: list[float]) -> str:
+    if not points:
+        return ""
+    spread = f" ± {half_interval(points):.1f}" if len(points) > 1 else ""
+    return f"{statistics.mean(points):+.1f}{spread}"
 
 
 def spread_of_logs(row: Row) -> dict[str, float]:

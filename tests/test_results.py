@@ -128,7 +128,7 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     assert len({r["seed"] for r in rows}) == 3
     readme = (RESULTS.parents[1] / "README.md").read_text()
     found = re.search(
-        r"ends ([\d.]+) points (above|below) full data, and SLAMP .* after retraining ([\d.]+) points below",
+        r"ended ([\d.]+) points (above|below) full data; SLAMP .* after retraining, ended ([\d.]+) below",
         readme,
     )
     assert found
@@ -146,7 +146,7 @@ def test_what_the_readme_says_of_sparse_inference_is_stored() -> None:
         if (row["network"], row["batch"]) == ("vgg6", 16)
     }
     readme = (RESULTS.parents[1] / "README.md").read_text()
-    found = re.search(r"VGG-6 infers ([\d.]+) times faster at 90 %, ([\d.]+) times at 98 %", readme)
+    found = re.search(r"VGG-6 is ([\d.]+) times as fast at 90 % sparsity and ([\d.]+) times at 98 %", readme)
     assert found
     assert (float(found[1]), float(found[2])) == (round(gain[0.9], 1), round(gain[0.98], 1))
 
