@@ -17,7 +17,7 @@ from cluster.manifest import manifest as filled
 from cluster.manifest import read_values
 from cluster.submit import collect, job_id, requirements
 from cluster.submit import submit as send
-from pipelines.cli.remote import check_no_secret, job_variables, remote_command
+from pipelines.cli.remote import VERBS, check_no_secret, job_variables, remote_command
 from pipelines.config import Config, parser
 from pipelines.config.load import load_config, read_yaml
 from pipelines.console import messages, results, say, table, write
@@ -199,6 +199,8 @@ def manifest(o: ManifestCommand) -> None:
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError("--set", f"{text!r:.80} cannot be read") from None
     checked = read_values(values)
+    if (verb := checked["command"][0]) not in VERBS:
+        raise UserError("command", f"{verb!r} is not a verb for a cluster; use one of {', '.join(VERBS)}")
     check_no_secret(checked["command"], "command", checked["storage"])
     write(filled(o.kind, values), end="")
 

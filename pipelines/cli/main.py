@@ -79,7 +79,11 @@ def usage(group: str = "") -> str:
     prog = f"spikeprune {group}".strip()
     lines = {v.removeprefix(f"{group} "): f for v, f in VERBS.items() if v.startswith(f"{group} ".lstrip())}
     shown = "\n".join(f"  {verb:<17}{_summary(function)}" for verb, function in lines.items())
-    what = "" if group else "Train spiking neural networks on less data, and keep fewer synapses.\n\n"
+    what = (
+        ""
+        if group
+        else "Train spiking neural networks on fewer examples per epoch, and prune their synapses.\n\n"
+    )
     return (
         f"usage: {prog} VERB [options]\n\n{what}verbs:\n{shown}\n\n"
         f"{prog} VERB --help explains a verb and every field of its config.\n"

@@ -79,7 +79,10 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
     masks = _masks(run, model) if phase != "train" else None
     graph = _graph(model, architecture) if nir else None
     with well_formed(run / ("metrics.jsonl" if phase == "train" else "pruning.json")):
-        rows = _rows(run, phase, model)
+        pruning = None if masks is None else read_json(run / "pruning.json")
+        rows = _rows(run, phase, model, pruning)
+        if pruning and masks and pruning["allocation"]["fingerprint"] != masks.fingerprint():
+            raise UserError(str(run / "pruning.json"), "is of other masks than those beside it")
     with filled_folder(output, "--output") as folder:
         names = ["model.safetensors"]
         save_checkpoint(folder / names[0], model, architecture)
@@ -157,11 +160,13 @@ def _graph(model: SpikingNetwork, architecture: Architecture) -> Any:
         raise UserError("--nir", f"{architecture['name']} cannot be expressed in NIR: {error}") from None
 
 
-def _rows(run: Path, phase: str, model: SpikingNetwork) -> tuple[LayerRow, ...]:
+def _rows(
+    run: Path, phase: str, model: SpikingNetwork, pruning: dict[str, Any] | None
+) -> tuple[LayerRow, ...]:
     after = next(
         r["activity"] for r in reversed(read_metrics(run)) if r["phase"] == phase and "activity" in r
     )
-    before = read_json(run / "pruning.json")["activity"]["dense"] if phase != "train" else after
+    before = after if pruning is None else pruning["activity"]["dense"]
     rows = []
     for s, a, b in zip(model.synapses(), after["layers"], before["layers"], strict=True):
         surviving, weights = int(s.layer.weight.count_nonzero()), s.layer.weight.numel()

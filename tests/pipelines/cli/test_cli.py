@@ -97,6 +97,10 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         (["cluster", "manifest", "slurm", "--set", "hours=2026-13-45"], "'hours=2026-13-45' cannot be read"),
         (["cluster", "manifest", "slurm", "--set", "hours=[" + "[" * 3000], "--set: 'hours=[["),
         (["cluster", "manifest", "slurm", "--set", f"hours={'x' * 300}"], "hours: 'xxxx"),
+        (
+            ["cluster", "manifest", "slurm", "--set", "command=[trian, my.yaml]"],
+            "command: 'trian' is not a verb",
+        ),
         (["train", "--model.channels", "3"], "model.channels: (3,) does not apply: mlp has no such layers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,5 +107,13 @@ def test_what_cannot_be_exported(
     )
     with pytest.raises(UserError, match="has not finished its phase retrain yet; --resume"):
         export.export(soft, tmp_path / "out")
+
+    mixed = tmp_path / "mixed"
+    shutil.copytree(pruned, mixed)
+    record = json.loads((mixed / "pruning.json").read_text())
+    record["allocation"]["fingerprint"] = "0" * len(record["allocation"]["fingerprint"])
+    (mixed / "pruning.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"pruning\.json: is of other masks than those beside it"):
+        export.export(mixed, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
