@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from snn.adapters.library import Library, library_of
 from snn.layers import Norm, Synapses, WeightLayer, is_static
@@ -134,6 +135,8 @@ class Spikes(nn.Module):
         super().__init__()
         self.path, self._library = path, library
         self._neuron = [neuron]  # not a submodule
+        self.observed = False
+        """Whether anybody has placed a hook, so that the spikes have to be collected."""
 
     @property
     def neuron(self) -> nn.Module:
@@ -151,6 +154,11 @@ class Spikes(nn.Module):
             return self._library.constants(self.neuron)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+
+    def register_forward_hook(self, *args: Any, **options: Any) -> RemovableHandle:
+        """As of any module."""
+        self.observed = True
+        return super().register_forward_hook(*args, **options)
 
     def forward(self, spikes_TB: Tensor) -> Tensor:
         """The spikes themselves."""
@@ -200,7 +208,7 @@ class Adapted(nn.Module):
         self._library.reset(self.model)
         with ExitStack() as hooks:
             for tap in (cast(Spikes, s.neuron) for s in self._synapses if s.neuron is not None):
-                if tap._forward_hooks and tap not in spikes:
+                if tap.observed and tap not in spikes:
                     spikes[tap] = []
                     keep = partial(_keep_output, spikes[tap])
                     hooks.callback(tap.neuron.register_forward_hook(keep).remove)

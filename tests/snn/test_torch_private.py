@@ -12,6 +12,7 @@ from snn import torch_private
 ROOT = Path(torch_private.__file__).parents[1]
 PRIVATE = re.compile(
     r"\btorch\._(?!_)|\btorch\.(?:\w+\.)+_(?!_)|from torch[\w.]* import .*\b_\w|super\(\)\._(?!_)"
+    r"|\b\w+\._(?:(?:forward|backward)_(?:pre_)?hooks|parameters|buffers|modules)\b"
 )
 
 
