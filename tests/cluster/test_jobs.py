@@ -158,6 +158,7 @@ def test_exit_code_3_signal_and_words(head: Head, project: Path) -> None:
     assert "/none/python: not found" in elsewhere.out
 
 
+@pytest.mark.slow
 def test_ctrl_c_detaches_and_stop_stops(head: Head, project: Path) -> None:
     command = [str(BIN / "spikeprune"), "submit", "--address", head.url, "--token-file", str(head.token)]
     command += ["--follow", "--id", "long", "--", "python", "script.py", "0", "601"]

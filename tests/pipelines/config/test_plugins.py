@@ -50,6 +50,7 @@ LOCAL = ("--cluster.engine", "local", "--cluster.workers", "1")
 SHORT = ("--train.epochs", "3", "--weight-pruning.retrain_epochs", "0")
 
 
+@pytest.mark.slow
 def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
     example: Path, elsewhere: Path, digits: Path, tmp_path: Path, ray_session: None
 ) -> None:

@@ -89,6 +89,7 @@ def test_it_learns_and_pruned_weights_stay_pruned(undisturbed: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_metrics(
     undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
@@ -158,13 +159,8 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     assert next(tables).equals(next(tables))
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        "ray::RayTrainWorker",
-        *(pytest.param(f"ray::{name}", marks=pytest.mark.slow) for name in ("TableActor", "Beside")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::TableActor", "ray::Beside"])
 def test_a_killed_process_is_replaced_and_changes_nothing(
     victim: str, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
