@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -76,8 +76,10 @@ def test_an_example_of_weight_n_counts_as_n_examples(
         nn.init.uniform_(norm.weight, 0.5, 2.0)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
     oracle = copy.deepcopy(norm).double()
-    each = exact.repeat_interleave(n, 1).flatten(0, 1).requires_grad_()
-    y_each = oracle(each)
+    each = exact.repeat_interleave(n, 1).flatten(0, 1)
+    # Values closer than that around -200 have lost their digits in float32, whatever the norm.
+    assume(dtype == torch.float64 or each.transpose(0, 1).flatten(1).std(1).min() > 0.5)
+    y_each = oracle(each.requires_grad_())
     y_each.backward(up.repeat_interleave(n, 1).flatten(0, 1))
     first = torch.cumsum(n, 0) - n  # of the copies of each example
     x = exact.to(dtype).flatten(0, 1)
