@@ -27,6 +27,7 @@ from pipelines.data.sources.tables import event_frames
 from pipelines.errors import UserError
 from pipelines.storage.atomic import (
     check_new_folder,
+    check_outside,
     check_storage,
     read_json,
     read_json_below,
@@ -87,6 +88,8 @@ def ingest(
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
     chosen = replace(options or Options(), input=None if input is None else str(input))
+    if input is not None:
+        check_outside("--output", output, input)
     request = request_of(chosen)
 
     def opened(download: bool) -> Source:
@@ -111,6 +114,7 @@ def cache_frames(
     """
     if T < 1:
         raise UserError("--T", f"{T} is not possible; it must be at least 1")
+    check_outside("--output", output, folder)
     source, frames = event_frames(str(folder), T=T, by=by, size=size)
     manifest = read_json_below(output, MANIFEST)
     if manifest is not None and manifest.get("frames") != source.notes["frames"]:
@@ -178,6 +182,7 @@ def _write_here(
         record = {"fingerprint": source.fingerprint, **writing.settings(), "options": request}
         _keep_finished(staging, record)
         format, shards = _format(source, writing), list(_shards(source, writing))
+        refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
         reports = _write_all(source, shards, format, staging, writing, told)
         bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
         manifest = publish(name, source, shards, reports, format.group_rows, staging)

@@ -18,7 +18,7 @@ from pipelines.data.ids import Ids
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, well_formed, write_json
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -86,7 +86,7 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     if uri is not None:
         files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
     elif Path(folder).exists():
-        files = [str(real_path(file)) for file in sorted(Path(folder).glob(pattern))]
+        files = [str(file.absolute()) for file in sorted(Path(folder).glob(pattern))]
     else:
         raise UserError("data.path", f"{folder} does not exist; {REMEDY}")
     if not files:

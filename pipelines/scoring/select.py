@@ -212,7 +212,7 @@ def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> Non
     for file in files:
         write_parquet(below(output, name_of(file)), chosen(file), ROW_GROUP_ROWS)
     names, dataset = {name_of(file) for file in files}, Folder.of(folder, "data")
-    for entry in dataset.files(hidden=False):
+    for entry in dataset.files(originals=True):
         if entry.path.endswith(".parquet") and "/" not in entry.path and entry.path not in names:
             write_beside(below(output, entry.path), partial(dataset.download, entry.path))
 

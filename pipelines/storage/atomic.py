@@ -89,14 +89,22 @@ def check_new_folder(where: str, folder: Path | str) -> None:
 
 def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
     """Refuse a file that would become, or replace, one of a dataset's."""
-    uri = uri_of(output)
-    if uri is None:
-        same = real_path(Path(output).parent) == real_path(dataset)
-    else:
-        there, beside = (str(p).partition("?")[0].rstrip("/") for p in (uri_of(dataset), parent(uri)))
-        same = there == beside
-    if same:
-        raise UserError(where, f"{uri or output} lies among the dataset's own files; write it elsewhere")
+    if _place(parent(output)) == _place(dataset):
+        shown = uri_of(output) or output
+        raise UserError(where, f"{shown} lies among the dataset's own files; write it elsewhere")
+
+
+def check_outside(where: str, output: Path | str, read: Path | str) -> None:
+    """Refuse a folder to write that is, or lies in, one that is read."""
+    if f"{_place(output)}/".startswith(f"{_place(read).rstrip('/')}/"):
+        output, read = (uri_of(path) or path for path in (output, read))
+        raise UserError(where, f"{output} lies in {read}, which is read; name a folder beside it")
+
+
+def _place(path: Path | str) -> str:
+    """The same for all names of a folder."""
+    uri = uri_of(path)
+    return str(real_path(path)) if uri is None else uri.partition("?")[0].rstrip("/")
 
 
 def write_parquet(path: Path | str, tables: "Iterable[pa.Table]", row_group_size: int | None = None) -> None:

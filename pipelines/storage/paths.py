@@ -107,17 +107,20 @@ class Entry(NamedTuple):
     path: str
     """Relative to the folder."""
     size: int
+    """In bytes; -1 of a link to nothing."""
     modified: int
     """Nanoseconds; 0 where unknown."""
 
 
-def _local_files(root: str) -> Iterator["Entry"]:
-    """Files below a local folder; a link that leads back to a folder above it is not followed."""
+def _local_files(root: str) -> Iterator[Entry]:
+    """Files and links to nothing below a local folder; a link back to a folder above it is not followed."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     if not os.path.isdir(root):
+        if os.path.islink(root):
+            yield Entry("", -1, 0)
         return
     above = {root: [os.path.realpath(root)]}
     for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
@@ -130,11 +133,15 @@ def _local_files(root: str) -> Iterator["Entry"]:
                 above[os.path.join(place, name)] = [*way, real]
         for name in names:
             path = os.path.join(place, name)
-            with suppress(FileNotFoundError):  # a link to nowhere
+            name = path[len(root) :].replace(os.sep, "/").lstrip("/")
+            try:
                 found = os.stat(path)
-                if stat.S_ISREG(found.st_mode):
-                    name = path[len(root) :].replace(os.sep, "/").lstrip("/")
-                    yield Entry(name, found.st_size, found.st_mtime_ns)
+            except FileNotFoundError:
+                if os.path.islink(path):  # else it has gone meanwhile
+                    yield Entry(name, -1, 0)
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield Entry(name, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -183,25 +190,32 @@ class Folder:
         """A folder below this one."""
         return Folder(below(self.uri, path), self.filesystem, self.at(path))
 
-    def files(self, *, hidden: bool = True) -> list[Entry]:
-        """Files below, however deep, in order of their paths; none where there is no such folder."""
+    def files(self, *, originals: bool = False) -> list[Entry]:
+        """Files below, however deep, in order of their paths; none where there is no such folder.
+
+        Of originals, hidden files are left out, and links to nothing are listed: something is missing.
+        """
+        found = _local_files(self.root) if self.is_local else self._remote_files()
+        if originals:
+            return sorted(e for e in found if not e.path.rpartition("/")[2].startswith("."))
+        return sorted(e for e in found if e.size >= 0)
+
+    def _remote_files(self) -> Iterator[Entry]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == fs.FileType.File:
+                name = info.path[len(self.root) :].lstrip("/")
+                yield Entry(name, info.size or 0, info.mtime_ns or 0)
+
+    def folders(self) -> list[str]:
+        """Names of the folders, and links to nothing, directly below, sorted; hidden ones left out."""
         from pyarrow import fs
 
         if self.is_local:
-            return sorted(e for e in _local_files(self.root) if hidden or e.path.rpartition("/")[2][0] != ".")
-        selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
-        start = len(self.root)
-        return sorted(
-            Entry(info.path[start:].lstrip("/"), info.size or 0, info.mtime_ns or 0)
-            for info in self.filesystem.get_file_info(selector)
-            if info.type == fs.FileType.File and (hidden or not info.base_name.startswith("."))
-        )
-
-    def folders(self) -> list[str]:
-        """Names of the folders directly below, sorted; hidden ones left out."""
-        from pyarrow import fs
-
-        if self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
+            names = {n for n in os.listdir(self.root) if _is_folder_or_gone(self.at(n))}
+        elif self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
             names = {e.path.partition("/")[0] for e in self.files() if "/" in e.path}
         else:
             found = self.filesystem.get_file_info(fs.FileSelector(self.root))
@@ -296,6 +310,10 @@ class Folder:
 def real_path(path: str | Path) -> Path:
     """As ``Path.resolve``, which raises for a link to itself."""
     return Path(os.path.realpath(path))
+
+
+def _is_folder_or_gone(path: str) -> bool:
+    return os.path.isdir(path) or not os.path.exists(path)
 
 
 def _refuse_pipe(file: str | Path) -> None:

@@ -71,7 +71,7 @@ def dvs_gesture(options: Options) -> Source:
         splits={split: Split(len(own), partial(_read_trials, place, own)) for split, own in trials.items()},
         class_names=GESTURES,
         sensor=Sensor(128, 128),
-        fingerprint=fingerprint(place.files(hidden=False), "dvs-gesture", list(trials.values())),
+        fingerprint=fingerprint(place.files(originals=True), "dvs-gesture", list(trials.values())),
         notes={"split": "official", "order": "as listed"},
     )
 
@@ -98,7 +98,7 @@ def _listed(folder: Folder, file: str) -> _Trials:
 
 def _tonic(folder: Folder, name: str) -> _Trials:
     trials = []
-    for entry in folder.below(name).files(hidden=False):
+    for entry in folder.below(name).files(originals=True):
         stem = entry.path.rpartition("/")[2].removesuffix(".npy")
         if entry.path.endswith(".npy") and stem.isdigit() and int(stem) < len(GESTURES):
             trials.append((f"{name}/{entry.path}", int(stem), 0, 0))
