@@ -3,19 +3,19 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.decode import decode_image, pack
 from pipelines.data.events import UNSORTED, Recording, Sensor, fault, is_events, sort, to_arrow
 from pipelines.data.sources.base import Bad, Example, Split, Value
-from pipelines.storage.atomic import write_beside, write_json
+from pipelines.storage.atomic import write_json, write_parquet
 
 OnBad = Literal["refuse", "skip", "sort"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -123,9 +123,9 @@ class Statistics:
         self.channels[channels] = (old + np.array(sums, object)).tolist()
 
     def _add_events(self, more: dict[str, int]) -> None:
-        e = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
-        ends = {"fewest": min(e["fewest"], more["fewest"]), "most": max(e["most"], more["most"])}
-        self.events = {name: e[name] + more[name] for name in more} | ends
+        merge = {"fewest": min, "most": max}
+        before = self.events
+        self.events = {n: merge.get(n, add)(before[n], more[n]) if before else more[n] for n in more}
 
 
 @dataclass(frozen=True)
@@ -171,47 +171,38 @@ def write_shard(split: Split, start: int, stop: int, folder: str, file: str, for
 
     Memory holds one row group at a time.
     """
-    report = ShardReport(file)
-    path = Path(folder) / file
-
-    def write(partial: Path) -> None:
-        writer: pq.ParquetWriter | None = None
-        next_id = start
-        try:
-            for table in _groups(split.read(start, stop), report, format):
-                ids = pa.array(np.arange(next_id, next_id + table.num_rows))
-                next_id += table.num_rows
-                table = table.add_column(0, "id", ids).replace_schema_metadata(format.metadata())
-                writer = writer or parquet_writer(partial, table.schema)
-                writer.write_table(table, row_group_size=format.group_rows)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            partial.touch()
-
-    write_beside(path, write)
+    report, path = ShardReport(file), Path(folder) / file
+    write_rows(path, _groups(split.read(start, stop), report, format), start, format.group_rows)
     report.sha256 = sha256_of(path)
     write_json(path.with_suffix(".json"), asdict(report))
     return report
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """For any of our schemas: zstd; times as differences, coordinates by dictionary, images plain."""
+def write_rows(path: Path, tables: Iterable[pa.Table], first_id: int, group_rows: int) -> None:
+    """A file of rows without ids, which get those from ``first_id`` on; an empty file without rows."""
+
+    def numbered(next_id: int) -> Iterator[pa.Table]:
+        for table in tables:
+            ids = pa.array(np.arange(next_id, next_id + table.num_rows))
+            next_id += table.num_rows
+            yield table.add_column(0, "id", ids)
+
+    write_parquet(path, numbered(first_id), group_rows, _encodings)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Times as differences, coordinates by dictionary, images plain."""
     if not is_events(schema.field("image").type):
-        return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["label"])
+        return {"use_dictionary": ["label"]}
     name = "image.{}.list.element"
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=["label", *(name.format(c) for c in "xyp")],
-        column_encoding={name.format("t"): "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
-    )
+    return {
+        "use_dictionary": ["label", *(name.format(c) for c in "xyp")],
+        "column_encoding": {name.format("t"): "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
+    }
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -223,10 +214,10 @@ def _groups(rows: Iterator[Example | Bad], report: ShardReport, format: Format) 
         if (found := checker.check(row)) is not None:
             good.append(found)
         if len(good) == format.group_rows:
-            yield _table(good, format.source_id)
+            yield _table(good, format)
             good = []
     if good:
-        yield _table(good, format.source_id)
+        yield _table(good, format)
     checker.flush()
 
 
@@ -327,7 +318,7 @@ def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray
     return buffer.getvalue(), decode_image(buffer.getvalue())
 
 
-def _table(rows: list[Example], source_id: str | None) -> pa.Table:
+def _table(rows: list[Example], format: Format) -> pa.Table:
     values = [r.value for r in rows]
     paths = pa.array([r.path for r in rows], pa.string())
     columns: dict[str, Any] = {"image": None, "label": pa.array([r.label for r in rows], pa.int64())}
@@ -341,6 +332,6 @@ def _table(rows: list[Example], source_id: str | None) -> pa.Table:
     else:
         encoded = pa.array([pack(v) if isinstance(v, np.ndarray) else v for v in values], pa.binary())
         columns["image"] = pa.StructArray.from_arrays([encoded, paths], fields=list(IMAGE))
-    if source_id is not None:
-        columns["source_id"] = pa.array([r.source_id for r in rows]).cast(source_id)
-    return pa.table(columns)
+    if format.source_id is not None:
+        columns["source_id"] = pa.array([r.source_id for r in rows]).cast(format.source_id)
+    return pa.table(columns, metadata=format.metadata())

@@ -167,7 +167,18 @@ class Folder:
 
         if (uri := uri_of(path)) is None:
             return cls(str(path), fs.LocalFileSystem(), os.path.expanduser(path).rstrip("/") or "/")
-        return cls(uri, *_resolved(uri, where))
+        if (what := secret_in(uri)) is not None:
+            raise UserError(where, what)
+        try:
+            try:
+                filesystem, root = fs.FileSystem.from_uri(uri)
+            except ValueError as error:
+                if "nrecognized filesystem type" not in str(error):
+                    raise
+                filesystem, root = fs.FileSystem.from_uri(f"fsspec+{uri}")
+        except (ValueError, ImportError, OSError) as error:
+            raise UserError(where, f"{uri} cannot be opened ({short(error)})") from None
+        return cls(uri, filesystem, root.rstrip("/"))
 
     @classmethod
     def holding(cls, file: str | Path) -> "tuple[Folder, str]":
@@ -214,7 +225,8 @@ class Folder:
         from pyarrow import fs
 
         if self.is_local:
-            names = {n for n in os.listdir(self.root) if _is_folder_or_gone(self.at(n))}
+            there = {name: self.at(name) for name in os.listdir(self.root)}
+            names = {n for n, path in there.items() if os.path.isdir(path) or not os.path.exists(path)}
         elif self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
             names = {e.path.partition("/")[0] for e in self.files() if "/" in e.path}
         else:
@@ -236,14 +248,13 @@ class Folder:
 
     def open(self, path: str) -> Any:
         """A file to read from any place."""
-        if self.is_local:
-            _refuse_pipe(self.at(path))
+        self.refuse_pipe(path)
         return self.filesystem.open_input_file(self.at(path))
 
     def read(self, path: str) -> bytes:
         """A file's content."""
+        self.refuse_pipe(path)
         if self.is_local:
-            _refuse_pipe(self.at(path))
             with open(self.at(path), "rb", buffering=0) as plain:  # a third of the time for small files
                 return plain.readall()
         with self.open(path) as file:
@@ -288,6 +299,11 @@ class Folder:
             return short(error)
         return None if same else "what is read there is not what was written"
 
+    def refuse_pipe(self, path: str) -> None:
+        """Refuse, by an OSError, what is no file: into a pipe nobody may ever write."""
+        if self.is_local and os.path.exists(self.at(path)) and not os.path.isfile(self.at(path)):
+            raise OSError("not a file")
+
     def _put(self, name: str, content: BinaryIO) -> None:
         target = self.at(name)
         if self.filesystem.type_name in WHOLE_WRITES:
@@ -312,24 +328,12 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _is_folder_or_gone(path: str) -> bool:
-    return os.path.isdir(path) or not os.path.exists(path)
-
-
-def _refuse_pipe(file: str | Path) -> None:
-    """Nobody may ever write into it."""
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise OSError("not a file")
-
-
 def open_parquet(file: str | Path) -> "pq.ParquetFile":
     """A Parquet file, named by a path or a URI; raises OSError or ArrowException."""
     import pyarrow.parquet as pq
 
-    if uri_of(file) is None:
-        _refuse_pipe(file)
-        return pq.ParquetFile(str(file))
     folder, name = Folder.holding(file)
+    folder.refuse_pipe(name)
     return pq.ParquetFile(folder.at(name), filesystem=folder.filesystem)
 
 
@@ -357,20 +361,3 @@ def short(error: BaseException) -> str:
 @lru_cache(maxsize=16)
 def _opened(folder: str) -> Folder:
     return Folder.of(folder, where="data.path")
-
-
-def _resolved(uri: str, where: str) -> tuple[Any, str]:
-    from pyarrow import fs
-
-    if (what := secret_in(uri)) is not None:
-        raise UserError(where, what)
-    try:
-        try:
-            filesystem, root = fs.FileSystem.from_uri(uri)
-        except ValueError as error:
-            if "nrecognized filesystem type" not in str(error):
-                raise
-            filesystem, root = fs.FileSystem.from_uri(f"fsspec+{uri}")
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(where, f"{uri} cannot be opened ({short(error)})") from None
-    return filesystem, root.rstrip("/")

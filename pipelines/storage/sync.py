@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage.atomic import write_json
 from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
 
@@ -70,7 +71,7 @@ class Mirror:
             known.pop(name, None)
         for folder in sorted((p for p in self.local.rglob("*") if p.is_dir()), reverse=True):
             if not any(folder.iterdir()):
-                shutil.rmtree(folder)
+                folder.rmdir()
         self._keep(known)
 
     def _here(self) -> dict[str, list[int]]:
@@ -82,12 +83,10 @@ class Mirror:
 
     def _keep(self, known: dict[str, list[int]]) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
-        if not known:
+        if known:
+            write_json(self.local / STATE, {"uri": self.remote.uri, "files": known})
+        else:
             (self.local / STATE).unlink(missing_ok=True)
-            return
-        partial = self.local / f"{STATE}.partial-{os.getpid()}"
-        partial.write_text(json.dumps({"uri": self.remote.uri, "files": known}))
-        os.replace(partial, self.local / STATE)
 
 
 def _ignored(name: str) -> bool:
