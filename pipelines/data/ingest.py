@@ -20,9 +20,9 @@ import numpy as np
 from pipelines.data.events import By
 from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, request_of, verify
 from pipelines.data.scan import MANIFEST
-from pipelines.data.shards import Format, OnBad, Shard, ShardReport, example_shape, write_shard
+from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape, write_shard
 from pipelines.data.sources import SOURCES
-from pipelines.data.sources.base import Example, Options, Source, Split
+from pipelines.data.sources.base import Options, Source
 from pipelines.data.sources.tables import event_frames
 from pipelines.errors import UserError
 from pipelines.storage.atomic import (
@@ -137,11 +137,7 @@ def _write_or_find(
 ) -> dict[str, Any]:
     """The manifest of a source's dataset, which is written unless it is there.
 
-    For a URI all is written here first, and uploaded at the end.
-
-    Args:
-        opened: opens the source, downloaded first or as it is.
-        request: kept beside the dataset, for `check_request`.
+    For a URI all is written here first, and uploaded at the end. ``opened`` downloads the source if told to.
     """
     output = uri_of(output) or str(Path(output).absolute())
     if (manifest := read_json_below(output, MANIFEST)) is not None:
@@ -246,18 +242,10 @@ def _format(source: Source, writing: Writing) -> Format:
         sensor=source.sensor,
         group_rows=settings["group_rows"],
         size=settings["size"],
-        shape=None if source.sensor else _first_shape(source.splits["train"], settings["size"]),
+        shape=None if source.sensor else first_shape(source.splits["train"], settings["size"]),
         on_bad=writing.on_bad,
         source_id=source.source_id,
     )
-
-
-def _first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    for row in split.read(0, min(split.rows, 64)):
-        if isinstance(row, Example):
-            with suppress(ValueError):
-                return example_shape(row.value, size)
-    return None
 
 
 def _shards(source: Source, writing: Writing) -> Iterator[Shard]:
@@ -295,8 +283,8 @@ def _write_all(
 def _one_by_one(
     source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing
 ) -> Iterator[tuple[Shard, ShardReport]]:
-    for s in shards:
-        yield s, write_shard(source.splits[s.split], s.start, s.stop, str(staging), s.file, format)
+    for shard in shards:
+        yield shard, write_shard(source.splits[shard.split], shard, staging, format)
 
 
 def _on_ray(
@@ -315,8 +303,8 @@ def _on_ray(
         try:
             while waiting or running:
                 while waiting and len(running) < max(limit, 1):
-                    s = waiting.pop()
-                    running[task.remote(splits[s.split], s.start, s.stop, str(staging), s.file, format)] = s
+                    shard = waiting.pop()
+                    running[task.remote(splits[shard.split], shard, staging, format)] = shard
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ready), ray.get(ready)
         except ray.exceptions.RayTaskError as error:

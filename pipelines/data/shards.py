@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from operator import add
 from pathlib import Path
@@ -166,13 +167,14 @@ class ShardReport:
         return cls(**{**value, "statistics": Statistics(**value["statistics"]), "bad": bad})
 
 
-def write_shard(split: Split, start: int, stop: int, folder: str, file: str, format: Format) -> ShardReport:
-    """Write rows ``start`` to ``stop`` as a Parquet file with their positions as ids, then its report.
+def write_shard(split: Split, shard: Shard, folder: Path, format: Format) -> ShardReport:
+    """Write a shard as a Parquet file with the rows' positions as ids, then its report.
 
     Memory holds one row group at a time.
     """
-    report, path = ShardReport(file), Path(folder) / file
-    write_rows(path, _groups(split.read(start, stop), report, format), start, format.group_rows)
+    report, path = ShardReport(shard.file), folder / shard.file
+    groups = _groups(split.read(shard.start, shard.stop), report, format)
+    write_rows(path, groups, shard.start, format.group_rows)
     report.sha256 = sha256_of(path)
     write_json(path.with_suffix(".json"), asdict(report))
     return report
@@ -250,7 +252,7 @@ class _Checker:
             raise ValueError(f"label {label} is out of range")
         if isinstance(value, Recording):
             return self._recording(value)
-        value, pixels = _sized(value, self._format.size) if isinstance(value, bytes) else (value, value)
+        value, pixels = _sized(value, self._format.size)
         self._check_shape(pixels)
         if pixels.ndim == 4:
             self._report.statistics.images(pixels, framed=True)
@@ -288,22 +290,23 @@ class _Checker:
         self._images, self._held = {}, 0
 
 
-def example_shape(value: Value, size: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Height and width of an image as it will be written, or the number of features.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    assert not isinstance(value, Recording)
-    return _height_and_width(_sized(value, size)[1] if isinstance(value, bytes) else value)
+def first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Height and width of a split's first good image as it will be written, or its number of features."""
+    for row in split.read(0, min(split.rows, 64)):
+        if isinstance(row, Example) and not isinstance(row.value, Recording):
+            with suppress(ValueError):
+                return _height_and_width(_sized(row.value, size)[1])
+    return None
 
 
 def _height_and_width(pixels: np.ndarray) -> tuple[int, ...]:
     return pixels.shape[-2:] if pixels.ndim > 1 else pixels.shape
 
 
-def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray]:
-    """An encoded image's bytes and pixels; with a size, scaled to cover it, cut at the centre, as PNG."""
+def _sized(data: bytes | np.ndarray, size: tuple[int, ...] | None) -> tuple[bytes | np.ndarray, np.ndarray]:
+    """An image and its pixels; an encoded one is scaled to cover a size, cut at the centre, as PNG."""
+    if isinstance(data, np.ndarray):
+        return data, data
     if not data:
         raise ValueError("zero bytes")
     pixels = decode_image(data)

@@ -27,8 +27,7 @@ def show(
 ) -> tuple[pa.Table, pa.Schema]:
     """Print a split's size, classes and statistics, and draw rows for the sheet, without replacement.
 
-    Returns:
-        the drawn rows in order of their ids, and the schema of the files.
+    The result is these rows, in order of their ids, and the schema of the files.
     """
     checked = read_split(folder, split)
     with open_parquet(checked.files[0]) as parquet:

@@ -146,15 +146,9 @@ class ScoringPass:
 
 
 def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarray:
-    """The first score of the rows with these ids in a Ray Dataset, computed by its tasks.
+    """The first score of the rows with these ids (ascending), float32, computed by tasks of Ray Data.
 
-    Args:
-        dataset: materialised rows with columns id, image and label.
-        ids: ascending.
-        pass_: what scores.
-
-    Returns:
-        float32, in the order of ``ids``.
+    ``dataset`` holds materialised rows with columns id, image and label.
     """
     import ray
 
@@ -168,15 +162,10 @@ def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarr
 
 
 def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) -> Iterator[pa.Table]:
-    """Tables of scores of row groups, in their order, as Ray Data finishes them; nothing is kept.
+    """Tables of scores of the wanted ids (ascending, or a set), in order, as Ray Data finishes them.
 
     Every task reads and scores the row groups of its own, so that no more rows than theirs are in
     memory anywhere.
-
-    Args:
-        layout: the row groups.
-        wanted: ascending ids, or a set of ids.
-        pass_: what scores.
 
     Raises:
         UserError: an image that cannot be decoded or a row group that cannot be read, with its file.

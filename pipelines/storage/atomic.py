@@ -91,8 +91,7 @@ def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
 def check_outside(where: str, output: Path | str, read: Path | str) -> None:
     """Refuse a folder to write that is, or lies in, one that is read."""
     if f"{_place(output)}/".startswith(f"{_place(read).rstrip('/')}/"):
-        output, read = (uri_of(path) or path for path in (output, read))
-        raise UserError(where, f"{output} lies in {read}, which is read; name a folder beside it")
+        raise UserError(where, "is, or lies in, the folder that is read; name one beside it")
 
 
 def _place(path: Path | str) -> str:

@@ -40,9 +40,8 @@ class Mirror:
     def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
         """Upload what is new or has changed here, and delete there what its user has deleted here.
 
-        Args:
-            removed: of a file that was the same and is gone here, whether its user has deleted it. Others
-                may have: systems clean their folders of temporary files by age.
+        ``removed`` tells whether a file that was the same and is gone here was deleted by its user; systems
+        clean their folders of temporary files by age.
         """
         known = self._known()
         here = self._here()
@@ -155,15 +154,10 @@ def local_copy(source: Path) -> Path:
 
 def upload_changes(folder: Path) -> None:
     """Upload what has changed in a working copy since it was fetched; nothing for any other folder."""
-    if (uri := source_uri(folder)) is not None:
+    if (uri := _state(folder).get("uri")) is not None:
         remote = Folder.of(uri)
         with storage_errors(remote):
             Mirror(folder, remote).push()
-
-
-def source_uri(folder: Path) -> str | None:
-    """The URI that a folder is a working copy of; ``None`` for any other folder."""
-    return _state(folder).get("uri")
 
 
 def named(path: Path) -> str:
@@ -171,7 +165,7 @@ def named(path: Path) -> str:
     if (uri := uri_of(path)) is not None:
         return uri
     for folder in path.parents:
-        if (uri := source_uri(folder)) is not None:
+        if (uri := _state(folder).get("uri")) is not None:
             return below(uri, path.relative_to(folder).as_posix())
     return str(path)
 

@@ -110,7 +110,7 @@ def test_an_output_within_the_input_is_refused(output: str, tmp_path: Path) -> N
     """Written there, it would be read as originals by the next start."""
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
-    line = rf"^--output: {tmp_path}/{output.rstrip('/')} lies in {tmp_path}/in, which is read; name a folder"
+    line = r"^--output: is, or lies in, the folder that is read; name one beside it"
     with pytest.raises(UserError, match=line):
         ingest("imagefolder", Path(f"{tmp_path}/{output}"), tmp_path / "in")
     with pytest.raises(UserError, match=line):
@@ -120,7 +120,7 @@ def test_an_output_within_the_input_is_refused(output: str, tmp_path: Path) -> N
 
 def test_an_output_within_the_input_is_refused_in_a_bucket_too() -> None:
     for output in ("s3://bucket/in?region=eu", "s3://bucket/in/made"):
-        with pytest.raises(UserError, match=r"^--output: .* lies in s3://bucket/in/\?region=us, which"):
+        with pytest.raises(UserError, match=r"^--output: is, or lies in, the folder that is read"):
             ingest("parquet", output, "s3://bucket/in/?region=us")
 
 
