@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from operator import add
@@ -124,9 +124,9 @@ class Statistics:
         self.channels[channels] = (old + np.array(sums, object)).tolist()
 
     def _add_events(self, more: dict[str, int]) -> None:
-        merge = {"fewest": min, "most": max}
-        before = self.events
-        self.events = {n: merge.get(n, add)(before[n], more[n]) if before else more[n] for n in more}
+        ends: dict[str, Callable[[int, int], int]] = {"fewest": min, "most": max}
+        before = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
+        self.events = {name: ends.get(name, add)(before[name], value) for name, value in more.items()}
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def storage_errors(remote: Folder) -> Iterator[None]:
 
 
 @contextmanager
-def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
+def storage_explained(folder: Path, uri: str | None) -> Iterator[None]:
     """Turn any failure within into one line about a run's storage, if that is what has failed.
 
     ``uri`` is what the folder is a working copy of, if it is one.
