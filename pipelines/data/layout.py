@@ -112,12 +112,10 @@ def read_pieces(layout: Layout, wanted: np.ndarray | Ids) -> Iterator[pa.Table]:
             raise unreadable(layout, i, error) from None
 
 
-def with_source_ids(layout: Layout, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def with_source_ids(layout: Layout, schema: pa.Schema, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables with the column source_id behind their ids (ascending), where the files have that column."""
-    with open_parquet(layout.files[0]) as parquet:
-        kept = "source_id" in parquet.schema_arrow.names
     for part in parts:
-        if kept and part.num_rows:
+        if "source_id" in schema.names and part.num_rows:
             own = pa.chunked_array(_source_ids(layout, part.column("id").to_numpy()))
             part = part.add_column(1, "source_id", own)
         yield part

@@ -120,11 +120,11 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
 
 def scan(
     folder: Path | str, split: str, files: tuple[str, ...], bad: BadRows
-) -> tuple[Ids, Layout, int, dict[int, int]]:
+) -> tuple[Ids, Layout, pa.Schema | None, int, dict[int, int]]:
     """Look through the columns id and label of a split, a bounded number of rows at a time.
 
-    The result is the ids of the rows that are not bad, where they lie, the bytes of all rows in memory (still
-    encoded), and how many there are of each label.
+    The result is the ids of the rows that are not bad, where they lie, the schema of the first file that can
+    be read, the bytes of all rows in memory (still encoded), and how many there are of each label.
     """
     manifest = read_manifest(folder) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
@@ -164,12 +164,13 @@ class _Scan:
         """One file; of its row groups those that can be read."""
         try:
             parquet, schema = _opened(file)
-            self.schema = _check_schema(file, schema, self.schema)
+            _check_schema(file, schema, self.schema)
         except UserError as error:
             self.bad.found(error)
             self.lost = True
             return
-        self.num_classes = self.num_classes or len(class_names(self.schema))
+        self.schema = self.schema or schema
+        self.num_classes = self.num_classes or len(class_names(schema))
         with parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
@@ -227,7 +228,7 @@ class _Scan:
             self.bad.found(error, first_row=row, rows=1, ids=positions[[k]])
         self.class_counts.update(Counter(labels[~bad].tolist()))
 
-    def result(self, files: tuple[str, ...]) -> tuple[Ids, Layout, int, dict[int, int]]:
+    def result(self, files: tuple[str, ...]) -> tuple[Ids, Layout, pa.Schema | None, int, dict[int, int]]:
         """All files' findings together; ids of rows that nobody could read are absent."""
         parts = [np.stack([np.full(len(p), i), p.group, p.start, p.rows, p.low]) for i, p in self.found]
         file, group, start, rows, low = np.concatenate([np.zeros((5, 0), np.int64), *parts], axis=1)
@@ -235,7 +236,7 @@ class _Scan:
         before, after = np.append(0, layout.high), np.append(low, self.end)
         gaps = [np.arange(before[i], after[i]) for i in np.flatnonzero(before < after)]
         ids = Ids(self.end).without(np.concatenate([np.zeros(0, np.int64), *gaps, *self.bad.ids]))
-        return ids, layout, self.num_bytes, dict(self.class_counts)
+        return ids, layout, self.schema, self.num_bytes, dict(self.class_counts)
 
 
 def _first_id(parquet: pq.ParquetFile) -> int:
@@ -253,7 +254,7 @@ def _opened(file: str) -> tuple[pq.ParquetFile, pa.Schema]:
         raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
 
 
-def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> pa.Schema:
+def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> None:
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")
@@ -267,7 +268,6 @@ def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> p
         raise UserError(file, what)
     if expected is not None and kind != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
-    return schema
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def select_subset(
             _opened(scores, score).close()
     with connect(address) if large else nullcontext():
         parts = _passes(plan, scores, score) if large else _in_memory(drawn, scores, epoch)
-        told = _write(output, with_source_ids(data.layout, parts), ratio)
+        told = _write(output, with_source_ids(data.layout, data.schema, parts), ratio)
     if filtered is not None:
         _write_filtered(folder, split, output, filtered)
     return told
