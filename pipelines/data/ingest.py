@@ -24,7 +24,7 @@ from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Source
 from pipelines.data.sources.tables import event_frames
-from pipelines.errors import UserError
+from pipelines.errors import UserError, mistake
 from pipelines.storage.atomic import (
     check_new_folder,
     check_outside,
@@ -307,10 +307,8 @@ def _on_ray(
                     running[task.remote(splits[shard.split], shard, staging, format)] = shard
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ready), ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(error.cause.where, error.cause.what) from None
-            raise
+        except ray.exceptions.RayError as error:
+            raise mistake(error) or error from None
         finally:
             for ref in running:
                 ray.cancel(ref)

@@ -17,7 +17,7 @@ from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import Ids
 from pipelines.data.inputs import Inputs, to_device
 from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
-from pipelines.errors import UserError
+from pipelines.errors import mistake
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described
@@ -277,13 +277,3 @@ def _scorer(given: Any) -> Scorer:
 
 def _score_block(block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
     return _scorer(given[0])(block)
-
-
-def mistake(error: BaseException) -> UserError | None:
-    """The user's mistake that a task's failure stems from, if one does."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return UserError(seen.where, seen.what)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
