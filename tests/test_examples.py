@@ -113,8 +113,8 @@ def test_a_laptop_variant_compares_with_full_data(name: str) -> None:
 def cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real photographs in CIFAR-100's original files: Tiny-ImageNet's first 100 classes at 32x32."""
     source = tmp_path_factory.mktemp("cifar-100")
-    folder = source / "cifar-100-binary"
-    folder.mkdir()
+    folder = source / "in" / "cifar-100-binary"
+    folder.mkdir(parents=True)
     rows = pq.read_table(shared_data / "tiny-imagenet" / "train-00000-of-00010.parquet").slice(0, 1600)
     out = []
     for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
@@ -124,7 +124,7 @@ def cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "train.bin").write_bytes(b"".join(out[:512]))
     (folder / "test.bin").write_bytes(b"".join(out[512:768]))
     (folder / "fine_label_names.txt").write_text("".join(f"class{k}\n" for k in range(100)))
-    ingest("cifar100", source / "data", input=str(source))
+    ingest("cifar100", source / "data", input=str(source / "in"))
     return source / "data"
 
 

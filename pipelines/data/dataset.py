@@ -14,7 +14,6 @@ from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, read_manifest, scan, split_files
 from pipelines.errors import UserError
-from pipelines.storage.paths import open_parquet
 from pruning.examples.sampling import uniform
 
 STATISTICS_ROWS = 2048
@@ -30,6 +29,8 @@ class Split:
     """One split of a dataset, checked. What it holds grows with row groups and rows that are left out."""
 
     files: tuple[str, ...]
+    schema: pa.Schema
+    """Of the first file that can be read."""
     ids: Ids
     layout: Layout
     num_bytes: int
@@ -117,11 +118,13 @@ def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") ->
             ids that are not the rows' positions, or a bad label, each with its file.
     """
     bad, files = BadRows(skip=on_bad_row == "skip"), split_files(folder, split)
-    ids, layout, num_bytes, counts = scan(folder, split, files, bad)
+    ids, layout, schema, num_bytes, counts = scan(folder, split, files, bad)
     if not len(layout):
         reason = f" that can be used; the first reason: {bad.skipped[0].reason}" if bad.skipped else ""
         raise UserError(files[0], f"split {split!r} has no rows{reason}")
-    return Split(files=files, ids=ids, layout=layout, num_bytes=num_bytes, class_counts=counts, bad=bad)
+    return Split(
+        files=files, schema=schema, ids=ids, layout=layout, num_bytes=num_bytes, class_counts=counts, bad=bad
+    )
 
 
 def describe(
@@ -134,9 +137,7 @@ def describe(
     Raises:
         UserError: a test label that no training label reaches, undecodable or unequal examples, or NaN.
     """
-    with open_parquet(train.files[0]) as parquet:
-        schema = parquet.schema_arrow
-    names = class_names(schema)
+    names = class_names(train.schema)
     num_classes = max(len(names), train.max_label + 1)
     present = len(train.class_counts)
     if not names and num_classes > MOST_ABSENT * present:
@@ -146,7 +147,7 @@ def describe(
             " number the classes from 0, or name them in the schema's metadata (class_names)",
         )
     check_labels(test, num_classes)
-    frames = _frames(schema, train.files[0], data or DataConfig(), T)
+    frames = _frames(train, data or DataConfig(), T)
     x = _decoded(train, STATISTICS_FRAMES if frames else STATISTICS_ROWS)
     if isinstance(x, EventBatch):
         assert frames is not None
@@ -202,12 +203,13 @@ def _stored_statistics(
     return found[0], found[1]
 
 
-def _frames(schema: pa.Schema, file: str, data: DataConfig, T: int) -> Frames | None:
-    if not is_events(schema.field("image").type):
+def _frames(split: Split, data: DataConfig, T: int) -> Frames | None:
+    if not is_events(split.schema.field("image").type):
         return None
-    sensor = Sensor.of(schema)
+    sensor = Sensor.of(split.schema)
     if sensor is None:
-        raise UserError(file, "its schema metadata do not tell the sensor_size; ingest the recordings again")
+        what = "its schema metadata do not tell the sensor_size; ingest the recordings again"
+        raise UserError(split.files[0], what)
     return Frames.of(sensor, T=T, by=data.frames.by, size=data.frames.size, where="data.frames.size")
 
 

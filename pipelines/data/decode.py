@@ -74,7 +74,13 @@ def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> Examples:
         column = column.field("bytes")
     if (rows := unpack_rows(column)) is not None:
         return rows
-    return _stack([_image(value.as_py(), int(i)) for value, i in zip(column, ids, strict=True)], ids)
+    images = []
+    for value, example in zip(column, ids, strict=True):
+        try:
+            images.append(decode_image(value.as_py() or b""))
+        except ValueError as error:
+            raise ExampleError(int(example), f"cannot be decoded ({error})") from None
+    return _stack(images, ids)
 
 
 def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
@@ -88,13 +94,6 @@ def _features(column: pa.Array, ids: np.ndarray) -> np.ndarray:
     if not np.isfinite(x).all():
         raise ExampleError(int(ids[~np.isfinite(x).all(1)][0]), "is NaN or infinite")
     return x
-
-
-def _image(data: bytes | None, example: int) -> np.ndarray:
-    try:
-        return decode_image(data or b"")
-    except ValueError as error:
-        raise ExampleError(example, f"cannot be decoded ({error})") from None
 
 
 def decode_image(data: bytes) -> np.ndarray:

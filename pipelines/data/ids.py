@@ -67,11 +67,8 @@ def uniform_sample(
 ) -> np.ndarray:
     """This worker's equal share of a uniform sample without replacement: int64, ascending, at least one id.
 
-    It is drawn by a hash of (seed, epoch, id, stream); streams tell samples for different purposes apart.
-
-    Args:
-        ids: all examples.
-        size: of the sample over all workers; fewer when there are fewer examples.
+    Drawn by a hash of (seed, epoch, id, stream); streams tell samples for different purposes apart. ``size``
+    is that of all workers together.
     """
     size = min(size, len(ids))
     chosen, keys = np.zeros(0, np.int64), np.zeros(0, np.float64)

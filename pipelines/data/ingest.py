@@ -20,13 +20,14 @@ import numpy as np
 from pipelines.data.events import By
 from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, request_of, verify
 from pipelines.data.scan import MANIFEST
-from pipelines.data.shards import Format, OnBad, Shard, ShardReport, example_shape, write_shard
+from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape, write_shard
 from pipelines.data.sources import SOURCES
-from pipelines.data.sources.base import Example, Options, Source, Split
+from pipelines.data.sources.base import Options, Source
 from pipelines.data.sources.tables import event_frames
-from pipelines.errors import UserError
+from pipelines.errors import UserError, mistake
 from pipelines.storage.atomic import (
     check_new_folder,
+    check_outside,
     check_storage,
     read_json,
     read_json_below,
@@ -87,6 +88,8 @@ def ingest(
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
     chosen = replace(options or Options(), input=None if input is None else str(input))
+    if input is not None:
+        check_outside("--output", output, input)
     request = request_of(chosen)
 
     def opened(download: bool) -> Source:
@@ -111,6 +114,7 @@ def cache_frames(
     """
     if T < 1:
         raise UserError("--T", f"{T} is not possible; it must be at least 1")
+    check_outside("--output", output, folder)
     source, frames = event_frames(str(folder), T=T, by=by, size=size)
     manifest = read_json_below(output, MANIFEST)
     if manifest is not None and manifest.get("frames") != source.notes["frames"]:
@@ -133,11 +137,7 @@ def _write_or_find(
 ) -> dict[str, Any]:
     """The manifest of a source's dataset, which is written unless it is there.
 
-    For a URI all is written here first, and uploaded at the end.
-
-    Args:
-        opened: opens the source, downloaded first or as it is.
-        request: kept beside the dataset, for `check_request`.
+    For a URI all is written here first, and uploaded at the end. ``opened`` downloads the source if told to.
     """
     output = uri_of(output) or str(Path(output).absolute())
     if (manifest := read_json_below(output, MANIFEST)) is not None:
@@ -178,6 +178,7 @@ def _write_here(
         record = {"fingerprint": source.fingerprint, **writing.settings(), "options": request}
         _keep_finished(staging, record)
         format, shards = _format(source, writing), list(_shards(source, writing))
+        refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
         reports = _write_all(source, shards, format, staging, writing, told)
         bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
         manifest = publish(name, source, shards, reports, format.group_rows, staging)
@@ -241,18 +242,10 @@ def _format(source: Source, writing: Writing) -> Format:
         sensor=source.sensor,
         group_rows=settings["group_rows"],
         size=settings["size"],
-        shape=None if source.sensor else _first_shape(source.splits["train"], settings["size"]),
+        shape=None if source.sensor else first_shape(source.splits["train"], settings["size"]),
         on_bad=writing.on_bad,
         source_id=source.source_id,
     )
-
-
-def _first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    for row in split.read(0, min(split.rows, 64)):
-        if isinstance(row, Example):
-            with suppress(ValueError):
-                return example_shape(row.value, size)
-    return None
 
 
 def _shards(source: Source, writing: Writing) -> Iterator[Shard]:
@@ -290,8 +283,8 @@ def _write_all(
 def _one_by_one(
     source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing
 ) -> Iterator[tuple[Shard, ShardReport]]:
-    for s in shards:
-        yield s, write_shard(source.splits[s.split], s.start, s.stop, str(staging), s.file, format)
+    for shard in shards:
+        yield shard, write_shard(source.splits[shard.split], shard, staging, format)
 
 
 def _on_ray(
@@ -310,14 +303,12 @@ def _on_ray(
         try:
             while waiting or running:
                 while waiting and len(running) < max(limit, 1):
-                    s = waiting.pop()
-                    running[task.remote(splits[s.split], s.start, s.stop, str(staging), s.file, format)] = s
+                    shard = waiting.pop()
+                    running[task.remote(splits[shard.split], shard, staging, format)] = shard
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ready), ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(error.cause.where, error.cause.what) from None
-            raise
+        except ray.exceptions.RayError as error:
+            raise mistake(error) or error from None
         finally:
             for ref in running:
                 ray.cancel(ref)

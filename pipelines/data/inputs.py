@@ -25,11 +25,9 @@ ROW, COLUMN, FLIP, ROLL_ROW, ROLL_COLUMN, CUT_ROW, CUT_COLUMN, DROP_LENGTH, DROP
 
 
 def choose_device(asked: str, gpus: int) -> torch.device:
-    """What one process computes on.
+    """What a process that sees ``gpus`` GPUs computes on.
 
-    Args:
-        asked: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        gpus: GPUs that the process sees.
+    ``asked`` is ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
     """
     if asked == "cpu" or (asked == "auto" and not gpus):
         return torch.device("cpu")

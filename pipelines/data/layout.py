@@ -109,16 +109,13 @@ def read_pieces(layout: Layout, wanted: np.ndarray | Ids) -> Iterator[pa.Table]:
                         yield _widened(piece, _within(wanted, low, low + piece.num_rows), low)
                         low += piece.num_rows
         except UNREADABLE as error:
-            start, count = int(layout.start[i]), int(layout.rows[i])
-            raise unreadable(layout.files[number], start, count, int(layout.group[i]), error) from None
+            raise unreadable(layout, i, error) from None
 
 
-def with_source_ids(layout: Layout, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def with_source_ids(layout: Layout, schema: pa.Schema, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables with the column source_id behind their ids (ascending), where the files have that column."""
-    with open_parquet(layout.files[0]) as parquet:
-        kept = "source_id" in parquet.schema_arrow.names
     for part in parts:
-        if kept and part.num_rows:
+        if "source_id" in schema.names and part.num_rows:
             own = pa.chunked_array(_source_ids(layout, part.column("id").to_numpy()))
             part = part.add_column(1, "source_id", own)
         yield part
@@ -151,10 +148,11 @@ def select(block: pa.Table, wanted: np.ndarray) -> pa.Table:
     return block if keep.all() else block.filter(pa.array(keep))
 
 
-def unreadable(file: str, start: int, rows: int, group: int, error: BaseException) -> UserError:
+def unreadable(layout: Layout, piece: int, error: BaseException) -> UserError:
     """The mistake that a damaged row group is."""
-    what = f"row group {group} (rows {start} to {start + rows - 1}) cannot be read ({short(error)})"
-    return UserError(file, what)
+    first, group = layout.start[piece], layout.group[piece]
+    place = f"row group {group} (rows {first} to {first + layout.rows[piece] - 1})"
+    return UserError(layout.files[layout.file[piece]], f"{place} cannot be read ({short(error)})")
 
 
 @contextmanager

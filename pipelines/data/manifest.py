@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.dataset import read_split
 from pipelines.data.scan import MANIFEST, read_manifest
-from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, parquet_writer, sha256_of
+from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, sha256_of, write_rows
 from pipelines.data.sources.base import Options, Source
 from pipelines.errors import UserError
-from pipelines.storage.atomic import read_json_below, well_formed, write_beside, write_json
+from pipelines.storage.atomic import read_json_below, well_formed, write_json
 from pipelines.storage.paths import Folder, below, name_of, short, uri_of
 
 REQUEST = "ingested.json"
@@ -103,17 +102,9 @@ def _renumber(path: Path, first_id: int, group_rows: int) -> None:
 
     Written twice it stays the same, so that a kill in between does no harm.
     """
-
-    def write(partial: Path) -> None:
-        next_id = first_id
-        with pq.ParquetFile(path) as file, parquet_writer(partial, file.schema_arrow) as writer:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                ids = pa.array(range(next_id, next_id + table.num_rows), pa.int64())
-                next_id += table.num_rows
-                writer.write_table(table.set_column(0, "id", ids), row_group_size=group_rows)
-
-    write_beside(path, write)
+    with pq.ParquetFile(path) as file:
+        groups = (file.read_row_group(g).drop_columns(["id"]) for g in range(file.num_row_groups))
+        write_rows(path, groups, first_id, group_rows)
 
 
 def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:

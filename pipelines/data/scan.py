@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
 from pipelines.data.ids import Ids
-from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, chunked, group_bytes, unreadable
+from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, group_bytes, unreadable
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, well_formed, write_json
-from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
+from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -86,7 +86,7 @@ def split_files(folder: Path | str, split: str) -> tuple[str, ...]:
     if uri is not None:
         files = [below(uri, name) for name in _remote_names(uri) if fnmatch(name, pattern)]
     elif Path(folder).exists():
-        files = [str(real_path(file)) for file in sorted(Path(folder).glob(pattern))]
+        files = [str(file.absolute()) for file in sorted(Path(folder).glob(pattern))]
     else:
         raise UserError("data.path", f"{folder} does not exist; {REMEDY}")
     if not files:
@@ -120,12 +120,11 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
 
 def scan(
     folder: Path | str, split: str, files: tuple[str, ...], bad: BadRows
-) -> tuple[Ids, Layout, int, dict[int, int]]:
+) -> tuple[Ids, Layout, pa.Schema | None, int, dict[int, int]]:
     """Look through the columns id and label of a split, a bounded number of rows at a time.
 
-    Returns:
-        the ids of the rows that are not bad, where they lie, the bytes of all rows in memory (still encoded),
-        and how many there are of each label.
+    The result is the ids of the rows that are not bad, where they lie, the schema of the first file that can
+    be read, the bytes of all rows in memory (still encoded), and how many there are of each label.
     """
     manifest = read_manifest(folder) or {}
     listed = manifest.get("splits", {}).get(split, {}).get("files", [])
@@ -157,7 +156,7 @@ class _Scan:
         self.schema: pa.Schema | None = None
         self.end = 0
         self.lost = False  # whether a file was left out since, and with it nobody knows how many rows
-        self.groups: list[np.ndarray] = []
+        self.found: list[tuple[int, Layout]] = []  # row groups that could be read, with the file's place
         self.num_bytes, self.num_classes = 0, 0
         self.class_counts: Counter[int] = Counter()
 
@@ -165,12 +164,13 @@ class _Scan:
         """One file; of its row groups those that can be read."""
         try:
             parquet, schema = _opened(file)
-            self.schema = _check_schema(file, schema, self.schema)
+            _check_schema(file, schema, self.schema)
         except UserError as error:
             self.bad.found(error)
             self.lost = True
             return
-        self.num_classes = self.num_classes or len(class_names(self.schema))
+        self.schema = self.schema or schema
+        self.num_classes = self.num_classes or len(class_names(schema))
         with parquet:
             groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
             rows = np.array([g.num_rows for g in groups], dtype=np.int64)
@@ -182,42 +182,39 @@ class _Scan:
                 what = f"begins at id {first_id}, the files before it reach {self.end}; {NUMBER}"
                 raise UserError(file, what)
             self.end, self.lost = first_id + int(rows.sum()), False
-            starts = np.cumsum(rows) - rows
-            for part in chunked(rows, SCANNED_ROWS):
-                for at, table in self._read(file, parquet, part[rows[part] > 0], starts, rows):
-                    self._check(file, table, int(starts[at[0]]), first_id)
-                    place = np.full(len(at), index), at, starts[at], rows[at], first_id + starts[at]
-                    self.groups.append(np.stack(place, axis=1))
+            at, starts = np.arange(len(rows), dtype=np.int32), np.cumsum(rows) - rows
+            layout = Layout((file,), np.zeros_like(at), at, starts, rows, first_id + starts)
+            for part in layout.take(np.flatnonzero(rows)).parts(SCANNED_ROWS):
+                for read, table in self._read(parquet, part):
+                    self._check(read, table)
+                    self.found.append((index, read))
 
-    def _read(
-        self, file: str, parquet: pq.ParquetFile, groups: np.ndarray, starts: np.ndarray, rows: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    def _read(self, parquet: pq.ParquetFile, part: Layout) -> Iterator[tuple[Layout, pa.Table]]:
         """Ids and labels of row groups: of all together, or of those alone that can be read."""
+        columns = ["id", "label"]
         try:
-            if len(groups):
-                columns = ["id", "label"]
-                yield groups, parquet.read_row_groups(groups.tolist(), columns=columns, use_threads=False)
+            yield part, parquet.read_row_groups(part.group.tolist(), columns=columns, use_threads=False)
         except UNREADABLE as error:
-            if len(groups) > 1:
-                for g in groups:
-                    yield from self._read(file, parquet, np.array([g]), starts, rows)
-                return
-            start, count = int(starts[groups[0]]), int(rows[groups[0]])
-            wrong = unreadable(file, start, count, int(groups[0]), error)
-            self.bad.found(wrong, first_row=start, rows=count)
+            if len(part) > 1:
+                for i in range(len(part)):
+                    yield from self._read(parquet, part.take([i]))
+            else:
+                first, rows = int(part.start[0]), int(part.rows[0])
+                self.bad.found(unreadable(part, 0, error), first_row=first, rows=rows)
 
-    def _check(self, file: str, table: pa.Table, first: int, first_id: int) -> None:
-        """Ids and labels of rows of which the first has the place ``first`` in its file."""
+    def _check(self, part: Layout, table: pa.Table) -> None:
+        """Ids and labels of row groups that follow each other."""
         ids, labels = (
             table.column(n).cast(pa.int64(), safe=False).fill_null(-1).to_numpy() for n in ("id", "label")
         )
         empty = table.column("label").is_null().to_numpy()
-        positions = np.arange(len(ids)) + first_id + first
+        positions = np.arange(len(ids)) + part.low[0]
         wrong = ids != positions
         beyond = labels >= (self.num_classes or np.iinfo(np.int64).max)
         bad = wrong | (labels < 0) | beyond
         other_ids = 2 * wrong.sum() > len(ids)  # not bad rows, but ids of another kind
         for k in np.flatnonzero(wrong if other_ids else bad).tolist():
+            row = int(part.start[0]) + k
             if wrong[k]:
                 what = f"id {ids[k]} is not its position, {positions[k]}; {NUMBER}"
             elif empty[k]:
@@ -225,21 +222,21 @@ class _Scan:
             else:
                 known = f"the schema names {self.num_classes} classes" if beyond[k] else "labels start at 0"
                 what = f"label {labels[k]} is out of range; {known}"
-            error = UserError(file, f"row {first + k}: {what}")
+            error = UserError(part.files[0], f"row {row}: {what}")
             if other_ids:
                 raise error
-            self.bad.found(error, first_row=first + k, rows=1, ids=positions[[k]])
+            self.bad.found(error, first_row=row, rows=1, ids=positions[[k]])
         self.class_counts.update(Counter(labels[~bad].tolist()))
 
-    def result(self, files: tuple[str, ...]) -> tuple[Ids, Layout, int, dict[int, int]]:
+    def result(self, files: tuple[str, ...]) -> tuple[Ids, Layout, pa.Schema | None, int, dict[int, int]]:
         """All files' findings together; ids of rows that nobody could read are absent."""
-        groups = np.concatenate(self.groups) if self.groups else np.zeros((0, 5), np.int64)
-        file, group, start, rows, low = groups.T.copy()
+        parts = [np.stack([np.full(len(p), i), p.group, p.start, p.rows, p.low]) for i, p in self.found]
+        file, group, start, rows, low = np.concatenate([np.zeros((5, 0), np.int64), *parts], axis=1)
         layout = Layout(files, file.astype(np.int32), group.astype(np.int32), start, rows, low)
         before, after = np.append(0, layout.high), np.append(low, self.end)
         gaps = [np.arange(before[i], after[i]) for i in np.flatnonzero(before < after)]
         ids = Ids(self.end).without(np.concatenate([np.zeros(0, np.int64), *gaps, *self.bad.ids]))
-        return ids, layout, self.num_bytes, dict(self.class_counts)
+        return ids, layout, self.schema, self.num_bytes, dict(self.class_counts)
 
 
 def _first_id(parquet: pq.ParquetFile) -> int:
@@ -257,7 +254,7 @@ def _opened(file: str) -> tuple[pq.ParquetFile, pa.Schema]:
         raise UserError(file, f"is not a readable Parquet file ({short(error)})") from None
 
 
-def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> pa.Schema:
+def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> None:
     for name in COLUMNS:
         if name not in schema.names:
             raise UserError(file, f"column {name!r} is missing; it has {', '.join(schema.names)}")
@@ -271,7 +268,6 @@ def _check_schema(file: str, schema: pa.Schema, expected: pa.Schema | None) -> p
         raise UserError(file, what)
     if expected is not None and kind != expected.field("image").type:
         raise UserError(file, f"column 'image' is {kind} here and {expected.field('image').type} before")
-    return schema
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:

@@ -3,19 +3,20 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.decode import decode_image, pack
 from pipelines.data.events import UNSORTED, Recording, Sensor, fault, is_events, sort, to_arrow
 from pipelines.data.sources.base import Bad, Example, Split, Value
-from pipelines.storage.atomic import write_beside, write_json
+from pipelines.storage.atomic import write_json, write_parquet
 
 OnBad = Literal["refuse", "skip", "sort"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -123,9 +124,9 @@ class Statistics:
         self.channels[channels] = (old + np.array(sums, object)).tolist()
 
     def _add_events(self, more: dict[str, int]) -> None:
-        e = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
-        ends = {"fewest": min(e["fewest"], more["fewest"]), "most": max(e["most"], more["most"])}
-        self.events = {name: e[name] + more[name] for name in more} | ends
+        ends: dict[str, Callable[[int, int], int]] = {"fewest": min, "most": max}
+        before = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
+        self.events = {name: ends.get(name, add)(before[name], value) for name, value in more.items()}
 
 
 @dataclass(frozen=True)
@@ -166,52 +167,44 @@ class ShardReport:
         return cls(**{**value, "statistics": Statistics(**value["statistics"]), "bad": bad})
 
 
-def write_shard(split: Split, start: int, stop: int, folder: str, file: str, format: Format) -> ShardReport:
-    """Write rows ``start`` to ``stop`` as a Parquet file with their positions as ids, then its report.
+def write_shard(split: Split, shard: Shard, folder: Path, format: Format) -> ShardReport:
+    """Write a shard as a Parquet file with the rows' positions as ids, then its report.
 
     Memory holds one row group at a time.
     """
-    report = ShardReport(file)
-    path = Path(folder) / file
-
-    def write(partial: Path) -> None:
-        writer: pq.ParquetWriter | None = None
-        next_id = start
-        try:
-            for table in _groups(split.read(start, stop), report, format):
-                ids = pa.array(np.arange(next_id, next_id + table.num_rows))
-                next_id += table.num_rows
-                table = table.add_column(0, "id", ids).replace_schema_metadata(format.metadata())
-                writer = writer or parquet_writer(partial, table.schema)
-                writer.write_table(table, row_group_size=format.group_rows)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            partial.touch()
-
-    write_beside(path, write)
+    report, path = ShardReport(shard.file), folder / shard.file
+    groups = _groups(split.read(shard.start, shard.stop), report, format)
+    write_rows(path, groups, shard.start, format.group_rows)
     report.sha256 = sha256_of(path)
     write_json(path.with_suffix(".json"), asdict(report))
     return report
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """For any of our schemas: zstd; times as differences, coordinates by dictionary, images plain."""
+def write_rows(path: Path, tables: Iterable[pa.Table], first_id: int, group_rows: int) -> None:
+    """A file of rows without ids, which get those from ``first_id`` on; an empty file without rows."""
+
+    def numbered(next_id: int) -> Iterator[pa.Table]:
+        for table in tables:
+            ids = pa.array(np.arange(next_id, next_id + table.num_rows))
+            next_id += table.num_rows
+            yield table.add_column(0, "id", ids)
+
+    write_parquet(path, numbered(first_id), group_rows, _encodings)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Times as differences, coordinates by dictionary, images plain."""
     if not is_events(schema.field("image").type):
-        return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["label"])
+        return {"use_dictionary": ["label"]}
     name = "image.{}.list.element"
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=["label", *(name.format(c) for c in "xyp")],
-        column_encoding={name.format("t"): "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
-    )
+    return {
+        "use_dictionary": ["label", *(name.format(c) for c in "xyp")],
+        "column_encoding": {name.format("t"): "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
+    }
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -223,10 +216,10 @@ def _groups(rows: Iterator[Example | Bad], report: ShardReport, format: Format) 
         if (found := checker.check(row)) is not None:
             good.append(found)
         if len(good) == format.group_rows:
-            yield _table(good, format.source_id)
+            yield _table(good, format)
             good = []
     if good:
-        yield _table(good, format.source_id)
+        yield _table(good, format)
     checker.flush()
 
 
@@ -259,7 +252,7 @@ class _Checker:
             raise ValueError(f"label {label} is out of range")
         if isinstance(value, Recording):
             return self._recording(value)
-        value, pixels = _sized(value, self._format.size) if isinstance(value, bytes) else (value, value)
+        value, pixels = _sized(value, self._format.size)
         self._check_shape(pixels)
         if pixels.ndim == 4:
             self._report.statistics.images(pixels, framed=True)
@@ -297,22 +290,23 @@ class _Checker:
         self._images, self._held = {}, 0
 
 
-def example_shape(value: Value, size: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Height and width of an image as it will be written, or the number of features.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    assert not isinstance(value, Recording)
-    return _height_and_width(_sized(value, size)[1] if isinstance(value, bytes) else value)
+def first_shape(split: Split, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Height and width of a split's first good image as it will be written, or its number of features."""
+    for row in split.read(0, min(split.rows, 64)):
+        if isinstance(row, Example) and not isinstance(row.value, Recording):
+            with suppress(ValueError):
+                return _height_and_width(_sized(row.value, size)[1])
+    return None
 
 
 def _height_and_width(pixels: np.ndarray) -> tuple[int, ...]:
     return pixels.shape[-2:] if pixels.ndim > 1 else pixels.shape
 
 
-def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray]:
-    """An encoded image's bytes and pixels; with a size, scaled to cover it, cut at the centre, as PNG."""
+def _sized(data: bytes | np.ndarray, size: tuple[int, ...] | None) -> tuple[bytes | np.ndarray, np.ndarray]:
+    """An image and its pixels; an encoded one is scaled to cover a size, cut at the centre, as PNG."""
+    if isinstance(data, np.ndarray):
+        return data, data
     if not data:
         raise ValueError("zero bytes")
     pixels = decode_image(data)
@@ -327,7 +321,7 @@ def _sized(data: bytes, size: tuple[int, ...] | None) -> tuple[bytes, np.ndarray
     return buffer.getvalue(), decode_image(buffer.getvalue())
 
 
-def _table(rows: list[Example], source_id: str | None) -> pa.Table:
+def _table(rows: list[Example], format: Format) -> pa.Table:
     values = [r.value for r in rows]
     paths = pa.array([r.path for r in rows], pa.string())
     columns: dict[str, Any] = {"image": None, "label": pa.array([r.label for r in rows], pa.int64())}
@@ -341,6 +335,6 @@ def _table(rows: list[Example], source_id: str | None) -> pa.Table:
     else:
         encoded = pa.array([pack(v) if isinstance(v, np.ndarray) else v for v in values], pa.binary())
         columns["image"] = pa.StructArray.from_arrays([encoded, paths], fields=list(IMAGE))
-    if source_id is not None:
-        columns["source_id"] = pa.array([r.source_id for r in rows]).cast(source_id)
-    return pa.table(columns)
+    if format.source_id is not None:
+        columns["source_id"] = pa.array([r.source_id for r in rows]).cast(format.source_id)
+    return pa.table(columns, metadata=format.metadata())

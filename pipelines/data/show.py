@@ -15,7 +15,7 @@ from pipelines.data.layout import read_rows
 from pipelines.data.scan import MANIFEST, class_names, read_manifest
 from pipelines.errors import UserError
 from pipelines.storage.atomic import well_formed, write_beside
-from pipelines.storage.paths import below, open_parquet
+from pipelines.storage.paths import below
 
 SHOW_STREAM = 301
 FRAMES = 5  # of a recording on the sheet
@@ -27,20 +27,17 @@ def show(
 ) -> tuple[pa.Table, pa.Schema]:
     """Print a split's size, classes and statistics, and draw rows for the sheet, without replacement.
 
-    Returns:
-        the drawn rows in order of their ids, and the schema of the files.
+    The result is these rows, in order of their ids, and the schema of the files.
     """
     checked = read_split(folder, split)
-    with open_parquet(checked.files[0]) as parquet:
-        schema = parquet.schema_arrow
     chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM)
     table = read_rows(checked.layout.holding(chosen), chosen)
     console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
-    console.print(_classes(checked.class_counts, class_names(schema)))
+    console.print(_classes(checked.class_counts, class_names(checked.schema)))
     with well_formed(below(folder, MANIFEST)):
         for line in _statistics(folder, split):
             console.print(line, highlight=False)
-    return table, schema
+    return table, checked.schema
 
 
 def contact_sheet(table: pa.Table, schema: pa.Schema, path: Path) -> None:

@@ -97,10 +97,13 @@ def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
     """Training, validation and test examples, checked; no file holds examples of two of them."""
     rows = {"train_split": data.train_rows, "val_split": None, "test_split": data.test_rows}
     prefixes = {field: getattr(data, field) for field in rows if getattr(data, field) is not None}
-    files = {field: set(split_files(data.path, prefix)) for field, prefix in prefixes.items()}
+    files = {
+        field: {real_path(file) for file in split_files(data.path, prefix)}
+        for field, prefix in prefixes.items()
+    }
     for a, b in combinations(files, 2):
         if shared := files[a] & files[b]:
-            both = f"{prefixes[b]!r} and data.{a} {prefixes[a]!r} share {Path(min(shared)).name}"
+            both = f"{prefixes[b]!r} and data.{a} {prefixes[a]!r} share {min(shared).name}"
             raise UserError(
                 f"data.{b}",
                 f"{both}; what is trained on must not be evaluated on: name a split of other files",

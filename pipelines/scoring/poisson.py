@@ -52,10 +52,8 @@ def draws_alone(policy: str) -> bool:
 def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[pa.Table]:
     """The drawn rows, in order: columns id, weight (float32) and probability (float64).
 
-    Args:
-        table: Ray Dataset with a column id, 0 to N - 1 in this order, and one of scores.
-        score: name of that column; ``None`` for a uniform draw.
-        plan: the draw.
+    ``table`` is a Ray Dataset with a column id, 0 to N - 1 in this order, and one of scores, which ``score``
+    names (``None`` for a uniform draw).
 
     Raises:
         UserError: ids that are not the rows' positions.

@@ -85,7 +85,7 @@ def rank(
             device = choose_device(config.cluster.device, torch.cuda.device_count())
             model.to(device)
             parts = (score_layout(p, scored.ids, model, scoring, device) for p in parts_of(scored.layout))
-        parts = with_source_ids(scored.layout, (part for part in parts if part.num_rows))
+        parts = with_source_ids(scored.layout, scored.schema, (part for part in parts if part.num_rows))
         counts = "{task.completed:,}/{task.total:,} examples"
         bar = stack.enter_context(bars(console, counts, _Rate(), TimeRemainingColumn()))
         metadata = {b"checkpoint": str(checkpoint).encode()}

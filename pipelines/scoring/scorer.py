@@ -17,7 +17,7 @@ from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.ids import Ids
 from pipelines.data.inputs import Inputs, to_device
 from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
-from pipelines.errors import UserError
+from pipelines.errors import mistake
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described
@@ -146,15 +146,9 @@ class ScoringPass:
 
 
 def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarray:
-    """The first score of the rows with these ids in a Ray Dataset, computed by its tasks.
+    """The first score of the rows with these ids (ascending), float32, computed by tasks of Ray Data.
 
-    Args:
-        dataset: materialised rows with columns id, image and label.
-        ids: ascending.
-        pass_: what scores.
-
-    Returns:
-        float32, in the order of ``ids``.
+    ``dataset`` holds materialised rows with columns id, image and label.
     """
     import ray
 
@@ -168,15 +162,10 @@ def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarr
 
 
 def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) -> Iterator[pa.Table]:
-    """Tables of scores of row groups, in their order, as Ray Data finishes them; nothing is kept.
+    """Tables of scores of the wanted ids (ascending, or a set), in order, as Ray Data finishes them.
 
     Every task reads and scores the row groups of its own, so that no more rows than theirs are in
     memory anywhere.
-
-    Args:
-        layout: the row groups.
-        wanted: ascending ids, or a set of ids.
-        pass_: what scores.
 
     Raises:
         UserError: an image that cannot be decoded or a row group that cannot be read, with its file.
@@ -288,13 +277,3 @@ def _scorer(given: Any) -> Scorer:
 
 def _score_block(block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
     return _scorer(given[0])(block)
-
-
-def mistake(error: BaseException) -> UserError | None:
-    """The user's mistake that a task's failure stems from, if one does."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return UserError(seen.where, seen.what)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None

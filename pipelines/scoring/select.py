@@ -103,7 +103,7 @@ def select_subset(
             _opened(scores, score).close()
     with connect(address) if large else nullcontext():
         parts = _passes(plan, scores, score) if large else _in_memory(drawn, scores, epoch)
-        told = _write(output, with_source_ids(data.layout, parts), ratio)
+        told = _write(output, with_source_ids(data.layout, data.schema, parts), ratio)
     if filtered is not None:
         _write_filtered(folder, split, output, filtered)
     return told
@@ -212,7 +212,7 @@ def _write_filtered(folder: Path, split: str, subset: Path, output: Path) -> Non
     for file in files:
         write_parquet(below(output, name_of(file)), chosen(file), ROW_GROUP_ROWS)
     names, dataset = {name_of(file) for file in files}, Folder.of(folder, "data")
-    for entry in dataset.files(hidden=False):
+    for entry in dataset.files(originals=True):
         if entry.path.endswith(".parquet") and "/" not in entry.path and entry.path not in names:
             write_beside(below(output, entry.path), partial(dataset.download, entry.path))
 

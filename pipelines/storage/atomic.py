@@ -22,7 +22,10 @@ def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
     For a URI the file is written here and uploaded.
     """
     if uri_of(path) is not None:
-        return _write_there(path, write)
+        there, name = Folder.holding(path)
+        with tempfile.TemporaryDirectory(prefix="spikeprune-") as here:
+            write(Path(here) / name)
+            return upload_folder(Path(here), there)
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -34,16 +37,6 @@ def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _write_there(path: Path | str, write: Callable[[Path], object]) -> None:
-    folder, name = Folder.holding(path)
-    with tempfile.TemporaryDirectory(prefix="spikeprune-") as here:
-        write(Path(here) / name)
-        try:
-            folder.upload(name, Path(here) / name)
-        except Exception as error:  # fsspec's filesystems raise what they like
-            raise UserError(str(uri_of(path)), f"cannot be written ({short(error)})") from error
 
 
 @contextmanager
@@ -63,10 +56,11 @@ def upload_folder(here: Path, there: Folder, last: str = "") -> None:
     """Upload all files below a folder, the one named ``last`` after all others."""
     files = [p for p in here.rglob("*") if p.is_file()]
     for path in sorted(files, key=lambda p: (p.name == last, p)):
+        name = path.relative_to(here).as_posix()
         try:
-            there.upload(path.relative_to(here).as_posix(), path)
+            there.upload(name, path)
         except Exception as error:  # fsspec's filesystems raise what they like
-            raise UserError(there.uri, f"cannot be written ({short(error)})") from error
+            raise UserError(below(there.uri, name), f"cannot be written ({short(error)})") from error
 
 
 def check_storage(folder: Path | str, where: str = "storage") -> None:
@@ -77,36 +71,53 @@ def check_storage(folder: Path | str, where: str = "storage") -> None:
 
 def check_new_folder(where: str, folder: Path | str) -> None:
     """Refuse a folder to write that holds anything, or is no folder."""
-    if uri_of(folder) is not None:
+    uri = uri_of(folder)
+    if uri is not None:
         taken = bool(Folder.of(folder, where).files())
     else:
         there = real_path(folder)  # a .. behind a folder yet to be made leads where writing would
         taken = there.exists() and (not there.is_dir() or any(there.iterdir()))
     if taken:
-        shown = uri_of(folder) or folder
-        raise UserError(where, f"{shown} holds other files, or is no folder; name a new or empty one")
+        raise UserError(where, f"{uri or folder} holds other files, or is no folder; name a new or empty one")
 
 
 def check_beside(where: str, output: Path | str, dataset: Path | str) -> None:
     """Refuse a file that would become, or replace, one of a dataset's."""
-    uri = uri_of(output)
-    if uri is None:
-        same = real_path(Path(output).parent) == real_path(dataset)
-    else:
-        there, beside = (str(p).partition("?")[0].rstrip("/") for p in (uri_of(dataset), parent(uri)))
-        same = there == beside
-    if same:
-        raise UserError(where, f"{uri or output} lies among the dataset's own files; write it elsewhere")
+    if _place(parent(output)) == _place(dataset):
+        shown = uri_of(output) or output
+        raise UserError(where, f"{shown} lies among the dataset's own files; write it elsewhere")
 
 
-def write_parquet(path: Path | str, tables: "Iterable[pa.Table]", row_group_size: int | None = None) -> None:
-    """Tables of one schema, at least one, one after the other as they come."""
+def check_outside(where: str, output: Path | str, read: Path | str) -> None:
+    """Refuse a folder to write that is, or lies in, one that is read."""
+    if f"{_place(output)}/".startswith(f"{_place(read).rstrip('/')}/"):
+        raise UserError(where, "is, or lies in, the folder that is read; name one beside it")
+
+
+def _place(path: Path | str) -> str:
+    """The same for all names of a folder."""
+    uri = uri_of(path)
+    return str(real_path(path)) if uri is None else uri.partition("?")[0].rstrip("/")
+
+
+def write_parquet(
+    path: Path | str,
+    tables: "Iterable[pa.Table]",
+    row_group_size: int | None = None,
+    encodings: "Callable[[pa.Schema], dict[str, Any]]" = lambda schema: {},
+) -> None:
+    """Tables of one schema, one after the other as they come; an empty file where there is none.
+
+    ``encodings`` are further arguments of pyarrow's writer.
+    """
     import pyarrow.parquet as pq
 
     def write(partial: Path) -> None:
         parts = iter(tables)
-        first = next(parts)
-        with pq.ParquetWriter(partial, first.schema, compression="zstd") as writer:
+        if (first := next(parts, None)) is None:
+            partial.touch()
+            return
+        with pq.ParquetWriter(partial, first.schema, compression="zstd", **encodings(first.schema)) as writer:
             for table in chain([first], parts):
                 writer.write_table(table, row_group_size=row_group_size)
 
@@ -114,7 +125,7 @@ def write_parquet(path: Path | str, tables: "Iterable[pa.Table]", row_group_size
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """``value`` as indented JSON."""
+    """Indented."""
     write_beside(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
 
 

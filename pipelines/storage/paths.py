@@ -107,17 +107,20 @@ class Entry(NamedTuple):
     path: str
     """Relative to the folder."""
     size: int
+    """In bytes; -1 of a link to nothing."""
     modified: int
     """Nanoseconds; 0 where unknown."""
 
 
-def _local_files(root: str) -> Iterator["Entry"]:
-    """Files below a local folder; a link that leads back to a folder above it is not followed."""
+def _local_files(root: str) -> Iterator[Entry]:
+    """Files and links to nothing below a local folder; a link back to a folder above it is not followed."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     if not os.path.isdir(root):
+        if os.path.islink(root):
+            yield Entry("", -1, 0)
         return
     above = {root: [os.path.realpath(root)]}
     for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
@@ -130,11 +133,15 @@ def _local_files(root: str) -> Iterator["Entry"]:
                 above[os.path.join(place, name)] = [*way, real]
         for name in names:
             path = os.path.join(place, name)
-            with suppress(FileNotFoundError):  # a link to nowhere
+            name = path[len(root) :].replace(os.sep, "/").lstrip("/")
+            try:
                 found = os.stat(path)
-                if stat.S_ISREG(found.st_mode):
-                    name = path[len(root) :].replace(os.sep, "/").lstrip("/")
-                    yield Entry(name, found.st_size, found.st_mtime_ns)
+            except FileNotFoundError:
+                if os.path.islink(path):  # else it has gone meanwhile
+                    yield Entry(name, -1, 0)
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield Entry(name, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,18 @@ class Folder:
 
         if (uri := uri_of(path)) is None:
             return cls(str(path), fs.LocalFileSystem(), os.path.expanduser(path).rstrip("/") or "/")
-        return cls(uri, *_resolved(uri, where))
+        if (what := secret_in(uri)) is not None:
+            raise UserError(where, what)
+        try:
+            try:
+                filesystem, root = fs.FileSystem.from_uri(uri)
+            except ValueError as error:
+                if "nrecognized filesystem type" not in str(error):
+                    raise
+                filesystem, root = fs.FileSystem.from_uri(f"fsspec+{uri}")
+        except (ValueError, ImportError, OSError) as error:
+            raise UserError(where, f"{uri} cannot be opened ({short(error)})") from None
+        return cls(uri, filesystem, root.rstrip("/"))
 
     @classmethod
     def holding(cls, file: str | Path) -> "tuple[Folder, str]":
@@ -183,25 +201,33 @@ class Folder:
         """A folder below this one."""
         return Folder(below(self.uri, path), self.filesystem, self.at(path))
 
-    def files(self, *, hidden: bool = True) -> list[Entry]:
-        """Files below, however deep, in order of their paths; none where there is no such folder."""
+    def files(self, *, originals: bool = False) -> list[Entry]:
+        """Files below, however deep, in order of their paths; none where there is no such folder.
+
+        Of originals, hidden files are left out, and links to nothing are listed: something is missing.
+        """
+        found = _local_files(self.root) if self.is_local else self._remote_files()
+        if originals:
+            return sorted(e for e in found if not e.path.rpartition("/")[2].startswith("."))
+        return sorted(e for e in found if e.size >= 0)
+
+    def _remote_files(self) -> Iterator[Entry]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == fs.FileType.File:
+                name = info.path[len(self.root) :].lstrip("/")
+                yield Entry(name, info.size or 0, info.mtime_ns or 0)
+
+    def folders(self) -> list[str]:
+        """Names of the folders, and links to nothing, directly below, sorted; hidden ones left out."""
         from pyarrow import fs
 
         if self.is_local:
-            return sorted(e for e in _local_files(self.root) if hidden or e.path.rpartition("/")[2][0] != ".")
-        selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
-        start = len(self.root)
-        return sorted(
-            Entry(info.path[start:].lstrip("/"), info.size or 0, info.mtime_ns or 0)
-            for info in self.filesystem.get_file_info(selector)
-            if info.type == fs.FileType.File and (hidden or not info.base_name.startswith("."))
-        )
-
-    def folders(self) -> list[str]:
-        """Names of the folders directly below, sorted; hidden ones left out."""
-        from pyarrow import fs
-
-        if self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
+            there = {name: self.at(name) for name in os.listdir(self.root)}
+            names = {n for n, path in there.items() if os.path.isdir(path) or not os.path.exists(path)}
+        elif self.filesystem.type_name == "gcs":  # where folders are no objects, pyarrow lists none
             names = {e.path.partition("/")[0] for e in self.files() if "/" in e.path}
         else:
             found = self.filesystem.get_file_info(fs.FileSelector(self.root))
@@ -222,14 +248,13 @@ class Folder:
 
     def open(self, path: str) -> Any:
         """A file to read from any place."""
-        if self.is_local:
-            _refuse_pipe(self.at(path))
+        self.refuse_pipe(path)
         return self.filesystem.open_input_file(self.at(path))
 
     def read(self, path: str) -> bytes:
         """A file's content."""
+        self.refuse_pipe(path)
         if self.is_local:
-            _refuse_pipe(self.at(path))
             with open(self.at(path), "rb", buffering=0) as plain:  # a third of the time for small files
                 return plain.readall()
         with self.open(path) as file:
@@ -274,6 +299,11 @@ class Folder:
             return short(error)
         return None if same else "what is read there is not what was written"
 
+    def refuse_pipe(self, path: str) -> None:
+        """Refuse, by an OSError, what is no file: into a pipe nobody may ever write."""
+        if self.is_local and os.path.exists(self.at(path)) and not os.path.isfile(self.at(path)):
+            raise OSError("not a file")
+
     def _put(self, name: str, content: BinaryIO) -> None:
         target = self.at(name)
         if self.filesystem.type_name in WHOLE_WRITES:
@@ -298,20 +328,12 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _refuse_pipe(file: str | Path) -> None:
-    """Nobody may ever write into it."""
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise OSError("not a file")
-
-
 def open_parquet(file: str | Path) -> "pq.ParquetFile":
     """A Parquet file, named by a path or a URI; raises OSError or ArrowException."""
     import pyarrow.parquet as pq
 
-    if uri_of(file) is None:
-        _refuse_pipe(file)
-        return pq.ParquetFile(str(file))
     folder, name = Folder.holding(file)
+    folder.refuse_pipe(name)
     return pq.ParquetFile(folder.at(name), filesystem=folder.filesystem)
 
 
@@ -339,20 +361,3 @@ def short(error: BaseException) -> str:
 @lru_cache(maxsize=16)
 def _opened(folder: str) -> Folder:
     return Folder.of(folder, where="data.path")
-
-
-def _resolved(uri: str, where: str) -> tuple[Any, str]:
-    from pyarrow import fs
-
-    if (what := secret_in(uri)) is not None:
-        raise UserError(where, what)
-    try:
-        try:
-            filesystem, root = fs.FileSystem.from_uri(uri)
-        except ValueError as error:
-            if "nrecognized filesystem type" not in str(error):
-                raise
-            filesystem, root = fs.FileSystem.from_uri(f"fsspec+{uri}")
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(where, f"{uri} cannot be opened ({short(error)})") from None
-    return filesystem, root.rstrip("/")

@@ -15,7 +15,7 @@ from pipelines.storage.sync import storage_errors
 SHARE = "give a folder that all nodes share (NFS or the like), or use one node"
 
 
-def check_shared(storage: Path | str | None, files: Sequence[str] = ()) -> None:
+def check_shared(storage: Path | str | None, files: Sequence[str]) -> None:
     """That all nodes of the connected cluster write to the same storage and read the data."""
     folder = None if storage is None else Folder.of(storage)
     mark = f".probe-{uuid4().hex}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage.atomic import write_json
 from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
 
@@ -39,9 +40,8 @@ class Mirror:
     def push(self, removed: Callable[[str], bool] = lambda name: False) -> None:
         """Upload what is new or has changed here, and delete there what its user has deleted here.
 
-        Args:
-            removed: of a file that was the same and is gone here, whether its user has deleted it. Others
-                may have: systems clean their folders of temporary files by age.
+        ``removed`` tells whether a file that was the same and is gone here was deleted by its user; systems
+        clean their folders of temporary files by age.
         """
         known = self._known()
         here = self._here()
@@ -70,7 +70,7 @@ class Mirror:
             known.pop(name, None)
         for folder in sorted((p for p in self.local.rglob("*") if p.is_dir()), reverse=True):
             if not any(folder.iterdir()):
-                shutil.rmtree(folder)
+                folder.rmdir()
         self._keep(known)
 
     def _here(self) -> dict[str, list[int]]:
@@ -82,12 +82,10 @@ class Mirror:
 
     def _keep(self, known: dict[str, list[int]]) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
-        if not known:
+        if known:
+            write_json(self.local / STATE, {"uri": self.remote.uri, "files": known})
+        else:
             (self.local / STATE).unlink(missing_ok=True)
-            return
-        partial = self.local / f"{STATE}.partial-{os.getpid()}"
-        partial.write_text(json.dumps({"uri": self.remote.uri, "files": known}))
-        os.replace(partial, self.local / STATE)
 
 
 def _ignored(name: str) -> bool:
@@ -156,15 +154,10 @@ def local_copy(source: Path) -> Path:
 
 def upload_changes(folder: Path) -> None:
     """Upload what has changed in a working copy since it was fetched; nothing for any other folder."""
-    if (uri := source_uri(folder)) is not None:
+    if (uri := _state(folder).get("uri")) is not None:
         remote = Folder.of(uri)
         with storage_errors(remote):
             Mirror(folder, remote).push()
-
-
-def source_uri(folder: Path) -> str | None:
-    """The URI that a folder is a working copy of; ``None`` for any other folder."""
-    return _state(folder).get("uri")
 
 
 def named(path: Path) -> str:
@@ -172,7 +165,7 @@ def named(path: Path) -> str:
     if (uri := uri_of(path)) is not None:
         return uri
     for folder in path.parents:
-        if (uri := source_uri(folder)) is not None:
+        if (uri := _state(folder).get("uri")) is not None:
             return below(uri, path.relative_to(folder).as_posix())
     return str(path)
 
@@ -201,7 +194,7 @@ def storage_errors(remote: Folder) -> Iterator[None]:
 
 
 @contextmanager
-def storage_explained(folder: Path, uri: str | None = None) -> Iterator[None]:
+def storage_explained(folder: Path, uri: str | None) -> Iterator[None]:
     """Turn any failure within into one line about a run's storage, if that is what has failed.
 
     ``uri`` is what the folder is a working copy of, if it is one.

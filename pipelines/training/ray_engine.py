@@ -26,12 +26,12 @@ from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
 from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.layout import Layout, Rows, read_rows
+from pipelines.errors import mistake
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import (
     Scoring,
     ScoringPass,
     cluster_cores,
-    mistake,
     score_dataset,
     scorers_of,
     stream_scores,

@@ -13,7 +13,7 @@ import ray.data
 
 from pipelines.data.dataset import Split
 from pipelines.data.layout import read_pieces, select
-from pipelines.scoring.scorer import mistake
+from pipelines.errors import mistake
 
 SMALL_BYTES = 256 << 20
 

@@ -34,7 +34,10 @@ def read_aedat(data: bytes, *, cifar10_dvs: bool = False) -> tuple[Recording, Se
 
 
 def _version_2(data: bytes, turned: bool) -> Recording:
-    header, start = _comments(data)
+    header = re.match(rb"(#.*\n)*", data)[0]  # type: ignore[index]  # it always matches
+    start = len(header)
+    if data[start : start + 1] == b"#":
+        raise ValueError("is cut short within its header")
     chip = re.search(rb"AEChip: (\S+)", header)
     if chip and b"128" not in chip[1] and not turned:
         raise ValueError(f"is of the camera {chip[1].decode(errors='replace')}; only the DVS128's are read")
@@ -182,14 +185,3 @@ def _unpack(layout: str, data: bytes, at: int) -> tuple[int, ...]:
         return struct.unpack_from(layout, data, at)
     except struct.error:
         raise ValueError("is cut short") from None
-
-
-def _comments(data: bytes) -> tuple[bytes, int]:
-    """The lines that begin with #, and where they end."""
-    at = 0
-    while data[at : at + 1] == b"#":
-        end = data.find(b"\n", at)
-        if end < 0:
-            raise ValueError("is cut short within its header")
-        at = end + 1
-    return data[:at], at

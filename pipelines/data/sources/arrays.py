@@ -8,7 +8,6 @@ nothing else, so a file from elsewhere cannot run code. The binary release is re
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -218,8 +217,7 @@ def arrays(options: Options) -> Source:
     folder = open_originals(options.input)
     places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
     if options.input is not None and options.input.endswith(".npz"):
-        root, _, name = folder.root.rpartition("/")
-        folder = replace(folder, root=root or ".")
+        folder, name = Folder.holding(options.input)
         places = {s: ((name, f"x_{s}"), (name, f"y_{s}")) for s in ("train", "test")}
     elif folder.exists("train.npz"):
         places = {s: ((f"{s}.npz", "x"), (f"{s}.npz", "y")) for s in ("train", "test")}

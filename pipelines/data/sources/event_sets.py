@@ -20,10 +20,10 @@ from pipelines.data.sources.base import (
     Split,
     fingerprint,
     first_existing,
-    load_numpy,
     open_originals,
     split_of_files,
 )
+from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short
 
@@ -35,6 +35,7 @@ GESTURES = (
 CHANNELS = 700
 _LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 _TONIC = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
+_TONIC_READER = Reader(columns="xypt", time_unit="ms")
 _Trials = tuple[tuple[str, int, int, int], ...]
 """File, label, first and last microsecond; a file of its own where both are 0."""
 
@@ -44,7 +45,8 @@ def _read_trials(folder: Folder, trials: _Trials, start: int, stop: int) -> Iter
     for path, label, begin, end in trials[start:stop]:
         try:
             if not end:
-                yield Example(_own_file(folder, path), label, path)
+                recording = _TONIC_READER.read(path, folder.read(path))[0]
+                yield Example(recording._replace(t=recording.t - recording.t[:1].sum()), label, path)
                 continue
             if path != opened:  # trials of one recording follow one another
                 whole, opened = read_aedat(folder.read(path))[0], path
@@ -71,7 +73,7 @@ def dvs_gesture(options: Options) -> Source:
         splits={split: Split(len(own), partial(_read_trials, place, own)) for split, own in trials.items()},
         class_names=GESTURES,
         sensor=Sensor(128, 128),
-        fingerprint=fingerprint(place.files(hidden=False), "dvs-gesture", list(trials.values())),
+        fingerprint=fingerprint(place.files(originals=True), "dvs-gesture", list(trials.values())),
         notes={"split": "official", "order": "as listed"},
     )
 
@@ -98,28 +100,13 @@ def _listed(folder: Folder, file: str) -> _Trials:
 
 def _tonic(folder: Folder, name: str) -> _Trials:
     trials = []
-    for entry in folder.below(name).files(hidden=False):
+    for entry in folder.below(name).files(originals=True):
         stem = entry.path.rpartition("/")[2].removesuffix(".npy")
         if entry.path.endswith(".npy") and stem.isdigit() and int(stem) < len(GESTURES):
             trials.append((f"{name}/{entry.path}", int(stem), 0, 0))
     if not trials:
         raise UserError(folder.at(name), "holds no files such as user01_led/0.npy")
     return tuple(trials)
-
-
-def _own_file(folder: Folder, path: str) -> Recording:
-    """tonic's trials: columns x, y, p and milliseconds."""
-    data = folder.read(path)
-    if not data:
-        raise ValueError("zero bytes")
-    array = load_numpy(data)
-    if isinstance(array, dict):
-        raise ValueError("is an archive, not one array")
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"has shape {array.shape}, not rows of x, y, p and t")
-    x, y, p, t = array.T.astype(np.int64)
-    t = t * 1000
-    return Recording(t - t[:1].sum(), x, y, p)
 
 
 def _read_spikes(folder: Folder, path: str, start: int, stop: int) -> Iterator[Example | Bad]:

@@ -10,7 +10,16 @@ import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Sensor
-from pipelines.data.sources.base import Bad, Example, Options, Source, Split, fingerprint, open_originals
+from pipelines.data.sources.base import (
+    Bad,
+    Example,
+    Options,
+    Source,
+    Split,
+    fingerprint,
+    open_originals,
+    reading,
+)
 from pipelines.data.sources.recordings import Reader
 from pipelines.errors import UserError
 from pipelines.storage.paths import Entry, Folder, short
@@ -28,23 +37,6 @@ EVENT_SUFFIXES = {
 _DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
 _Rows = tuple[pa.Array, np.ndarray]  # paths (in Arrow's compact form: there may be millions) and labels
-
-
-def _read(
-    folder: Folder, files: _Rows, reader: Reader | None, start: int, stop: int
-) -> Iterator[Example | Bad]:
-    """One file per example; images are kept as they are."""
-    paths, labels = files
-    for path, label in zip(paths[start:stop].to_pylist(), labels[start:stop].tolist(), strict=True):
-        try:
-            data = folder.read(path)
-            if not data:
-                raise ValueError("zero bytes")
-            value = data if reader is None else reader.read(path, data)[0]
-        except (OSError, ValueError) as error:
-            yield Bad(path, short(error))
-        else:
-            yield Example(value, label, path)
 
 
 def image_folder(options: Options) -> Source:
@@ -67,22 +59,21 @@ def event_folder(name: str, options: Options) -> Source:
 def _open(
     name: str, options: Options, suffixes: tuple[str, ...], reader: Reader | None, sensor: Sensor | None
 ) -> Source:
-    folder = open_originals(options.input)
+    folder, seed = open_originals(options.input), options.split_seed
     places = _places(folder)
-    official = "test" in places
-    share = None if official else options.test_share
+    share = None if "test" in places else options.test_share
     listing = _Listing(folder, suffixes)
     entries = (entry for split, place in places.items() for entry in listing.add(split, place))
-    found = fingerprint(entries, name, reader, sensor, options.split_seed, share)
+    found = fingerprint(entries, name, reader, sensor, seed, share)
     classes = listing.classes()
     if not classes:
-        raise UserError("--input", f"{folder} holds no class folders with files {_globs(suffixes)}")
-    rng = np.random.default_rng(options.split_seed)
+        raise UserError("--input", f"{folder} holds no class folders with files {listing.globs}")
+    rng = np.random.default_rng(seed)
     rows = {split: listing.rows(split, classes) for split in places}
     how = "official"
-    if not official:
-        rows = _held_out(rows["train"], options.test_share, rng)
-        how = f"{options.test_share:.0%} of every class held out, drawn with seed {options.split_seed}"
+    if share is not None:
+        rows = _held_out(rows["train"], share, rng)
+        how = f"{share:.0%} of every class held out, drawn with seed {seed}"
     splits = {}
     for split, (paths, labels) in rows.items():
         if len(paths) == 0:
@@ -99,34 +90,42 @@ def _open(
         sensor=sensor,
         fingerprint=found,
         bad=tuple(listing.bad),
-        notes={
-            "split": how,
-            "order": f"shuffled with seed {options.split_seed}",
-            "ignored_files": listing.ignored,
-        },
+        notes={"split": how, "order": f"shuffled with seed {seed}", "ignored_files": listing.ignored},
     )
+
+
+def _read(
+    folder: Folder, files: _Rows, reader: Reader | None, start: int, stop: int
+) -> Iterator[Example | Bad]:
+    """One file per example; images are kept as they are."""
+    paths, labels = files
+    for path, label in zip(paths[start:stop].to_pylist(), labels[start:stop].tolist(), strict=True):
+        try:
+            data = folder.read(path)
+            if not data:
+                raise ValueError("zero bytes")
+            value = data if reader is None else reader.read(path, data)[0]
+        except (OSError, ValueError) as error:
+            yield Bad(path, short(error))
+        else:
+            yield Example(value, label, path)
 
 
 def _places(folder: Folder) -> dict[str, str]:
     """Which folder holds which split; ``{"train": ""}`` where there are none."""
-    try:
-        names = folder.folders()
-    except OSError as error:
-        raise UserError("--input", f"{folder} cannot be read ({short(error)})") from None
+    names = _folders(folder)
     train = next((n for n in TRAIN if n in names), None)
     if train is None:
         return {"train": ""}
     held_out = [n for n in TEST if n in names]
     # ImageNet's test folder has no classes: its val folder is meant.
-    test = next((n for n in held_out if _has_folders(folder.below(n))), held_out[0] if held_out else None)
+    test = next((n for n in held_out if _folders(folder.below(n))), held_out[0] if held_out else None)
     return {"train": train} if test is None else {"train": train, "test": test}
 
 
-def _has_folders(folder: Folder) -> bool:
-    try:
-        return bool(folder.folders())
-    except OSError:
-        return True  # the listing names it
+def _folders(folder: Folder) -> list[str]:
+    with reading(str(folder)):
+        return folder.folders()
 
 
 class _Listing:
@@ -135,32 +134,32 @@ class _Listing:
     def __init__(self, folder: Folder, suffixes: tuple[str, ...]) -> None:
         self._folder, self._suffixes = folder, suffixes
         self._found: dict[str, dict[str, pa.Array]] = {}
+        self.globs = ", ".join(f"*.{s}" for s in sorted(set(suffixes))[:6])
         self.bad: list[Bad] = []
         self.ignored = 0
 
     def add(self, split: str, place: str) -> Iterator[Entry]:
         """List the class folders below ``place``, one after the other; their files as they are found."""
-        try:
-            classes = (self._folder.below(place) if place else self._folder).folders()
-        except OSError as error:
-            self.bad.append(Bad(place, short(error)))
-            return
         self._found[split] = {}
-        for name in classes:
+        for name in _folders(self._folder.below(place) if place else self._folder):
             path = f"{place}/{name}" if place else name
             try:
-                entries = self._folder.below(path).files(hidden=False)
+                entries = self._folder.below(path).files(originals=True)
             except OSError as error:
                 self.bad.append(Bad(path, short(error)))
                 continue
+            gone = [
+                Bad(f"{path}/{e.path}".rstrip("/"), "is a link to nothing") for e in entries if e.size < 0
+            ]
             wanted = [
                 entry._replace(path=f"{path}/{entry.path}")
                 for entry in entries
-                if entry.path.rpartition(".")[2].lower() in self._suffixes
+                if entry.size >= 0 and entry.path.rpartition(".")[2].lower() in self._suffixes
             ]
-            self.ignored += len(entries) - len(wanted)
-            if not wanted:
-                self.bad.append(Bad(path, f"class folder without files {_globs(self._suffixes)}"))
+            self.ignored += len(entries) - len(wanted) - len(gone)
+            self.bad += gone
+            if not wanted and not gone:
+                self.bad.append(Bad(path, f"class folder without files {self.globs}"))
             self._found[split][name] = pa.array(sorted((e.path for e in wanted), key=_natural), pa.string())
             yield from wanted
 
@@ -171,8 +170,7 @@ class _Listing:
 
     def rows(self, split: str, classes: list[str]) -> _Rows:
         """Paths and labels, class by class."""
-        found = self._found.get(split, {})
-        paths = [found.get(name, pa.array([], pa.string())) for name in classes]
+        paths = [self._found[split].get(name, pa.array([], pa.string())) for name in classes]
         labels = np.repeat(np.arange(len(classes)), [len(p) for p in paths])
         return pa.concat_arrays(paths), labels.astype(np.int32)
 
@@ -205,7 +203,3 @@ def _natural(text: str) -> list[Any]:
     parts: list[Any] = _DIGITS.split(text)  # text and numbers by turns
     parts[1::2] = map(int, parts[1::2])
     return parts
-
-
-def _globs(suffixes: tuple[str, ...]) -> str:
-    return ", ".join(f"*.{s}" for s in sorted(set(suffixes))[:6])

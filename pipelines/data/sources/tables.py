@@ -94,7 +94,7 @@ def parquet(options: Options) -> Source:
     """
     folder = open_originals(options.input)
     with reading(str(folder)):
-        entries = [e for e in folder.files(hidden=False) if e.path.endswith(".parquet")]
+        entries = [e for e in folder.files(originals=True) if e.path.endswith(".parquet")]
     named = by_split(e.path for e in entries)
     files = {"train": named.get("train", ()), "test": named.get("test") or named.get("validation", ())}
     for split, wanted in (("train", "train"), ("test", "test or validation")):

@@ -20,7 +20,7 @@ from pipelines.data.dataset import read_split
 from pipelines.data.events import Frames, Sensor
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
-from pipelines.data.shards import Format, write_shard
+from pipelines.data.shards import Format, Shard, write_shard
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.arrays import _idx_pair, _read
 from pipelines.data.sources.base import Options, Split, split_of_files
@@ -318,7 +318,7 @@ def test_a_source_that_cannot_be_read_is_not_called_unwritable(tmp_path: Path, h
         train.unlink()
     format = Format(class_names=(), sensor=None, group_rows=100, size=None, shape=(50,), on_bad="refuse")
     with pytest.raises(UserError, match=r"/in/train.parquet: cannot be read \([^\n]+\)$"):
-        write_shard(source.splits["train"], 100, 200, str(tmp_path), "train-00001.parquet", format)
+        write_shard(source.splits["train"], Shard("train", 1, 100, 200), tmp_path, format)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.data.dataset import check_examples, read_split
-from pipelines.data.layout import read_rows
+from pipelines.data.dataset import check_examples, describe, read_split
+from pipelines.data.layout import read_rows, with_source_ids
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.scoring.rank import rank
@@ -183,6 +183,14 @@ def test_rows_that_are_lost_between_others_leave_their_ids(data: Path) -> None:
         pq.read_table(data / f"train-{part}.parquet")["label"][at].as_py()
         for part, at in ((0, 499), (2, 0), (2, 436))
     ]
+
+
+def test_a_first_file_that_cannot_be_read_is_left_out_like_any_other(data: Path) -> None:
+    (data / "train-0.parquet").write_bytes(b"PAR1")
+    split = check_examples(read_split(data, "train", "skip"))
+    assert describe(split, read_split(data, "test"), data).num_classes == 10
+    scores = pa.table({"id": split.ids.array()[:3]})
+    assert list(with_source_ids(split.layout, split.schema, [scores])) == [scores]
 
 
 def test_a_run_that_skips_trains_on_the_rest_and_lists_what_it_left_out(data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.cli.data import SourceName
 from pipelines.config.load import load_config
 from pipelines.data.dataset import describe, read_split
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest import cache_frames, ingest
 from pipelines.data.shards import Statistics
 from pipelines.data.sources import SOURCES
 from pipelines.errors import UserError
@@ -102,7 +102,26 @@ def test_unknown_sources_and_other_folders_are_refused(tmp_path: Path) -> None:
         ingest("parquet", tmp_path)
     ingest("digits", tmp_path)
     with pytest.raises(UserError, match="holds 'digits' already"):
-        ingest("parquet", tmp_path, tmp_path)
+        ingest("parquet", tmp_path, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("output", ["in", "in/", "in/made", "link/made", "in/../in/made"])
+def test_an_output_within_the_input_is_refused(output: str, tmp_path: Path) -> None:
+    """Written there, it would be read as originals by the next start."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    line = r"^--output: is, or lies in, the folder that is read; name one beside it"
+    with pytest.raises(UserError, match=line):
+        ingest("imagefolder", Path(f"{tmp_path}/{output}"), tmp_path / "in")
+    with pytest.raises(UserError, match=line):
+        cache_frames(tmp_path / "in", Path(f"{tmp_path}/{output}"), T=2)
+    assert not list((tmp_path / "in").iterdir())
+
+
+def test_an_output_within_the_input_is_refused_in_a_bucket_too() -> None:
+    for output in ("s3://bucket/in?region=eu", "s3://bucket/in/made"):
+        with pytest.raises(UserError, match=r"^--output: is, or lies in, the folder that is read"):
+            ingest("parquet", output, "s3://bucket/in/?region=us")
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

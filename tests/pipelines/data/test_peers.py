@@ -11,8 +11,8 @@ from pipelines.data.events import Recording
 from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.recordings import read_nmnist
 from tests.pipelines.data import writers
+from tests.pipelines.data.sources.test_events import ASSETS
 from tests.pipelines.data.test_events import TONIC, real
-from tests.pipelines.data.test_sources import ASSETS
 from tests.pipelines.data.writers import random_recording, same
 
 DECODE = """

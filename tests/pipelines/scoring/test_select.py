@@ -181,6 +181,18 @@ def test_a_dataset_is_never_overwritten_by_its_subset(digits: Path, tmp_path: Pa
     assert pq.read_metadata(tmp_path / "empty" / first.name).num_rows == 718
 
 
+def test_a_dataset_of_links_keeps_the_names_of_its_files(digits: Path, tmp_path: Path) -> None:
+    """As in a cache of Hugging Face, where links lead to blobs."""
+    for split in ("train", "test"):
+        shutil.copy(digits / f"{split}-00000.parquet", tmp_path / split)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}-00000.parquet").symlink_to(tmp_path / split)
+    out, rows = tmp_path / "s.parquet", tmp_path / "rows"
+    select_subset(tmp_path / "data", policy="random", ratio=0.5, output=out, filtered=rows)
+    assert {p.name for p in rows.iterdir()} == {"train-00000.parquet", "test-00000.parquet"}
+    assert pq.read_metadata(rows / "train-00000.parquet").num_rows == 718
+
+
 def test_a_checkpoint_of_another_network_is_refused(
     trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

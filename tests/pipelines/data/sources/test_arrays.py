@@ -1,0 +1,158 @@
+"""Arrays in the layouts of CIFAR, MNIST and NumPy, written by an independent writer, come back exactly."""
+
+import gzip
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.dataset import describe, read_split
+from pipelines.data.ingest import Writing, ingest
+from pipelines.errors import UserError
+from tests.pipelines.data import writers
+from tests.pipelines.data.sources.reading import ALONE, written
+from tests.pipelines.data.writers import class_folders
+
+
+def cifar_rows(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 3072)).astype(np.uint8), rng.integers(0, 10, n)
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_cifar10(tmp_path: Path, kind: str) -> None:
+    names = [f"class {k}" for k in range(10)]
+    parts = [cifar_rows(40, k) for k in range(6)]
+    if kind == "python":
+        folder = tmp_path / "in" / "cifar-10-batches-py"
+        files = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+        packed = {
+            f: pickle.dumps({"data": x, "labels": y.tolist(), "filenames": []}, protocol=2)
+            for f, (x, y) in zip(files, parts, strict=True)
+        }
+        class_folders(folder, {**packed, "batches.meta": pickle.dumps({"label_names": names}, protocol=2)})
+    else:
+        folder = tmp_path / "in" / "cifar-10-batches-bin"
+        files = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
+        packed = {
+            f: b"".join(bytes([label]) + row.tobytes() for row, label in zip(x, y.tolist(), strict=True))
+            for f, (x, y) in zip(files, parts, strict=True)
+        }
+        class_folders(folder, {**packed, "batches.meta.txt": "\n".join([*names, ""]).encode()})
+    out = tmp_path / "out"
+    # Shards that cut through the files' borders.
+    manifest = ingest(
+        "cifar10", out, tmp_path / "in", writing=Writing(workers=1, shard_rows=64, group_rows=16)
+    )
+    assert len(manifest["splits"]["train"]["files"]) == 4
+    x, labels, paths = written(out, "train")
+    pixels = np.concatenate([p[0] for p in parts[:5]]).reshape(-1, 3, 32, 32)
+    assert np.array_equal(x, pixels)
+    assert labels == np.concatenate([p[1] for p in parts[:5]]).tolist()
+    assert paths[41].endswith(f"{files[1]}#1")
+    assert np.array_equal(written(out, "test")[0].reshape(-1, 3072), parts[5][0])
+    info = describe(read_split(out, "train"), read_split(out, "test"), out)
+    assert info.class_names == tuple(names)
+    assert info.mean == pytest.approx(pixels.mean((0, 2, 3)), rel=1e-12)
+    assert info.std == pytest.approx(pixels.std((0, 2, 3)), rel=1e-12)
+    groups = pq.ParquetFile(out / "train-00000.parquet").metadata
+    assert [groups.row_group(g).num_rows for g in range(groups.num_row_groups)] == [16, 16, 16, 16]
+    assert groups.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_cifar100_fine_labels(tmp_path: Path) -> None:
+    x, y = cifar_rows(30, 0)
+    names = "\n".join(f"fine {k}" for k in range(10))
+    rows = b"".join(bytes([19, k]) + r.tobytes() for r, k in zip(x, y.tolist(), strict=True))
+    files = {"train.bin": rows, "test.bin": rows, "fine_label_names.txt": names.encode()}
+    class_folders(tmp_path / "in" / "cifar-100-binary", files)
+    ingest("cifar100", tmp_path / "out", tmp_path / "in", writing=ALONE)
+    found, labels, _ = written(tmp_path / "out", "test")
+    assert np.array_equal(found.reshape(30, -1), x)
+    assert labels == y.tolist()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/tmp/never").touch, ())
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    files = {f"data_batch_{k}": pickle.dumps({"data": Evil()}) for k in range(1, 6)}
+    meta = {"batches.meta": pickle.dumps({"label_names": ["a"]}), "test_batch": b""}
+    class_folders(tmp_path / "in" / "cifar-10-batches-py", {**files, **meta})
+    with pytest.raises(UserError, match=r"data_batch_1: is not a CIFAR file \(it asks for "):
+        ingest("cifar10", tmp_path / "out", tmp_path / "in")
+
+
+@pytest.mark.parametrize("source", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mnist(tmp_path: Path, source: str, zipped: bool) -> None:
+    rng = np.random.default_rng(0)
+    folder = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[source]
+    sets = {
+        p: (rng.integers(0, 256, (n, 28, 28)), rng.integers(0, 10, n))
+        for p, n in (("train", 50), ("t10k", 20))
+    }
+    for part, (x, y) in sets.items():
+        for name, array in ((f"{part}-images-idx3-ubyte", x), (f"{part}-labels-idx1-ubyte", y)):
+            data = writers.idx(array)
+            path = f"{name}.gz" if zipped else name
+            class_folders(tmp_path / "in" / folder / "raw", {path: gzip.compress(data) if zipped else data})
+    ingest(source, tmp_path / "out", tmp_path / "in", writing=ALONE)
+    for split, part in (("train", "train"), ("test", "t10k")):
+        x, labels, _ = written(tmp_path / "out", split)
+        assert np.array_equal(x[:, 0], sets[part][0])
+        assert labels == sets[part][1].tolist()
+
+
+def test_torchvision_reads_the_same_files(tmp_path: Path) -> None:
+    """The layouts above are torchvision's own: its readers see the same images in them."""
+    from torchvision.datasets import MNIST
+
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        x, y = rng.integers(0, 256, (9, 28, 28)), rng.integers(0, 10, 9)
+        files = {f"{part}-images-idx3-ubyte": writers.idx(x), f"{part}-labels-idx1-ubyte": writers.idx(y)}
+        class_folders(tmp_path / "in" / "MNIST" / "raw", files)
+    ingest("mnist", tmp_path / "out", tmp_path / "in", writing=ALONE)
+    x, labels, _ = written(tmp_path / "out", "test")
+    theirs = MNIST(tmp_path / "in", train=False)
+    assert np.array_equal(x[:, 0], theirs.data.numpy())
+    assert labels == theirs.targets.tolist()
+
+
+@pytest.mark.parametrize("layout", ["npz", "npy", "keras"])
+def test_numpy_arrays(tmp_path: Path, layout: str) -> None:
+    rng = np.random.default_rng(0)
+    x = {s: rng.integers(0, 256, (n, 9, 8, 3)).astype(np.uint8) for s, n in (("train", 20), ("test", 5))}
+    y = {s: np.arange(len(x[s])) % 4 for s in x}
+    folder = tmp_path / "in"
+    folder.mkdir()
+    if layout == "keras":
+        np.savez(folder / "all.npz", **{f"x_{s}": x[s] for s in x}, **{f"y_{s}": y[s] for s in x})
+        folder = folder / "all.npz"
+    for s in x:
+        if layout == "npz":
+            np.savez(folder / f"{s}.npz", x=x[s], y=y[s])
+        elif layout == "npy":
+            np.save(folder / f"{s}_x.npy", x[s])
+            np.save(folder / f"{s}_y.npy", y[s])
+    ingest("numpy", tmp_path / "out", folder, writing=ALONE)
+    found, labels, _ = written(tmp_path / "out", "train")
+    assert np.array_equal(found, x["train"].transpose(0, 3, 1, 2))
+    assert labels == y["train"].tolist()
+
+
+def test_rows_of_numbers(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.savez(folder / "train.npz", x=x, y=np.arange(12) % 3)
+    np.savez(folder / "test.npz", x=x[:4], y=np.arange(4) % 3)
+    manifest = ingest("numpy", tmp_path / "out", folder, writing=ALONE)
+    assert np.array_equal(written(tmp_path / "out", "train")[0], x)
+    assert manifest["statistics"]["mean"] == pytest.approx([x.mean(dtype=np.float64)])
