@@ -233,9 +233,8 @@ class PlanSampler(Sampler[int]):
         self.batch_size = state["batch_size"]
         if "epoch" in state:
             ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()
-            self._lay_out(
-                Plan(state["epoch"], ids, weights, None, state["full"], None, 0, state["weight_power"])
-            )
+            power = state["weight_power"]
+            self._lay_out(Plan(state["epoch"], ids, weights, full=state["full"], weight_power=power))
         self.done, self.step = state["done"], state["step"]
 
     def _run(self) -> dict[str, Any]:
