@@ -157,6 +157,7 @@ class ExampleScorer:
             if not hidden:
                 raise ValueError("tail_depth: 1 needs a hidden layer, and the model has none")
             self._hidden = hidden[-1]
+            assert self._hidden.neuron is not None
             self._watched |= {"layer": self._hidden.layer, "neuron": self._hidden.neuron}
             if self._hidden.norm is not None:
                 self._watched["norm"] = self._hidden.norm

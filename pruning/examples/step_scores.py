@@ -38,8 +38,9 @@ class StepScores:
     """
 
     def __init__(self, model: nn.Module, score: str | None, weights: Callable[[], Tensor | None]) -> None:
+        self.score = score
         self._weights = weights
-        self._record = _recorder(model, score)
+        self._record: Any = _recorder(model, score)
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
         hooked = model.model if isinstance(model, Adapted) else model
@@ -55,7 +56,8 @@ class StepScores:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        self._record.remove()
+        if self._record is not None:
+            self._record.remove()
 
     def __call__(self, losses_B: Tensor) -> Tensor | None:
         """Scores of the last batch, ``[B]``, from its losses ``[B]``; ``None`` if none are wanted.
@@ -63,7 +65,10 @@ class StepScores:
         Raises:
             ValueError: losses that do not come from the network's last forward pass in training mode.
         """
-        return self._record.scores(losses_B, self._weights_B)
+        if self._record is None:
+            return losses_B.detach() if self.score == "loss" else None
+        scores: Tensor = self._record.scores(losses_B, self._weights_B)
+        return scores
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):
@@ -71,25 +76,24 @@ class StepScores:
         self._weights_B = self._weights()
         self._open = ExitStack()
         self._open.enter_context(weighted_statistics(self._weights_B))
-        self._record.begin(self._open)
+        if self._record is not None:
+            self._record.begin(self._open)
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._open is not None:
             self._open.close()
             self._open = None
-            if output is not None:
+            if self._record is not None and output is not None:
                 self._record.end(output)
 
 
-def _recorder(model: nn.Module, score: str | None) -> "_Recorder":
-    if score is None:
-        return _Recorder()
-    if score == "loss":
-        return _Losses()
+def _recorder(model: nn.Module, score: str | None) -> Any:
+    if score in (None, "loss"):
+        return None
     own = hasattr(model, "readout") if score == "sadp" else not isinstance(model, Adapted)
     try:
         if own and hasattr(model, "synapses"):
-            return _Own(model, score)
+            return _Own(model, str(score))
         if score == "sadp":
             return _Graph(model)
     except ValueError as error:
@@ -101,35 +105,12 @@ def _recorder(model: nn.Module, score: str | None) -> "_Recorder":
     )
 
 
-class _Recorder:
-    """What a score keeps of a forward pass; this one nothing, for no score."""
-
-    def begin(self, step: ExitStack) -> None:
-        """The forward pass begins; ``step`` ends with it."""
-
-    def end(self, output: Any) -> None:
-        """The forward pass gave ``output``."""
-
-    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor | None:
-        """Scores of the batch, ``[B]``."""
-        return None
-
-    def remove(self) -> None:
-        """Let go of the network."""
-
-
-class _Losses(_Recorder):
-    """The losses themselves."""
-
-    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
-        return losses_B.detach()
-
-
-class _Own(_Recorder):
+class _Own:
     """A network with ``readout`` and ``synapses()``, by `ExampleScorer`."""
 
     def __init__(self, model: nn.Module, score: str) -> None:
         self._scorer = ExampleScorer(model, (score,))
+        self._score = score
         self._logits: Tensor | None = None
         self._constant: bool | None = None
 
@@ -146,11 +127,14 @@ class _Own(_Recorder):
         if self._constant is None:  # asked once: on a GPU the answer is waited for
             found = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True, allow_unused=True)[0]
             self._constant = found is not None and bool((found == found[:1]).all())
-        (scores,) = self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=self._constant).values()
-        return scores
+        scores = self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=self._constant)
+        return scores[self._score]
+
+    def remove(self) -> None:
+        self._logits = None
 
 
-class _Graph(_Recorder):
+class _Graph:
     """Any network with spiking neurons and a linear readout, by the graph of the loss."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -194,11 +178,14 @@ class _Graph(_Recorder):
                 hooked.close()
 
 
-class _Outputs(_Recorder):
+class _Outputs:
     """EL2N of any network: the norm of the loss's gradient at the mean of its outputs over time."""
 
     def __init__(self) -> None:
         self._found: list[Tensor] = []
+
+    def begin(self, step: ExitStack) -> None:
+        pass
 
     def end(self, output: Any) -> None:
         self._found.append(first_tensor(output))
@@ -208,3 +195,6 @@ class _Outputs(_Recorder):
         found = gradients(losses_B, outputs)
         by_call = [g.float().reshape(-1, len(losses_B), g.shape[-1]).sum(0) for g in found]
         return torch.stack(by_call).sum(0).norm(dim=-1)
+
+    def remove(self) -> None:
+        self._found = []
