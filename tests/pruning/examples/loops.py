@@ -60,3 +60,9 @@ def train(
             optimizer.step()
             found.append((epoch, index, value.detach()))
     return found
+
+
+def same(a: list[tuple[int, Tensor, Tensor]], b: list[tuple[int, Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        e == f and torch.equal(i, j) and torch.equal(v, w) for (e, i, v), (f, j, w) in zip(a, b, strict=True)
+    )

@@ -15,7 +15,7 @@ from snn.adapters import wrap
 from snn.coding import direct
 from snn.neurons import LIF
 from snn.weighted_norm import weighted_statistics
-from tests.pruning.examples.loops import EPOCHS, B, N, T, dataset, losses_of, network, pruner_of, train
+from tests.pruning.examples.loops import EPOCHS, B, N, T, dataset, losses_of, network, pruner_of, same, train
 
 
 def by_hand(model: nn.Module, policy_name: str) -> list[tuple[int, Tensor, Tensor]]:
@@ -44,12 +44,6 @@ def by_hand(model: nn.Module, policy_name: str) -> list[tuple[int, Tensor, Tenso
             optimizer.step()
             found.append((epoch, at, value.detach()))
     return found
-
-
-def same(a: list[tuple[int, Tensor, Tensor]], b: list[tuple[int, Tensor, Tensor]]) -> bool:
-    return len(a) == len(b) and all(
-        e == f and torch.equal(i, j) and torch.equal(v, w) for (e, i, v), (f, j, w) in zip(a, b, strict=True)
-    )
 
 
 @pytest.mark.parametrize("policy", ["sadp", "el2n", "infobatch", "repb", "random", "full"])

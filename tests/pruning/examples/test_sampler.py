@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pruning.examples.loader import DataPruner
 from snn.coding import direct
-from tests.pruning.examples.loops import EPOCHS, B, N, T, losses_of, network, pruner_of, train
+from tests.pruning.examples.loops import EPOCHS, B, N, T, losses_of, network, pruner_of, same, train
 
 
 def first_batch(pruner: DataPruner, model: nn.Module) -> tuple[Tensor, Tensor]:

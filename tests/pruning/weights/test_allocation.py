@@ -213,6 +213,15 @@ def test_wanda_is_uniform_in_every_row_and_follows_the_input():
             assert row[mask].min() >= row[~mask].max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_precisions(dtype):
+    torch.manual_seed(0)
+    model = build("mlp", input_shape=(30,), num_classes=4, hidden=(20, 10)).to(dtype)
+    masks = allocate(model, criterion="lamp", sparsity=0.7).masks
+    for s, mask in zip(model.synapses(), lamp_reference(model, round(0.7 * 840)), strict=True):
+        assert masks[s.name].float().mean() == pytest.approx(mask.mean(), abs=1e-6)
+
+
 def test_masks_do_not_depend_on_the_memory_format():
     torch.manual_seed(0)
     model = build("convnet", input_shape=(2, 8, 8), num_classes=4, channels=(6, 8), hidden=(20,))
