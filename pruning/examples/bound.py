@@ -1,18 +1,12 @@
 """Bounds of an example's gradient norm from its forward pass: the formulas behind the SADP score.
 
-Our derivation (docs/methods-sadp.md). For logits ``z[t] = W r[t] + b`` of ``T`` timesteps, the errors
-``e[t]`` (``softmax - y``; the same at all ``t`` for the loss of the mean logits), the last hidden layer's
-potentials ``u[t]``, spikes ``s[t]``, surrogate slopes ``phi[t]`` and input ``x[t]``::
+In the symbols of docs/methods-sadp.md, where they are derived::
 
     h^2    = T^-2 sum_tt' <e[t], e[t']> (<r[t], r[t']> + 1)          exact for the head's weights and bias
     g[t]   = dL/ds[t] = W^T e[t] / T                                  through a pooled head by its transpose
     d[t]   = phi[t] g[t] + beta dv[t]/du[t] d[t+1]                    dL/du[t], and dL/dI[t] = k d[t]
     v      = sum_tp ||k G d[t, :, p]|| sqrt(||x[t, field of p]||^2 + 1)
     score  = sqrt(h^2 + v^2)
-
-with ``G`` the slope of the batch norm and ``p`` the positions of a convolution. For binary ``x`` the
-squared norm over a receptive field is its number of spikes. ``v`` bounds the norm of the gradient of the last
-hidden layer's weights, and of a bias before its norm.
 """
 
 from collections.abc import Sequence

@@ -209,13 +209,8 @@ def squared_gradients(
 ) -> list[Tensor]:
     """One draw of ``B F_w`` by layer, float64 in the shape of its weight, on the CPU.
 
-    For random signs ``v`` in {-1, 1} of all examples and classes, the squared gradient of
-    ``sum_bk v_bk y_bk`` (``y``: time mean of the logits) has the mean ``sum_b sum_k (dy_bk / dw)^2``: cross
-    terms cancel. So one backward pass over a few examples is an unbiased draw of their ::
-
-        F_w = sum_k E (dy_k / dw)^2,    and to first order    E ||y' - y||^2 ~ sum_w w^2 F_w
-
-    is what removing weights independently of one another changes.
+    ``F_w = sum_k E (dy_k / dw)^2``, with ``y`` the time mean of the logits. The squared gradient of
+    ``sum_bk v_bk y_bk`` for random signs ``v`` is an unbiased draw (docs/methods-slamp.md, section 2).
 
     ``forward`` gives the logits ``[T, B, K]`` of a few examples, ``generator`` draws the signs; frozen
     weights are measured too.

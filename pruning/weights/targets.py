@@ -1,9 +1,7 @@
 """Budget, sparsity and SynOps targets as limits on the common order of all layers.
 
-Budgets that hold at every timestep put Lagrange weights on the steps, by mirror ascent on the dual. A mask
-serves all timesteps, and the distortion at step ``t`` is ``D_t = sum_l D_lt``. For weights ``w`` on the
-simplex ``sum_t w_t D_t`` is a common order, whose prefixes are exact optima; no masks can do better than the
-best of these allows, which is the dual bound.
+Budgets that hold at every timestep, where the distortion is ``D_t = sum_l D_lt``, put Lagrange weights ``w``
+on the steps, by mirror ascent on the dual (docs/methods-slamp.md, section 4).
 """
 
 from collections.abc import Callable, Sequence
