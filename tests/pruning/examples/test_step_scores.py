@@ -85,7 +85,7 @@ def test_scores_are_of_the_loss_that_is_trained(loss: Callable[[Tensor, Tensor],
             losses = loss(model.train()(direct(part, T)), labels)
             parts = [torch.autograd.grad(v, list(head.parameters()), retain_graph=True) for v in losses]
             squares = torch.stack([torch.stack([g.square().sum() for g in p]).sum() for p in parts])
-            pruner._scores._record._scorer._hidden = []  # the readout alone
+            pruner._scores._record._scorer._hidden = None  # the readout alone
             pruner.loss(losses, index)
             found = dict(zip(index.tolist(), squares.sqrt(), strict=True))
         pruner.sampler.share_scores()
