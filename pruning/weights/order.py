@@ -56,7 +56,7 @@ class LayerRanking:
     ) -> None:
         self.rule, self.price = rule, price
         self._alive = alive
-        key = self._survivors(self.rule.key)
+        key = self._key()
         if not np.isfinite(key.sum(dtype=np.float64)):
             raise ValueError(f"{name}: weights are not finite (NaN or infinity)")
         self.survivors = key.size
@@ -89,7 +89,7 @@ class LayerRanking:
 
     def pruned(self, count: int) -> Array:
         """Flat indices of the first ``count`` weights of the order; equal keys by index."""
-        key = self._survivors(self.rule.key)
+        key = self._key()
         if count == 0:
             return np.zeros(0, dtype=np.int64)
         last = np.partition(key, count - 1)[count - 1]
@@ -106,6 +106,9 @@ class LayerRanking:
 
         return spent
 
+    def _key(self) -> Array:
+        return self._survivors(self.rule.key)
+
     def _survivors(self, values: Callable[[], Tensor]) -> Array:
         array: Array = values().cpu().numpy()
         return array if self._alive is None else array[self._alive]
@@ -114,17 +117,17 @@ class LayerRanking:
         """Scores before coefficient and price, and -log kept energy share after each weight."""
         n, m, rule = self.survivors, self.candidates, self.rule
         if rule.energy is None:
-            energy = np.sort(self._survivors(self.rule.key)).astype(np.float64)
+            energy = np.sort(self._key()).astype(np.float64)
             np.square(energy, out=energy)
         else:
-            energy = self._survivors(rule.energy)[np.argsort(self._survivors(self.rule.key), kind="stable")]
+            energy = self._survivors(rule.energy)[np.argsort(self._key(), kind="stable")]
         phi = suffix_costs(energy)[:m]
         if rule.score == "share":
             # Of the dense size: after earlier rounds too densities are in proportion to the shares.
             dense = n if self._alive is None else self._alive.size
             score = dense * rule.share / np.arange(n, n - m, -1, dtype=np.float64)
         elif rule.score == "energy":
-            score = np.sort(self._survivors(self.rule.key))[:m].astype(np.float64)
+            score = np.sort(self._key())[:m].astype(np.float64)
             np.square(score, out=score)
         else:
             # Rounding may leave neighbours out of order by a unit in the last place.
