@@ -12,6 +12,8 @@ from pruning.weights.curves import Curve
 from snn.layers import Synapses
 from snn.observing import Network
 
+_DEFAULT: tuple[Measure, ...] = ("gradients",)  # what the default criterion needs
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCalibration:
@@ -113,7 +115,7 @@ def calibrate(
     model: Network,
     batches: Iterable[Tensor],
     *,
-    measure: Collection[Measure] = ("gradients",),
+    measure: Collection[Measure] = _DEFAULT,
     measure_examples: int = MEASURED,
 ) -> Calibration:
     """Statistics of ``batches`` in one process.

@@ -211,7 +211,7 @@ def _at(
 ) -> tuple[Array, Array]:
     """Counts ``[edges, L]`` of the weights with a score at or below each edge; whether the limit holds."""
     counts = np.zeros((len(edges), len(layers)), dtype=np.int64)
-    used = np.zeros((len(edges), len(limit.bound)))
+    used: Array = np.zeros((len(edges), len(limit.bound)))
     for i, layer in enumerate(layers):
         if layer.candidates:
             ranked = layer.ranked(weights)
