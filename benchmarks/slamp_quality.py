@@ -42,10 +42,10 @@ from benchmarks.slamp_tasks import BATCH, DEEP, TASKS, Task, accuracy, scores, t
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, calibrate
 from pruning.weights.criteria import CRITERIA, Objective
-from pruning.weights.curves import Curve, measure_curves
+from pruning.weights.curves import Curve, distortion_from, layer_curve
 from pruning.weights.masks import Masks
 from snn.activity import measure
-from snn.batchnorm import reestimate
+from snn.batchnorm import own_statistics, reestimate
 from snn.interchange import load_checkpoint, save_checkpoint
 from snn.losses import rate_cross_entropy
 from snn.models import SpikingNetwork
@@ -156,9 +156,22 @@ class Bench:
 
 
 def around(model: SpikingNetwork, calibration: Calibration, x_TB: Tensor, masks: Masks) -> Calibration:
-    """The calibration with curves measured around what ``masks`` leave."""
-    with evaluating(model):
-        curves = measure_curves(model, model.synapses(), x_TB, around=masks)
+    """The calibration with curves measured around what ``masks`` leave.
+
+    Every layer loses its smallest weights while all others are masked; curves begin at what these masks cost.
+    """
+    weights = {s.name: s.layer.weight for s in model.synapses()}
+    whole = {name: weight.detach().clone() for name, weight in weights.items()}
+    curves = []
+    with evaluating(model), own_statistics(model, 0.0), torch.no_grad():
+        distortion = distortion_from(model, x_TB)
+        masks.apply_(model)
+        for name, weight in weights.items():
+            weight.copy_(whole[name])
+            curves.append(layer_curve(weight, distortion) - distortion())
+            weight.masked_fill_(~masks[name], 0)
+        for name, weight in weights.items():
+            weight.copy_(whole[name])
     layers = [
         {**vars(layer), "curve": Curve(tuple(map(tuple, curve.tolist())))}
         for layer, curve in zip(calibration.layers, curves, strict=True)

@@ -90,7 +90,7 @@ def select_subset(
             anneal_epochs=0,
             alpha=alpha,
             stale_alpha=alpha,
-            design=design,  # type: ignore[arg-type]  # checked there
+            design=design,
         )
     except ValueError as error:
         where, _, what = str(error).partition(": ")

@@ -1,5 +1,6 @@
 """Diagnostics of a running training: how good its draws are, and what pruning each layer does."""
 
+from dataclasses import asdict
 from math import log
 from statistics import stdev
 from typing import Any
@@ -50,7 +51,9 @@ def diagnose_scores(
     x_TB, labels = worker.inputs(x, worker.engine.device), to_device(y, worker.engine.device)
     loss: dict[str, Any] = {"loss": train.loss, "label_smoothing": train.label_smoothing}
     norms, norm_of_mean = example_gradients(worker.model, x_TB, labels, **loss)
-    found = diagnose(scores, norms, norm_of_mean, ratio=examples.ratio, alpha=examples.alpha).to_dict()
+    found: dict[str, float] = asdict(
+        diagnose(scores, norms, norm_of_mean, ratio=examples.ratio, alpha=examples.alpha)
+    )
     m, n = subset_size(len(ids), examples.ratio), len(ids)
     pi = inclusion_probabilities(scores, m, alpha=examples.alpha)
     power = examples.weight_power

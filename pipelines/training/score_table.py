@@ -7,7 +7,7 @@ reads by row groups asks for draws by id range, so that no worker holds the ids 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -98,13 +98,13 @@ class ScoreTable:
                 n = policy.settings.num_present
                 summary = PlanSummary(n, 1.0, 1.0, 1.0, 1.0, 1.0, policy.mean_score_age(epoch), 0)
                 every = sum(fingerprint(ids, np.ones(len(ids), np.float32)) for ids in self._ids.blocks())
-                self._drawn = Drawn(epoch, n, True, hexadecimal(every), summary.to_dict())
+                self._drawn = Drawn(epoch, n, True, hexadecimal(every), asdict(summary))
             else:
                 plan = policy.plan(epoch)
                 self._chosen = plan.ids, plan.weights
                 found = hexadecimal(fingerprint(plan.ids, plan.weights))
                 powers = plan.weight_power, plan.mean_power
-                self._drawn = Drawn(epoch, len(plan.ids), False, found, summarise(plan).to_dict(), *powers)
+                self._drawn = Drawn(epoch, len(plan.ids), False, found, asdict(summarise(plan)), *powers)
         return self._drawn
 
     def counts(self, ranges: np.ndarray) -> np.ndarray:

@@ -1,22 +1,15 @@
 """Bounds of an example's gradient norm from its forward pass: the formulas behind the SADP score.
 
-Our derivation (docs/methods-sadp.md). For logits ``z[t] = W r[t] + b`` of ``T`` timesteps, the errors
-``e[t]`` (``softmax - y``; the same at all ``t`` for the loss of the mean logits), the last hidden layer's
-potentials ``u[t]``, spikes ``s[t]``, surrogate slopes ``phi[t]`` and input ``x[t]``::
+In the symbols of docs/methods-sadp.md, where they are derived::
 
     h^2    = T^-2 sum_tt' <e[t], e[t']> (<r[t], r[t']> + 1)          exact for the head's weights and bias
     g[t]   = dL/ds[t] = W^T e[t] / T                                  through a pooled head by its transpose
     d[t]   = phi[t] g[t] + beta dv[t]/du[t] d[t+1]                    dL/du[t], and dL/dI[t] = k d[t]
     v      = sum_tp ||k G d[t, :, p]|| sqrt(||x[t, field of p]||^2 + 1)
     score  = sqrt(h^2 + v^2)
-
-with ``G`` the slope of the batch norm and ``p`` the positions of a convolution. For binary ``x`` the
-squared norm over a receptive field is its number of spikes. ``v`` bounds the norm of the gradient of the last
-hidden layer's weights, and of a bias before its norm.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +30,7 @@ def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: flo
     """``e[t]``: ``T`` times the loss's gradient at the logits, ``[T, B, K]``, or ``[1, B, K]`` if constant.
 
     By autograd, so that it is what a training step finds on its way back, to the last bit.
-
-    Raises:
-        ValueError: an unknown loss.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss: {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     with torch.enable_grad():
         z = logits_TBK.detach().mean(0, keepdim=True) if loss == "rate_ce" else logits_TBK.detach()
         value = LOSSES[loss](z.requires_grad_(), labels_B, label_smoothing).sum()
@@ -198,11 +186,9 @@ class GraphBound:
         self.on = True
         """Whether calls (with gradients) are recorded."""
         self.calls: dict[nn.Module, list[Call]] = {}
-        modules: list[nn.Module] = [self._head.layer]
-        if self._hidden is not None:
-            modules += [self._hidden.layer] + ([] if self._hidden.norm is None else [self._hidden.norm])
-        self.modules = set(modules)
-        self._handles = [module.register_forward_hook(self._keep) for module in modules]
+        of = (self._head.layer, *((self._hidden.layer, self._hidden.norm) if self._hidden else ()))
+        self.modules = {module for module in of if module is not None}
+        self._handles = [module.register_forward_hook(self._keep) for module in self.modules]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -238,29 +224,25 @@ class GraphBound:
             bias = self._head.layer.bias is not None
             squared = head_squared(e_TBK, r_TBN.expand(len(e_TBK), *r_TBN.shape[1:]), bias)
             if hidden is not None and normed:
-                deltas, inputs = found[len(heads) :], [x for x, _ in calls[hidden.layer]]
-                slopes = self._slopes([x for x, _ in normed], weights_B)
-                parts = zip(deltas, inputs, slopes, strict=True)
-                squared = squared + torch.stack([self._rows(*p, B) for p in parts]).sum(0).square()
+                parts = []
+                for delta, (x, _), (y, _) in zip(
+                    found[len(heads) :], calls[hidden.layer], normed, strict=True
+                ):
+                    slope = norm_slope(hidden.norm, _folded(y, hidden.norm), weights_B)
+                    parts.append(_call_bound(hidden, delta, x, slope, B))
+                squared = squared + torch.stack(parts).sum(0).square()
             return squared.sqrt()
 
-    def _slopes(self, inputs: Sequence[Tensor], weights_B: Tensor | None) -> list[Tensor | None]:
-        """Of the norm at each call."""
-        assert self._hidden is not None
-        norm = self._hidden.norm
-        return [norm_slope(norm, None if norm is None else _folded(x, norm), weights_B) for x in inputs]
 
-    def _rows(self, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:
-        """``sum_tp ||G delta[t, p]|| sqrt(squares + 1)`` of one call, ``[B]``."""
-        assert self._hidden is not None
-        layer = self._hidden.layer
-        delta, squares = _folded(wide(delta), layer), field_squares(_folded(wide(x), layer), layer)
-        if len(delta) % B:
-            raise ValueError(f"{self._hidden.name}: ran on {len(delta)} rows, no multiple of B = {B}")
-        return layer_bound(delta, squares, slope, layer).view(-1, B).sum(0)
+def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:
+    """``sum_tp ||G delta[t, p]|| sqrt(squares + 1)`` of one call of a layer, ``[B]``."""
+    delta, squares = _folded(wide(delta), s.layer), field_squares(_folded(wide(x), s.layer), s.layer)
+    if len(delta) % B:
+        raise ValueError(f"{s.name}: ran on {len(delta)} rows, no multiple of B = {B}")
+    return layer_bound(delta, squares, slope, s.layer).view(-1, B).sum(0)
 
 
-def _folded(x: Tensor, module: nn.Module) -> Tensor:
+def _folded(x: Tensor, module: nn.Module | None) -> Tensor:
     """``[T, B, ...]`` to ``[T*B, ...]`` where a module took it so."""
     images = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
     return x.flatten(0, 1) if x.ndim == (5 if images else 3) else x
@@ -268,7 +250,7 @@ def _folded(x: Tensor, module: nn.Module) -> Tensor:
 
 def _over_time(parts: Sequence[Tensor], B: int) -> Tensor:
     """``[T, B, N]`` of a linear layer's calls: T times ``[B, N]``, or once ``[T, B, N]`` or ``[T*B, N]``."""
-    x: Any = parts[0] if len(parts) == 1 else torch.stack(list(parts))
+    x = parts[0] if len(parts) == 1 else torch.stack(list(parts))
     if x.ndim == 2 and len(x) % B == 0:
         x = x.unflatten(0, (-1, B))
     if x.ndim != 3 or x.shape[1] != B:

@@ -1,18 +1,13 @@
 """How far a design is from the best one: exact gradient norms on a probe, variances, rank correlation, bias.
 
-The mean gradient estimated from a subset drawn with inclusion probabilities ``pi`` (independently, to which
-systematic sampling in random order comes close) has the variance ``sum (1 - pi_i) / pi_i ||g_i||^2 / N^2``.
-The oracle draws by the exact norms themselves; uniform sampling is the rival at equal size.
-
-With frozen norm statistics the weighted gradient of a random design is unbiased. Training normalises every
-batch by its own statistics, so its mean gradient differs from the full gradient under any sampling, uniform
-sampling included. `training_bias` estimates how far, by drawing subsets and running their batches.
+The oracle draws by the exact norms themselves; uniform sampling is the rival at equal size. Formulas, and
+when the gradient is unbiased: docs/methods-sadp.md.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from operator import add
 
 import numpy as np
@@ -22,15 +17,14 @@ from torch import Tensor, nn
 
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.policies.base import Plan
-from pruning.examples.sampling import POWER_UNIT, Ints, draw, power_sum, shuffled, tempered
+from pruning.examples.sampling import POWER_UNIT, Doubles, Ints, draw, power_sum, shuffled, tempered
 from pruning.examples.scores import LossName
 from snn.losses import LOSSES
 from snn.observing import evaluating
 from snn.weighted_norm import weighted_statistics
 
-STREAM_DRAWS = 1 << 20
-"""Epoch number of the first draw: apart from those of a run."""
-Doubles = NDArray[np.float64]
+_FIRST_DRAW = 1 << 20
+"""Epoch number of the first draw of `training_bias`: apart from those of a run."""
 Floats = NDArray[np.float32]
 
 
@@ -44,8 +38,8 @@ def example_gradients(
 ) -> tuple[Doubles, float]:
     """Norm of every example's gradient (all parameters, eval mode), and the norm of their mean (GraNd).
 
-    Exact, by one backward pass per example: for probes of a few hundred examples. (`torch.func` gives the
-    same numbers; vectorised over examples it took 1.4 to 2.5 times as long on a CPU.)
+    Exact, by one backward pass per example: for probes of a few hundred examples. (`torch.func`, vectorised
+    over examples, took 1.4 to 2.5 times as long on a CPU.)
 
     Args:
         model: gives ``logits_TBK``.
@@ -74,6 +68,8 @@ def example_gradients(
 
 def variance(norms: Doubles, probabilities: Doubles) -> float:
     """Variance of the estimated mean gradient under a design: ``sum (1 - pi) / pi ||g||^2 / N^2``.
+
+    Exact for independent draws; systematic sampling in random order comes close.
 
     Args:
         norms: exact gradient norms, ``[N]``.
@@ -117,7 +113,6 @@ class Diagnosis:
     single_draw_to_uniform: float
     """The same for one draw by the scores alone, without mixture and cap."""
     single_draw_to_oracle: float
-    """The same, over the oracle's."""
     rank_correlation: float
     """Spearman's, of scores and exact norms."""
     score_variation: float
@@ -125,11 +120,6 @@ class Diagnosis:
     norm_variation: float
     """The same of the exact norms."""
     probe_size: int
-    """Examples of the probe."""
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers, for a line of metrics."""
-        return asdict(self)
 
 
 def diagnose(
@@ -155,12 +145,12 @@ def diagnose(
     flat = np.full(n, m / n)
     best = inclusion_probabilities(norms, m, alpha=0.0)
     design = variance(norms, inclusion_probabilities(s, m, alpha=alpha))
-    draw: Callable[[Doubles], float] = lambda p: single_draw_variance(norms, norm_of_mean, p)  # noqa: E731
+    single_draw = partial(single_draw_variance, norms, norm_of_mean)
     return Diagnosis(
         variance_to_uniform=_ratio(design, variance(norms, flat)),
         variance_to_oracle=_ratio(design, variance(norms, best)),
-        single_draw_to_uniform=_ratio(draw(s), draw(flat)),
-        single_draw_to_oracle=_ratio(draw(s), draw(norms)),
+        single_draw_to_uniform=_ratio(single_draw(s), single_draw(flat)),
+        single_draw_to_oracle=_ratio(single_draw(s), single_draw(norms)),
         rank_correlation=rank_correlation(s, norms),
         score_variation=_ratio(float(s.std()), float(s.mean())),
         norm_variation=_ratio(float(norms.std()), float(norms.mean())),
@@ -177,9 +167,7 @@ class PlanSummary:
     effective_share: float
     """Effective sample size over the size, in (0, 1]."""
     max_weight: float
-    """The largest weight."""
     min_weight: float
-    """The smallest weight."""
     mean_weight: float
     """1 in expectation."""
     capped_share: float
@@ -189,10 +177,6 @@ class PlanSummary:
     replaced_scores: int
     """Present examples whose score was missing or not finite."""
 
-    def to_dict(self) -> dict[str, float | None]:
-        """Plain numbers, for a line of metrics."""
-        return asdict(self)
-
 
 def summarise(plan: Plan) -> PlanSummary:
     """Effective sample size, weight extremes, capped share and score age of a plan."""
@@ -200,11 +184,11 @@ def summarise(plan: Plan) -> PlanSummary:
     pi = np.ones(len(w)) if plan.probabilities is None else plan.probabilities
     return PlanSummary(
         examples=len(w),
-        effective_share=effective_sample_size(w) / len(w) if len(w) else 0.0,
+        effective_share=effective_sample_size(w) / max(len(w), 1),
         max_weight=float(w.max(initial=0)),
         min_weight=float(w.min()) if len(w) else 0.0,
-        mean_weight=float(w.mean()) if len(w) else 0.0,
-        capped_share=float((pi == 1).mean()) if len(w) else 0.0,
+        mean_weight=float(w.sum()) / max(len(w), 1),
+        capped_share=int((pi == 1).sum()) / max(len(w), 1),
         mean_score_age=plan.mean_score_age,
         replaced_scores=plan.replaced_scores,
     )
@@ -237,7 +221,7 @@ def training_bias(
     model: nn.Module,
     x_TB: Tensor,
     labels_B: Tensor,
-    probabilities: NDArray[np.float64],
+    probabilities: Doubles,
     step: TrainingStep,
     *,
     draws: int = 32,
@@ -284,7 +268,7 @@ def training_bias(
         full = gradient(np.arange(len(ones)), ones, ones, len(ones))
         total, squares = torch.zeros_like(full), 0.0
         for k in range(draws):
-            parts = _batches(probabilities, size, step, seed, STREAM_DRAWS + k)
+            parts = _batches(probabilities, size, step, seed, _FIRST_DRAW + k)
             estimate = reduce(add, (gradient(*part, size) for part in parts))
             total += estimate
             squares += float(estimate.square().sum())
@@ -295,7 +279,7 @@ def training_bias(
 
 
 def _batches(
-    probabilities: NDArray[np.float64], size: int, step: TrainingStep, seed: int, epoch: int
+    probabilities: Doubles, size: int, step: TrainingStep, seed: int, epoch: int
 ) -> Iterator[tuple[Ints, Floats, Floats]]:
     """Ids, weights and weights in the loss of one subset's batches."""
     subset = draw(probabilities, size=size, seed=seed, epoch=epoch)

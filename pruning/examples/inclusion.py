@@ -5,13 +5,10 @@ For scores ``s_i`` of the ``N`` present examples and an expected subset size ``m
     s~_i = (1 - alpha) s_i / mean(s) + alpha          defensive mixture
     pi_i = min(1, c s~_i)   with c such that sum pi = m          water-filling
 
-which minimises ``sum s_i^2 / pi_i`` (a bound of the gradient's variance when ``s_i`` bounds the norm of
-example ``i``'s gradient) for ``alpha = 0``; ``alpha > 0`` keeps ``pi_i >= alpha m / N``, so that no weight
-exceeds ``1 / alpha``. Our derivation, docs/methods-sadp.md.
-
-Scores count as float32. Two histograms over the bit patterns of the floats (65,280 bins, then the 32,768
-values of the bin that holds the water level) give the level without a sort. They hold integers only, so
-they add exactly: the probabilities are the same, bit for bit, however the examples are parted.
+Why: docs/methods-sadp.md. Scores count as float32. Two histograms over the bit patterns of the floats
+(65,280 bins, then the 32,768 values of the bin that holds the water level) give the level without a sort.
+They hold integers only, so they add exactly: the probabilities are the same, bit for bit, however the
+examples are parted.
 """
 
 from collections.abc import Iterator
@@ -21,6 +18,8 @@ from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pruning.examples.sampling import Doubles, Ints
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -48,9 +47,9 @@ def subset_size(num_examples: int, ratio: float) -> int:
 class ScoreHistogram:
     """What a part of the data tells of its scores; parts add up with ``+`` (exactly, in any order)."""
 
-    counts: NDArray[np.int64]
+    counts: Ints
     """Scores per bin, ``[65280]``; a bin holds the floats that share their upper 16 bits."""
-    low: NDArray[np.int64]
+    low: Ints
     """Sum over each bin of the scores' lower 15 bits, ``[65280]``: with the counts, the exact sum."""
     zeros: int
     """Scores that are 0 (or were negative)."""
@@ -106,7 +105,7 @@ class ScoreHistogram:
         zeros = self.zeros + (self.replaced if bits == 0 else 0)
         return ScoreHistogram(counts, low, zeros, 0, top)
 
-    def masses(self) -> NDArray[np.float64]:
+    def masses(self) -> Doubles:
         """Sum of the scores in each bin, ``[65280]``."""
         first, scale = _all_bins()
         return (self.counts * first + self.low) * scale
@@ -123,7 +122,7 @@ class WaterLevel:
     fill: float
     """The score of examples whose own is not finite."""
 
-    def probabilities(self, scores: Floats, present: Bools | None = None) -> NDArray[np.float64]:
+    def probabilities(self, scores: Floats, present: Bools | None = None) -> Doubles:
         """``pi`` float64 ``[n]`` of one part; 0 where not present."""
         out = np.zeros(len(scores), np.float64)
         for start in range(0, len(scores), _CHUNK):
@@ -158,7 +157,7 @@ def bracketing_bin(histogram: ScoreHistogram, size: int, alpha: float) -> int:
     return int(np.flatnonzero(expected >= size)[-1])
 
 
-def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = None) -> NDArray[np.int64]:
+def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = None) -> Ints:
     """How many of a part's scores equal each float of a bin, ``[32768]`` (round two; counts add up).
 
     ``fill`` is what non-finite scores count as: the histogram's ``top`` after ``completed()``.
@@ -172,19 +171,14 @@ def bin_counts(scores: Floats, which: int, fill: float, present: Bools | None = 
     return counts
 
 
-def water_level(
-    histogram: ScoreHistogram, which: int, inside: NDArray[np.int64], size: int, alpha: float
-) -> WaterLevel:
+def water_level(histogram: ScoreHistogram, which: int, inside: Ints, size: int, alpha: float) -> WaterLevel:
     """The exact level (to a float64's rounding) from the bin and the `bin_counts` of all parts."""
     N, h = histogram.total, histogram.completed()
-    if size == N:
-        return WaterLevel(0.0, 1.0, np.inf, h.top)
-    if h.zeros == N:
+    if size == N or h.zeros == N:
         return WaterLevel(0.0, size / N, np.inf, h.top)
     if alpha == 0 and size >= N - h.zeros:
         # Every positive score is certain; what is left is spread evenly over the zeros.
-        return WaterLevel(0.0, (size - (N - h.zeros)) / h.zeros if h.zeros else 1.0, 0.0, h.top)
-
+        return WaterLevel(0.0, (size - (N - h.zeros)) / h.zeros, 0.0, h.top)
     masses = h.masses()
     mean = _sum(masses) / N
     first, scale = _bin_floats(np.array([which]))
@@ -209,7 +203,7 @@ def water_level(
 
 def inclusion_probabilities(
     scores: Floats, size: int, *, alpha: float, present: Bools | None = None
-) -> NDArray[np.float64]:
+) -> Doubles:
     """Inclusion probabilities of the module's equations; no sort, so linear in ``N``.
 
     Args:
@@ -237,46 +231,16 @@ def inclusion_probabilities(
     return water_level(histogram, which, inside, size, alpha).probabilities(scores, present)
 
 
-def thinned(low: Bools, ratio: float, present: Bools | None = None) -> tuple[NDArray[np.float64], int]:
-    """Two inclusion probabilities, and their sum: ``1 - r`` for the low examples, 1 for the rest.
-
-    0 where not present; ``1 - r`` is rounded so that the sum is an integer.
-    """
-    low = low if present is None else low & present
-    n_low, total = int(low.sum()), len(low) if present is None else int(present.sum())
-    kept = max(1, round((1 - ratio) * n_low)) if n_low else 0
-    pi = np.where(low, kept / max(n_low, 1), 1.0)
-    return pi if present is None else np.where(present, pi, 0.0), total - n_low + kept
-
-
-def thinned_to(
-    size: int, low: Bools, ratio: float, present: Bools | None = None
-) -> tuple[NDArray[np.float64], int]:
-    """The two probabilities of `thinned`, scaled down together until they sum to ``size``.
-
-    Where rounding makes ``size`` more than they give, the rest is certain and the low ones share what is
-    left.
-    """
-    pi = np.where(low, 1 - ratio, 1.0)
-    if present is not None:
-        pi = np.where(present, pi, 0.0)
-        low = low & present
-    if size <= pi.sum():
-        return pi * (size / pi.sum()), size
-    certain = pi.sum(where=~low)
-    return np.where(low, (size - certain) / max(low.sum(), 1), pi), size
-
-
 def _expected_size(
-    levels: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    masses: NDArray[np.float64],
+    levels: Doubles,
+    counts: Ints,
+    masses: Doubles,
     h: ScoreHistogram,
     alpha: float,
     *,
     more_above: int = 0,
     more_below: float = 0.0,
-) -> NDArray[np.float64]:
+) -> Doubles:
     """``sum_i min(1, s~_i / s~(level))`` for ascending levels, whose cells hold ``counts`` and ``masses``.
 
     It falls as the level rises; the water level is where it passes ``m``.
@@ -294,11 +258,11 @@ def _expected_size(
 
 
 @cache
-def _all_bins() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _all_bins() -> tuple[Doubles, Doubles]:
     return _bin_floats(np.arange(_BINS))
 
 
-def _bin_floats(bins: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _bin_floats(bins: NDArray[np.integer]) -> tuple[Doubles, Doubles]:
     """Integer significand of the first float32 of each bin, and what it is multiplied by."""
     exponent = bins >> (23 - _LOW_BITS)
     fraction = (bins & ((1 << (23 - _LOW_BITS)) - 1)) << _LOW_BITS
@@ -306,7 +270,7 @@ def _bin_floats(bins: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray
     return first, np.ldexp(1.0, np.maximum(exponent, 1) - 150)
 
 
-def _sum(masses: NDArray[np.float64]) -> float:
+def _sum(masses: Doubles) -> float:
     """Correctly rounded."""
     return fsum(masses[masses > 0].tolist())
 

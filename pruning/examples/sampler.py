@@ -187,15 +187,16 @@ class PlanSampler(Sampler[int]):
         differ, self._differ = self._differ, []
         if differ and torch.stack(differ).any():
             raise ValueError(f"index: batches of epoch {self.epoch} were not those of its plan; {REMEDY}")
-        held, self._met = self._met, []
         mine: Scored | None = None
-        if held:
-            wanted = np.concatenate([real for _, _, real, _ in held])
+        if self._met:
+            ids, scores, real, steps = zip(*self._met, strict=True)
+            wanted = np.concatenate(real)
             mine = (
-                np.concatenate([ids for ids, *_ in held])[wanted],
-                torch.cat([scores for _, scores, _, _ in held]).float().cpu().numpy()[wanted],
-                np.concatenate([np.full(len(ids), step) for ids, _, _, step in held])[wanted],
+                np.concatenate(ids)[wanted],
+                torch.cat(scores).float().cpu().numpy()[wanted],
+                np.repeat(steps, list(map(len, ids)))[wanted],
             )
+            self._met = []
         for ids, scores, steps in filter(None, self._gather(mine)):
             assert self.plan is not None
             self.policy.observe(ids, scores, self.plan.epoch, "train", steps)
@@ -233,9 +234,8 @@ class PlanSampler(Sampler[int]):
         self.batch_size = state["batch_size"]
         if "epoch" in state:
             ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()
-            self._lay_out(
-                Plan(state["epoch"], ids, weights, None, state["full"], None, 0, state["weight_power"])
-            )
+            power = state["weight_power"]
+            self._lay_out(Plan(state["epoch"], ids, weights, full=state["full"], weight_power=power))
         self.done, self.step = state["done"], state["step"]
 
     def _run(self) -> dict[str, Any]:
@@ -262,10 +262,10 @@ class PlanSampler(Sampler[int]):
 
     def _gather(self, mine: Any) -> list[Any]:
         """What every rank has, in the order of ranks."""
-        everybody = [mine] * self.world_size
+        found = [mine] * self.world_size
         if self.world_size > 1:
-            distributed.all_gather_object(everybody, mine)
-        return everybody
+            distributed.all_gather_object(found, mine)
+        return found
 
     def _check_agreement(self, plan: Plan) -> None:
         drawn = hashlib.sha256(plan.ids.tobytes() + plan.weights.tobytes()).hexdigest()

@@ -3,13 +3,10 @@
 Everything here is a pure function of (probabilities, seed, epoch): randomness comes from a hash of
 (seed, epoch, id), never from a generator's state.
 
-Two designs. ``poisson``: every id decides alone, the size varies. ``systematic`` (fixed size): the ids in
-a pseudorandom order, their probabilities laid end to end on a line, and one example taken wherever a point
-``u, u + 1, u + 2, ...`` falls, for one uniform ``u``. Probabilities count in units of 2^-40, so that sums
-are integers and exact. The order is that of blocks of 65,536 ids, permuted, and of the ids within each block,
-permuted.
-
-Deville and Tille 1998 describe fixed-size designs.
+Two designs. ``poisson``: every id decides alone, the size varies. ``systematic`` (fixed size, Deville and
+Tille 1998): the ids in a pseudorandom order, their probabilities laid end to end on a line, and one example
+taken wherever a point ``u, u + 1, u + 2, ...`` falls, for one uniform ``u``. Probabilities count in units of
+2^-40, so that sums are exact. The order is that of blocks of 65,536 ids and of the ids within each, permuted.
 """
 
 from dataclasses import dataclass
@@ -30,10 +27,8 @@ POWER_UNIT = 1 << 32
 """Powers of weights are summed in multiples of ``1 / POWER_UNIT``."""
 
 # What a hash is for; different uses of one id in one epoch must not agree by construction.
-STREAM_POISSON, STREAM_ORDER, STREAM_BLOCKS, STREAM_START, STREAM_SHUFFLE, STREAM_RESCORE, STREAM_TIES = (
-    range(7)
-)
-STREAM_SUBSET = 7
+STREAM_POISSON, STREAM_ORDER, STREAM_BLOCKS, STREAM_START = range(4)
+STREAM_SHUFFLE, STREAM_RESCORE, STREAM_TIES, STREAM_SUBSET = range(4, 8)
 
 _MASK = (1 << 64) - 1
 
@@ -96,7 +91,10 @@ def draw(
     if first_id < 0 or (first_id and design == "systematic"):
         raise ValueError(f"first_id: {first_id!r} must not be negative, and 0 for the systematic design")
     pi = np.asarray(probabilities, dtype=np.float64)
-    _check_probabilities(pi)
+    if pi.ndim != 1:
+        raise ValueError(f"probabilities: shape {pi.shape} must be [N]")
+    if len(pi) and not (pi.min() >= 0 and pi.max() <= 1):
+        raise ValueError(f"probabilities: must be in [0, 1], are from {pi.min()} to {pi.max()}")
     if design == "poisson":
         chosen = [np.zeros(0, np.int64)]
         for start in range(0, len(pi), BLOCK):
@@ -211,13 +209,6 @@ def shuffled(ids: Ints, *, seed: int, epoch: int) -> Ints:
     """The ids in the epoch's training order: a function of (set of ids, seed, epoch) alone, ``[m]``."""
     ids = np.asarray(ids, dtype=np.int64)
     return ids[np.argsort(hash64(seed, epoch, ids, STREAM_SHUFFLE))]
-
-
-def _check_probabilities(pi: Doubles) -> None:
-    if pi.ndim != 1:
-        raise ValueError(f"probabilities: shape {pi.shape} must be [N]")
-    if len(pi) and not (pi.min() >= 0 and pi.max() <= 1):
-        raise ValueError(f"probabilities: must be in [0, 1], are from {pi.min()} to {pi.max()}")
 
 
 def _mix(h: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -13,7 +13,7 @@ its batch. With batch norm in training mode, or scores from the training step, t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -134,21 +134,33 @@ class ExampleScorer:
         self.loss: LossName = loss
         self.label_smoothing = label_smoothing
         self.timesteps = timesteps
+        self._hidden: Synapses | None = None
+        self._watched: dict[str, nn.Module] = {}
         self._captured: dict[str, Tensor] = {}
-        self._hidden: list[Synapses] = []
-        self._graph = isinstance(model, Adapted)
-        if "sadp" in self.names and not self._graph:
-            if not (hasattr(model, "synapses") and hasattr(model, "readout")):
-                raise ValueError(
-                    f"model: {type(model).__name__} must have readout and synapses() for sadp, or be shown by"
-                    " snn.adapters.wrap"
-                )
-            if not isinstance(self._path()[-1], nn.Linear):
-                raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
-            hidden = model.synapses()[:-1]  # type: ignore[operator]
-            if len(hidden) < tail_depth:
+        if "sadp" in self.names and not isinstance(model, Adapted):
+            self._watch(tail_depth)
+
+    def _watch(self, tail_depth: int) -> None:
+        """Find the modules whose inputs the bound is made of."""
+        model: Any = self.model
+        if not (hasattr(model, "synapses") and hasattr(model, "readout")):
+            raise ValueError(
+                f"model: {type(model).__name__} must have readout and synapses() for sadp, or be shown by"
+                " snn.adapters.wrap"
+            )
+        self._path = _path(model)
+        if not isinstance(self._path[-1], nn.Linear):
+            raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
+        self._watched = {"spikes": self._path[0], "head": self._path[-1]}
+        if tail_depth:
+            hidden = model.synapses()[:-1]
+            if not hidden:
                 raise ValueError("tail_depth: 1 needs a hidden layer, and the model has none")
-            self._hidden = hidden[-tail_depth:] if tail_depth else []
+            self._hidden = hidden[-1]
+            assert self._hidden.neuron is not None
+            self._watched |= {"layer": self._hidden.layer, "neuron": self._hidden.neuron}
+            if self._hidden.norm is not None:
+                self._watched["norm"] = self._hidden.norm
 
     def score(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """All scores of a batch from one forward pass in eval mode; the model's modes are restored.
@@ -162,7 +174,7 @@ class ExampleScorer:
         """
         if self.timesteps is not None:
             x_TB = x_TB[: self.timesteps]
-        if self._graph:
+        if isinstance(self.model, Adapted):
             return self._adapted(x_TB, labels_B)
         with evaluating(self.model), torch.no_grad():
             with self.recording():
@@ -172,13 +184,10 @@ class ExampleScorer:
     def _adapted(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """`score` by the graph of the loss."""
         graph = GraphBound(self.model.synapses(), cut=True)  # type: ignore[operator]
-        try:
-            with evaluating(self.model), torch.enable_grad():
-                logits_TBK = self.model(x_TB)
-                losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
-                bound = graph.bound(losses_B) if "sadp" in self.names else None
-        finally:
-            graph.close()
+        with closing(graph), evaluating(self.model), torch.enable_grad():
+            logits_TBK = self.model(x_TB)
+            losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
+            bound = graph.bound(losses_B) if "sadp" in self.names else None
         with torch.no_grad():
             logits_TBK = wide(logits_TBK.detach())
             e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
@@ -188,22 +197,10 @@ class ExampleScorer:
     def recording(self) -> Iterator[None]:
         """Within it one forward pass of the model is recorded, for `from_recording`."""
         self._captured = {}
-        handles = []
-        if "sadp" in self.names:
-            path = self._path()
-            modules = {"spikes": path[0], "head": path[-1]}
-            for layer in self._hidden:
-                assert layer.neuron is not None
-                modules |= {"layer": layer.layer, "neuron": layer.neuron}
-                if layer.norm is not None:
-                    modules["norm"] = layer.norm
-            for key, module in modules.items():
-                handles.append(module.register_forward_pre_hook(partial(self._capture, key)))
-        try:
+        with ExitStack() as hooks:
+            for key, module in self._watched.items():
+                hooks.callback(module.register_forward_pre_hook(partial(self._capture, key)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def from_recording(
         self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None = None
@@ -249,47 +246,35 @@ class ExampleScorer:
             evidence = Evidence(wide(logits_TBK.detach()), e_TBK, wide(losses_B.detach()), None)
             return self._scores(evidence, weights_B)
 
-    def _path(self) -> nn.Sequential:
-        """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
-        readout, features = self.model.readout, getattr(self.model, "features", None)
-        modules = list(readout) if isinstance(readout, nn.Sequential) else [readout]
-        for layer in reversed(features) if isinstance(features, nn.Sequential) else ():
-            if not isinstance(layer, Folded):
-                break
-            modules.insert(0, layer.module)
-        return nn.Sequential(*modules)
-
     def _capture(self, key: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if key in self._captured:
             raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
         self._captured[key] = inputs[0].detach()
 
     def _scores(self, evidence: Evidence, weights_B: Tensor | None) -> dict[str, Tensor]:
-        try:
-            if "sadp" in self.names and evidence.bound is None:
-                evidence.bound = self._bound(evidence.errors, len(evidence.logits), weights_B)
-        finally:
-            self._captured = {}
+        if "sadp" in self.names and evidence.bound is None:
+            evidence.bound = self._bound(evidence.errors, len(evidence.logits), weights_B)
         return {name: SCORES[name](evidence).float() for name in self.names}
 
     def _bound(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
-        """``sqrt(h^2 + v^2)``."""
-        if "head" not in self._captured:
+        """``sqrt(h^2 + v^2)`` of the recorded pass, ``[B]``."""
+        seen, self._captured = self._captured, {}
+        if "head" not in seen:
             raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
-        r_TBN = _unfold(wide(self._captured["head"]), T, e_TBK.shape[1])
-        squared = head_squared(e_TBK, r_TBN, self._path()[-1].bias is not None)
-        if self._hidden:
-            squared = squared + self._last_hidden(e_TBK, T, weights_B).square()
+        r_TBN = _unfold(wide(seen["head"]), T, e_TBK.shape[1])
+        squared = head_squared(e_TBK, r_TBN, self._path[-1].bias is not None)
+        if self._hidden is not None:
+            squared = squared + self._last_hidden(self._hidden, seen, e_TBK, T, weights_B).square()
         return squared.sqrt()
 
-    def _last_hidden(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
+    def _last_hidden(
+        self, synapses: Synapses, seen: dict[str, Tensor], e_TBK: Tensor, T: int, weights_B: Tensor | None
+    ) -> Tensor:
         """``v``: the last hidden layer's part of the bound, ``[B]``."""
-        (synapses,) = self._hidden
         assert synapses.neuron is not None
         B = e_TBK.shape[1]
-        current_TB = wide(self._captured["neuron"])
-        spikes_TB = _unfold(wide(self._captured["spikes"]), T, B)
-        g_TB = readout_gradient(self._path(), spikes_TB, e_TBK)
+        current_TB = wide(seen["neuron"])
+        g_TB = readout_gradient(self._path, _unfold(wide(seen["spikes"]), T, B), e_TBK)
         if g_TB[0].numel() != current_TB[0].numel():
             raise ValueError(
                 f"readout: takes {tuple(g_TB.shape[2:])} per example, but the last neurons give "
@@ -297,12 +282,23 @@ class ExampleScorer:
             )
         g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
         delta_TB = current_gradient(current_TB, g_TB, synapses.neuron.constants)
-        squares = field_squares(wide(self._captured["layer"]), synapses.layer)
+        squares = field_squares(wide(seen["layer"]), synapses.layer)
         if len(squares) == B < T * B:  # all timesteps alike
             squares = squares.repeat(T, *[1] * (squares.ndim - 1))
         squares = _unfold(squares, T, B).flatten(0, 1)
-        slope = norm_slope(synapses.norm, self._captured.get("norm"), weights_B)
+        slope = norm_slope(synapses.norm, seen.get("norm"), weights_B)
         return layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
+
+
+def _path(model: Any) -> nn.Sequential:
+    """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
+    readout, features = model.readout, getattr(model, "features", None)
+    modules = list(readout) if isinstance(readout, nn.Sequential) else [readout]
+    for layer in reversed(features) if isinstance(features, nn.Sequential) else ():
+        if not isinstance(layer, Folded):
+            break
+        modules.insert(0, layer.module)
+    return nn.Sequential(*modules)
 
 
 def _unfold(x: Tensor, T: int, B: int) -> Tensor:

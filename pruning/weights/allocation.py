@@ -1,11 +1,8 @@
 """A budget to masks: which weights a network keeps, exactly.
 
-All criteria share one mechanism (`pruning.weights.criteria`): the weights of all layers stand in one
-order, ascending in score, and the longest prefix that the target allows is pruned. With distortion
-scores (LAMP, SLAMP, convex hulls of measured curves) that prefix is the optimum: fewest kept weights (or
-SynOps, at the order's breakpoints; between them at most one weight off) under the distortion budget, and
-least distortion at the target sparsity (docs/methods-slamp.md, theorems 1 and 2). The predicted
-distortion is an estimate, no bound.
+All criteria share one mechanism (`pruning.weights.criteria`): the weights of all layers stand in one order,
+ascending in score, and the longest prefix that the target allows is pruned. With distortion scores that
+prefix is the optimum (docs/methods-slamp.md, section 4); the predicted distortion is an estimate, no bound.
 """
 
 from collections.abc import Sequence
@@ -173,7 +170,7 @@ def allocate(
         objective=objective,
         budget_over=budget_over,
         budget=target.spent(prefix),
-        synops_fraction=_synops_left(target, prefix),
+        synops_fraction=target.synops_left(prefix),
         step_distortion=tuple(prefix.spent.sum(0).tolist()) if rules[0].curve else None,
         step_weights=None if steps is None else steps.weights,
         duality_gap=None if steps is None else steps.gap,
@@ -292,10 +289,3 @@ def _removed_energy(s: Synapses, masks: Masks, previous: Masks | None) -> float:
     square = s.layer.weight.detach().double().square()
     before = float((square if previous is None else square * previous[s.name].to(square.device)).sum())
     return 1 - float((square * masks[s.name]).sum()) / before if before else 0.0
-
-
-def _synops_left(target: Target, prefix: Prefix) -> float | None:
-    if target.price is None or not target.price @ target.numel > 0:
-        return None
-    kept = target.survivors - prefix.counts
-    return float(target.price @ kept / (target.price @ target.numel))

@@ -1,17 +1,4 @@
-"""Calibration: a few hundred examples in one pass, kept as sums that merge over workers.
-
-What the criteria need to know of each weight layer (docs/methods-slamp.md):
-
-===========  =======================================================================================
-sensitivity  ``sqrt(sum_w w^2 F_w)``, ``F`` the mean squared gradient of the class scores through time
-             (`pruning.weights.calibration_sums`), over its geometric mean over the layers where it is not 0;
-             1 for those without any gradient
-fisher       ``F_w`` by weight, on request; it is not kept in files
-curve        measured distortion by density and timestep (`pruning.weights.curves`), on request
-price        synaptic operations that one weight costs per example (rule of `snn.activity`)
-channels     squared input by channel, mean over examples and timesteps
-===========  =======================================================================================
-"""
+"""Calibration: what criteria need to know of each weight layer, from one pass over a few hundred examples."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,19 +17,23 @@ _DEFAULT: tuple[Measure, ...] = ("gradients",)  # what the default criterion nee
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCalibration:
-    """Statistics of one weight layer; see the module's table."""
+    """Statistics of one weight layer; those not measured are None."""
 
     name: str
     numel: int
     rate_t: tuple[float, ...] | None
     """Spikes per neuron at each timestep; ``None`` for the head."""
     price: float
+    """Synaptic operations that one weight costs per example (rule of `snn.activity`)."""
     channels: tuple[float, ...]
+    """Squared input by channel, mean over examples and timesteps."""
     sensitivity: float | None = None
-    """Over its geometric mean over layers; None if not measured."""
+    """``sqrt(sum_w w^2 F_w)`` over its geometric mean over the layers where it is not 0; 1 where it is."""
     curve: Curve | None = None
+    """Measured distortion by density and timestep."""
     fisher: Tensor | None = field(default=None, compare=False, repr=False)
-    """Mean squared gradient of each weight, float64 in the shape of the weight."""
+    """``F_w``, mean squared gradient of the class scores through time, float64 in the shape of the weight;
+    not kept in files."""
 
     @property
     def firing_rate(self) -> float | None:

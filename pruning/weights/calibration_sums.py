@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from snn.observing import Network, evaluating, observe
 Measure = Literal["gradients", "fisher", "curves"]
 """What a criterion may need beyond the forward pass: squared gradients by layer, by weight, and curves."""
 
-
 PART = 16
 """Examples of one backward pass: fewer give more draws and take longer."""
 MEASURED = 200
@@ -27,23 +27,17 @@ def _input_channels(layer: WeightLayer) -> int:
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
+@dataclass
 class CalibrationSums:
-    """Sums over examples, float64: sums of disjoint examples add, in any order and on any worker.
+    """Sums over examples, float64: sums of disjoint examples add, in any order and on any worker."""
 
-    Attributes:
-        T: timesteps.
-        examples: number of examples.
-        layers: by layer name, the sums by their name: ``spikes`` ``[T]`` of the neurons that the layer
-            drives, ``neurons`` ``[1]`` (times examples), ``synops`` ``[1]`` of the dense layer,
-            ``channels`` ``[C_in]``, squared inputs. On request, over ``measured`` ``[1]`` examples:
-            ``sensitivity`` ``[1]``, the sum of ``w^2 F``, ``fisher`` ``[numel]``, that of ``F``
-            (`squared_gradients`), and ``curve`` ``[P T]`` (`pruning.weights.curves`).
-    """
-
-    def __init__(self, T: int, examples: float, layers: dict[str, dict[str, Tensor]]) -> None:
-        self.T = T
-        self.examples = examples
-        self.layers = layers
+    T: int
+    examples: float
+    layers: dict[str, dict[str, Tensor]]
+    """By layer name, the sums by their name: ``spikes`` ``[T]`` of the neurons that the layer drives,
+    ``neurons`` ``[1]`` (times examples), ``synops`` ``[1]`` of the dense layer, ``channels`` ``[C_in]``,
+    squared inputs. On request, over ``measured`` ``[1]`` examples: ``sensitivity`` ``[1]``, the sum of
+    ``w^2 F``, ``fisher`` ``[numel]``, that of ``F`` (`squared_gradients`), and ``curve`` ``[P T]``."""
 
     @classmethod
     @torch.no_grad()
@@ -58,11 +52,10 @@ class CalibrationSums:
     ) -> "CalibrationSums":
         """Sums over ``batches`` of inputs ``x_TB``, ``[T, B, ...]``, with ``model`` in eval mode.
 
-        Neither weights nor statistics change; every module's training flag is restored. Elementwise work
-        is in the model's dtype, sums are float64. With ``T`` given, no batch at all gives sums of no
-        examples (a worker without a share). What is to be measured is measured on the first
-        ``measure_examples``, which are held in memory: gradients with a backward pass per `PART` of them and
-        the same signs in every call, curves with a forward pass per layer and density.
+        The model is left as it was. With ``T`` given, no batch at all gives sums of no examples (a worker
+        without a share). What is to be measured is measured on the first ``measure_examples``, which are held
+        in memory: gradients with a backward pass per `PART` of them and the same signs in every call, curves
+        with a forward pass per layer and density.
 
         Raises:
             ValueError: no batch, batches of different ``T``, inputs of a shape that a layer refuses, a layer
@@ -79,15 +72,16 @@ class CalibrationSums:
                     sums = cls.zeros(model, x_TB.shape[0], measure)
                 if x_TB.shape[0] != sums.T:
                     raise ValueError(f"batches: T={x_TB.shape[0]} where T={sums.T}; all need the same T")
-                if x_TB.shape[1]:
-                    _collect_batch(model, x_TB, sums)
-                if wanted > 0 and x_TB.shape[1]:
+                if not x_TB.shape[1]:
+                    continue
+                _collect_batch(model, x_TB, sums)
+                if wanted > 0:
                     held.append(x_TB[:, :wanted])
                     wanted -= held[-1].shape[1]
-            if sums is not None and held:
+            if sums is None:
+                raise ValueError("batches: calibration needs at least one")
+            if held:
                 _measure(model, held, sums, measure)
-        if sums is None:
-            raise ValueError("batches: calibration needs at least one")
         return sums
 
     @classmethod
@@ -189,7 +183,6 @@ def _measure(
 
 def _check_shape(s: Synapses, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     axis, needed = -1 if isinstance(s.layer, nn.Linear) else -3, _input_channels(s.layer)
-
     shape = tuple(inputs[0].shape)
     if len(shape) < -axis or shape[axis] != needed:
         raise ValueError(
@@ -216,13 +209,8 @@ def squared_gradients(
 ) -> list[Tensor]:
     """One draw of ``B F_w`` by layer, float64 in the shape of its weight, on the CPU.
 
-    For random signs ``v`` in {-1, 1} of all examples and classes, the squared gradient of
-    ``sum_bk v_bk y_bk`` (``y``: time mean of the logits) has the mean ``sum_b sum_k (dy_bk / dw)^2``: cross
-    terms cancel. So one backward pass over a few examples is an unbiased draw of their ::
-
-        F_w = sum_k E (dy_k / dw)^2,    and to first order    E ||y' - y||^2 ~ sum_w w^2 F_w
-
-    is what removing weights independently of one another changes.
+    ``F_w = sum_k E (dy_k / dw)^2``, with ``y`` the time mean of the logits. The squared gradient of
+    ``sum_bk v_bk y_bk`` for random signs ``v`` is an unbiased draw (docs/methods-slamp.md, section 2).
 
     ``forward`` gives the logits ``[T, B, K]`` of a few examples, ``generator`` draws the signs; frozen
     weights are measured too.

@@ -14,7 +14,7 @@ share       ``numel share / rank``          layer densities proportional to ``sh
 ==========  ==============================  ========================================================
 
 (``numel`` is the dense layer's, ``rank`` counts from its largest weight, 1.) Under the SynOps objective
-distortion and energy scores are divided by the layer's price, synaptic operations per weight; shares are not.
+distortion and energy scores, not shares, are divided by the layer's SynOps per weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -149,11 +149,9 @@ def fisher(synapses: Sequence[Synapses], calibration: Calibration | None, _: Obj
 
 
 def slamp(synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective) -> list[LayerRule]:
-    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T)``.
+    """The default: LAMP with a coefficient for every layer, ``c = s^(1 - 1/T)``, ``s`` its sensitivity.
 
-    ``s`` is the layer's sensitivity by gradients of the class scores through time
-    (`pruning.weights.calibration`). At one timestep ``c = 1``: LAMP, exactly. Our derivation,
-    docs/methods-slamp.md.
+    At one timestep ``c = 1``: LAMP, exactly. Our derivation, docs/methods-slamp.md.
     """
     known = _calibrated(calibration, "slamp")
     if known.T == 1:

@@ -5,15 +5,11 @@ For layer ``l`` with a share ``d`` of its weights left (the largest) and timeste
     D_lt(d) = E ||y[t] - y_dense[t]||^2 / (T Var y)      so that sum_t D_lt = 1 is the logits' own variance
 
 with ``y[t]`` the logits at step ``t`` and ``Var y`` their variance over examples, summed over classes, mean
-over timesteps. Every forward pass, the dense one too, normalises by the statistics of its own batch, as the
-network would after its statistics are estimated again. The cost is ``len(DENSITIES)`` forward passes per
-layer and one more.
-
-Allocation uses the lower convex hull of each curve (`Curve.slopes`): the pieces' slopes then ascend, and the
-common order of all layers is exact for the sum over layers, as for any convex cost.
+over timesteps. Every forward pass normalises by the statistics of its own batch. Allocation uses the lower
+convex hull of each curve (docs/methods-slamp.md, section 3).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -103,55 +99,55 @@ def _hull_slopes(x: Array, y: Array) -> Array:
     return np.maximum(np.maximum.accumulate(np.diff(found) / np.diff(x)), 0.0)
 
 
-@torch.no_grad()
-def measure_curves(
-    model: Any, synapses: Sequence[Synapses], x_TB: Tensor, around: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
-    """Curves of all layers on one batch.
+def measure_curves(model: Any, synapses: Sequence[Synapses], x_TB: Tensor) -> list[Tensor]:
+    """Curves of all layers on one batch, by ``len(DENSITIES)`` forward passes per layer and one more.
 
     Args:
         model: network in eval mode; weights and statistics are put back as they were, also after an error.
         synapses: of ``model``.
         x_TB: inputs ``[T, B, ...]``, at least two examples: batch statistics are theirs.
-        around: masks of the point to measure around: all other layers are pruned by them. Curves then
-            begin at what the others' masks alone cost.
 
     Returns:
         by layer ``D_lt``, float64 ``[P, T]``.
+
+    Raises:
+        ValueError: logits that are the same for all examples.
     """
-    T, B = x_TB.shape[:2]
-    found = []
     with own_statistics(model, 0.0):
-        dense_TBK = model(x_TB).double()
-        variance = float(dense_TBK.var(1, correction=0).sum(1).mean())
-        if not variance > 0:
-            raise ValueError("batches: the logits are the same for all examples; nothing to measure")
+        distortion = distortion_from(model, x_TB)
+        return [layer_curve(s.layer.weight, distortion) for s in synapses]
 
-        def distortion() -> Tensor:
-            change = (model(x_TB).double() - dense_TBK).square().sum((1, 2))
-            return change.cpu() / (B * T * variance)
 
-        whole = {s.name: s.layer.weight.detach().clone() for s in synapses}
-        try:
-            if around is not None:
-                for s in synapses:
-                    s.layer.weight.masked_fill_(~around[s.name].to(s.layer.weight.device), 0)
-            for s in synapses:
-                weight, now = s.layer.weight, s.layer.weight.detach().clone()
-                order = whole[s.name].abs().flatten().argsort(stable=True)
-                alive = int(whole[s.name].count_nonzero())
-                weight.copy_(whole[s.name])
-                start = 0.0 if around is None else distortion()
-                rows = []
-                for density in DENSITIES:
-                    kept = kept_of(density, max(alive, 1))
-                    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-                    mask[order[: weight.numel() - kept]] = False
-                    weight.copy_(whole[s.name] * mask.view_as(weight))
-                    rows.append(distortion() - start)
-                weight.copy_(now)
-                found.append(torch.stack(rows))
-        finally:
-            for s in synapses:
-                s.layer.weight.copy_(whole[s.name])
-    return found
+@torch.no_grad()
+def distortion_from(model: Any, x_TB: Tensor) -> Callable[[], Tensor]:
+    """Gives the distortion of the network as it will be from as it is now, by timestep, float64 ``[T]``."""
+    T, B = x_TB.shape[:2]
+    dense_TBK = model(x_TB).double()
+    variance = float(dense_TBK.var(1, correction=0).sum(1).mean())
+    if not variance > 0:
+        raise ValueError("batches: the logits are the same for all examples; nothing to measure")
+
+    def distortion() -> Tensor:
+        change = (model(x_TB).double() - dense_TBK).square().sum((1, 2))
+        return change.cpu() / (B * T * variance)
+
+    return distortion
+
+
+@torch.no_grad()
+def layer_curve(weight: Tensor, distortion: Callable[[], Tensor]) -> Tensor:
+    """``distortion`` with the largest of these weights alone, at each of ``DENSITIES``, ``[P, T]``."""
+    whole = weight.detach().clone()
+    order = whole.abs().flatten().argsort(stable=True)
+    alive = int(whole.count_nonzero())
+    rows = []
+    try:
+        for density in DENSITIES:
+            kept = kept_of(density, max(alive, 1))
+            mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+            mask[order[: weight.numel() - kept]] = False
+            weight.copy_(whole * mask.view_as(weight))
+            rows.append(distortion())
+    finally:
+        weight.copy_(whole)
+    return torch.stack(rows)

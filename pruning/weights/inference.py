@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.weights.masks import Masks
 from snn.kernels import sparse
 from snn.observing import Network
-from snn.sparse import SparseConv2d, SparseLinear, sparse_layer
+from snn.sparse import sparse_layer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -80,7 +80,8 @@ def for_inference(
     why_not = sparse.unavailable()
     if why_not:
         _log.warning("no sparse inference (%s): the network stays dense", why_not)
-    candidates = {} if why_not else _candidates(layers)
+    sparse_forms = {n: sparse_layer(m) for n, m in layers.items() if not why_not and _density(m) <= _DENSEST}
+    candidates = {n: form for n, form in sparse_forms.items() if form is not None}
     seconds = _measured(model, example_TB, {layers[n]: new for n, new in candidates.items()}, rounds)
     choices = []
     for name, layer in layers.items():
@@ -95,11 +96,6 @@ def for_inference(
 
 def _density(layer: nn.Conv2d | nn.Linear) -> float:
     return int(layer.weight.count_nonzero()) / max(1, layer.weight.numel())
-
-
-def _candidates(layers: dict[str, nn.Conv2d | nn.Linear]) -> dict[str, SparseConv2d | SparseLinear]:
-    found = {n: sparse_layer(layer) for n, layer in layers.items() if _density(layer) <= _DENSEST}
-    return {n: new for n, new in found.items() if new is not None}
 
 
 def _measured(

@@ -1,9 +1,9 @@
 """All weights in one order: what each layer gives up first, and the longest prefix within limits, exactly.
 
-Arrays of a layer are made again at every call, so that an allocation of a large network holds one layer at a
-time. Scores are bisected many ways at once on their bit patterns (a radix selection): each pass over the
-layers counts, for thousands of thresholds, how many weights of each layer lie at or below; the interval in
-which a limit is crossed is refined until its weights can be listed, sorted and added one by one.
+An allocation of a large network holds one layer's arrays at a time. Scores are bisected many ways at once on
+their bit patterns (a radix selection): each pass over the layers counts, for thousands of thresholds, how
+many weights of each layer lie at or below; the interval in which the limit is crossed is refined until its
+weights can be listed, sorted and added one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class LayerRanking:
         *,
         cached: bool = True,
     ) -> None:
-        self.name, self.rule, self.price = name, rule, price
+        self.rule, self.price = rule, price
         self._alive = alive
         key = self._key()
         if not np.isfinite(key.sum(dtype=np.float64)):
@@ -184,8 +184,8 @@ class Prefix:
     """Layer of the first weight after the prefix; None if it holds every candidate."""
 
 
-def select(layers: Sequence[LayerRanking], limits: Sequence[Limit], weights: Array | None = None) -> Prefix:
-    """The longest prefix, ascending in score with ties by layer and position, within all ``limits``.
+def select(layers: Sequence[LayerRanking], limit: Limit, weights: Array | None = None) -> Prefix:
+    """The longest prefix, ascending in score with ties by layer and position, within ``limit``.
 
     ``weights`` stand on the timesteps; None is their plain sum.
     """
@@ -194,9 +194,8 @@ def select(layers: Sequence[LayerRanking], limits: Sequence[Limit], weights: Arr
     upper = np.array([layer.candidates for layer in layers], dtype=np.int64)
     while upper.sum() - counts.sum() > LISTED and high - low > 1:
         step = max(1, (high - low) // THRESHOLDS)
-        edges = np.arange(low + step, high, step, dtype=np.int64)
-        edges = np.append(edges, high)
-        counts_at, inside = _at(layers, limits, weights, edges)
+        edges = np.append(np.arange(low + step, high, step, dtype=np.int64), high)
+        counts_at, inside = _at(layers, limit, weights, edges)
         if inside.all():
             counts = upper = counts_at[-1]
             break
@@ -204,37 +203,31 @@ def select(layers: Sequence[LayerRanking], limits: Sequence[Limit], weights: Arr
         upper, high = counts_at[first_outside], int(edges[first_outside])
         if first_outside:
             low, counts = int(edges[first_outside - 1]), counts_at[first_outside - 1]
-    return _one_by_one(layers, limits, weights, counts, upper)
+    return _one_by_one(layers, limit, weights, counts, upper)
 
 
 def _at(
-    layers: Sequence[LayerRanking], limits: Sequence[Limit], weights: Array | None, edges: Array
+    layers: Sequence[LayerRanking], limit: Limit, weights: Array | None, edges: Array
 ) -> tuple[Array, Array]:
-    """Counts ``[edges, L]`` of the weights with a score at or below each edge, and whether limits hold."""
+    """Counts ``[edges, L]`` of the weights with a score at or below each edge; whether the limit holds."""
     counts = np.zeros((len(edges), len(layers)), dtype=np.int64)
-    used = [np.zeros((len(edges), len(limit.bound))) for limit in limits]
+    used: Array = np.zeros((len(edges), len(limit.bound)))
     for i, layer in enumerate(layers):
         if layer.candidates:
             ranked = layer.ranked(weights)
             counts[:, i] = np.searchsorted(ranked.score.view(np.int64), edges, side="right")
-            for limit, sums in zip(limits, used, strict=True):
-                if limit.of == "distortion":
-                    sums += ranked.spent(counts[:, i]) @ limit.rate
+            if limit.of == "distortion":
+                used += ranked.spent(counts[:, i]) @ limit.rate
             del ranked  # before the next layer's arrays are made
-    for limit, sums in zip(limits, used, strict=True):
-        if limit.of == "count":
-            sums += counts @ limit.rate
-    held = [limit.holds(sums) for limit, sums in zip(limits, used, strict=True)]
-    return counts, np.logical_and.reduce(held)
+    if limit.of == "count":
+        used = counts @ limit.rate
+    return counts, limit.holds(used)
 
 
 def _one_by_one(
-    layers: Sequence[LayerRanking],
-    limits: Sequence[Limit],
-    weights: Array | None,
-    counts: Array,
-    upper: Array,
+    layers: Sequence[LayerRanking], limit: Limit, weights: Array | None, counts: Array, upper: Array
 ) -> Prefix:
+    """The prefix between ``counts`` and ``upper``, ``[L]``, whose weights are listed, sorted and added."""
     scores, owners, costs, reached = [], [], [], []
     for i, layer in enumerate(layers):
         ranked = layer.ranked(weights)
@@ -245,14 +238,12 @@ def _one_by_one(
         del ranked
     order = np.argsort(np.concatenate(scores), kind="stable")
     cost, owner = np.concatenate(costs)[order], np.concatenate(owners)[order]
-    start = np.sum([values[0] for values in reached], axis=0)
-    inside = np.ones(len(order), dtype=bool)
-    for limit in limits:
-        if limit.of == "count":
-            used = counts @ limit.rate + np.cumsum(limit.rate[owner], axis=0)
-        else:
-            used = start @ limit.rate + np.cumsum(cost @ limit.rate, axis=0)
-        inside &= limit.holds(used)
+    if limit.of == "count":
+        used = counts @ limit.rate + np.cumsum(limit.rate[owner], axis=0)
+    else:
+        start = np.sum([values[0] for values in reached], axis=0)
+        used = start @ limit.rate + np.cumsum(cost @ limit.rate, axis=0)
+    inside = limit.holds(used)
     length = len(order) if inside.all() else int(np.argmin(inside))
     added = np.bincount(owner[:length], minlength=len(layers))
     return Prefix(

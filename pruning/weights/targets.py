@@ -1,9 +1,7 @@
 """Budget, sparsity and SynOps targets as limits on the common order of all layers.
 
-Budgets that hold at every timestep put Lagrange weights on the steps, by mirror ascent on the dual. A mask
-serves all timesteps, and the distortion at step ``t`` is ``D_t = sum_l D_lt``. For weights ``w`` on the
-simplex ``sum_t w_t D_t`` is a common order, whose prefixes are exact optima; no masks can do better than the
-best of these allows, which is the dual bound.
+Budgets that hold at every timestep, where the distortion is ``D_t = sum_l D_lt``, put Lagrange weights ``w``
+on the steps, by mirror ascent on the dual (docs/methods-slamp.md, section 4).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +21,9 @@ CLOSE = 1e-4
 """Relative gap at which the ascent stops."""
 _SLACK = 1 + 1e-12
 """Room for the rounding of sums in a budget."""
+
+Judged = tuple[Prefix, Array, float, float]
+"""A prefix, the distortions ``[T]`` that the ascent follows, the prefix's value and the dual bound."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,21 @@ class Target:
         epsilon = budget * self.total * _SLACK
         steps = None
         if self.budget_over == "sum":
-            prefix = select(self.layers, [Limit("distortion", np.ones((self.T, 1)), np.array([epsilon]))])
+            prefix = select(self.layers, Limit("distortion", np.ones((self.T, 1)), np.array([epsilon])))
         else:
-            priced = objective == "synops" and self.price is not None
-            worth = self.price if priced and self.price is not None else np.ones(len(self.layers))
+            worth = np.ones(len(self.layers))
+            if objective == "synops" and self.price is not None:
+                worth = self.price
             prefix, steps = within_steps(self.layers, self.T, worth=worth, each=epsilon / self.T)
-        if prefix.counts.any() and (prefix.counts == self.candidates).all():
-            largest = self.spent(prefix)
-            if budget > largest * _SLACK:
-                raise ValueError(
-                    f"budget: {budget:g} is more than pruning everything that may be pruned costs;"
-                    f" the largest possible is {largest * (1 - 6e-6):.6g}"
-                )
         if not prefix.counts.any():
             raise ValueError(
                 f"budget: {budget:g} does not pay for a single weight; {self._smallest_budget()}"
+            )
+        largest = self.spent(prefix)
+        if (prefix.counts == self.candidates).all() and budget > largest * _SLACK:
+            raise ValueError(
+                f"budget: {budget:g} is more than pruning everything that may be pruned costs;"
+                f" the largest possible is {largest * (1 - 6e-6):.6g}"
             )
         return prefix, steps
 
@@ -91,11 +92,17 @@ class Target:
         by_step = prefix.spent.sum(0)
         return float((by_step.sum() if self.budget_over == "sum" else by_step.max() * self.T) / self.total)
 
+    def synops_left(self, prefix: Prefix) -> float | None:
+        """SynOps of the kept weights over those of all; None without prices."""
+        if self.price is None or not self.price @ self.numel > 0:
+            return None
+        return float(self.price @ (self.survivors - prefix.counts) / (self.price @ self.numel))
+
     def _count(self, most: float) -> Limit:
         return Limit("count", np.ones((len(self.layers), 1)), np.array([most]))
 
     def _smallest_budget(self) -> str:
-        one = select(self.layers, [self._count(1.0)])
+        one = select(self.layers, self._count(1.0))
         if not one.counts.any():
             return "the protected layers leave nothing to prune"
         return f"the nearest possible is {self.spent(one) * (1 + 6e-6):.6g}"
@@ -135,7 +142,7 @@ class Target:
 
     def _reach(self, limit: Limit, *, one_more: bool = False) -> tuple[Prefix, Steps | None]:
         def choose(weights: Array | None) -> Prefix:
-            prefix = select(self.layers, [limit], weights)
+            prefix = select(self.layers, limit, weights)
             if not one_more or prefix.next_layer is None:
                 return prefix
             counts, spent, i = prefix.counts.copy(), prefix.spent.copy(), prefix.next_layer
@@ -154,7 +161,7 @@ def least_maximum(choose: Callable[[Array], Prefix], T: int) -> tuple[Prefix, St
     The dual bound is ``max_w min_masks sum_t w_t D_t`` (up to one weight where SynOps are the target).
     """
 
-    def judge(w: Array) -> tuple[Prefix, Array, float, float]:
+    def judge(w: Array) -> Judged:
         prefix = choose(w)
         D = prefix.spent.sum(0)
         return prefix, D, float(D.max()), float(w @ D)
@@ -172,17 +179,16 @@ def within_steps(
     """
     everywhere = Limit("distortion", np.eye(T), np.full(T, each))
 
-    def judge(w: Array) -> tuple[Prefix, Array, float, float]:
-        feasible = select(layers, [everywhere], w)
-        relaxed = select(layers, [Limit("distortion", w[:, None], np.array([each]))], w)
+    def judge(w: Array) -> Judged:
+        feasible = select(layers, everywhere, w)
+        relaxed = select(layers, Limit("distortion", w[:, None], np.array([each])), w)
         # Minus what is removed, so that both problems minimise; the ascent follows the relaxed one's steps.
-        removed = float(feasible.counts @ worth), float(relaxed.counts @ worth)
-        return feasible, relaxed.spent.sum(0), -removed[0], -removed[1]
+        return feasible, relaxed.spent.sum(0), -float(feasible.counts @ worth), -float(relaxed.counts @ worth)
 
     return _ascend(judge, T)
 
 
-def _ascend(judge: Callable[[Array], tuple[Prefix, Array, float, float]], T: int) -> tuple[Prefix, Steps]:
+def _ascend(judge: Callable[[Array], Judged], T: int) -> tuple[Prefix, Steps]:
     w = np.full(T, 1 / T)
     best, D, value, bound = judge(w)
     best_w = w

@@ -5,12 +5,14 @@ from math import log
 import pytest
 import torch
 
-from benchmarks import slamp_candidates, slamp_tables
+from benchmarks import slamp_candidates, slamp_quality, slamp_tables
 from benchmarks.slamp_membrane import membrane_statistics
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
+from pruning.weights.curves import DENSITIES, kept_of
 from snn.observing import evaluating
 from tests.pruning.weights.test_calibration import convnet, frames
+from tests.pruning.weights.test_curves import change_of_the_logits
 
 
 def test_candidates_are_criteria_and_lamp_at_one_timestep() -> None:
@@ -54,6 +56,22 @@ def test_membrane_statistics_of_the_first_layer_step_by_step() -> None:
     mean_kappa, mean_P = sum(kappa) / 4, sum(P) / 4
     expected = sum(k / mean_kappa * r / mean_P for k, r in zip(kappa, R, strict=True)) / 4
     assert tau[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_curves_around_masks_are_what_each_layer_adds_to_the_others() -> None:
+    model, x = convnet(), frames(B=8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masks = allocate(model, criterion="uniform", sparsity=0.5).masks
+    found = slamp_quality.around(model, calibrate(model, [x]), x, masks)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    change = change_of_the_logits(model, x, masks)
+    for i, layer in enumerate(found.layers):
+        assert layer.curve is not None
+        for density, row in zip(DENSITIES, layer.curve.distortion, strict=True):
+            expected = change(i, kept_of(density, layer.numel)) - change(i, layer.numel)
+            torch.testing.assert_close(
+                torch.tensor(row, dtype=torch.float64), expected, rtol=1e-9, atol=1e-12
+            )
 
 
 def test_tables_set_every_criterion_beside_priced_lamp() -> None:

@@ -12,7 +12,6 @@ from pruning.examples.policies.drawn import El2n, Full, Infobatch, InfobatchMatc
 from pruning.examples.policies.repb import Repb, RepbMatched
 from pruning.examples.policies.seta import Seta, SetaMatched
 from pruning.examples.policies.settings import Settings
-from pruning.examples.sampling import Design
 
 __all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
 
@@ -64,9 +63,6 @@ def make_policy(
     ratio: float,
     seed: int,
     epochs: int,
-    rescore_every: int | None = None,
-    weight_power: float | None = None,
-    design: Design = "systematic",
     **options: Any,
 ) -> Policy:
     """A registered policy.
@@ -78,29 +74,24 @@ def make_policy(
         ratio: pruning ratio ``r``, the share left out, in [0, 1).
         seed: of the draws.
         epochs: length of the run.
-        rescore_every: pruned epochs between scoring passes, 0 for none; the policy's own when not given.
-        weight_power: power of the weights, 1 for an unbiased gradient; the policy's own when not given.
-        design: ``systematic`` or ``poisson``.
-        options: further fields of `Settings`, and what the policy's class takes beyond these.
+        options: further fields of `Settings`, and what the policy's class takes beyond these; where
+            ``rescore_every`` or ``weight_power`` is not given, or None, it is the policy's own.
 
     Raises:
         ValueError: an unknown policy or option, or a value outside its range.
     """
     cls = class_of(name)
-    shared = [f for f in Settings.__dataclass_fields__ if f in options]
+    shared = {f: options.pop(f) for f in Settings.__dataclass_fields__ if f in options}
     own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
-    unknown = sorted(set(options) - set(shared) - own)
+    unknown = sorted(set(options) - own)
     if unknown:
         raise ValueError(f"policy {name}: unknown option {unknown[0]!r}; it takes {sorted(own) or 'none'}")
+    for field in ("rescore_every", "weight_power"):
+        if shared.get(field) is None:
+            shared[field] = getattr(cls, field)
+    if present is not None:
+        present = np.array(present, dtype=bool)
     settings = Settings(
-        num_examples=num_examples,
-        present=None if present is None else np.array(present, dtype=bool),
-        ratio=ratio,
-        seed=seed,
-        epochs=epochs,
-        rescore_every=cls.rescore_every if rescore_every is None else rescore_every,
-        weight_power=cls.weight_power if weight_power is None else weight_power,
-        design=design,
-        **{f: options.pop(f) for f in shared},
+        num_examples=num_examples, present=present, ratio=ratio, seed=seed, epochs=epochs, **shared
     )
     return cls(settings, **options)

@@ -1,12 +1,11 @@
 """What all example-pruning policies share: schedule, scores, rescoring, mixture, cost.
 
-A policy decides which examples an epoch trains on and with which weights. Its decision is a pure function of
-its settings and its state (scores and when they were made), so a plan can be asked for twice, or again after
-a restart. Time runs in epochs: a scoring pass stamped ``e`` used the weights at the start of epoch ``e``;
-scores of the training step in epoch ``e`` come after it and are half an epoch younger on average.
+A plan is a pure function of settings and state (scores and when they were made): it can be asked for twice,
+or again after a restart. A scoring pass of epoch ``e`` uses the weights at its start; scores of its training
+steps are half an epoch younger on average.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -40,11 +39,11 @@ class Plan:
     weights: NDArray[np.float32]
     """How often an example counts: in batch statistics and, to a power, in the loss; ``[m]``.
     Horvitz-Thompson where the design is random, unless the policy has weights of its own."""
-    probabilities: Doubles | None
+    probabilities: Doubles | None = None
     """Inclusion probabilities ``[m]``; ``None`` where nothing is drawn."""
-    full: bool
+    full: bool = False
     """Whether it holds every present example."""
-    mean_score_age: float | None
+    mean_score_age: float | None = None
     """Epochs between the weights that made the scores and this epoch, on average; ``None`` without scores."""
     replaced_scores: int = 0
     """Present examples whose score was missing or not finite."""
@@ -127,7 +126,8 @@ class Policy:
         if not self.is_full(epoch):
             return self._drawn(epoch) if self.is_uniform(epoch) else self.select(epoch)
         ids = self.settings.positions
-        return Plan(epoch, ids, np.ones(len(ids), np.float32), None, True, self.mean_score_age(epoch))
+        weights = np.ones(len(ids), np.float32)
+        return Plan(epoch, ids, weights, full=True, mean_score_age=self.mean_score_age(epoch))
 
     def select(self, epoch: int) -> Plan:
         """The plan of a pruned epoch that is not uniform: a draw by `inclusion`."""
@@ -137,26 +137,23 @@ class Policy:
         s = self.settings
         pi, size = self.inclusion(epoch)
         subset = draw(pi, size=size, seed=s.seed, epoch=epoch, design=s.design, population=s.num_present)
-        uniform = self.is_uniform(epoch)
-        return Plan(
-            epoch,
-            subset.ids,
-            subset.weights,
-            subset.probabilities,
-            False,
-            None if uniform else self.mean_score_age(epoch),
-            0 if uniform else self.num_missing(),
-            s.weight_power,
-        )
+        plan = Plan(epoch, subset.ids, subset.weights, subset.probabilities, weight_power=s.weight_power)
+        return plan if self.is_uniform(epoch) else self._with_scores(plan)
+
+    def _with_scores(self, plan: Plan) -> Plan:
+        age, missing = self.mean_score_age(plan.epoch), self.num_missing()
+        return replace(plan, mean_score_age=age, replaced_scores=missing)
 
     def inclusion(self, epoch: int) -> tuple[Doubles, int]:
         """Inclusion probabilities ``[N]`` of a pruned epoch, and their sum."""
         if not self.is_uniform(epoch):
             return self.importance(epoch)
         s = self.settings
-        present = np.ones(s.num_examples, bool) if s.present is None else s.present
         size = s.size_at(epoch)
-        return np.where(present, size / s.num_present, 0.0), size
+        pi = np.full(s.num_examples, size / s.num_present)
+        if s.present is not None:
+            pi[~s.present] = 0.0
+        return pi, size
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """`inclusion` by the scores."""
@@ -174,19 +171,22 @@ class Policy:
         Examples already scored by them are left out, so an interrupted pass goes on where it stopped.
         """
         s = self.settings
-        if not self.score or not s.rescore_every or self.is_full(epoch):
-            return None
-        if epoch < s.first_scored or (epoch - s.first_scored) % s.rescore_every or self.is_uniform(epoch):
+        if not self.pass_due(epoch):
             return None
         wanted = self.stamps < 2 * epoch
         if s.rescore_who == "unselected":
             wanted &= (self.stamps != 2 * epoch - 1) | (self.stamps == _NEVER)
         elif s.rescore_who == "sample":
             wanted &= uniform(s.seed, epoch, np.arange(s.num_examples), STREAM_RESCORE) < s.rescore_share
-        if s.present is not None:
-            wanted &= s.present
-        ids = np.flatnonzero(wanted)
+        ids = np.flatnonzero(s.among_present(wanted))
         return ids if len(ids) else None
+
+    def pass_due(self, epoch: int) -> bool:
+        """Whether a scoring pass comes before ``epoch``."""
+        s = self.settings
+        if not self.score or not s.rescore_every or self.is_full(epoch) or self.is_uniform(epoch):
+            return False
+        return epoch >= s.first_scored and (epoch - s.first_scored) % s.rescore_every == 0
 
     def observe(
         self,
@@ -201,7 +201,7 @@ class Policy:
         Args:
             ids: ``[n]``, of present examples.
             scores: ``[n]``; the policy's ``score``.
-            epoch: of the weights that made them (see the module's clock).
+            epoch: of the weights that made them (see the module).
             source: ``pass`` (a scoring pass) or ``train`` (the training step).
             steps: ``[n]``: the optimiser step of the epoch, from 0, in which each example was trained on.
 
@@ -239,18 +239,15 @@ class Policy:
 
     def mean_score_age(self, epoch: int) -> float | None:
         """Mean age in epochs of the present examples' scores, as ``epoch`` starts; ``None`` without any."""
-        scored = self.stamps != _NEVER
-        if self.settings.present is not None and self.score:
-            scored &= self.settings.present
+        if not self.score:
+            return None
+        scored = self.settings.among_present(self.stamps != _NEVER)
         count = int(scored.sum())
         return epoch - int(self.stamps.sum(where=scored, dtype=np.int64)) / count / 2 if count else None
 
     def num_missing(self) -> int:
         """Present examples whose score is missing or not finite."""
-        missing = ~np.isfinite(self.scores)
-        if self.settings.present is not None and self.score:
-            missing &= self.settings.present
-        return int(missing.sum())
+        return int(self.settings.among_present(~np.isfinite(self.scores)).sum()) if self.score else 0
 
     # What it costs.
 
@@ -260,11 +257,8 @@ class Policy:
 
     def cost(self, epoch: int) -> Cost:
         """Expected cost of an epoch; where the unselected are rescored, the rest is scored in training."""
-        s = self.settings
-        trained = self._trained(epoch)
-        drawn = not self.is_full(epoch) and not self.is_uniform(epoch)
-        due = self.score and s.rescore_every and epoch >= s.first_scored and drawn
-        if not due or (epoch - s.first_scored) % s.rescore_every:
+        s, trained = self.settings, self._trained(epoch)
+        if not self.pass_due(epoch):
             return Cost(trained, 0.0)
         unselected = 1 - self._trained(epoch - 1) if epoch else 1.0
         share = {"all": 1.0, "unselected": unselected, "sample": s.rescore_share}[s.rescore_who]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruning.examples.inclusion import Bools
-from pruning.examples.policies.base import Cost, Plan, Policy
+from pruning.examples.policies.base import Plan, Policy
 from pruning.examples.policies.settings import Settings
 from pruning.examples.sampling import STREAM_SUBSET, STREAM_TIES, Doubles, Ints, hash64
 
@@ -31,15 +31,7 @@ class Unweighted(Policy):
     def select(self, epoch: int) -> Plan:
         """The chosen, with weights 1."""
         at = self.chosen(epoch)
-        return Plan(
-            epoch,
-            at,
-            np.ones(len(at), np.float32),
-            None,
-            False,
-            self.mean_score_age(epoch),
-            self.num_missing(),
-        )
+        return self._with_scores(Plan(epoch, at, np.ones(len(at), np.float32)))
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """1 for the chosen, 0 for the rest."""
@@ -83,19 +75,14 @@ class Static(Highest):
         """The scores; all alike without a score, so that hashes decide."""
         return self.scores if self.score else np.zeros(self.settings.num_examples)
 
-    def rescore(self, epoch: int) -> Ints | None:
+    def pass_due(self, epoch: int) -> bool:
         """Only before the first scored epoch."""
-        return super().rescore(epoch) if epoch == self.settings.first_scored else None
+        return epoch == self.settings.first_scored and super().pass_due(epoch)
 
     def accept(self, at: Ints, scores: NDArray[np.float32], stamp: int) -> None:
         """Scores made after the first scored epoch has started are not looked at."""
         if stamp <= 2 * self.settings.first_scored:
             super().accept(at, scores, stamp)
-
-    def cost(self, epoch: int) -> Cost:
-        """A pass before the first scored epoch only."""
-        cost = super().cost(epoch)
-        return cost if epoch == self.settings.first_scored else Cost(cost.examples, 0.0)
 
 
 class Ucb(Highest):

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.examples.inclusion import Bools, thinned, thinned_to
-from pruning.examples.policies.base import Plan, Policy
+from pruning.examples.inclusion import Bools
+from pruning.examples.policies.base import Plan
+from pruning.examples.policies.drawn import Matched, Thinned
 from pruning.examples.policies.settings import Settings
-from pruning.examples.sampling import Doubles, Ints
+from pruning.examples.sampling import Ints
 
 
-class Repb(Policy):
+class Repb(Thinned):
     """RePB (Zhou et al., ICLR 2026): losses are compared only within a window of consecutive batches.
 
     Losses of different batches come from different states of the model ("score context drift"). Of the last
@@ -29,7 +30,6 @@ class Repb(Policy):
     """
 
     name = "repb"
-    score = "loss"
 
     def __init__(self, settings: Settings, *, window: int = 1) -> None:
         if not isinstance(window, int) or window < 1:
@@ -38,10 +38,6 @@ class Repb(Policy):
         self.steps = np.full(settings.num_examples, -1, np.int32)
         self.visits = np.zeros(settings.num_examples, np.int32)
         super().__init__(settings)
-
-    def importance(self, epoch: int) -> tuple[Doubles, int]:
-        """1 from the mean of the window on, ``1 - r`` below it and for those not trained on."""
-        return thinned(self._low(epoch), self.settings.ratio_at(epoch), self.settings.present)
 
     def select(self, epoch: int) -> Plan:
         """A draw, with weights by the number of epochs that the examples were trained in."""
@@ -68,15 +64,15 @@ class Repb(Policy):
         newest, ratio, high = int(self.stamps.max()), self.settings.ratio_at(epoch), 0.5
         if newest >= 0:
             last = (newest + 1) // 2
-            high = float(1 - self._low(last)[self._fresh(last)].mean())
+            high = float(1 - self.low(last)[self._fresh(last)].mean())
         return (1 - ratio) / (1 - ratio * high)
 
     def _fresh(self, epoch: int) -> Bools:
         """Examples whose loss is of the training epoch before ``epoch``, or of a pass just before it."""
         return (self.stamps >= max(2 * epoch - 1, 0)) & (self.stamps <= 2 * epoch)
 
-    def _low(self, epoch: int) -> Bools:
-        """Examples to thin; one whose loss is not finite is not low."""
+    def low(self, epoch: int) -> Bools:
+        """Losses below the mean of their window, and examples that were not trained on."""
         at = np.flatnonzero(self._fresh(epoch))
         losses, low = self.scores[at].astype(np.float64), np.ones(self.settings.num_examples, bool)
         # 0 for a pass, 1 for training whose steps are not known, then the windows.
@@ -85,22 +81,10 @@ class Repb(Policy):
         count = np.bincount(window, known)
         mean = np.bincount(window, np.where(known, losses, 0)) / np.maximum(count, 1)
         low[at] = known & (losses < mean[window])
-        return low
+        return self.settings.among_present(low)
 
 
-class RepbMatched(Repb):
-    """RePB's two probabilities, scaled down together until ``m = (1 - r) N`` examples are left.
-
-    Our adaptation, for comparisons at one budget: RePB itself keeps more of the data.
-    """
+class RepbMatched(Matched, Repb):
+    """RePB at a fixed budget, our adaptation: RePB itself keeps more of the data."""
 
     name = "repb_matched"
-
-    def importance(self, epoch: int) -> tuple[Doubles, int]:
-        """In the ratio 1 to ``1 - r``."""
-        s = self.settings
-        return thinned_to(s.size_at(epoch), self._low(epoch), s.ratio_at(epoch), s.present)
-
-    def examples(self, epoch: int) -> float:
-        """As of any policy with a fixed budget."""
-        return Policy.examples(self, epoch)

@@ -111,6 +111,10 @@ class Settings:
         """Ids of the present examples, ascending."""
         return np.arange(self.num_examples) if self.present is None else np.flatnonzero(self.present)
 
+    def among_present(self, mask: Bools) -> Bools:
+        """A mask ``[N]`` of ids without those that do not exist."""
+        return mask if self.present is None else mask & self.present
+
     @property
     def first_scored(self) -> int:
         """The first epoch that is neither warm-up nor before ``score_from``."""

@@ -1,14 +1,12 @@
-"""Allocation against brute force over all masks, an independent LAMP, and its stated properties."""
+"""Allocation against an independent LAMP, and its stated properties."""
 
 import copy
-import itertools
 import json
-from math import inf, log
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pruning.weights.allocation import allocate
@@ -18,14 +16,13 @@ from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.models import build
-from tests.pruning.weights.weight_problems import Weights, calibration_of
-
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-
-weight = st.floats(0.01, 10).map(lambda w: round(w, 4))
-rows = st.lists(st.lists(weight, min_size=1, max_size=5), min_size=1, max_size=4)
-tiny_rows = st.lists(st.lists(weight, min_size=1, max_size=4), min_size=1, max_size=3)
-coefficient = st.floats(0.05, 20).map(lambda c: round(c, 3))
+from tests.pruning.weights.weight_problems import (
+    Weights,
+    calibration_of,
+    coefficient,
+    relaxed,
+    rows,
+)
 
 
 def lamp_reference(model, pruned: int) -> list[np.ndarray]:
@@ -44,32 +41,6 @@ def lamp_reference(model, pruned: int) -> list[np.ndarray]:
     for _, i, _, j in scored[:pruned]:
         masks[i][j] = False
     return masks
-
-
-def phi(w: np.ndarray, keep: np.ndarray) -> float:
-    total, kept = (w**2).sum(), (w[keep] ** 2).sum()
-    return 0.0 if total == 0 else -log(kept / total) if kept else inf
-
-
-def all_masks(model):
-    """Every mask that empties no layer, as ``(masks, phi_L)``."""
-    weights = [s.layer.weight.detach().numpy().ravel() for s in model.synapses()]
-    per_layer = []
-    for w in weights:
-        options = [np.array(bits, dtype=bool) for bits in itertools.product([False, True], repeat=len(w))]
-        per_layer.append([(o, phi(w, o)) for o in options if o.any()])
-    for choice in itertools.product(*per_layer):
-        yield [m for m, _ in choice], np.array([p for _, p in choice])
-
-
-def spent(model, masks: Masks, c) -> float:
-    return sum(
-        ci * phi(s.layer.weight.detach().numpy().ravel(), masks[s.name].numpy().ravel())
-        for ci, s in zip(c, model.synapses(), strict=True)
-    )
-
-
-# --- T = 1 and LAMP ------------------------------------------------------------------------------------
 
 
 @relaxed
@@ -118,105 +89,6 @@ def test_a_share_of_the_synops_asks_for_that_objective():
     assert chosen.objective == "weights"
 
 
-# --- exactness -----------------------------------------------------------------------------------------
-
-
-@settings(relaxed, max_examples=150)
-@given(tiny_rows, st.lists(coefficient, min_size=3, max_size=3), st.floats(0.01, 0.99))
-def test_no_mask_beats_the_weight_budget(values, c, part):
-    model = Weights(values)
-    c = c[: len(values)]
-    everything = [(sum(m.sum() for m in masks), float(p @ np.array(c))) for masks, p in all_masks(model)]
-    # Up to what keeping the largest weight of each layer costs.
-    epsilon = part * min(d for kept, d in everything if kept == len(values))
-    calibration = calibration_of(model, c=c)
-    N = sum(map(len, values))
-    best = min(kept for kept, d in everything if d <= epsilon * (1 - 1e-9))
-    assume(epsilon > 0)
-    if best == N:
-        with pytest.raises(ValueError, match="single weight"):
-            allocate(model, calibration, criterion="slamp", budget=epsilon * (1 - 1e-9) / sum(c))
-        return
-    allocation = allocate(model, calibration, criterion="slamp", budget=epsilon / sum(c))
-    kept = sum(layer.kept for layer in allocation.layers)
-    assert spent(model, allocation.masks, c) <= epsilon * (1 + 1e-9)
-    assert kept <= best
-
-
-@settings(relaxed, max_examples=150)
-@given(tiny_rows, st.lists(coefficient, min_size=3, max_size=3), st.integers(0, 12))
-def test_no_mask_beats_the_distortion_at_a_sparsity(values, c, pruned):
-    model = Weights(values)
-    c, N = c[: len(values)], sum(map(len, values))
-    assume(pruned <= N - len(values))
-    allocation = allocate(model, calibration_of(model, c=c), criterion="slamp", sparsity=pruned / N)
-    assert sum(layer.kept for layer in allocation.layers) == N - pruned
-    best = min(
-        float(p @ np.array(c)) for masks, p in all_masks(model) if sum(m.sum() for m in masks) == N - pruned
-    )
-    assert spent(model, allocation.masks, c) <= best * (1 + 1e-9) + 1e-12
-    assert allocation.budget * sum(c) == pytest.approx(best, rel=1e-9, abs=1e-12)
-
-
-@settings(relaxed, max_examples=150)
-@given(
-    tiny_rows,
-    st.lists(coefficient, min_size=3, max_size=3),
-    st.lists(st.floats(0.1, 10), min_size=3, max_size=3),
-    st.floats(0.02, 0.98),
-)
-def test_synops_are_optimal_at_breakpoints_and_one_weight_off_between(values, c, price, part):
-    model = Weights(values)
-    c, price = np.array(c[: len(values)]), np.array(price[: len(values)])
-    calibration = calibration_of(model, c=list(c), price=list(price))
-    everything = [
-        (float(sum(m.sum() * v for m, v in zip(masks, price, strict=True))), float(p @ c))
-        for masks, p in all_masks(model)
-    ]
-    epsilon = part * max(d for _, d in everything)
-    try:
-        allocation = allocate(
-            model, calibration, criterion="slamp", objective="synops", budget=epsilon / c.sum()
-        )
-    except ValueError:
-        return
-    kept = sum(layer.kept * v for layer, v in zip(allocation.layers, price, strict=True))
-    used = spent(model, allocation.masks, c)
-    assert used <= epsilon * (1 + 1e-9)
-    # Between breakpoints: at most the largest price off what any masks reach.
-    assert kept <= min(k for k, d in everything if d <= epsilon) + price.max() + 1e-9
-    # At this breakpoint: nothing that costs no more saves more.
-    assert kept <= min(k for k, d in everything if d <= used * (1 - 1e-12)) + 1e-9
-
-
-@relaxed
-@given(rows, st.data())
-def test_synops_target_is_met_by_the_shortest_prefix(values, data):
-    model = Weights(values)
-    price = data.draw(st.lists(st.floats(0.1, 10), min_size=len(values), max_size=len(values)))
-    fraction = data.draw(st.floats(0.05, 1))
-    calibration = calibration_of(model, price=price)
-    total = sum(v * len(row) for v, row in zip(price, values, strict=True))
-    arguments = {"criterion": "slamp", "objective": "synops"}
-    if sum(price) > fraction * total * (1 + 1e-9):
-        with pytest.raises(ValueError, match="smallest possible"):
-            allocate(model, calibration, synops_fraction=fraction, **arguments)
-        return
-    allocation = allocate(model, calibration, synops_fraction=fraction, **arguments)
-    kept = sum(v * layer.kept for v, layer in zip(price, allocation.layers, strict=True))
-    assert allocation.synops_fraction == pytest.approx(kept / total)
-    assert kept <= fraction * total * (1 + 1e-9)
-    pruned = sum(map(len, values)) - sum(layer.kept for layer in allocation.layers)
-    if pruned:  # one weight fewer would not be enough
-        N = sum(map(len, values))
-        fewer = allocate(model, calibration, sparsity=(pruned - 1) / N, **arguments)
-        kept = sum(v * layer.kept for v, layer in zip(price, fewer.layers, strict=True))
-        assert kept > fraction * total * (1 - 1e-9)
-
-
-# --- properties ----------------------------------------------------------------------------------------
-
-
 @relaxed
 @given(rows, st.sampled_from(sorted(CRITERIA)), st.sampled_from(["weights", "synops"]), st.data())
 def test_larger_targets_prune_supersets(values, criterion, objective, data):
@@ -233,27 +105,6 @@ def test_larger_targets_prune_supersets(values, criterion, objective, data):
         assert masks & before == masks
         assert sum(int((~m).sum()) for m in masks.values()) == pruned
         before = masks
-
-
-@relaxed
-@given(rows, st.lists(coefficient, min_size=4, max_size=4), st.floats(0.01, 3))
-def test_budget_is_spent_to_the_last_weight(values, c, budget):
-    model = Weights(values)
-    c = c[: len(values)]
-    calibration = calibration_of(model, c=c)
-    try:
-        allocation = allocate(model, calibration, criterion="slamp", budget=budget)
-    except ValueError:  # beyond what the problem can spend, tested below
-        return
-    used = spent(model, allocation.masks, c) / sum(c)
-    assert used <= budget * (1 + 1e-9)
-    assert allocation.budget == pytest.approx(used, rel=1e-9, abs=1e-12)
-    N, kept = sum(map(len, values)), sum(layer.kept for layer in allocation.layers)
-    if kept > len(values):
-        further = allocate(model, calibration, criterion="slamp", sparsity=(N - kept + 1) / N)
-        assert further.budget > budget * (1 - 1e-9)
-    again = allocate(model, calibration, criterion="slamp", budget=allocation.budget)
-    assert again.masks == allocation.masks
 
 
 @relaxed
@@ -329,89 +180,6 @@ def test_permuting_neurons_permutes_the_masks(seed, criterion):
         assert torch.equal(a[name][0][torch.from_numpy(order)], b[name][0])
 
 
-@relaxed
-@given(st.integers(0, 10**6), st.floats(0.5, 0.9999))
-def test_no_layer_is_emptied_and_the_largest_goes_last(seed, sparsity):
-    g = np.random.default_rng(seed)
-    values = [list(g.normal(size=n) * 10 ** g.normal()) for n in (40, 3, 120, 1)]
-    model = Weights(values)
-    c = list(10 ** g.normal(size=4))
-    N = sum(map(len, values))
-    sparsity = min(sparsity, (N - 4) / N)
-    for criterion in CRITERIA:
-        masks = allocate(
-            model, calibration_of(model, c=c, price=c), criterion=criterion, sparsity=sparsity
-        ).masks
-        for s in model.synapses():
-            mask, w = masks[s.name].ravel(), s.layer.weight.detach().abs().ravel()
-            assert mask.any()
-            if criterion != "wanda":
-                assert mask[w.argmax()]
-                assert w[mask].min() >= w[~mask].max() if (~mask).any() else True
-
-
-@relaxed
-@given(
-    rows,
-    st.integers(1, 6),
-    st.floats(0, 1),
-    st.lists(st.booleans(), min_size=4, max_size=4),
-    st.sampled_from(sorted(CRITERIA)),
-    st.floats(0, 0.99),
-)
-def test_protection_holds_and_the_reachable_limit_is_exact(
-    values, min_keep, cap, excluded, criterion, sparsity
-):
-    model = Weights(values)
-    calibration = calibration_of(model)
-    names = [s.name for s in model.synapses()]
-    exclude = [name for name, out in zip(names, excluded, strict=False) if out]
-    room = [
-        0 if name in exclude else max(0, min(len(row) - min_keep, int(cap * len(row) + 1e-9)))
-        for name, row in zip(names, values, strict=True)
-    ]
-    N = sum(map(len, values))
-    arguments = {
-        "criterion": criterion,
-        "min_keep": min_keep,
-        "max_layer_sparsity": cap,
-        "exclude": exclude,
-        "sparsity": sparsity,
-    }
-    if round(sparsity * N) > sum(room):
-        with pytest.raises(ValueError, match="largest possible is") as caught:
-            allocate(model, calibration, **arguments)
-        largest = float(str(caught.value).rsplit(" ", 1)[1])
-        assert largest == pytest.approx(sum(room) / N, abs=1e-6)
-        assert sum(
-            layer.kept for layer in allocate(model, calibration, **arguments | {"sparsity": largest}).layers
-        )
-        return
-    allocation = allocate(model, calibration, **arguments)
-    for layer, limit in zip(allocation.layers, room, strict=True):
-        assert layer.numel - layer.kept <= limit
-        assert layer.at_minimum == (limit > 0 and layer.numel - layer.kept == limit)
-
-
-# --- safety and errors ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_zero_and_constant_layers_are_safe(criterion):
-    values = [[0.0] * 6, [1.0] * 6, list(np.linspace(0.1, 2, 12))]
-    model = Weights(values)
-    allocation = allocate(model, calibration_of(model), criterion=criterion, sparsity=0.5)
-    assert sum(layer.kept for layer in allocation.layers) == 12
-    assert all(layer.kept >= 1 for layer in allocation.layers)
-    assert all(np.isfinite(layer.distortion) for layer in allocation.layers)
-    if criterion in ("lamp", "slamp", "magnitude", "fisher"):
-        assert allocation.layers[0].kept == 1  # zeros go first, and cost nothing
-        assert allocation.layers[0].distortion == 0
-    # Equal weights go by index.
-    kept = allocation.masks["layers.1"][0].tolist()
-    assert kept == sorted(kept)
-
-
 def test_criteria_order_layers_as_they_say():
     g = np.random.default_rng(0)
     model = Weights([list(g.normal(size=200)), list(0.1 * g.normal(size=600))])
@@ -452,87 +220,6 @@ def test_precisions(dtype):
     masks = allocate(model, criterion="lamp", sparsity=0.7).masks
     for s, mask in zip(model.synapses(), lamp_reference(model, round(0.7 * 840)), strict=True):
         assert masks[s.name].float().mean() == pytest.approx(mask.mean(), abs=1e-6)
-
-
-def network():
-    model = Weights([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    return model, calibration_of(model)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "exactly one"),
-        ({"sparsity": 0.5, "budget": 0.1}, "exactly one"),
-        ({"sparsity": 1.0}, r"sparsity: 1.0"),
-        ({"sparsity": float("nan")}, "sparsity"),
-        ({"sparsity": 0.9}, "largest possible is 0.66666"),
-        ({"budget": 0}, "budget: 0"),
-        ({"budget": -1.0}, "budget: -1"),
-        ({"budget": float("nan")}, "budget: nan"),
-        ({"budget": 1e-6}, r"budget: 1e-06 does not pay for a single weight; the nearest possible is 0.0370"),
-        ({"budget": 1e-6, "budget_over": "max_t", "criterion": "slamp_curve"}, "nearest possible is"),
-        ({"budget": 0.1, "budget_over": "max_t"}, "max_t needs the distortion of every timestep"),
-        ({"budget": 1e-6, "exclude": ["layers.0", "layers.1"]}, "nothing to prune"),
-        ({"budget": 50.0}, r"largest possible is 0\.\d+"),
-        ({"budget": 50.0, "budget_over": "max_t", "criterion": "slamp_curve"}, r"largest possible is \d"),
-        ({"synops_fraction": 0.0}, "synops_fraction: 0.0"),
-        ({"synops_fraction": 0.1}, "smallest possible is 0.33333"),
-        ({"sparsity": 0.5, "criterion": "lmap"}, "criterion: 'lmap' is unknown; choose one of slamp"),
-        ({"sparsity": 0.5, "objective": "watts"}, "objective"),
-        ({"sparsity": 0.5, "budget_over": "time"}, "budget_over"),
-        ({"sparsity": 0.5, "exclude": ["layers.7"]}, r"exclude: layer 'layers.7' is unknown.*layers.0"),
-        ({"sparsity": 0.5, "min_keep": 0}, "min_keep"),
-        ({"sparsity": 0.5, "min_keep": 1.5}, "min_keep"),
-        ({"sparsity": 0.5, "max_layer_sparsity": 1.1}, "max_layer_sparsity"),
-    ],
-)
-def test_refusals_name_the_field_and_the_remedy(arguments, message):
-    model, calibration = network()
-    with pytest.raises(ValueError, match=message):
-        allocate(model, calibration, **arguments)
-
-
-def test_the_nearest_budgets_that_errors_name_are_possible():
-    model, calibration = network()
-    for budget, over in itertools.product((1e-6, 50.0), ("sum", "max_t")):
-        arguments = {"criterion": "slamp_curve", "budget": budget, "budget_over": over}
-        with pytest.raises(ValueError, match="possible is") as caught:
-            allocate(model, calibration, **arguments)
-        nearest = float(str(caught.value).rsplit(" ", 1)[1])
-        assert allocate(model, calibration, **arguments | {"budget": nearest}).sparsity > 0
-
-
-@pytest.mark.parametrize("criterion", ["slamp", "wanda", "slamp_curve", "fisher"])
-def test_missing_or_foreign_calibration_is_refused(criterion):
-    model, calibration = network()
-    with pytest.raises(ValueError, match="calibration"):
-        allocate(model, criterion=criterion, sparsity=0.5)
-    for arguments in ({"objective": "synops", "sparsity": 0.5}, {"synops_fraction": 0.5}):
-        with pytest.raises(ValueError, match="calibration"):
-            allocate(model, criterion="lamp", **arguments)
-    with pytest.raises(ValueError, match="other layers"):
-        allocate(Weights([[1.0, 2.0]]), calibration, sparsity=0.5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_weights_are_named(value):
-    model, calibration = network()
-    model.layers[1].weight.data[0, 1] = value
-    with pytest.raises(ValueError, match=r"layers\.1: weights are not finite"):
-        allocate(model, calibration, sparsity=0.5)
-
-
-def test_previous_masks_are_checked():
-    model, calibration = network()
-    masks = allocate(model, calibration, sparsity=0.5).masks
-    with pytest.raises(ValueError, match=r"below the 0\.5"):
-        allocate(model, calibration, sparsity=0.3, previous=masks)
-    with pytest.raises(ValueError, match=r"layers\.0"):
-        allocate(model, calibration, sparsity=0.3, previous=Masks.of(Weights([[1.0, 2.0]])))
-    unchanged = allocate(model, calibration, synops_fraction=0.9, previous=masks)
-    assert unchanged.masks == masks
-    assert unchanged.budget == 0
 
 
 def test_masks_do_not_depend_on_the_memory_format():

@@ -1,13 +1,24 @@
 """Small networks and made-up calibrations for the allocation tests."""
 
 from collections.abc import Sequence
+from math import inf, log
 
+import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pruning.weights.calibration import Calibration, LayerCalibration
 from pruning.weights.curves import DENSITIES, Curve
+from pruning.weights.masks import Masks
 from snn.layers import Synapses
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+weight = st.floats(0.01, 10).map(lambda w: round(w, 4))
+rows = st.lists(st.lists(weight, min_size=1, max_size=5), min_size=1, max_size=4)
+tiny_rows = st.lists(st.lists(weight, min_size=1, max_size=4), min_size=1, max_size=3)
+coefficient = st.floats(0.05, 20).map(lambda c: round(c, 3))
 
 
 class Weights(nn.Module):
@@ -55,3 +66,15 @@ def calibration_of(
             )
         )
     return Calibration(tuple(layers), T, 1)
+
+
+def phi(w: np.ndarray, keep: np.ndarray) -> float:
+    total, kept = (w**2).sum(), (w[keep] ** 2).sum()
+    return 0.0 if total == 0 else -log(kept / total) if kept else inf
+
+
+def spent(model, masks: Masks, c) -> float:
+    return sum(
+        ci * phi(s.layer.weight.detach().numpy().ravel(), masks[s.name].numpy().ravel())
+        for ci, s in zip(c, model.synapses(), strict=True)
+    )
