@@ -75,23 +75,26 @@ def test_curves_around_masks_are_what_each_layer_adds_to_the_others() -> None:
 
 
 def test_tables_set_every_criterion_beside_priced_lamp() -> None:
-    common = {
-        "task": "vgg9",
-        "part": "synops",
-        "level": 0.1,
-        "retrain_epochs": 2,
-        "one_shot": 0.3,
-        "drop": 0.1,
+    common = {"task": "vgg9", "part": "synops", "retrain_epochs": 2, "one_shot": 0.3, "drop": 0.1}
+    common |= {"density": 0.1, "synops_of_dense": 0.1, "synops": 1000.0}
+    runs = {  # level, criterion, objective: accuracy, energy
+        (0.1, "lamp", "synops"): (0.5, 2.0),
+        (0.1, "slamp", "synops"): (0.56, 3.0),
+        (0.1, "lamp", "weights"): (0.4, 5.0),
+        (0.2, "lamp", "synops"): (0.7, 4.0),
     }
-    common |= {"drop": 0.1, "density": 0.1, "synops_of_dense": 0.1, "synops": 1000.0, "energy_nj": 2.0}
-    accuracies = {("lamp", "synops"): 0.5, ("slamp", "synops"): 0.56, ("lamp", "weights"): 0.4}
     rows = [
-        {**common, "seed": seed, "criterion": name, "objective": objective, "accuracy": value + seed / 100}
+        {**common, "seed": seed, "level": level, "criterion": name, "objective": objective}
+        | {"accuracy": accuracy + seed / 100, "energy_nj": energy}
         for seed in (0, 1)
-        for (name, objective), value in accuracies.items()
+        for (level, name, objective), (accuracy, energy) in runs.items()
     ]
-    lines = slamp_tables.tables(rows).splitlines()
-    for name, gain in (("slamp", "+6.0 ± 0.0"), ("lamp, not priced", "-10.0 ± 0.0")):
+    dense = {"task": "vgg9", "part": "dense", "accuracy": 0.8, "synops": 9000.0, "energy_nj": 20.0}
+    lines = slamp_tables.tables([*rows, *({**dense, "seed": seed} for seed in (0, 1, 2))]).splitlines()
+    assert "| | dense | 2 | | 80.0 (0.0) | | | | 100% | 100% | 9,000 | 20.0 |" in lines
+    # At 3 nJ LAMP, between its two levels, would be at 60.
+    gains = {"slamp": "+6.0 ± 0.0 | -4.0 ± 0.0", "lamp, not priced": "-10.0 ± 0.0 | "}
+    for name, gain in gains.items():
         assert any(line.startswith(f"| 10% | {name} | 2 |") and f"| {gain} |" in line for line in lines)
 
 
