@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.report.summary import RunSummary, kind_of
@@ -116,7 +117,8 @@ def inclusion_plot(run: RunSummary) -> str | None:
     path = run.folder / "scores.parquet"
     if not path.exists():
         return None
-    probability = pq.read_table(path, columns=["probability"]).column("probability").to_numpy()
+    column = pq.read_table(path, columns=["probability"]).column("probability")
+    probability = column.cast(pa.float64()).to_numpy()
     figure, axes = _figure("inclusion probability", "examples")
     axes.hist(probability, bins=np.linspace(0, 1, 41).tolist(), color=COLOURS["train"])
     axes.axvline(probability.mean(), color="gray", linestyle="--", linewidth=1)
