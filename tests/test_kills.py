@@ -34,7 +34,7 @@ VICTIMS = {
 PAUSES_S = {"local": 0.4, "ray": 2.0}  # at most, from a record to the kill
 START_S = 5.0  # at most, from the start to a kill before the first record
 SERVERS_S = 30.0  # in which a command ends whose Ray has gone
-GONE_S = 30.0  # in which Ray ends its processes after the command's death
+GONE_S = 120.0  # in which Ray ends its processes after the command's death; a busy machine takes long
 
 
 class Command:
@@ -66,17 +66,27 @@ class Command:
 
     def left(self) -> list[Any]:
         """Descendants that still run."""
-        return [p for p in self._seen if p.is_running() and p.status() != "zombie"]
+        import psutil
+
+        found = []
+        for process in list(self._seen):
+            with suppress(psutil.Error):
+                if process.is_running() and process.status() != "zombie":
+                    found.append(process)
+        return found
 
     def kill(self, victim: str) -> bool:
         """SIGKILL the first process of that name; whether there is one."""
         if victim == DRIVER:
             self.process.kill()
             return True
+        import psutil
+
         for process in self.left():
-            if victim in " ".join([process.name(), *process.cmdline()]):
-                process.kill()
-                return True
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if victim in " ".join([process.name(), *process.cmdline()]):
+                    process.kill()
+                    return True
         return False
 
     def end(self) -> str:

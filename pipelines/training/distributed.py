@@ -39,7 +39,7 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
     """Run a spec's phases on the connected Ray cluster, from its newest checkpoint if there is one.
 
     Raises:
-        UserError: a mistake that only the workers could see.
+        UserError: a mistake that only the workers could see, or Ray Train's controller was killed.
     """
     prepare_data()
     train = None if spec.shards else load_rows(spec.train)
@@ -82,6 +82,9 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
         if mistake is None:
             with storage_explained(Path(spec.folder), spec.remote):
                 raise
+    except ray.exceptions.RayActorError:
+        what = "has ended (killed, or out of memory); checkpoints are whole, --resume goes on from them"
+        raise UserError("Ray", f"the process that controls the training {what}") from None
     except SystemExit:  # how Ray Train's own handler ends on Ctrl-C
         raise KeyboardInterrupt from None
     finally:
