@@ -1,4 +1,4 @@
-"""Scores of every registered network, and of modules of one's own."""
+"""Scores of every registered network, and of a user's own modules."""
 
 import pytest
 import torch
