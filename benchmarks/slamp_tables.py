@@ -56,7 +56,7 @@ def _small(rows: list[Row]) -> list[str]:
                     for c in ("lamp", "slamp", earlier)
                 }
                 less = [
-                    _difference([by["slamp"][seed] - by[c][seed] for seed in by["slamp"]])
+                    difference([by["slamp"][seed] - by[c][seed] for seed in by["slamp"]])
                     for c in ("lamp", earlier)
                 ]
                 left = level if part == "synops" else 1 - level
@@ -93,7 +93,7 @@ def _part(task: str, part: str, epochs: int, rows: list[Row], dense: list[Row]) 
                 with_lamp = [r for r in own if (level, r["seed"]) in lamp]
                 over = [100 * (r["accuracy"] - lamp[level, r["seed"]]["accuracy"]) for r in with_lamp]
                 equal = [_over_equal_energy(r, [*lamp.values()]) for r in own]
-                gains = [_difference(over), _difference([e for e in equal if e is not None])]
+                gains = [difference(over), difference([e for e in equal if e is not None])]
             cells = (
                 f"{level:.0%}", name, str(len(own)), f"{100 * _mean(own, 'one_shot'):.1f}", _accuracy(own),
                 f"{-100 * _mean(own, 'drop'):+.1f}", *gains, f"{_mean(own, 'density'):.1%}",
@@ -122,7 +122,7 @@ def _accuracy(rows: list[Row]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def _difference(points: list[float]) -> str:
+def difference(points: list[float]) -> str:
     if not points:
         return ""
     spread = f" ± {half_interval(points):.1f}" if len(points) > 1 else ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from benchmarks.real_data import folder, load
 from pruning.weights.masks import Masks
@@ -20,6 +21,8 @@ from snn.interchange import Architecture, build_described, describe
 from snn.losses import rate_cross_entropy
 from snn.models import SpikingNetwork
 
+Schedule = Callable[[torch.optim.Optimizer, int], LRScheduler]
+"""Of the learning rate, given the optimizer and its steps in all."""
 BATCH = 64
 STEPS = {"digits": 4, "nmnist": 6, "cifar10": 4, "dvs128": 6, "cifar-dvs": 6}
 """Timesteps of each small task."""
@@ -198,6 +201,11 @@ def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     ]
 
 
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """Up to the optimizer's learning rate and down to nothing."""
+    return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps)
+
+
 def train(
     task: Task,
     model: SpikingNetwork,
@@ -205,8 +213,9 @@ def train(
     lr: float,
     seed: int,
     masks: Masks | None = None,
+    schedule: Schedule = one_cycle,
 ) -> None:
-    """AdamW with one cycle of the learning rate; with ``masks`` their weights stay zero.
+    """AdamW; with ``masks`` their weights stay zero.
 
     With masks (retraining) an epoch has ``task.retrain_rows`` rows.
     """
@@ -214,7 +223,8 @@ def train(
     rows = len(task.x_train)
     if masks is not None and task.retrain_rows:
         rows = min(rows, task.retrain_rows)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(epochs * (rows // BATCH), 1))
+    steps = max(epochs * (rows // BATCH), 1)
+    rate = schedule(optimizer, steps)
     hold = None if masks is None else masks.keep(model, optimizer)
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -226,7 +236,7 @@ def train(
             logits_TBK = model(task.inputs(_augmented(x, generator) if task.augment else x))
             rate_cross_entropy(logits_TBK, task.y_train[ids]).mean().backward()
             optimizer.step()
-            schedule.step()
+            rate.step()
     if hold is not None:
         hold.remove()
 
