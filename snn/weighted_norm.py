@@ -60,8 +60,8 @@ def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor
     """
     x = wide(x)
     share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)
-    mean = share_N @ _row_sums(x)
-    return mean, share_N @ _row_squares(x - _per_channel(mean, x))
+    mean = _weighted_sum(share_N, _row_sums(x))
+    return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
 
 
 class _WeightedStatistics(TorchFunctionMode):
@@ -121,9 +121,9 @@ class _WeightedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share_N: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = wide(x)
-        mean = share_N @ _row_sums(values)
+        mean = _weighted_sum(share_N, _row_sums(values))
         centred = values - _per_channel(mean, x)
-        var = share_N @ _row_squares(centred)
+        var = _weighted_sum(share_N, _row_squares(centred))
         rstd = (var + eps).rsqrt()
         scale = _per_channel(rstd if weight is None else weight * rstd, x)
         y = centred * scale if bias is None else torch.addcmul(_per_channel(bias, x), centred, scale)
@@ -136,8 +136,10 @@ class _WeightedNorm(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor, *_: Any):  # type: ignore[no-untyped-def]
         centred, weight, bias, share_N, rstd = ctx.saved_tensors
         grad_y = wide(grad_y)
-        grad_bias = _row_sums(grad_y).sum(0)
-        grad_weight = _row_sums(grad_y * centred).sum(0) * rstd
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_y, wide(centred), None, None, None, torch.zeros_like(rstd), rstd, True, 0.0,
+            [False, True, True],
+        )  # fmt: skip
         scale = rstd if weight is None else weight * rstd
         shift_NC = torch.outer(share_N, -scale * grad_bias)
         slope_NC = torch.outer(share_N, -scale * rstd * grad_weight)
@@ -172,15 +174,21 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
     return (share / (x.numel() // (B * x.shape[1]))).repeat(N // B)
 
 
+def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:
+    """Over rows, ``[C]``; autocast leaves it in full precision, which it does not a matrix product."""
+    return (share_N[:, None] * values_NC).sum(0)
+
+
 def _row_sums(x: Tensor) -> Tensor:
     """Sums over positions, ``[N, C]``."""
     return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
 
 
 def _row_squares(x: Tensor) -> Tensor:
-    """Sums of squares over positions, ``[N, C]``; one pass over ``x``, and no tensor of its size."""
-    dims = tuple(range(2, x.ndim))
-    return (torch.linalg.vector_norm(x, dim=dims) if dims else x).square()
+    """Sums of squares over positions, ``[N, C]``; one pass over ``x`` where positions are contiguous."""
+    if x.ndim > 2 and x.is_contiguous():
+        return torch.linalg.vector_norm(x, dim=tuple(range(2, x.ndim))).square()
+    return _row_sums(x.square())  # vector_norm takes four times as long in channels_last
 
 
 def wide(x: Tensor) -> Tensor:

@@ -222,8 +222,9 @@ def test_a_compiled_network_takes_weights_whole_and_is_compiled_once_for_all_of_
     assert graphs[0] == graphs[-1]
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_takes_its_statistics_in_float32(dtype):
+def test_half_precision_takes_its_statistics_in_float32(dtype, autocast):
     g = torch.Generator().manual_seed(0)
     exact = torch.randn(8, 3, 16, 16, generator=g) * 0.5 + 20
     x = exact.to(dtype).requires_grad_()
@@ -231,7 +232,9 @@ def test_half_precision_takes_its_statistics_in_float32(dtype):
     norm, reference = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     wide = x.detach().float().requires_grad_()
     with weighted_statistics(weights):
-        y, y_wide = norm(x), reference(wide)
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            y = norm(x)
+        y_wide = reference(wide)
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), y_wide, rtol=0.02, atol=0.02)
     torch.testing.assert_close(norm.running_var, reference.running_var, rtol=1e-5, atol=1e-6)
