@@ -170,6 +170,11 @@ def _write_or_find(
 def _write_here(
     name: str, source: Source, output: Path, writing: Writing, told: Told, request: dict[str, Any]
 ) -> dict[str, Any]:
+    if source.sensor is not None and writing.size is not None:
+        what = (
+            "applies to images; recordings get theirs by `spikeprune data frames --size` or data.frames.size"
+        )
+        raise UserError("--size", what)
     shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows

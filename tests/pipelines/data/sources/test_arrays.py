@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageOps
 
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import Writing, ingest
@@ -156,3 +157,26 @@ def test_rows_of_numbers(tmp_path: Path) -> None:
     manifest = ingest("numpy", tmp_path / "out", folder, writing=ALONE)
     assert np.array_equal(written(tmp_path / "out", "train")[0], x)
     assert manifest["statistics"]["mean"] == pytest.approx([x.mean(dtype=np.float64)])
+
+
+def numpy_folder(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
+    """The same arrays as training and test split."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", x=x, y=y)
+    return folder
+
+
+def test_arrays_are_brought_to_a_size_as_images_are(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, 9, 8, 3)).astype(np.uint8)
+    source = numpy_folder(tmp_path / "in", x, np.arange(6) % 2)
+    ingest("numpy", tmp_path / "out", source, writing=Writing(workers=1, size=(4, 6)))
+    found = written(tmp_path / "out", "train")[0]
+    fitted = [ImageOps.fit(Image.fromarray(v), (6, 4), Image.Resampling.BICUBIC) for v in x]
+    assert np.array_equal(found, np.stack([np.asarray(v) for v in fitted]).transpose(0, 3, 1, 2))
+
+
+def test_rows_of_numbers_have_no_size(tmp_path: Path) -> None:
+    source = numpy_folder(tmp_path / "in", np.zeros((4, 5)), np.arange(4) % 2)
+    with pytest.raises(UserError, match="is no image, which alone can be brought to a --size"):
+        ingest("numpy", tmp_path / "out", source, writing=Writing(workers=1, size=(4,)))
