@@ -152,14 +152,12 @@ def describe(
     if isinstance(x, EventBatch):
         assert frames is not None
         x = frames.batch(x)
-    elif (size := _size(_decoded(test, 1))) != _size(x):
-        what = f"examples have size {size}, those of training {_size(x)}; make them equal"
-        raise UserError(test.files[0], what)
-    mean, std = _statistics(x)
-    if frames is None:
-        mean, std = _stored_statistics(folder, mean, std)
+        mean, std = _statistics(x)
+    else:
+        mean, std = _normalisation(folder, x)
+        _check_alike(test, x, len(mean))
     return DatasetInfo(
-        input_shape=x.shape[2:] if x.ndim == 5 else x.shape[1:],
+        input_shape=(len(mean), *x.shape[-2:]) if x.ndim > 3 else x.shape[1:],
         num_classes=num_classes,
         class_names=names or tuple(str(k) for k in range(num_classes)),
         mean=tuple(float(v) for v in mean),
@@ -182,24 +180,47 @@ def check_labels(split: Split, num_classes: int) -> None:
         raise UserError(split.files[0], what)
 
 
-def _stored_statistics(
-    folder: Path | str, mean: np.ndarray, std: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
+def _check_alike(test: Split, x: np.ndarray, channels: int) -> None:
+    """Refuse test examples that a network for these training examples cannot take."""
+    other = _decoded(test, 1)
+    if (size := _size(other)) != _size(x):
+        what = f"examples have size {size}, those of training {_size(x)}; make them equal"
+        raise UserError(test.files[0], what)
+    if (found := _channels(other)) not in (1, channels):  # greyscale ones fill all channels
+        what = f"examples have {found} channels, those of training {channels}; make them equal"
+        raise UserError(test.files[0], what)
+
+
+def _channels(x: Examples) -> int:
+    return 1 if isinstance(x, EventBatch) or x.ndim < 4 else x.shape[-3]
+
+
+def _normalisation(folder: Path | str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per channel, by the manifest, where it has any, or by these examples.
+
+    The manifest's are one finite value per channel, no negative deviation; of greyscale examples also three,
+    where coloured ones are among those that follow.
+    """
     stored = (read_manifest(folder) or {}).get("statistics", {})
-    found = []
-    for name, own, least in (("mean", mean, -np.inf), ("std", std, 0)):
+    own: dict[str, np.ndarray] = {}
+    if not (isinstance(stored, dict) and {"mean", "std"} <= stored.keys()):
+        own = dict(zip(("mean", "std"), _statistics(x), strict=True))
+    channels = _channels(x)
+    allowed, found = ([1, 3] if channels == 1 and x.ndim == 4 else [channels]), []
+    for name, least in (("mean", -np.inf), ("std", 0)):
         try:
-            values = np.asarray(stored.get(name, own), np.float64)
+            values = np.asarray(stored.get(name, own.get(name)), np.float64)
         except (AttributeError, TypeError, ValueError):
             values = np.full(1, np.nan)
-        if values.shape != own.shape or not (np.isfinite(values) & (values >= least)).all():
+        fits = values.ndim == 1 and len(values) in allowed
+        if not (fits and (np.isfinite(values) & (values >= least)).all()):
             raise UserError(
                 f"{folder}/{MANIFEST}",
-                f"statistics.{name} must hold {len(own)} finite numbers, none of std negative; ingest again,"
+                f"statistics.{name} must hold {channels} finite numbers, none of std negative; ingest again,"
                 " or remove statistics to take them from the data",
             )
         found.append(values)
+        allowed = [len(values)]
     return found[0], found[1]
 
 
