@@ -82,7 +82,7 @@ def _examples(table: pa.Table, sensor: Sensor | None) -> list[np.ndarray]:
 
 
 def _pictures(x: np.ndarray) -> list[np.ndarray]:
-    if x.dtype == np.uint8 and len(x) == 1:
+    if x.dtype == np.uint8 and len(x) == 1 and x.shape[1] in (1, 3, 4):  # else one frame of events
         return [x[0, 0] if x.shape[1] == 1 else x[0].transpose(1, 2, 0)]
     counts = x.astype(np.float64)
     picked = np.linspace(0, len(counts) - 1, min(FRAMES, len(counts))).round().astype(int)
