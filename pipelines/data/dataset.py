@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
-from pipelines.data.events import EventBatch, Frames, Sensor, is_events
+from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, read_manifest, scan, split_files
@@ -271,21 +271,33 @@ def _check(
 ) -> tuple[int, ...] | None:
     """The size that all must have; others are bad. Decoded together, one by one if that fails."""
     images, ids = rows.column("image"), rows.column("id").to_numpy()
+    sensor = Sensor.of(split.schema)
     with suppress(UserError):
-        found = _size(decode(images, ids))
-        if found == (size or found):
+        x = decode(images, ids)
+        if (found := _size(x)) == (size or found) and _fault(x, sensor) is None:
             return found
     for i in range(len(ids)):
         try:
-            found = _size(decode(images.slice(i, 1), ids[i : i + 1]))
+            x = decode(images.slice(i, 1), ids[i : i + 1])
+            found = _size(x)
             size = size or found
             if found != size:
                 raise ExampleError(int(ids[i]), f"has shape {found}, others {size}; make them equal")
+            if (what := _fault(x, sensor)) is not None:
+                raise ExampleError(int(ids[i]), what)
         except ExampleError as error:
             file, row = part.place_of(error.example) or (split.files[0], 0)
             wrong = UserError(file, f"row {row}: {error.what}")
             split.bad.found(wrong, first_row=row, rows=1, ids=ids[i : i + 1])
     return size
+
+
+def _fault(x: Examples, sensor: Sensor | None) -> str | None:
+    """What is wrong with the first recording that would make wrong frames; ones without events make none."""
+    if not isinstance(x, EventBatch) or sensor is None:
+        return None
+    found = (fault(x[k], sensor) for k in range(len(x)) if x.offsets[k] < x.offsets[k + 1])
+    return next((what for what in found if what is not None), None)
 
 
 def _size(x: Examples) -> tuple[int, ...]:
