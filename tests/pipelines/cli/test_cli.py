@@ -87,6 +87,7 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
             ["train", "--cluster.engine", "local", "--cluster.workers", "1", "--address", "auto"],
             "cluster.address: auto is not used by cluster.engine local",
         ),
+        (["train", "--train.weight-decay", "inf"], "train.weight_decay: inf is not possible"),
         (["train", "--cluster.cpus-per-worker", "inf"], "cluster.cpus_per_worker: inf is not possible"),
         (["train", "--cluster.device", "cuda:77"], "cluster.device: cuda:77 is not possible: torch sees "),
         (["train", "--cluster.device", "cuda:0", "--cluster.workers", "2"], "cuda:0 is not possible: Ray"),
