@@ -57,7 +57,8 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     overrides, others = split_overrides(rest, tree)
     addressed = any(w.partition("=")[0] == "--address" for w in others)
     if verb in TRAINING:
-        o = parse(SearchCommand if verb == "search" else RunCommand, others, prog=f"spikeprune {verb}")
+        o: RunCommand | SearchCommand
+        o = parse(SearchCommand, others) if verb == "search" else parse(RunCommand, others)
         if isinstance(o, SearchCommand) and o.plot is not None:
             return RemoteCommand(words=(*here, *rest), name=verb)
         if addressed:

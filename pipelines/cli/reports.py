@@ -93,7 +93,8 @@ def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     folder = checkpoint_of(source)[1]
     check_storage(folder)
     address = overrides.get("cluster.address")
-    run_it = comparing.compare if is_null(address) else partial(comparing.compare_on, address)
+    address = None if is_null(address) else address
+    run_it = comparing.compare if address is None else partial(comparing.compare_on, address)
     done = run_it(source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides)
     values, page = comparing.write_comparison(done, folder)
     upload_changes(folder)

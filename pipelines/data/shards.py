@@ -318,7 +318,7 @@ def _sized(data: bytes | np.ndarray, size: tuple[int, ...] | None) -> tuple[byte
         return ImageOps.fit(Image.fromarray(values), (size[-1], size[0]), Image.Resampling.BICUBIC)
 
     if isinstance(data, np.ndarray):
-        scaled = np.stack([fitted(channel) for channel in pixels])
+        scaled = np.stack([np.asarray(fitted(channel)) for channel in pixels])
         return scaled, scaled
     buffer = io.BytesIO()
     fitted(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, format="PNG")
