@@ -146,14 +146,19 @@ def ingest(o: IngestCommand) -> None:
 
 def _check_ingest(o: IngestCommand) -> None:
     check(0 < o.test_share < 1, "--test-share", o.test_share, "in (0, 1)")
+    check(o.split_seed >= 0, "--split-seed", o.split_seed, "zero or more")
     for option, value in (
         ("--shard-rows", o.shard_rows), ("--group-rows", o.group_rows), ("--workers", o.workers),
     ):  # fmt: skip
         check(value is None or value >= 1, option, value, "at least 1")
-    if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
-        raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
+    _check_size(o.size)
     if o.columns is not None and sorted(o.columns) != sorted("txyp"):
         raise UserError("--columns", f"{o.columns!r} is not possible; it must hold t, x, y and p once each")
+
+
+def _check_size(size: tuple[int, ...] | None) -> None:
+    if size is not None and not (len(size) in (1, 2) and min(size) >= 1):
+        raise UserError("--size", f"{size} is not possible; give one or two positive numbers")
 
 
 def verify(o: VerifyCommand) -> None:
@@ -168,6 +173,7 @@ def verify(o: VerifyCommand) -> None:
 
 def frames(o: FramesCommand) -> None:
     """Write a dataset of event recordings as one of event frames, so that training need not make them."""
+    _check_size(o.size)
     from pipelines.data.ingest import Writing, cache_frames
     from pipelines.data.manifest import summary
 

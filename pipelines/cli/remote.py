@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.cli.runs import PruneCommand, RunCommand, SearchCommand
 from pipelines.config import Config
 from pipelines.config.load import config_files, load_tree
-from pipelines.config.parser import split_overrides
+from pipelines.config.parser import parse, split_overrides
 from pipelines.errors import UserError
 from pipelines.search.config import SearchTree
 from pipelines.storage.paths import below, name_of, names_secret, parent, secret_in, uri_of
@@ -26,7 +27,7 @@ class RemoteCommand:
     name: str
     """For the job's id."""
     run: str | None = None
-    """The run's folder on the cluster, if the command makes one."""
+    """The run's folder on the cluster, if the command makes one; a pattern for the runs of several seeds."""
     include: tuple[Path, ...] = ()
     extra: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
 
@@ -55,12 +56,18 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     tree = SearchTree if verb == "search" else Config
     overrides, others = split_overrides(rest, tree)
     addressed = any(w.partition("=")[0] == "--address" for w in others)
-    if verb in TRAINING and "--plot" not in others:
+    if verb in TRAINING:
+        o: RunCommand | SearchCommand
+        o = parse(SearchCommand, others) if verb == "search" else parse(RunCommand, others)
+        if isinstance(o, SearchCommand) and o.plot is not None:
+            return RemoteCommand(words=(*here, *rest), name=verb)
         if addressed:
             what = "belongs before the --; the job runs on the cluster that it is sent to"
             raise UserError("--address", what)
-        file = next((Path(w) for w in others if not w.startswith("-")), None)
-        return _training(here, rest, load_tree(tree, file, overrides), file, working_dir, storage)
+        config = load_tree(tree, o.config, overrides)
+        seeds = isinstance(o, RunCommand) and o.seeds is not None
+        runs = f"{config.name}-seed-*" if seeds else config.name
+        return _training(here, rest, config, o.config, working_dir, storage, runs)
     if verb == "doctor":
         if not addressed and "cluster.address" not in overrides:
             rest += ["--address", "auto"]
@@ -72,7 +79,7 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
         return RemoteCommand(words=(*here, *rest), name="doctor", include=include)
     if verb in ("prune", "score") and "cluster.address" not in overrides:
         rest += [] if overrides.get("cluster.engine") == "local" else ["--cluster.address", "auto"]
-    run = _pruned(overrides, others) if verb == "prune" else None
+    run = _pruned(overrides, parse(PruneCommand, others).source) if verb == "prune" else None
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
 
 
@@ -110,7 +117,13 @@ def job_variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str,
 
 
 def _training(
-    here: tuple[str, ...], rest: list[str], config: Config, file: Path | None, working_dir: Path, storage: str
+    here: tuple[str, ...],
+    rest: list[str],
+    config: Config,
+    file: Path | None,
+    working_dir: Path,
+    storage: str,
+    runs: str,
 ) -> RemoteCommand:
     extra: tuple[tuple[str, bytes], ...] = ()
     include = _data(config, working_dir)
@@ -132,7 +145,7 @@ def _training(
     return RemoteCommand(
         words=(*here, *rest),
         name=config.name,
-        run=below(storage, config.name),
+        run=below(storage, runs),
         include=include,
         extra=extra,
     )
@@ -161,10 +174,9 @@ def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:
     return (working_dir.resolve() / config.data.path,)
 
 
-def _pruned(overrides: Mapping[str, str], others: list[str]) -> str | None:
-    source = next((w for w in others if not w.startswith("-")), None)
-    if source is None:
-        return None
+def _pruned(overrides: Mapping[str, str], network: Path) -> str:
+    """Where `prune` puts the run that it makes of a run, or of a checkpoint in one."""
+    source = uri_of(network) or str(network)
     if uri_of(source) is None and source.endswith(".safetensors"):
         source = parent(parent(source))
     return below(overrides.get("storage", parent(source)), overrides.get("name", f"{name_of(source)}-pruned"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pipelines.config import Config
+from pipelines.config.parser import is_null
 from pipelines.console import messages, results
 from pipelines.errors import UserError
 from pipelines.storage.atomic import check_storage, well_formed
@@ -92,6 +93,7 @@ def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     folder = checkpoint_of(source)[1]
     check_storage(folder)
     address = overrides.get("cluster.address")
+    address = None if is_null(address) else address
     run_it = comparing.compare if address is None else partial(comparing.compare_on, address)
     done = run_it(source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides)
     values, page = comparing.write_comparison(done, folder)

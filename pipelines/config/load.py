@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.config.checks import is_own, shown
 from pipelines.config.migration import FIELD, VERSION, migrate
-from pipelines.config.parser import Plain, no_field, option, parse, split_overrides
+from pipelines.config.parser import Plain, is_null, no_field, option, parse, split_overrides
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.storage.paths import real_path
@@ -164,7 +164,7 @@ def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, An
 
 def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
     """Set values; a target of weight pruning among them replaces the one that is there."""
-    if any(name in _TARGETS for name in above):
+    if any(name in _TARGETS and not is_null(value) for name, value in above.items()):
         values.update(dict.fromkeys(_TARGETS))
     values.update(above)
 

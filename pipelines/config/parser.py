@@ -172,6 +172,11 @@ def _optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def is_null(value: Any) -> bool:
+    """Whether a value, or a word of the command line, clears an optional field."""
+    return value is None or str(value).lower() in ("null", "none")
+
+
 def _is_free(hint: Any) -> bool:
     """Whether a value is a mapping of names, written as YAML."""
     return get_origin(hint) is dict
@@ -187,7 +192,7 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     read, metavar = found
 
     def read_words(words: list[str]) -> Any:
-        if optional and [w.lower() for w in words] in (["null"], ["none"]):
+        if optional and len(words) == 1 and is_null(words[0]):
             return None
         return tuple(map(read, _items(words))) if is_tuple else read(words[0])
 

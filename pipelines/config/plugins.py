@@ -241,7 +241,10 @@ def _fault(field: str, made: Any) -> str | None:
     if not callable(made):
         kind = "a function or class" if field == "model.name" else "a function"
         return f"is of type {type(made).__name__}; it must be {kind}"
-    taken = inspect.signature(made).parameters
+    try:
+        taken = inspect.signature(made).parameters
+    except ValueError:  # of some functions written in C
+        return "does not tell its arguments; wrap it in a function of Python"
     if field == "weight_pruning.criterion":
         wrong = f"takes {len(taken)} arguments; it must take synapses, calibration, objective"
         return wrong if len(taken) != 3 else None

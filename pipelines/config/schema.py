@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar, Literal
 from pipelines.config.checks import (
     CLOSED,
     FINITE,
-    POSITIVE,
     RATIO,
     SHARE,
     Allowed,
@@ -155,7 +154,7 @@ class ClusterConfig(Checked):
     min_workers: int | None = None
     """Minimum number of workers (elastic training): with nodes lost, a run continues with as few and grows
     back when they return; without it a run waits for all. The batch of a step stays the same."""
-    cpus_per_worker: Annotated[float, POSITIVE] = 0.5
+    cpus_per_worker: Annotated[float, FINITE] = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
     threads: Annotated[int | None, at_least(1)] = None
     """Threads of torch in each worker: results depend on it in their last bits, so that a resumed run keeps

@@ -1,6 +1,7 @@
 """Fields of the config about the data, the network and its training."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Annotated, ClassVar, Literal
 
 from pipelines.config.checks import (
@@ -154,7 +155,7 @@ class TrainConfig(Checked):
     """Peak learning rate."""
     momentum: Annotated[float, RATIO] = 0.9
     """Momentum of sgd."""
-    weight_decay: Annotated[float, at_least(0)] = 5e-4
+    weight_decay: Annotated[float, Allowed("zero or more", lambda v: 0 <= v < inf)] = 5e-4
     """Weight decay."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the fraction of training done."""

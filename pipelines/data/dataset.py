@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
-from pipelines.data.events import EventBatch, Frames, Sensor, is_events
+from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
 from pipelines.data.ids import Ids
 from pipelines.data.layout import Layout, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, read_manifest, scan, split_files
@@ -152,14 +152,12 @@ def describe(
     if isinstance(x, EventBatch):
         assert frames is not None
         x = frames.batch(x)
-    elif (size := _size(_decoded(test, 1))) != _size(x):
-        what = f"examples have size {size}, those of training {_size(x)}; make them equal"
-        raise UserError(test.files[0], what)
-    mean, std = _statistics(x)
-    if frames is None:
-        mean, std = _stored_statistics(folder, mean, std)
+        mean, std = _statistics(x)
+    else:
+        mean, std = _normalisation(folder, x)
+        _check_alike(test, x, len(mean))
     return DatasetInfo(
-        input_shape=x.shape[2:] if x.ndim == 5 else x.shape[1:],
+        input_shape=(len(mean), *x.shape[-2:]) if x.ndim > 3 else x.shape[1:],
         num_classes=num_classes,
         class_names=names or tuple(str(k) for k in range(num_classes)),
         mean=tuple(float(v) for v in mean),
@@ -182,24 +180,47 @@ def check_labels(split: Split, num_classes: int) -> None:
         raise UserError(split.files[0], what)
 
 
-def _stored_statistics(
-    folder: Path | str, mean: np.ndarray, std: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the manifest, where it has any: one finite value per channel, no negative deviation."""
+def _check_alike(test: Split, x: np.ndarray, channels: int) -> None:
+    """Refuse test examples that a network for these training examples cannot take."""
+    other = _decoded(test, 1)
+    if (size := _size(other)) != _size(x):
+        what = f"examples have size {size}, those of training {_size(x)}; make them equal"
+        raise UserError(test.files[0], what)
+    if (found := _channels(other)) not in (1, channels):  # greyscale ones fill all channels
+        what = f"examples have {found} channels, those of training {channels}; make them equal"
+        raise UserError(test.files[0], what)
+
+
+def _channels(x: Examples) -> int:
+    return 1 if isinstance(x, EventBatch) or x.ndim < 4 else x.shape[-3]
+
+
+def _normalisation(folder: Path | str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per channel, by the manifest, where it has any, or by these examples.
+
+    The manifest's are one finite value per channel, no negative deviation; of greyscale examples also three,
+    where coloured ones are among those that follow.
+    """
     stored = (read_manifest(folder) or {}).get("statistics", {})
-    found = []
-    for name, own, least in (("mean", mean, -np.inf), ("std", std, 0)):
+    own: dict[str, np.ndarray] = {}
+    if not (isinstance(stored, dict) and {"mean", "std"} <= stored.keys()):
+        own = dict(zip(("mean", "std"), _statistics(x), strict=True))
+    channels = _channels(x)
+    allowed, found = ([1, 3] if channels == 1 and x.ndim == 4 else [channels]), []
+    for name, least in (("mean", -np.inf), ("std", 0)):
         try:
-            values = np.asarray(stored.get(name, own), np.float64)
+            values = np.asarray(stored.get(name, own.get(name)), np.float64)
         except (AttributeError, TypeError, ValueError):
             values = np.full(1, np.nan)
-        if values.shape != own.shape or not (np.isfinite(values) & (values >= least)).all():
+        fits = values.ndim == 1 and len(values) in allowed
+        if not (fits and (np.isfinite(values) & (values >= least)).all()):
             raise UserError(
                 f"{folder}/{MANIFEST}",
-                f"statistics.{name} must hold {len(own)} finite numbers, none of std negative; ingest again,"
+                f"statistics.{name} must hold {channels} finite numbers, none of std negative; ingest again,"
                 " or remove statistics to take them from the data",
             )
         found.append(values)
+        allowed = [len(values)]
     return found[0], found[1]
 
 
@@ -250,21 +271,33 @@ def _check(
 ) -> tuple[int, ...] | None:
     """The size that all must have; others are bad. Decoded together, one by one if that fails."""
     images, ids = rows.column("image"), rows.column("id").to_numpy()
+    sensor = Sensor.of(split.schema)
     with suppress(UserError):
-        found = _size(decode(images, ids))
-        if found == (size or found):
+        x = decode(images, ids)
+        if (found := _size(x)) == (size or found) and _fault(x, sensor) is None:
             return found
     for i in range(len(ids)):
         try:
-            found = _size(decode(images.slice(i, 1), ids[i : i + 1]))
+            x = decode(images.slice(i, 1), ids[i : i + 1])
+            found = _size(x)
             size = size or found
             if found != size:
                 raise ExampleError(int(ids[i]), f"has shape {found}, others {size}; make them equal")
+            if (what := _fault(x, sensor)) is not None:
+                raise ExampleError(int(ids[i]), what)
         except ExampleError as error:
             file, row = part.place_of(error.example) or (split.files[0], 0)
             wrong = UserError(file, f"row {row}: {error.what}")
             split.bad.found(wrong, first_row=row, rows=1, ids=ids[i : i + 1])
     return size
+
+
+def _fault(x: Examples, sensor: Sensor | None) -> str | None:
+    """What is wrong with the first recording that would make wrong frames; ones without events make none."""
+    if not isinstance(x, EventBatch) or sensor is None:
+        return None
+    found = (fault(x[k], sensor) for k in range(len(x)) if x.offsets[k] < x.offsets[k + 1])
+    return next((what for what in found if what is not None), None)
 
 
 def _size(x: Examples) -> tuple[int, ...]:

@@ -66,10 +66,10 @@ def decode(column: pa.ChunkedArray | pa.Array, ids: np.ndarray) -> Examples:
         column = column.combine_chunks()
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if is_events(column.type):
-        return from_arrow(column)
     if not is_encoded(column.type):
-        return _features(column, ids)
+        if column.null_count:  # whose values are no zeros: they are not there, and those behind would move up
+            raise ExampleError(int(ids[np.argmax(column.is_null())]), "is empty")
+        return from_arrow(column) if is_events(column.type) else _features(column, ids)
     if pa.types.is_struct(column.type):
         column = column.field("bytes")
     if (rows := unpack_rows(column)) is not None:

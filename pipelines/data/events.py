@@ -31,9 +31,22 @@ class Sensor(NamedTuple):
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Sensor | None":
-        """From the schema metadata, ``None`` where it says nothing."""
+        """From the schema metadata, ``None`` where it says nothing.
+
+        Raises:
+            UserError: it says what is no size.
+        """
         raw = (schema.metadata or {}).get(b"sensor_size")
-        return cls(*(int(n) for n in json.loads(raw))) if raw else None
+        if not raw:
+            return None
+        try:
+            found = cls(*(int(n) for n in json.loads(raw)))
+        except (ValueError, TypeError, RecursionError):
+            found = cls(0, 0)
+        if min(found) < 1:
+            what = f"in the metadata of the Parquet files is {raw[:80]!r}, not [width, height, polarities]"
+            raise UserError("sensor_size", what)
+        return found
 
 
 class Recording(NamedTuple):
@@ -99,6 +112,8 @@ def to_arrow(recordings: Sequence[Recording]) -> pa.StructArray:
 def fault(recording: Recording, sensor: Sensor) -> str | None:
     """What is wrong with a recording, in a few words, or ``None``."""
     t, x, y, p = recording
+    if len({len(values) for values in recording}) > 1:
+        return f"has {', '.join(str(len(values)) for values in recording)} values of t, x, y, p"
     if len(t) == 0:
         return "empty recording"
     outside = (x < 0) | (x >= sensor.width) | (y < 0) | (y >= sensor.height)

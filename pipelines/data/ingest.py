@@ -19,7 +19,7 @@ import numpy as np
 
 from pipelines.data.events import By
 from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, request_of, verify
-from pipelines.data.scan import MANIFEST
+from pipelines.data.scan import MANIFEST, read_manifest
 from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape, write_shard
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Source
@@ -30,7 +30,6 @@ from pipelines.storage.atomic import (
     check_outside,
     check_storage,
     read_json,
-    read_json_below,
     upload_folder,
     write_json,
 )
@@ -116,7 +115,7 @@ def cache_frames(
         raise UserError("--T", f"{T} is not possible; it must be at least 1")
     check_outside("--output", output, folder)
     source, frames = event_frames(str(folder), T=T, by=by, size=size)
-    manifest = read_json_below(output, MANIFEST)
+    manifest = read_manifest(output)
     if manifest is not None and manifest.get("frames") != source.notes["frames"]:
         raise UserError(str(output), f"holds {manifest.get('frames') or manifest.get('source')} already")
     writing = writing or Writing()
@@ -140,7 +139,7 @@ def _write_or_find(
     For a URI all is written here first, and uploaded at the end. ``opened`` downloads the source if told to.
     """
     output = uri_of(output) or str(Path(output).absolute())
-    if (manifest := read_json_below(output, MANIFEST)) is not None:
+    if (manifest := read_manifest(output)) is not None:
         if manifest.get("source") != name:
             raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
         check_request(output, writing.settings(), request, lambda: opened(False))
@@ -170,6 +169,11 @@ def _write_or_find(
 def _write_here(
     name: str, source: Source, output: Path, writing: Writing, told: Told, request: dict[str, Any]
 ) -> dict[str, Any]:
+    if source.sensor is not None and writing.size is not None:
+        what = (
+            "applies to images; recordings get theirs by `spikeprune data frames --size` or data.frames.size"
+        )
+        raise UserError("--size", what)
     shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows

@@ -304,20 +304,24 @@ def _height_and_width(pixels: np.ndarray) -> tuple[int, ...]:
 
 
 def _sized(data: bytes | np.ndarray, size: tuple[int, ...] | None) -> tuple[bytes | np.ndarray, np.ndarray]:
-    """An image and its pixels; an encoded one is scaled to cover a size, cut at the centre, as PNG."""
-    if isinstance(data, np.ndarray):
-        return data, data
-    if not data:
+    """An image and its pixels; scaled to cover a size, cut at the centre: encoded ones as PNG."""
+    if isinstance(data, bytes) and not data:
         raise ValueError("zero bytes")
-    pixels = decode_image(data)
+    pixels = data if isinstance(data, np.ndarray) else decode_image(data)
     if size is None or pixels.shape[-2:] == size:
         return data, pixels
+    if pixels.ndim != 3:
+        raise ValueError("is no image, which alone can be brought to a --size")
     from PIL import Image, ImageOps
 
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    fitted = ImageOps.fit(image, (size[-1], size[0]), Image.Resampling.BICUBIC)
+    def fitted(values: np.ndarray) -> Image.Image:
+        return ImageOps.fit(Image.fromarray(values), (size[-1], size[0]), Image.Resampling.BICUBIC)
+
+    if isinstance(data, np.ndarray):
+        scaled = np.stack([np.asarray(fitted(channel)) for channel in pixels])
+        return scaled, scaled
     buffer = io.BytesIO()
-    fitted.save(buffer, format="PNG")
+    fitted(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, format="PNG")
     return buffer.getvalue(), decode_image(buffer.getvalue())
 
 

@@ -82,7 +82,7 @@ def _examples(table: pa.Table, sensor: Sensor | None) -> list[np.ndarray]:
 
 
 def _pictures(x: np.ndarray) -> list[np.ndarray]:
-    if x.dtype == np.uint8 and len(x) == 1:
+    if x.dtype == np.uint8 and len(x) == 1 and x.shape[1] in (1, 3, 4):  # else one frame of events
         return [x[0, 0] if x.shape[1] == 1 else x[0].transpose(1, 2, 0)]
     counts = x.astype(np.float64)
     picked = np.linspace(0, len(counts) - 1, min(FRAMES, len(counts))).round().astype(int)
@@ -99,16 +99,16 @@ def _name(label: int, names: tuple[str, ...]) -> str:
 
 
 def _classes(found: dict[int, int], names: tuple[str, ...]) -> Table:
-    counts = np.zeros(max(len(names), max(found) + 1), np.int64)
-    counts[list(found)] = list(found.values())
+    labels, most = range(max(len(names), max(found) + 1)), max(found.values())
     table = Table(box=None, header_style="bold")
     for title in ("class", "examples", ""):
         table.add_column(title, justify="right" if title == "examples" else "left")
-    shown = np.arange(len(counts)) if len(counts) <= 30 else np.argsort(-counts, kind="stable")[:30]
+    shown = labels if len(labels) <= 30 else sorted(found, key=lambda k: (-found[k], k))[:30]
     for k in shown:
-        table.add_row(_name(k, names), f"{counts[k]:,}", "█" * round(BAR * counts[k] / counts.max()))
-    if len(shown) < len(counts):
-        table.add_row(f"and {len(counts) - len(shown)} more", "", "")
+        count = found.get(k, 0)
+        table.add_row(_name(k, names), f"{count:,}", "█" * round(BAR * count / most))
+    if len(shown) < len(labels):
+        table.add_row(f"and {len(labels) - len(shown)} more", "", "")
     return table
 
 

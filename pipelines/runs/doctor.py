@@ -7,7 +7,9 @@ from cluster.checks import Line, check_dashboard, check_here, check_nodes, check
 from cluster.connect import connect, local_cpus
 from cluster.submit import shadows
 from pipelines.config import Config
+from pipelines.data.inputs import choose_device
 from pipelines.errors import UserError
+from pipelines.runs.placement import assign_gpus
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import Folder, below, uri_of, why_unreadable
 from pipelines.storage.shared import check_shared
@@ -36,7 +38,8 @@ def examine(
     elif dashboard is None:
         import torch
 
-        yield from _resources(config, local_cpus(), torch.cuda.device_count())
+        on_ray = config.cluster.launcher == "ray"
+        yield from _resources(config, local_cpus(), torch.cuda.device_count(), on_ray=on_ray)
         yield _data(data_files(config))
         yield _storage(config)
 
@@ -62,7 +65,7 @@ def _cluster(config: Config, address: str, token_file: Path | None) -> Iterator[
     try:
         with connect(address, token_file=token_file) as cluster:
             yield Line("cluster", True, f"{address}: {cluster.nodes} nodes")
-            yield from _resources(config, cluster.cpus, cluster.gpus)
+            yield from _resources(config, cluster.cpus, cluster.gpus, on_ray=True)
             yield from check_nodes()
             written = _storage(config)
             yield written
@@ -78,12 +81,20 @@ def _cluster(config: Config, address: str, token_file: Path | None) -> Iterator[
         yield Line("cluster", False, str(error))
 
 
-def _resources(config: Config, cpus: float, gpus: float) -> Iterator[Line]:
-    c = config.cluster
+def _resources(config: Config, cpus: float, gpus: float, *, on_ray: bool) -> Iterator[Line]:
+    c = assign_gpus(config, gpus).cluster if on_ray else config.cluster
     remedy = "lower cluster.workers or cluster.cpus_per_worker"
-    yield _fits("CPUs", c.workers * c.cpus_per_worker + 1, cpus, remedy)
-    if needed := c.workers * c.gpus_per_worker:
-        yield _fits("GPUs", needed, gpus, "lower cluster.gpus_per_worker")
+    yield _fits(
+        "CPUs", c.workers * c.cpus_per_worker + on_ray, cpus, remedy
+    )  # a run on Ray scores on one more
+    if needed := c.workers * c.gpus_per_worker + c.gpus_per_scorer:
+        remedy = "lower cluster.gpus_per_worker or cluster.gpus_per_scorer, or set cluster.device to auto"
+        yield _fits("GPUs", needed, gpus, remedy)
+    if not on_ray:
+        try:
+            choose_device(c.device, int(gpus))
+        except UserError as error:
+            yield Line("device", False, str(error))
 
 
 def _fits(name: str, needed: float, has: float, remedy: str) -> Line:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.events import Recording, Sensor
+from pipelines.data.sources.base import check_expansion, most_bytes
 
 DVS128 = Sensor(128, 128)
 
@@ -90,14 +91,16 @@ def _version_4(data: bytes) -> tuple[Recording, Sensor | None]:
     stream = min(streams)
     at += 4 + size
     end = end if 0 < end <= len(data) else len(data)
-    parts = [np.zeros(0, _EVENT_4)]
+    parts, grown = [np.zeros(0, _EVENT_4)], 0
     while at < end:
         identity, size = _unpack("<ii", data, at)
         at += 8
         if size < 0 or at + size > len(data):
             raise ValueError("is cut short within a packet")
         if identity == stream:
-            packet = _decompressed(data[at : at + size], compression)
+            packet = _decompressed(data[at : at + size], compression, most_bytes(len(data)) - grown + 1)
+            grown += len(packet)
+            check_expansion(grown, len(data))
             parts.append(_Table(packet[4:]).structs(0, _EVENT_4))
         at += size
     events = np.concatenate(parts)
@@ -126,13 +129,14 @@ def _event_streams(info: str) -> dict[int, Sensor | None]:
     return found
 
 
-def _decompressed(data: bytes, compression: int) -> bytes:
+def _decompressed(data: bytes, compression: int, most: int) -> bytes:
+    """A packet's content, or its first ``most`` bytes."""
     if compression == 0:
         return data
     if compression not in _COMPRESSION:
         raise ValueError(f"is compressed in an unknown way ({compression})")
     try:
-        return pa.CompressedInputStream(pa.BufferReader(data), _COMPRESSION[compression]).read()
+        return pa.CompressedInputStream(pa.BufferReader(data), _COMPRESSION[compression]).read(most)
     except OSError as error:
         raise ValueError(f"has a packet that cannot be decompressed ({error})") from None
 

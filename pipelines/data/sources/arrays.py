@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.config.training import MOST_WIDTH
 from pipelines.data.sources.base import (
     Bad,
     Example,
@@ -182,7 +183,10 @@ def _unpickle(folder: Folder, file: str) -> dict[str, Any]:
 def _cifar_names(folder: Folder, name: str, kind: str) -> tuple[str, ...]:
     pickled, key, text = _NAMES[name]
     if kind == "py":
-        return tuple(_unpickle(folder, first_existing(folder, [pickled], "class names"))[key])
+        names = _unpickle(folder, first_existing(folder, [pickled], "class names")).get(key)
+        if not isinstance(names, list):
+            raise UserError(folder.at(pickled), f"is not a CIFAR file (it holds no {key})")
+        return tuple(str(n) for n in names)
     lines = folder.read(first_existing(folder, [text], "class names")).decode().split("\n")
     return tuple(line.strip() for line in lines if line.strip())
 
@@ -212,7 +216,7 @@ def arrays(options: Options) -> Source:
     """``{train,test}.npz`` with x and y, ``{train,test}_{x,y}.npy``, or one .npz with x_train, y_train, ...
 
     ``x`` is uint8 ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or numbers ``[N, D]``.
-    ``y`` is ``[N]``.
+    Channels are the axis of length 1 or 3, or else the shorter one. ``y`` is ``[N]``.
     """
     folder = open_originals(options.input)
     places: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]]
@@ -231,6 +235,9 @@ def arrays(options: Options) -> Source:
         if shape not in (None, values.shape[1:]):
             raise UserError(folder.at(file), f"holds examples of shape {values.shape[1:]}, train of {shape}")
         shape, most = values.shape[1:], max(most, int(labels.max()))
+        if most >= MOST_WIDTH:
+            what = f"label {most} would make {most + 1:,} classes; number the classes from 0"
+            raise UserError(folder.at(y[0]), what)
         splits[split] = split_of_files(folder, {file: len(labels)}, partial(_read, load))
     files = sorted({f for pair in places.values() for f, _ in pair})
     return Source(
@@ -258,9 +265,14 @@ def _pair(
         raise UserError(where, what)
     if values.ndim == 3:
         values = values[:, None]
-    elif values.ndim == 4 and values.shape[1] not in (1, 3):
+    elif values.ndim == 4 and not _channels_first(*values.shape[1::2]):
         values = values.transpose(0, 3, 1, 2)
     return values, labels
+
+
+def _channels_first(first: int, last: int) -> bool:
+    """Whether images are ``[C, H, W]``, not ``[H, W, C]``, by the lengths of the first and the last axis."""
+    return first in (1, 3) or (last not in (1, 3) and first < last)
 
 
 def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
@@ -269,7 +281,7 @@ def _array(folder: Folder, file: str, name: str | None) -> np.ndarray:
         if name is None and folder.is_local:
             return np.load(folder.at(file), mmap_mode="r", allow_pickle=False)
         return np.asarray(load_numpy(folder.read(file), name))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError) as error:  # EOFError: of an empty file
         raise UserError(folder.at(file), f"cannot be read ({short(error)})") from None
 
 

@@ -151,13 +151,14 @@ def reading(path: str) -> Iterator[None]:
         raise UserError(path, f"cannot be read ({short(error)})") from None
 
 
-def _most_bytes(stored: int) -> int:
+def most_bytes(stored: int) -> int:
+    """What a file of so many bytes may become when it is decompressed."""
     return max(FLOOR_BYTES, MOST_TIMES * stored)
 
 
 def check_expansion(expanded: int, stored: int) -> None:
     """Refuse, by a ValueError, a file that grows beyond reason when it is decompressed."""
-    if expanded > _most_bytes(stored):
+    if expanded > most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
 
 
@@ -169,7 +170,7 @@ def decompress(data: bytes) -> bytes:
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(_most_bytes(len(data)) + 1)
+            found = file.read(most_bytes(len(data)) + 1)
     except Exception as error:  # zlib's own
         raise ValueError(f"is not a whole gzip file ({error})") from None
     check_expansion(len(found), len(data))

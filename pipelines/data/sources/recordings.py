@@ -98,7 +98,7 @@ def _hdf5(data: bytes) -> Recording:
             found = {name: _within(place, name) for name in place}
             columns = {n: v for n, v in found.items() if isinstance(v, h5py.Dataset)}
             return _named({name: _values(v, len(data)) for name, v in columns.items()})
-    except OSError as error:
+    except (OSError, KeyError) as error:  # KeyError: a link to nothing
         raise ValueError(f"is not a whole HDF5 file ({error})") from None
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -74,8 +75,13 @@ class Columns:
             if label is None or any(not v.is_valid for v in values):
                 yield Bad(where, "has no label" if label is None else "has no image")
             elif len(values) == 4:
-                recording = Recording(*(v.values.to_numpy().astype(np.int64) for v in values))
-                yield Example(recording, int(label), where, own)
+                given = [v.values.to_numpy() for v in values]
+                with np.errstate(invalid="ignore"):  # NaN
+                    recording = Recording(*(v.astype(np.int64) for v in given))
+                if all(map(np.array_equal, recording, given)):
+                    yield Example(recording, int(label), where, own)
+                else:
+                    yield Bad(where, "has events that are not whole numbers (t counts microseconds)")
             elif is_numeric(parts[0].type):
                 yield Example(np.asarray(values[0].as_py(), np.float32), int(label), where, own)
             else:
@@ -188,9 +194,11 @@ def _kept_as(schema: pa.Schema, name: str) -> Literal["int64", "string"] | None:
 
 
 def _huggingface_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features", {})
-    return tuple(str(n) for n in features.get(label, {}).get("names", ()))
+    """Names of the classes, where the metadata of the package datasets tell them."""
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(str(n) for n in told["info"]["features"][label]["names"])
+    return ()
 
 
 def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> Iterator[Example | Bad]:

@@ -71,6 +71,11 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
             ["data", "show", "x", "--rows", "many"],
             "--rows: 'many' is not possible; it must",
         ),
+        (["data", "ingest", "digits", "--output", "x", "--split-seed", "-1"], "--split-seed: -1 is not"),
+        (
+            ["data", "frames", "x", "--T", "2", "--output", "y", "--size", "1", "2", "3"],
+            "--size: (1, 2, 3) is",
+        ),
         (["data", "ingest", "digit", "--output", "x"], "SOURCE: 'digit' is unknown; choose one of digits"),
         (["data", "select", "x", "--ratio", ".5", "--output", "y", "--epoch", "-1"], "--epoch: -1 is not"),
         (["train", "--storage", "data/digits/runs"], "storage: data/digits/runs is inside the dataset"),
@@ -82,6 +87,8 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
             ["train", "--cluster.engine", "local", "--cluster.workers", "1", "--address", "auto"],
             "cluster.address: auto is not used by cluster.engine local",
         ),
+        (["train", "--train.weight-decay", "inf"], "train.weight_decay: inf is not possible"),
+        (["train", "--cluster.cpus-per-worker", "inf"], "cluster.cpus_per_worker: inf is not possible"),
         (["train", "--cluster.device", "cuda:77"], "cluster.device: cuda:77 is not possible: torch sees "),
         (["train", "--cluster.device", "cuda:0", "--cluster.workers", "2"], "cuda:0 is not possible: Ray"),
         (

@@ -70,3 +70,19 @@ def test_other_verbs(project: Path) -> None:
 def test_an_address_belongs_before(project: Path, given: list[str]) -> None:
     with pytest.raises(UserError, match=r"^--address: belongs before the --"):
         remote_command(["run", "my.yaml", *given], project)
+
+
+def test_options_before_the_config_or_the_run(project: Path) -> None:
+    several = remote_command(["run", "--seeds", "3", "my.yaml"], project, "~/there")
+    assert several.words[3:6] == ("--seeds", "3", "my.yaml")
+    assert several.run == "~/there/mine-seed-*"
+    assert remote_command(["prune", "--sparsity", "0.5", "/runs/mine"], project).run == "/runs/mine-pruned"
+    kept = "/runs/mine/checkpoints/train.safetensors"
+    assert remote_command(["prune", kept], project).run == "/runs/mine-pruned"
+
+
+def test_a_command_that_the_job_would_refuse_is_refused_here(project: Path) -> None:
+    with pytest.raises(UserError, match=r"^--resum: is not an option; did you mean --resume"):
+        remote_command(["run", "my.yaml", "--resum"], project)
+    with pytest.raises(UserError, match=r"^SOURCE: is needed"):
+        remote_command(["prune", "--sparsity", "0.5"], project)

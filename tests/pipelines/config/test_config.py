@@ -38,6 +38,8 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     config = load_config(path, {"train.epochs": "4", "weight_pruning.budget": "0.2"})
     assert (config.train.epochs, config.train.lr) == (4, 0.5)
     assert (config.weight_pruning.budget, config.weight_pruning.sparsity) == (0.2, None)
+    cleared = load_config(path, {"weight_pruning.budget": "null", "weight_pruning.synops": None})
+    assert cleared.weight_pruning.sparsity == 0.8
 
 
 @pytest.mark.parametrize(

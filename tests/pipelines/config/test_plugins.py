@@ -134,6 +134,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
         ("data_pruning.policy", "wrong:Odd", "wants the score 'odd'; choose one of"),
         ("data_pruning.policy", "my_policy:Flat", "has no 'Flat'; did you mean Flattened?"),
         ("weight_pruning.criterion", "my_criterion:prod", "has no 'prod'"),
+        ("weight_pruning.criterion", "builtins:max", "builtins:max does not tell its arguments; wrap it in"),
         ("weight_pruning.criterion", "wrong:text", "wrong:text is of type str; it must be a function"),
         (
             "weight_pruning.criterion",

@@ -356,3 +356,9 @@ def test_verify_finds_what_is_amiss(tmp_path: Path) -> None:
     (out / "train-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"train-00001.parquet: is missing"):
         verify(out)
+
+
+def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest.json: is damaged, or not what belongs there"):
+        ingest("digits", tmp_path)

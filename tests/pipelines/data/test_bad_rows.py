@@ -227,3 +227,25 @@ def test_an_example_that_breaks_while_training_is_named(data: Path, tmp_path: Pa
         patch.setattr(preflight, "CHEAP_BYTES", 0)
         with pytest.raises(UserError, match=r"train-1.parquet: row 120: id 620 cannot be decoded"):
             run(small(tmp_path, data, **settings), "train", console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("events", "what"),
+    [
+        ({"t": [0, 5], "x": [0, 2], "y": [0, 0], "p": [1, 1]}, "row 3: .*1 of 2 events off the 2x2 sensor"),
+        ({"t": [5, 0], "x": [0, 1], "y": [0, 0], "p": [1, 1]}, "row 3: .*unsorted times"),
+        ({"t": [0, 5], "x": [0, 1], "y": [0, 0], "p": [1, 2]}, "row 3: .*polarities other than 0 and 1"),
+    ],
+)
+def test_recordings_of_ones_own_that_make_wrong_frames(
+    events: dict[str, list[int]], what: str, tmp_path: Path
+) -> None:
+    """Numbers off the sensor would count in cells of other rows."""
+    well = {c: [0, 1] for c in "txyp"}
+    kind = pa.struct([(c, pa.list_(pa.int32())) for c in "txyp"])
+    rows = pa.array([well, {c: [] for c in "txyp"}, well, events, well], kind)
+    table = pa.table({"id": np.arange(5), "image": rows, "label": np.arange(5) % 2})
+    pq.write_table(table.replace_schema_metadata({"sensor_size": "[2, 2, 2]"}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=what):
+        check_examples(read_split(tmp_path, "train"))
+    assert check_examples(read_split(tmp_path, "train", "skip")).ids.array().tolist() == [0, 1, 2, 4]

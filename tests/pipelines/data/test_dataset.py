@@ -1,5 +1,6 @@
 """Datasets in Parquet: what is read, and what is refused with its file and column."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipelines.data import dataset
 from pipelines.data.dataset import check_examples, describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.ingest import ingest
+from pipelines.data.inputs import Inputs
 from pipelines.errors import UserError
 
 
@@ -245,3 +249,44 @@ def test_statistics_that_cannot_be_are_refused(statistics: dict[str, Any], tmp_p
     (tmp_path / "manifest.json").write_text(json.dumps({"statistics": statistics}))
     with pytest.raises(UserError, match=r"manifest.json: statistics\.(mean|std) must hold 1 finite numbers"):
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def encoded(*modes: str) -> pa.Array:
+    """Images of 4x4, one of each mode."""
+    rows = []
+    for mode in modes:
+        buffer = io.BytesIO()
+        Image.new(mode, (4, 4), 7 if mode == "L" else (7, 8, 9)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": "x.png"})
+    return pa.array(rows)
+
+
+def test_coloured_test_images_beside_greyscale_training_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train", image=encoded(*["L"] * 6))
+    write(tmp_path, "test", image=encoded(*["RGB"] * 6))
+    with pytest.raises(UserError, match="examples have 3 channels, those of training 1; make them equal"):
+        describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
+
+
+def test_greyscale_test_images_beside_coloured_training_fill_all_channels(tmp_path: Path) -> None:
+    write(tmp_path, "train", image=encoded("L", *["RGB"] * 5))
+    write(tmp_path, "test", image=encoded(*["L"] * 6))
+    train, test = read_split(tmp_path, "train"), read_split(tmp_path, "test")
+    info = describe(train, test, tmp_path)
+    x = decode(test.head(2).column("image"), np.arange(2))
+    assert Inputs.of(info, T=2)(x).shape == (2, 2, *info.input_shape) == (2, 2, 3, 4, 4)
+
+
+def test_colour_behind_the_first_examples_is_known_from_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "STATISTICS_ROWS", 4)
+    (tmp_path / "in").mkdir()
+    table = pa.table({"image": encoded("L", "L", "L", "L", "RGB", "RGB"), "label": np.arange(6) % 2})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / "in" / f"{split}.parquet")
+    out = tmp_path / "out"
+    ingest("parquet", out, tmp_path / "in")
+    info = describe(read_split(out, "train"), read_split(out, "test"), out)
+    assert info.input_shape == (3, 4, 4)
+    assert info.mean == pytest.approx((7, (4 * 7 + 2 * 8) / 6, (4 * 7 + 2 * 9) / 6))

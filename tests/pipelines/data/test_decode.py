@@ -41,3 +41,17 @@ def test_objects_and_cut_rows_are_refused() -> None:
     for bad in (objects.getvalue(), pack(np.zeros((3, 4, 4), np.uint8))[:-1]):
         with pytest.raises(UserError, match="id 4 cannot be decoded"):
             decode(column([bad]), np.array([4]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float32()),
+        pa.list_(pa.float32(), 2),
+        pa.struct([(c, pa.list_(pa.int32())) for c in "txyp"]),
+    ],
+)
+def test_an_empty_row_does_not_move_the_others_up(kind: pa.DataType) -> None:
+    value = {c: [0, 1] for c in "txyp"} if pa.types.is_struct(kind) else [0, 1]
+    with pytest.raises(UserError, match="image: id 6 is empty"):
+        decode(pa.array([value, None, value, None], kind), np.array([3, 6, 8, 9]))

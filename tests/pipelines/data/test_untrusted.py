@@ -4,10 +4,12 @@ import gzip
 import io
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.data.decode import decode_image
@@ -20,6 +22,7 @@ from tests.pipelines.data.test_bad_input import good_images
 from tests.pipelines.data.writers import class_folders
 
 ALONE = Writing(workers=1)
+ASSETS = Path(__file__).parent / "assets"
 
 
 class Evil:
@@ -78,6 +81,18 @@ def test_files_that_grow_without_end_are_refused(tmp_path: Path, small_floor: No
         decompress(whole[:-19] + b"1234567890123456789")
 
 
+def test_aedat_packets_that_grow_without_end_are_refused(small_floor: None) -> None:
+    data = (ASSETS / "dv_zstd.aedat4").read_bytes()
+    start = data.index(b"\n") + 1
+    packets = start + 4 + struct.unpack_from("<I", data, start)[0]
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(bytes(1 << 20))
+    zeros = sink.getvalue().to_pybytes()
+    with pytest.raises(ValueError, match="that is no data"):
+        Reader().read("a.aedat4", data[:packets] + struct.pack("<ii", 0, len(zeros)) + zeros)
+
+
 def test_hdf5_stays_within_its_file(tmp_path: Path, small_floor: None) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["t"] = np.arange(9)
@@ -90,6 +105,10 @@ def test_hdf5_stays_within_its_file(tmp_path: Path, small_floor: None) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("t", shape=(9,), dtype="i8", external=[(other, 0, 72)])
     with pytest.raises(ValueError, match="its /t lies in another file"):
+        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["t"] = h5py.SoftLink("/gone")
+    with pytest.raises(ValueError, match="is not a whole HDF5 file"):
         Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("t", shape=(10**12,), dtype="i8", chunks=True)

@@ -75,7 +75,7 @@ def test_synops_levels_are_shares_of_the_calibrated_synops(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["compare", str(trained), "--criteria", "lamp", "slamp", "--objective", "synops"]
-    assert cli.main([*args, "--levels", "0.5", "0.2"]) == 0
+    assert cli.main([*args, "--levels", "0.5", "0.2", "--cluster.address", "null"]) == 0
     stored = json.loads((trained / "compare-synops.json").read_text())
     assert stored["objective"] == "synops"
     shares = {(o["criterion"], o["level"]): o["figures"]["synops_of_dense"] for o in stored["outcomes"]}

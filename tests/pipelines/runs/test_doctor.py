@@ -9,6 +9,7 @@ import pytest
 
 from cluster import checks
 from cluster.checks import ALIKE, check_nodes
+from cluster.connect import local_cpus
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.runs.doctor import examine
@@ -69,6 +70,30 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
         ok, what = found[name]
         assert not ok, name
         assert remedy in what
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "what"),
+    [
+        ({"cluster.scorers": "1", "cluster.gpus_per_scorer": "64"}, "GPUs", "64 needed"),
+        ({"cluster.device": "cuda", "cluster.workers": "64"}, "GPUs", "64 needed"),
+        ({"cluster.device": "cuda:64"}, "device", "cuda:64 is not possible"),
+    ],
+)
+def test_gpus_that_a_run_would_be_refused_for(
+    settings: dict[str, str], name: str, what: str, tmp_path: Path
+) -> None:
+    ok, said = lines(tmp_path, settings)[name]
+    assert not ok
+    assert what in said
+
+
+def test_one_worker_here_needs_no_cpu_for_scoring(tmp_path: Path) -> None:
+    ok, said = lines(tmp_path, {"cluster.cpus_per_worker": str(local_cpus())})["CPUs"]
+    assert ok, said
+    assert not lines(tmp_path, {"cluster.cpus_per_worker": str(local_cpus()), "cluster.engine": "ray"})[
+        "CPUs"
+    ][0]
 
 
 def test_a_bucket_is_looked_at(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageOps
 
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import Writing, ingest
@@ -156,3 +157,60 @@ def test_rows_of_numbers(tmp_path: Path) -> None:
     manifest = ingest("numpy", tmp_path / "out", folder, writing=ALONE)
     assert np.array_equal(written(tmp_path / "out", "train")[0], x)
     assert manifest["statistics"]["mean"] == pytest.approx([x.mean(dtype=np.float64)])
+
+
+def numpy_folder(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
+    """The same arrays as training and test split."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", x=x, y=y)
+    return folder
+
+
+def test_arrays_are_brought_to_a_size_as_images_are(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, 9, 8, 3)).astype(np.uint8)
+    source = numpy_folder(tmp_path / "in", x, np.arange(6) % 2)
+    ingest("numpy", tmp_path / "out", source, writing=Writing(workers=1, size=(4, 6)))
+    found = written(tmp_path / "out", "train")[0]
+    fitted = [ImageOps.fit(Image.fromarray(v), (6, 4), Image.Resampling.BICUBIC) for v in x]
+    assert np.array_equal(found, np.stack([np.asarray(v) for v in fitted]).transpose(0, 3, 1, 2))
+
+
+def test_rows_of_numbers_have_no_size(tmp_path: Path) -> None:
+    source = numpy_folder(tmp_path / "in", np.zeros((4, 5)), np.arange(4) % 2)
+    with pytest.raises(UserError, match="is no image, which alone can be brought to a --size"):
+        ingest("numpy", tmp_path / "out", source, writing=Writing(workers=1, size=(4,)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 9, 8), (4, 9, 9), (9, 8, 2), (8, 8, 4), (3, 2, 2), (2, 2, 3), (8, 8, 8)]
+)
+def test_channels_are_the_shorter_axis(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
+    ingest("numpy", tmp_path / "out", numpy_folder(tmp_path / "in", x, np.arange(4) % 2), writing=ALONE)
+    first = shape[0] in (2, 3, 4) and shape[2] != 3
+    assert np.array_equal(written(tmp_path / "out", "train")[0], x if first else x.transpose(0, 3, 1, 2))
+
+
+def test_a_label_beyond_any_number_of_classes_is_refused(tmp_path: Path) -> None:
+    source = numpy_folder(tmp_path / "in", np.zeros((4, 5)), np.array([0, 1, 10**12, 1]))
+    with pytest.raises(
+        UserError, match=r"train.npz: label 1000000000000 would make 1,000,000,000,001 classes"
+    ):
+        ingest("numpy", tmp_path / "out", source, writing=ALONE)
+
+
+def test_an_empty_array_file_is_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}_x.npy").write_bytes(b"")
+        np.save(tmp_path / f"{split}_y.npy", np.arange(4))
+    with pytest.raises(UserError, match=r"train_x.npy: cannot be read \(No data left in file\)"):
+        ingest("numpy", tmp_path.with_name("out"), tmp_path, writing=ALONE)
+
+
+def test_class_names_that_are_missing_are_named(tmp_path: Path) -> None:
+    batch = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, protocol=2)
+    files = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+    class_folders(tmp_path / "in", {**dict.fromkeys(files, batch), "batches.meta": pickle.dumps({})})
+    with pytest.raises(UserError, match=r"batches.meta: is not a CIFAR file \(it holds no label_names\)"):
+        ingest("cifar10", tmp_path / "out", tmp_path / "in", writing=ALONE)

@@ -179,3 +179,12 @@ def test_event_arrays_in_class_folders(tmp_path: Path, kind: str) -> None:
     options = Options(sensor=(128, 128), columns="xytp")
     ingest(source, tmp_path / "out", tmp_path / "in", options=options, writing=ALONE)
     check_events(tmp_path / "out", expected)
+
+
+def test_recordings_take_no_size(tmp_path: Path) -> None:
+    class_folders(
+        tmp_path / "in", {f"a/{k}.bin": writers.nmnist(random_recording(k, 9, 34, 34)) for k in range(10)}
+    )
+    with pytest.raises(UserError, match=r"^--size: applies to images; recordings .* data frames --size"):
+        ingest("n-mnist", tmp_path / "out", tmp_path / "in", writing=Writing(workers=1, size=(16,)))
+    assert not list(tmp_path.glob(".out*"))

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.data.decode import decode
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.sources.base import Options
 from pipelines.data.sources.tables import split_of
 from pipelines.errors import UserError
 from tests.pipelines.data.sources.reading import ALONE, image, written
@@ -85,3 +86,50 @@ def test_events_in_parquet_columns(tmp_path: Path, shared_data: Path) -> None:
         assert np.array_equal(found, original.column(c).combine_chunks().flatten().to_numpy())
     ingest("parquet", tmp_path / "again", tmp_path / "out", writing=ALONE)  # our own layout is one, too
     assert same(written(tmp_path / "again", "train")[0].events, batch.events)
+
+
+def event_columns(folder: Path, metadata: dict[str, str] | None = None, **columns: list[float]) -> Path:
+    """Recordings of three events; the third of four has other values in some of its columns."""
+    folder.mkdir()
+    well = {"t": [0, 10, 20], "x": [0, 1, 2], "y": [0, 1, 2], "p": [0, 1, 1]}
+    rows = {c: pa.array([v, v, columns.get(c, v), v]) for c, v in well.items()}
+    table = pa.table({**rows, "label": [0, 1, 0, 1]}).replace_schema_metadata(metadata)
+    for split in ("train", "test"):
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"p": [0.0, 1.0]}, "has 3, 3, 3, 2 values of t, x, y, p"),
+        ({"x": [1.0]}, "has 3, 1, 3, 3 values of t, x, y, p"),
+        ({"t": [0.1, 0.2, 0.3]}, "has events that are not whole numbers"),
+        ({"t": [0.0, float("nan"), 1.0]}, "has events that are not whole numbers"),
+    ],
+)
+def test_events_that_are_none_are_bad_examples(
+    columns: dict[str, list[float]], what: str, tmp_path: Path
+) -> None:
+    source, sensor = event_columns(tmp_path / "in", **columns), Options(sensor=(3, 3))
+    with pytest.raises(UserError, match=f"2 of 8 examples are bad, .*train.parquet#2: {what}"):
+        ingest("parquet", tmp_path / "out", source, options=sensor, writing=ALONE)
+    ingest("parquet", tmp_path / "out", source, options=sensor, writing=Writing(workers=1, on_bad="skip"))
+    assert written(tmp_path / "out", "train")[1] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("size", ["3x3", "[0, 3, 2]", "[3]", '{"a": 1}', "7"])
+def test_a_sensor_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
+    source = event_columns(tmp_path / "in", {"sensor_size": size})
+    with pytest.raises(
+        UserError, match=r"^sensor_size: in the metadata of the Parquet files is .*, not \[width"
+    ):
+        ingest("parquet", tmp_path / "out", source, writing=ALONE)
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "[]", '{"info": {"features": []}}', '{"info": {"features": {"label": {}}}}']
+)
+def test_metadata_of_others_without_class_names(told: str, tmp_path: Path) -> None:
+    source = event_columns(tmp_path / "in", {"huggingface": told, "sensor_size": "[3, 3, 2]"})
+    assert ingest("huggingface", tmp_path / "out", source, writing=ALONE)["class_names"] == []
