@@ -10,9 +10,11 @@ from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
 from pruning.weights.recipe import prune
 from snn.activity import measure
+from snn.adapters import wrap
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.models import SpikingNetwork, build
+from snn.neurons import LIF
 
 
 def network() -> SpikingNetwork:
@@ -47,6 +49,27 @@ def test_one_call_is_the_four_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.calibration == calibration
     for a, b in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+class Repeating(nn.Module):
+    """Makes its own timesteps of flat images, as networks of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.neuron, self.head = nn.Linear(128, 6), LIF(), nn.Linear(6, 4)
+
+    def forward(self, x_BN: torch.Tensor) -> torch.Tensor:
+        return self.head(self.neuron(self.hidden(2 * x_BN.expand(3, *x_BN.shape)))).mean(0)
+
+
+def test_examples_are_counted_not_features_or_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "NORM_EXAMPLES", 60)
+    x = data().tensors[0]
+    long = prune(network(), x.split(16), sparsity=0.5, encode=lambda x_B: direct(x_B, 20))
+    assert long.calibration.examples == 64
+    torch.manual_seed(0)
+    flat = wrap(Repeating(), x[:16].flatten(1), neurons=[LIF])
+    assert prune(flat, x.flatten(1).split(16), sparsity=0.5).calibration.examples == 64
 
 
 @pytest.mark.parametrize("target", [{"sparsity": 0.7}, {"synops": 0.3}, {"budget": 0.2}])
