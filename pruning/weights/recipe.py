@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.weights.allocation import Allocation, LayerAllocation, allocate
+from pruning.weights.allocation import Allocation, LayerAllocation, allocate, check_request
 from pruning.weights.calibration import Calibration, calibrate
 from pruning.weights.criteria import criterion_of, needs
 from pruning.weights.masks import Hold, Masks
@@ -103,18 +103,18 @@ def prune(
         raise ValueError(f"prune: give exactly one of {', '.join(target)}, not {', '.join(given) or 'none'}")
     criterion_of(criterion)
     network, inputs = _seen(model, batches, encode)
+    request: dict[str, Any] = {
+        "criterion": criterion,
+        "sparsity": sparsity,
+        "synops_fraction": synops,
+        "budget": budget,
+        "min_keep": min_keep,
+        "exclude": exclude,
+        "previous": previous,
+    }
+    check_request(network, **request)
     calibration = calibrate(network, _first(inputs, CALIBRATION_EXAMPLES), measure=needs(criterion))
-    allocation = allocate(
-        network,
-        calibration,
-        criterion=criterion,
-        sparsity=sparsity,
-        synops_fraction=synops,
-        budget=budget,
-        min_keep=min_keep,
-        exclude=exclude,
-        previous=previous,
-    )
+    allocation = allocate(network, calibration, **request)
     allocation.masks.apply_(network)
     reestimate(network, inputs)
     return Pruned(network, allocation, calibration)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pruning.weights import recipe
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
+from pruning.weights.masks import Masks
 from pruning.weights.recipe import prune
 from snn.activity import measure
 from snn.adapters import wrap
@@ -121,14 +122,19 @@ def test_the_table_names_every_layer() -> None:
         ({"sparsity": 1.5}, r"sparsity: 1.5 must be in \[0, 1\)"),
         ({"sparsity": 0.5, "criterion": "magic"}, "criterion: 'magic' is unknown"),
         ({"sparsity": 0.5, "exclude": ["nowhere"]}, "exclude: layer 'nowhere' is unknown"),
+        ({"sparsity": 0.5, "min_keep": 0}, "min_keep: 0 must be a whole number of at least 1"),
+        ({"sparsity": 0.5, "previous": Masks({})}, "masks: the model's layer .* has no mask"),
         ({"sparsity": 0.5, "batches": []}, "batches: there is no example"),
         ({"sparsity": 0.5, "batches": [{"x": 1}]}, "batches: must hold tensors"),
         ({"sparsity": 0.5, "model": nn.Linear(3, 4)}, "model: no spiking neurons found in Linear; name them"),
     ],
 )
-def test_bad_input_leaves_the_network_alone(options: dict[str, object], message: str) -> None:
+def test_bad_input_is_refused_before_calibration_and_leaves_the_network_alone(
+    options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = options.pop("model", None) or network()
     assert isinstance(model, nn.Module)
+    monkeypatch.setattr(recipe, "calibrate", lambda *args, **kwargs: pytest.fail("calibrated first"))
     before = copy.deepcopy(model.state_dict())
     batches = options.pop("batches", [encode(data(64).tensors[0])])
     with pytest.raises(ValueError, match=message):
