@@ -14,6 +14,8 @@ from snn.surrogate import Surrogate
 class Norse(Library):
     """Networks of ``norse.torch``."""
 
+    state_is_argument = True
+
     def is_neuron(self, path: str, module: nn.Module) -> bool:
         """Feed-forward neurons.
 

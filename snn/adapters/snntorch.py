@@ -14,6 +14,8 @@ from snn.surrogate import Surrogate
 class SnnTorch(Library):
     """Networks of ``snntorch``."""
 
+    state_is_argument = True
+
     def is_neuron(self, path: str, module: nn.Module) -> bool:
         """Any of its spiking neurons."""
         return isinstance(module, snntorch.SpikingNeuron) or super().is_neuron(path, module)

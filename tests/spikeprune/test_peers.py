@@ -140,6 +140,36 @@ def test_the_reset_of_norses_neurons_is_read() -> None:
         _ = Spikes("lif", other, library_of(other)).constants
 
 
+class OneStep(nn.Module):
+    """Takes and gives back its neurons' state, as the tutorials of norse and snntorch write networks."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.neuron, self.head = nn.Linear(6, 20), neuron, nn.Linear(20, 3)
+
+    def forward(self, x_B: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        current = self.hidden(x_B)
+        if state is None and hasattr(self.neuron, "reset_mem"):
+            state = self.neuron.reset_mem()
+        spikes, state = self.neuron(current, state)
+        return self.head(spikes), state
+
+
+@pytest.mark.parametrize("library", ["snntorch", "norse"])
+def test_a_network_of_ones_own_keeps_its_state_from_one_call_to_the_next(library: str) -> None:
+    module = pytest.importorskip(f"{library}{'.torch' * (library == 'norse')}", reason="extra peers")
+    model = OneStep(module.Leaky(beta=0.9) if library == "snntorch" else module.LIFBoxCell())
+    x = 4 * torch.rand(8, 5, 6)
+    wanted, state = [], None
+    for x_B in x:
+        y, state = model(x_B, state)
+        wanted.append(y)
+    adapted = wrap(model, x[0])
+    assert adapted.takes == "step"
+    assert torch.equal(adapted(x), torch.stack(wanted))
+
+
 @pytest.mark.parametrize("loss", ["rate_ce", "tet"])
 @pytest.mark.parametrize("name", PEERS)
 def test_scores_of_a_pass(name: str, loss: Any) -> None:
