@@ -101,6 +101,7 @@ def _accumulate(
 
     with ExitStack() as hooks, evaluating(model), own_statistics(model, 1.0), torch.no_grad():
         for name, m in norms.items():
+            m.reset_running_stats()  # 0 times NaN or infinity, which training may have left, is NaN
             hooks.callback(m.register_forward_hook(partial(add, name)).remove)
         for x_TB in _singles_joined(batches):
             model(x_TB)

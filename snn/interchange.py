@@ -148,6 +148,8 @@ def read_architecture(path: str | Path) -> Architecture:
         raise ValueError(f"{path}: has no {_KEY!r} header; it was not written as a checkpoint") from None
     if found != FORMAT:
         raise ValueError(f"{path}: format {found!r} is unknown; this version reads {FORMAT}")
+    if not isinstance(architecture, dict):
+        raise ValueError(f"{path}: architecture: {architecture!r:.80} holds no fields")
     return architecture
 
 

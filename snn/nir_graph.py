@@ -77,19 +77,19 @@ def _exported(module: nn.Module, x: Tensor, dt: float) -> tuple[list[tuple[str, 
         y = x.flatten(1)
         return [("flatten", nir.Flatten({"input": _array(x.shape[1:])}, 0, -1))], y
     if isinstance(module, nn.AvgPool2d) and module.kernel_size == module.stride and module.padding == 0:
-        y = module(x)
-        return [("pool", _pooling(x, y))], y
+        kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+        return [("pool", _pooling(*kernel))], module(x)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         y = module(x)
         if x.shape[2] % y.shape[2] == 0 and x.shape[3] % y.shape[3] == 0:
-            return [("pool", _pooling(x, y))], y
+            return [("pool", _pooling(x.shape[2] // y.shape[2], x.shape[3] // y.shape[3]))], y
     raise ValueError(f"model: {type(module).__name__} has no place in a chain of NIR nodes")
 
 
-def _pooling(x: Tensor, y: Tensor) -> Any:
+def _pooling(height: int, width: int) -> Any:
     import nir
 
-    size = _array([x.shape[2] // y.shape[2], x.shape[3] // y.shape[3]])
+    size = _array([height, width])
     return nir.AvgPool2d(size, size, _array([0, 0]))
 
 

@@ -132,10 +132,23 @@ def allocate(
     """
     objective = objective or ("weights" if synops_fraction is None else "synops")
     synapses = model.synapses()
-    _check(synapses, calibration, criterion, objective, budget, sparsity, synops_fraction, budget_over)
-    protected = _protected(synapses, min_keep, max_layer_sparsity, exclude)
-    if previous is not None:
-        previous.check(model)
+    protected = check_request(
+        model,
+        criterion=criterion,
+        objective=objective,
+        budget=budget,
+        sparsity=sparsity,
+        synops_fraction=synops_fraction,
+        min_keep=min_keep,
+        max_layer_sparsity=max_layer_sparsity,
+        exclude=exclude,
+        previous=previous,
+        budget_over=budget_over,
+    )
+    if calibration is None and (objective == "synops" or synops_fraction is not None):
+        raise ValueError("calibration: needed for SynOps")
+    if calibration is not None and [c.name for c in calibration.layers] != [s.name for s in synapses]:
+        raise ValueError("calibration: of a network with other layers")
 
     rules = criterion_of(criterion)(synapses, calibration, objective)
     if budget_over == "max_t":
@@ -177,16 +190,28 @@ def allocate(
     )
 
 
-def _check(
-    synapses: Sequence[Synapses],
-    calibration: Calibration | None,
-    criterion: str,
-    objective: str,
-    budget: float | None,
-    sparsity: float | None,
-    synops_fraction: float | None,
-    budget_over: str,
-) -> None:
+def check_request(
+    model: Network,
+    *,
+    criterion: str = "slamp",
+    objective: str = "weights",
+    budget: float | None = None,
+    sparsity: float | None = None,
+    synops_fraction: float | None = None,
+    min_keep: int = 1,
+    max_layer_sparsity: float = 1.0,
+    exclude: Sequence[str] = (),
+    previous: Masks | None = None,
+    budget_over: str = "sum",
+) -> dict[str, int]:
+    """Refuse what `allocate` would, of the arguments that need no calibration: call it before you calibrate.
+
+    Returns:
+        surviving weights that each layer keeps at least, by name.
+
+    Raises:
+        ValueError: as `allocate`.
+    """
     criterion_of(criterion)
     if objective not in ("weights", "synops"):
         raise ValueError(f"objective: {objective!r} is unknown; choose weights or synops")
@@ -194,16 +219,16 @@ def _check(
         raise ValueError(f"budget_over: {budget_over!r} is unknown; choose sum or max_t")
     if sum(value is not None for value in (budget, sparsity, synops_fraction)) != 1:
         raise ValueError("target: give exactly one of budget, sparsity, synops_fraction")
-    if calibration is None and (objective == "synops" or synops_fraction is not None):
-        raise ValueError("calibration: needed for SynOps")
-    if calibration is not None and [c.name for c in calibration.layers] != [s.name for s in synapses]:
-        raise ValueError("calibration: of a network with other layers")
     if budget is not None and not (isfinite(budget) and budget > 0):
         raise ValueError(f"budget: {budget!r} must be a positive number")
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f"sparsity: {sparsity!r} must be in [0, 1)")
     if synops_fraction is not None and not 0 < synops_fraction <= 1:
         raise ValueError(f"synops_fraction: {synops_fraction!r} must be in (0, 1]")
+    protected = _protected(model.synapses(), min_keep, max_layer_sparsity, exclude)
+    if previous is not None:
+        previous.check(model)
+    return protected
 
 
 def _protected(

@@ -142,14 +142,19 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             ValueError: no safetensors file, or one with tensors that are no masks.
+            FileNotFoundError: no such file.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"{path}: is not a file")
         try:
             return cls(load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{path}: is not a safetensors file ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def _weights(self, model: Network) -> list[tuple[Tensor, Tensor]]:
         """Each weight of ``model`` with its mask."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.weights.allocation import Allocation, LayerAllocation, allocate
+from pruning.weights.allocation import Allocation, LayerAllocation, allocate, check_request
 from pruning.weights.calibration import Calibration, calibrate
 from pruning.weights.criteria import criterion_of, needs
 from pruning.weights.masks import Hold, Masks
@@ -72,8 +72,9 @@ def prune(
 ) -> Pruned:
     """Prune a trained network in place to one target; to be retrained under the masks.
 
-    The first `CALIBRATION_EXAMPLES` calibrate, the first `NORM_EXAMPLES` estimate the running statistics of
-    batch norms again; more are not looked at. Take training examples in random order.
+    The first `CALIBRATION_EXAMPLES` calibrate; the first batches, until they hold `NORM_EXAMPLES`, estimate
+    the running statistics of batch norms again; more are not looked at. Take training examples in random
+    order.
 
     Args:
         model: a network with ``synapses()`` (`snn.models.SpikingNetwork`), or one of another library, as it
@@ -101,30 +102,30 @@ def prune(
     if len(given) != 1:
         raise ValueError(f"prune: give exactly one of {', '.join(target)}, not {', '.join(given) or 'none'}")
     criterion_of(criterion)
-    inputs = _inputs(model, batches, encode)
-    network: Any = model if hasattr(model, "synapses") else wrap(model, inputs[0])
-    if isinstance(network, Adapted):
-        inputs = [network.over_time(x) for x in inputs]
+    network, inputs = _seen(model, batches, encode)
+    request: dict[str, Any] = {
+        "criterion": criterion,
+        "sparsity": sparsity,
+        "synops_fraction": synops,
+        "budget": budget,
+        "min_keep": min_keep,
+        "exclude": exclude,
+        "previous": previous,
+    }
+    check_request(network, **request)
     calibration = calibrate(network, _first(inputs, CALIBRATION_EXAMPLES), measure=needs(criterion))
-    allocation = allocate(
-        network,
-        calibration,
-        criterion=criterion,
-        sparsity=sparsity,
-        synops_fraction=synops,
-        budget=budget,
-        min_keep=min_keep,
-        exclude=exclude,
-        previous=previous,
-    )
+    allocation = allocate(network, calibration, **request)
     allocation.masks.apply_(network)
     reestimate(network, inputs)
     return Pruned(network, allocation, calibration)
 
 
-def _inputs(model: nn.Module, batches: Iterable[Any], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Encoded inputs of the first `NORM_EXAMPLES`."""
+def _seen(
+    model: nn.Module, batches: Iterable[Any], encode: Callable[[Tensor], Tensor]
+) -> tuple[Any, list[Tensor]]:
+    """The network as pruning sees it, and the ``x_TB`` of whole batches, until they hold `NORM_EXAMPLES`."""
     device = next(model.parameters()).device
+    network: Any = model if hasattr(model, "synapses") else None
     found: list[Tensor] = []
     count = 0
     for batch in batches:
@@ -132,13 +133,16 @@ def _inputs(model: nn.Module, batches: Iterable[Any], encode: Callable[[Tensor],
         if not isinstance(x, Tensor):
             raise ValueError(f"batches: must hold tensors, or tuples that begin with one, not {type(x)}")
         with torch.no_grad():
-            found.append(encode(x.to(device)))
-        count += max(found[-1].shape[:2])  # [B, ...] of images, or [T, B, ...]
+            x = encode(x.to(device))
+        if network is None:
+            network = wrap(model, x)
+        found.append(network.over_time(x) if isinstance(network, Adapted) else x)
+        count += found[-1].shape[1]
         if count >= NORM_EXAMPLES:
             break
     if not count:
         raise ValueError("batches: there is no example to calibrate with")
-    return found
+    return network, found
 
 
 def _first(inputs: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -15,6 +15,10 @@ class Library:
         names: paths or classes of the neurons.
     """
 
+    state_is_argument = False
+    """Whether a network called once a timestep may take its neurons' state and give it back: ``model(x_B,
+    *state)`` to ``(logits, *state)``, without state at the first timestep."""
+
     def __init__(self, names: Sequence[str | type] = ()) -> None:
         self.paths = {name for name in names if isinstance(name, str)}
         self.classes = tuple(name for name in names if isinstance(name, type))

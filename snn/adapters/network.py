@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, cast
 
 import torch
@@ -229,11 +230,12 @@ class Adapted(nn.Module):
                     " takes images over time as over_time() gives them"
                 )
             return self._output(self.model(x_TB[0]))
-        steps, state = [], None
+        steps: list[Tensor] = []
+        state: Sequence[Any] = ()
         for x_B in x_TB:
-            found = self.model(x_B) if state is None else self.model(x_B, state)
-            if type(self.model).__module__.startswith("norse"):
-                state = found[1]
+            found = self.model(x_B, *state)
+            if self._library.state_is_argument and isinstance(found, tuple | list):
+                state = found[1 : len(signature(self.model.forward).parameters)]
             steps.append(self._output(found))
         return torch.stack(steps)
 

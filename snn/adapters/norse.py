@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.module import snn as modules
 from torch import nn
 
@@ -12,6 +13,8 @@ from snn.surrogate import Surrogate
 
 class Norse(Library):
     """Networks of ``norse.torch``."""
+
+    state_is_argument = True
 
     def is_neuron(self, path: str, module: nn.Module) -> bool:
         """Feed-forward neurons.
@@ -41,9 +44,13 @@ class Norse(Library):
             raise ValueError(f"{type(neuron).__name__}: method, v_leak and v_reset must be super, 0 and 0")
         if abs(float(getattr(p, "tau_syn_inv", 1 / dt)) * dt - 1) > 1e-6:
             raise ValueError(f"{type(neuron).__name__}: has a synaptic current, which snn.neurons has not")
+        how = getattr(p, "reset_method", reset_value)
+        if how not in (reset_value, reset_subtract):
+            raise ValueError(f"{type(neuron).__name__}: reset_method must be reset_value or reset_subtract")
         return NeuronParameters(
             beta=1 - dt * float(p.tau_mem_inv),
             theta=float(p.v_th),
+            reset="soft" if how is reset_subtract else "hard",
             decay_input=True,
             detach_reset=False,
             surrogate=Surrogate("fast_sigmoid", 1.0),  # its own alpha is not used by norse

@@ -101,13 +101,14 @@ def spread(part: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], threads:
     """``part(*piece)`` of all pieces, in order, on so many threads."""
     if threads <= 1 or len(pieces) == 1:
         return [part(*piece) for piece in pieces]
-    return list(_pool(os.getpid(), threads).map(lambda piece: part(*piece), pieces))
+    return list(_pool(os.getpid()).map(lambda piece: part(*piece), pieces))
 
 
 @cache
-def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
-    del pid  # part of the key: a forked process has none of its parent's threads
-    return ThreadPoolExecutor(threads, thread_name_prefix="lif")
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """One for calls of any size; a thread begins when none is idle."""
+    del pid  # the key: a forked process has none of its parent's threads
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lif")
 
 
 def _function(name: str, run: Run) -> Any:

@@ -81,7 +81,7 @@ def sew_resnet(
             layers[f"stage{stage + 1}_{i}"] = SEWBlock(c, channels, stride, neuron, bottleneck)
             c = 4 * channels if bottleneck else channels
     net = SpikingNetwork(nn.Sequential(layers), pooled_head(c, num_classes))
-    net.channels_last = True  # docs/methods-snn.md, section 6
+    net.channels_last = True  # docs/methods-snn.md, section 2
     return net
 
 

@@ -92,7 +92,7 @@ def vgg(
             layers.append(SpikingLayer(nn.Linear(features, n, bias=False), nn.BatchNorm1d(n), LIF(neuron)))
             features = n
     net = SpikingNetwork(nn.Sequential(*layers), nn.Sequential(*between, nn.Linear(features, num_classes)))
-    net.channels_last = True  # docs/methods-snn.md, section 6
+    net.channels_last = True  # docs/methods-snn.md, section 2
     return net
 
 

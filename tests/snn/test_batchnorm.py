@@ -146,6 +146,16 @@ def test_a_failing_batch_leaves_the_model_unchanged():
     assert all(m.training for m in model.modules())
 
 
+def test_statistics_that_were_not_finite_are_replaced_too():
+    model, healthy, data = net(), net(), batches(2, 4)
+    norms(model)[1].running_mean.fill_(float("nan"))
+    norms(model)[2].running_var.fill_(float("inf"))
+    reestimate(model, data)
+    reestimate(healthy, data)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, healthy.state_dict()[key])
+
+
 def test_without_norm_nothing_is_read():
     model = build("mlp", input_shape=(4,), num_classes=2, hidden=(3,), norm=False)
 

@@ -120,6 +120,18 @@ def test_values_that_no_network_holds_are_refused(tmp_path):
             load_checkpoint(tmp_path / "a")
 
 
+@pytest.mark.parametrize("architecture", [3, ["mlp"], None])
+def test_a_damaged_architecture_is_refused_with_the_file(tmp_path, architecture):
+    header = {"spikeprune": json.dumps({"format": 1, "architecture": architecture})}
+    name, arguments = CASES[0]
+    save_file(trained(name, arguments).state_dict(), tmp_path / "a", header)
+    for call in (read_architecture, load_checkpoint):
+        with pytest.raises(ValueError, match=f"{tmp_path}/a: architecture: .* holds no fields"):
+            call(tmp_path / "a")
+    with pytest.raises(ValueError, match=f"{tmp_path}/a: architecture: .* holds no fields"):
+        load_weights(tmp_path / "a", trained(name, arguments), describe(name, neuron=NEURON, **arguments))
+
+
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a")
     with pytest.raises(ValueError, match="is not a file"):

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,17 @@ def test_spikes_keep_the_layout_of_the_current():
     x = torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last).unflatten(0, (4, 2))
     spikes, _ = lif(x, NeuronParameters(), engine="cpu")
     assert spikes.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_cpu
+def test_calls_of_different_sizes_share_one_pool(monkeypatch):
+    """A network's layers differ in how many threads pay; pools of every number would add up."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for threads in (2, 3, 4):
+        x = torch.zeros(2, 1, threads * cpu._ELEMENTS_PER_THREAD // 2)
+        lif(x, NeuronParameters(), engine="cpu")
+    names = [t.name for t in threading.enumerate() if t.name.startswith("lif")]
+    assert len(names) == len(set(names)) > 0  # a pool numbers its threads
 
 
 @needs_cpu

@@ -27,6 +27,7 @@ CASES = {
         NeuronParameters(beta=0.5, decay_input=True, theta=0.6),
     ),
     "vgg6": ("vgg6", {"input_shape": (2, 16, 16), "grid": 2}, NeuronParameters(beta=0.75, learn_beta=True)),
+    "vgg6, pooling that leaves a row out": ("vgg6", {"input_shape": (2, 6, 7)}, NeuronParameters(beta=0.75)),
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from pruning.weights.masks import Masks
@@ -171,6 +172,11 @@ def test_a_damaged_file_is_no_masks(tmp_path):
     (path := tmp_path / "masks.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"masks\.safetensors: is not a safetensors file"):
         Masks.load(path)
+    save_file({"head": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"masks\.safetensors: masks: 'head' has dtype torch.float32"):
+        Masks.load(path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: is not a file"):
+        Masks.load(tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

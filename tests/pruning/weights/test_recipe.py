@@ -8,11 +8,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from pruning.weights import recipe
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
+from pruning.weights.masks import Masks
 from pruning.weights.recipe import prune
 from snn.activity import measure
+from snn.adapters import wrap
 from snn.batchnorm import reestimate
 from snn.coding import direct
 from snn.models import SpikingNetwork, build
+from snn.neurons import LIF
 
 
 def network() -> SpikingNetwork:
@@ -47,6 +50,27 @@ def test_one_call_is_the_four_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.calibration == calibration
     for a, b in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+class Repeating(nn.Module):
+    """Makes its own timesteps of flat images, as networks of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.neuron, self.head = nn.Linear(128, 6), LIF(), nn.Linear(6, 4)
+
+    def forward(self, x_BN: torch.Tensor) -> torch.Tensor:
+        return self.head(self.neuron(self.hidden(2 * x_BN.expand(3, *x_BN.shape)))).mean(0)
+
+
+def test_examples_are_counted_not_features_or_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "NORM_EXAMPLES", 60)
+    x = data().tensors[0]
+    long = prune(network(), x.split(16), sparsity=0.5, encode=lambda x_B: direct(x_B, 20))
+    assert long.calibration.examples == 64
+    torch.manual_seed(0)
+    flat = wrap(Repeating(), x[:16].flatten(1), neurons=[LIF])
+    assert prune(flat, x.flatten(1).split(16), sparsity=0.5).calibration.examples == 64
 
 
 @pytest.mark.parametrize("target", [{"sparsity": 0.7}, {"synops": 0.3}, {"budget": 0.2}])
@@ -98,14 +122,19 @@ def test_the_table_names_every_layer() -> None:
         ({"sparsity": 1.5}, r"sparsity: 1.5 must be in \[0, 1\)"),
         ({"sparsity": 0.5, "criterion": "magic"}, "criterion: 'magic' is unknown"),
         ({"sparsity": 0.5, "exclude": ["nowhere"]}, "exclude: layer 'nowhere' is unknown"),
+        ({"sparsity": 0.5, "min_keep": 0}, "min_keep: 0 must be a whole number of at least 1"),
+        ({"sparsity": 0.5, "previous": Masks({})}, "masks: the model's layer .* has no mask"),
         ({"sparsity": 0.5, "batches": []}, "batches: there is no example"),
         ({"sparsity": 0.5, "batches": [{"x": 1}]}, "batches: must hold tensors"),
         ({"sparsity": 0.5, "model": nn.Linear(3, 4)}, "model: no spiking neurons found in Linear; name them"),
     ],
 )
-def test_bad_input_leaves_the_network_alone(options: dict[str, object], message: str) -> None:
+def test_bad_input_is_refused_before_calibration_and_leaves_the_network_alone(
+    options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = options.pop("model", None) or network()
     assert isinstance(model, nn.Module)
+    monkeypatch.setattr(recipe, "calibrate", lambda *args, **kwargs: pytest.fail("calibrated first"))
     before = copy.deepcopy(model.state_dict())
     batches = options.pop("batches", [encode(data(64).tensors[0])])
     with pytest.raises(ValueError, match=message):
