@@ -87,6 +87,21 @@ def test_a_loader_alone_goes_on_with_the_next_epoch() -> None:
         iter(pruner.sampler)
 
 
+def test_a_loader_alone_that_drops_the_last_batch_goes_on_too() -> None:
+    model = network().train()
+    pruner = pruner_of(model)
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler, drop_last=True)
+    found = []
+    for _ in range(EPOCHS):
+        for x, y, index in loader:
+            pruner.loss(losses_of(model(direct(x, T)), y), index)
+            found.append(pruner.sampler.epoch)
+    assert found == [0] * (N // B) + [e for e in range(1, EPOCHS - 1) for _ in range(N // 2 // B)] + [5] * (
+        N // B
+    )
+    assert not list(pruner.epochs())
+
+
 def without_index(examples: list[Any]) -> list[Tensor]:
     """A collate function that knows inputs and labels alone."""
     return [torch.stack([x for x, *_ in examples]), torch.stack([y for _, y, *_ in examples])]
