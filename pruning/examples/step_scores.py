@@ -124,11 +124,14 @@ class _Own:
         logits_TBK, self._logits = self._logits, None
         if logits_TBK is None:
             raise ValueError("loss: the network has not run in training mode since the last batch")
-        if self._constant is None:  # asked once: on a GPU the answer is waited for
-            found = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True, allow_unused=True)[0]
-            self._constant = found is not None and bool((found == found[:1]).all())
-        scores = self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=self._constant)
-        return scores[self._score]
+        constant = self._constant
+        if constant is None:  # asked no longer than needed: on a GPU the answers are waited for
+            (found,) = gradients(losses_B, [logits_TBK])
+            constant = bool((found == found[:1]).all())
+            # Logits that are all alike, as of silent neurons, have like gradients whatever the loss.
+            if len(found) == 1 or not constant or (logits_TBK != logits_TBK[:1]).any():
+                self._constant = constant
+        return self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=constant)[self._score]
 
     def remove(self) -> None:
         self._logits = None

@@ -94,6 +94,19 @@ def test_scores_are_of_the_loss_that_is_trained(loss: Callable[[Tensor, Tensor],
     torch.testing.assert_close(torch.from_numpy(pruner.policy.scores), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_silent_first_batch_tells_nothing_of_the_loss() -> None:
+    model = network().train()
+    x, y = dataset().tensors
+    silent, spiking = torch.zeros(T, B, 9), direct(x[:B], T)
+    found = []
+    for begun_by in (silent, spiking):
+        hooked = StepScores(model, "sadp", lambda: None)
+        for x_TB in (begun_by, spiking):
+            scores = hooked(every_step(model(x_TB), y[:B]))
+        found.append(scores)
+    assert torch.equal(*found)
+
+
 def test_evaluation_and_passes_without_gradients_are_left_alone() -> None:
     model = network()
     plain = copy.deepcopy(model)
