@@ -15,6 +15,7 @@ from snn.adapters.network import first_tensor, synapses_of
 from snn.weighted_norm import weighted_statistics
 
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
+_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _LAST: "WeakKeyDictionary[nn.Module, StepScores]" = WeakKeyDictionary()
 
 
@@ -39,7 +40,7 @@ class StepScores:
 
     def __init__(self, model: nn.Module, score: str | None, weights: Callable[[], Tensor | None]) -> None:
         self.score = score
-        self._weights = weights
+        self._model, self._weights = model, weights
         self._record: Any = _recorder(model, score)
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
@@ -63,8 +64,16 @@ class StepScores:
         """Scores of the last batch, ``[B]``, from its losses ``[B]``; ``None`` if none are wanted.
 
         Raises:
-            ValueError: losses that do not come from the network's last forward pass in training mode.
+            ValueError: losses that do not come from the network's last forward pass in training mode, or of
+                another number of examples than its batch norms were given weights for.
         """
+        B = len(losses_B)
+        taken_for = B if self._weights_B is None else len(self._weights_B)
+        if taken_for != B and any(isinstance(m, _NORMS) for m in self._model.modules()):
+            raise ValueError(
+                f"batch_size: batch norm took this batch of {B} examples for one of {taken_for};"
+                " batch_size is how many a forward pass in training mode takes"
+            )
         if self._record is None:
             return losses_B.detach() if self.score == "loss" else None
         scores: Tensor = self._record.scores(losses_B, self._weights_B)
