@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from snn.weighted_norm import weighted_statistics
 
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
 _NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-_LAST: "WeakKeyDictionary[nn.Module, StepScores]" = WeakKeyDictionary()
+_LAST: "WeakKeyDictionary[nn.Module, ref[StepScores]]" = WeakKeyDictionary()
 
 
 class StepScores:
@@ -45,9 +45,9 @@ class StepScores:
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
         hooked = model.model if isinstance(model, Adapted) else model
-        if (before := _LAST.get(hooked)) is not None:
+        if hooked in _LAST and (before := _LAST[hooked]()) is not None:
             before.remove()
-        _LAST[hooked] = self
+        _LAST[hooked] = ref(self)  # the hooks keep it as long as the network lives
         self._handles = [
             hooked.register_forward_pre_hook(self._before),
             hooked.register_forward_hook(self._after, always_call=True),

@@ -1,8 +1,10 @@
 """Scores and weighted statistics by hooks on a network that somebody else's loop trains."""
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -134,6 +136,16 @@ def test_a_network_has_the_hooks_of_one_pruner() -> None:
     at = torch.from_numpy(first.sampler.ids[:B].copy())
     with pytest.raises(ValueError, match="loss: the network has not run in training mode"):
         first.loss(losses_of(model(direct(x[at], T)), y[at]), at)
+
+
+@pytest.mark.parametrize("policy", ["sadp", "random"])
+def test_a_network_whose_run_is_over_is_let_go(policy: str) -> None:
+    model = network()
+    pruner = pruner_of(model, policy=policy)
+    alive = ref(model), ref(pruner)
+    del model, pruner
+    gc.collect()
+    assert [a() for a in alive] == [None, None]
 
 
 def test_a_forward_pass_that_fails_leaves_no_weights_behind() -> None:
