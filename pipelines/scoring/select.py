@@ -88,6 +88,7 @@ def select_subset(
             epochs=epoch + 1,
             warmup_epochs=0,
             anneal_epochs=0,
+            score_from=epoch,  # the scores are those that the first scored epoch is drawn by
             alpha=alpha,
             stale_alpha=alpha,
             design=design,

@@ -146,6 +146,14 @@ def test_epochs_draw_anew_and_seeds_repeat(digits: Path, tmp_path: Path) -> None
     assert ids(0) != ids(1)
 
 
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_static_subset_is_that_of_the_highest_scores(digits: Path, tmp_path: Path, epoch: int) -> None:
+    given, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    pq.write_table(pa.table({"id": np.arange(1437), "el2n": np.arange(1437.0)}), given)
+    select_subset(digits, policy="static", ratio=0.5, scores=given, output=out, epoch=epoch)
+    assert pq.read_table(out).column("id").to_pylist() == list(range(719, 1437))
+
+
 def test_mistakes_are_named(scores: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.parquet"
     with pytest.raises(UserError, match="--scores: policy sadp needs them"):
