@@ -92,6 +92,8 @@ class Policy:
     """Default interval of the scoring passes; 0 for scores from the training steps alone."""
     weight_power: ClassVar[float] = 1.0
     """Default power of the weights."""
+    counts_training: ClassVar[bool] = False
+    """Whether it must hear of every training step, even where scoring passes replace what they score."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -74,6 +74,16 @@ def test_ranges_add_up_and_a_restored_table_draws_the_same(
                 assert weights == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("sadp", ("sadp", False)), ("repb", ("loss", True)), ("repb_matched", ("loss", True)), ("random", None)],
+)
+def test_scores_of_training_steps_that_passes_replace(name: str, wanted: tuple[str, bool] | None) -> None:
+    """Without them RePB would know of no epoch that trained on an example, and weight all alike."""
+    settings = {"name": name, "ratio": 0.5, "seed": 5, "epochs": 8, "rescore_every": 1}
+    assert ScoreTable(Ids(N)).begin(settings) == wanted
+
+
 def test_a_state_of_another_dataset_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "book-scores.npy", np.zeros(7, np.float32))
     np.save(tmp_path / "book-stamps.npy", np.zeros(7, np.int32))
