@@ -90,6 +90,11 @@ class ScoreTable:
 
     # Draws.
 
+    def design(self, epoch: int) -> tuple[float, float]:
+        """Pruning ratio and alpha that ``epoch`` is drawn with."""
+        policy = self._current()
+        return policy.settings.ratio_at(epoch), policy.mixture(epoch)
+
     def draw(self, epoch: int) -> Drawn:
         """Decide on the epoch's examples and weights; asked again, the same ones."""
         if self._drawn is None or self._drawn.epoch != epoch:
