@@ -240,6 +240,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "--checkpoint: " in capsys.readouterr().err
     assert cli.main(["score", str(trained), "--output", str(out), "--scores", "grand"]) == 2
     assert "'grand' is unknown; choose from" in capsys.readouterr().err
+    for names in ([], ["loss", "sadp", "loss"]):
+        assert cli.main(["score", str(trained), "--output", str(out), "--scores", *names]) == 2
+        assert f"--scores: '{' '.join(names)}' is not possible" in capsys.readouterr().err
     assert not out.exists()
 
 
