@@ -64,6 +64,8 @@ def rank(
     for name in names:
         if name not in SCORES:
             raise UserError("--scores", f"{name!r} is unknown; choose from {', '.join(SCORES)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError("--scores", f"{' '.join(names)!r} is not possible; name one or more, each once")
     check_beside("--output", output, config.data.path)
     use_own_code(config)
     train, scored = _read(config, split, console)

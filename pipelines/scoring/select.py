@@ -88,6 +88,7 @@ def select_subset(
             epochs=epoch + 1,
             warmup_epochs=0,
             anneal_epochs=0,
+            score_from=epoch,  # the scores are those that the first scored epoch is drawn by
             alpha=alpha,
             stale_alpha=alpha,
             design=design,
@@ -169,10 +170,11 @@ def _read_scores(path: Path, policy: Policy, epoch: int) -> None:
     with _opened(path, policy.score) as parquet:
         seen = np.zeros(policy.settings.num_examples, bool)
         for batch in parquet.iter_batches(READ_ROWS, columns=["id", policy.score]):
-            found = batch.column("id").to_numpy()
+            found = batch.column("id").fill_null(-1).to_numpy()
             known = found[(found >= 0) & (found < len(seen))]
             if len(known) == len(found):
-                policy.observe(found, batch.column(policy.score).to_numpy(), epoch, "pass")
+                scores = batch.column(policy.score).to_numpy(zero_copy_only=False)  # NaN where there is none
+                policy.observe(found, scores, epoch, "pass")
             seen[known] = True
         rows = parquet.metadata.num_rows
         if not seen.all() or rows != len(seen):
@@ -188,10 +190,14 @@ def _opened(path: Path, score: str) -> pq.ParquetFile:
         raise UserError("--scores", f"{path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError("--scores", f"{path} is not readable Parquet ({short(error)})") from None
+    schema, whole, real = parquet.schema_arrow, pa.types.is_integer, pa.types.is_floating
     for column in ("id", score):
-        if column not in parquet.schema_arrow.names:
-            names = ", ".join(parquet.schema_arrow.names)
+        if column not in schema.names:
+            names = ", ".join(schema.names)
             raise UserError("--scores", f"{path} has no column {column!r}; it has {names}")
+        held, wanted = schema.field(column).type, "whole numbers" if column == "id" else "numbers"
+        if not (whole(held) or (column == score and real(held))):
+            raise UserError("--scores", f"{path}: column {column!r} holds {held}; it must hold {wanted}")
     return parquet
 
 

@@ -29,7 +29,7 @@ def diagnose_scores(
 
     The network is as it is before the epoch trains, the scores as old as the draw found them. The variance
     takes norm statistics as fixed (one backward pass per example); the bias is measured in training mode, for
-    the policy's draw and for a uniform one. Runs on one worker.
+    a draw by the scores, with the epoch's ratio and alpha, and for a uniform one. Runs on one worker.
 
     Returns:
         `pruning.examples.diagnostics.Diagnosis` as a dict, with ``training_bias`` and
@@ -51,11 +51,10 @@ def diagnose_scores(
     x_TB, labels = worker.inputs(x, worker.engine.device), to_device(y, worker.engine.device)
     loss: dict[str, Any] = {"loss": train.loss, "label_smoothing": train.label_smoothing}
     norms, norm_of_mean = example_gradients(worker.model, x_TB, labels, **loss)
-    found: dict[str, float] = asdict(
-        diagnose(scores, norms, norm_of_mean, ratio=examples.ratio, alpha=examples.alpha)
-    )
-    m, n = subset_size(len(ids), examples.ratio), len(ids)
-    pi = inclusion_probabilities(scores, m, alpha=examples.alpha)
+    ratio, alpha = worker.engine.table.design(epoch)
+    found: dict[str, float] = asdict(diagnose(scores, norms, norm_of_mean, ratio=ratio, alpha=alpha))
+    m, n = subset_size(len(ids), ratio), len(ids)
+    pi = inclusion_probabilities(scores, m, alpha=alpha)
     power = examples.weight_power
     step = TrainingStep(
         batch_size=train.batch_size,

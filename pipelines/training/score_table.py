@@ -54,7 +54,8 @@ class ScoreTable:
 
         Returns:
             the score that it needs, if any (one of `pruning.examples.scores.SCORES`), and whether those that
-            are met while training are worth their cost: passes do not replace all of them.
+            are met while training are worth their cost: passes do not replace all of them, or the policy
+            counts what was trained on.
         """
         given = {name: value for name, value in settings.items() if value is not None}
         self._policy = policy = make_policy(num_examples=self._ids.end, present=self._ids.present(), **given)
@@ -62,7 +63,8 @@ class ScoreTable:
         if policy.score is None:
             return None
         s = policy.settings
-        return policy.score, s.rescore_every != 1 or s.rescore_who != "all"
+        replaced = s.rescore_every == 1 and s.rescore_who == "all"
+        return policy.score, policy.counts_training or not replaced
 
     # Scores.
 
@@ -87,6 +89,11 @@ class ScoreTable:
         return self._current().scores[ids]
 
     # Draws.
+
+    def design(self, epoch: int) -> tuple[float, float]:
+        """Pruning ratio and alpha that ``epoch`` is drawn with."""
+        policy = self._current()
+        return policy.settings.ratio_at(epoch), policy.mixture(epoch)
 
     def draw(self, epoch: int) -> Drawn:
         """Decide on the epoch's examples and weights; asked again, the same ones."""

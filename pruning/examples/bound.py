@@ -228,7 +228,7 @@ class GraphBound:
                 for delta, (x, _), (y, _) in zip(
                     found[len(heads) :], calls[hidden.layer], normed, strict=True
                 ):
-                    slope = norm_slope(hidden.norm, _folded(y, hidden.norm), weights_B)
+                    slope = norm_slope(hidden.norm, _folded(y, hidden.norm, B), weights_B)
                     parts.append(_call_bound(hidden, delta, x, slope, B))
                 squared = squared + torch.stack(parts).sum(0).square()
             return squared.sqrt()
@@ -236,16 +236,17 @@ class GraphBound:
 
 def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:
     """``sum_tp ||G delta[t, p]|| sqrt(squares + 1)`` of one call of a layer, ``[B]``."""
-    delta, squares = _folded(wide(delta), s.layer), field_squares(_folded(wide(x), s.layer), s.layer)
+    delta, x = (_folded(wide(part), s.layer, B) for part in (delta, x))
+    squares = field_squares(x, s.layer)
     if len(delta) % B:
         raise ValueError(f"{s.name}: ran on {len(delta)} rows, no multiple of B = {B}")
     return layer_bound(delta, squares, slope, s.layer).view(-1, B).sum(0)
 
 
-def _folded(x: Tensor, module: nn.Module | None) -> Tensor:
-    """``[T, B, ...]`` to ``[T*B, ...]`` where a module took it so."""
+def _folded(x: Tensor, module: nn.Module | None, B: int) -> Tensor:
+    """``[T, B, ...]`` to ``[T*B, ...]`` where a module took it so; tokens ``[T*B, P, N]`` stay."""
     images = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    return x.flatten(0, 1) if x.ndim == (5 if images else 3) else x
+    return x.flatten(0, 1) if x.ndim >= (5 if images else 3) and x.shape[1] == B else x
 
 
 def _over_time(parts: Sequence[Tensor], B: int) -> Tensor:

@@ -178,7 +178,7 @@ class DataPruner(Indexed):
         if sampler.plan is None:
             return None
         if not sampler.batch_size:
-            if (sampler.weights == 1).all():
+            if (sampler.weights[sampler.weights > 0] == 1).all():  # padding is behind the first batch
                 return None
             raise ValueError("batch_size: needed, since the first epoch of the run has weights other than 1")
         weights = sampler.weights[sampler.upcoming(sampler.batch_size)]

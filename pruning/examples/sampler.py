@@ -31,7 +31,8 @@ class PlanSampler(Sampler[int]):
     Every rank gets equally many, and none a last batch of one example, which batch norm refuses: the first
     ones fill up, with weight 0. Rank ``k`` takes every ``world_size``-th index from the ``k``-th on, so that
     the ranks' batches together are the batches of one process. Scores that ranks met are shared when the next
-    epoch is planned. A loader that begins without an epoch to go on with plans the next one.
+    epoch is planned. A loader that begins without an epoch to go on with plans the next one. An epoch is also
+    over where a loader was given all of it and has left out the last, short batch (``drop_last``).
 
     Args:
         policy: plans, from the scores that it is given.
@@ -65,6 +66,7 @@ class PlanSampler(Sampler[int]):
         self._before = before
         self._met: list[tuple[Ints, torch.Tensor, NDArray[np.bool_], int]] = []
         self._differ: list[torch.Tensor] = []
+        self._given: int | None = None  # the epoch of which a loader was given all that was left
 
     @property
     def rank(self) -> int:
@@ -90,7 +92,9 @@ class PlanSampler(Sampler[int]):
         """The epoch to go on with: the planned one until it is over."""
         if self.plan is None:
             return 0
-        return self.plan.epoch + (self.done >= len(self))
+        left = len(self) - self.done
+        dropped = self._given == self.plan.epoch and self.done > 0 and left < self.batch_size
+        return self.plan.epoch + (left <= 0 or dropped)
 
     def set_epoch(self, epoch: int) -> None:
         """Plan an epoch; asked for the planned one again, nothing changes. All ranks call it together.
@@ -137,7 +141,12 @@ class PlanSampler(Sampler[int]):
             ValueError: the run is over.
         """
         self.plan_next()
-        return iter(self.ids[self.done :].tolist())
+        return self._left()
+
+    def _left(self) -> Iterator[int]:
+        epoch = self.epoch
+        yield from self.ids[self.done :].tolist()
+        self._given = epoch
 
     # Training.
 
@@ -230,7 +239,7 @@ class PlanSampler(Sampler[int]):
             if found != value:
                 raise ValueError(f"state: of a run with {name} {found!r}; this one has {value!r}")
         self.policy.load({k: v.cpu().numpy() for k, v in state["policy"].items()})
-        self.plan, self._met, self._differ = None, [], []
+        self.plan, self._met, self._differ, self._given = None, [], [], None
         self.batch_size = state["batch_size"]
         if "epoch" in state:
             ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from snn.adapters.network import first_tensor, synapses_of
 from snn.weighted_norm import weighted_statistics
 
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
-_LAST: "WeakKeyDictionary[nn.Module, StepScores]" = WeakKeyDictionary()
+_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_LAST: "WeakKeyDictionary[nn.Module, ref[StepScores]]" = WeakKeyDictionary()
 
 
 class StepScores:
@@ -39,14 +40,14 @@ class StepScores:
 
     def __init__(self, model: nn.Module, score: str | None, weights: Callable[[], Tensor | None]) -> None:
         self.score = score
-        self._weights = weights
+        self._model, self._weights = model, weights
         self._record: Any = _recorder(model, score)
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
         hooked = model.model if isinstance(model, Adapted) else model
-        if (before := _LAST.get(hooked)) is not None:
+        if hooked in _LAST and (before := _LAST[hooked]()) is not None:
             before.remove()
-        _LAST[hooked] = self
+        _LAST[hooked] = ref(self)  # the hooks keep it as long as the network lives
         self._handles = [
             hooked.register_forward_pre_hook(self._before),
             hooked.register_forward_hook(self._after, always_call=True),
@@ -63,8 +64,16 @@ class StepScores:
         """Scores of the last batch, ``[B]``, from its losses ``[B]``; ``None`` if none are wanted.
 
         Raises:
-            ValueError: losses that do not come from the network's last forward pass in training mode.
+            ValueError: losses that do not come from the network's last forward pass in training mode, or of
+                another number of examples than its batch norms were given weights for.
         """
+        B = len(losses_B)
+        taken_for = B if self._weights_B is None else len(self._weights_B)
+        if taken_for != B and any(isinstance(m, _NORMS) for m in self._model.modules()):
+            raise ValueError(
+                f"batch_size: batch norm took this batch of {B} examples for one of {taken_for};"
+                " batch_size is how many a forward pass in training mode takes"
+            )
         if self._record is None:
             return losses_B.detach() if self.score == "loss" else None
         scores: Tensor = self._record.scores(losses_B, self._weights_B)
@@ -124,11 +133,14 @@ class _Own:
         logits_TBK, self._logits = self._logits, None
         if logits_TBK is None:
             raise ValueError("loss: the network has not run in training mode since the last batch")
-        if self._constant is None:  # asked once: on a GPU the answer is waited for
-            found = torch.autograd.grad(losses_B.sum(), logits_TBK, retain_graph=True, allow_unused=True)[0]
-            self._constant = found is not None and bool((found == found[:1]).all())
-        scores = self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=self._constant)
-        return scores[self._score]
+        constant = self._constant
+        if constant is None:  # asked no longer than needed: on a GPU the answers are waited for
+            (found,) = gradients(losses_B, [logits_TBK])
+            constant = bool((found == found[:1]).all())
+            # Logits that are all alike, as of silent neurons, have like gradients whatever the loss.
+            if len(found) == 1 or not constant or (logits_TBK != logits_TBK[:1]).any():
+                self._constant = constant
+        return self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=constant)[self._score]
 
     def remove(self) -> None:
         self._logits = None

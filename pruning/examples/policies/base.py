@@ -92,6 +92,8 @@ class Policy:
     """Default interval of the scoring passes; 0 for scores from the training steps alone."""
     weight_power: ClassVar[float] = 1.0
     """Default power of the weights."""
+    counts_training: ClassVar[bool] = False
+    """Whether it must hear of every training step, even where scoring passes replace what they score."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -157,11 +159,13 @@ class Policy:
 
     def importance(self, epoch: int) -> tuple[Doubles, int]:
         """`inclusion` by the scores."""
-        s = self.settings
-        age = self.mean_score_age(epoch)
-        alpha = s.alpha if age is None or age <= 1 else max(s.alpha, s.stale_alpha)
-        size = s.size_at(epoch)
+        s, size, alpha = self.settings, self.settings.size_at(epoch), self.mixture(epoch)
         return inclusion_probabilities(self.scores, size, alpha=alpha, present=s.present), size
+
+    def mixture(self, epoch: int) -> float:
+        """``alpha`` of an epoch: share of the uniform part, larger where scores are old."""
+        s, age = self.settings, self.mean_score_age(epoch)
+        return s.alpha if age is None or age <= 1 else max(s.alpha, s.stale_alpha)
 
     # Scores.
 

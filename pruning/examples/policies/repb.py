@@ -30,6 +30,7 @@ class Repb(Thinned):
     """
 
     name = "repb"
+    counts_training = True
 
     def __init__(self, settings: Settings, *, window: int = 1) -> None:
         if not isinstance(window, int) or window < 1:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +147,43 @@ def test_epochs_draw_anew_and_seeds_repeat(digits: Path, tmp_path: Path) -> None
     assert ids(0) != ids(1)
 
 
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_static_subset_is_that_of_the_highest_scores(digits: Path, tmp_path: Path, epoch: int) -> None:
+    given, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    pq.write_table(pa.table({"id": np.arange(1437), "el2n": np.arange(1437.0)}), given)
+    select_subset(digits, policy="static", ratio=0.5, scores=given, output=out, epoch=epoch)
+    assert pq.read_table(out).column("id").to_pylist() == list(range(719, 1437))
+
+
+NUMBERS = np.arange(1437)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": NUMBERS, "el2n": NUMBERS.astype(str)}, "column 'el2n' holds string; it must hold numbers"),
+        ({"id": NUMBERS.astype(float), "el2n": NUMBERS}, "column 'id' holds double; it must hold whole num"),
+        ({"id": pa.array([None, *range(1, 1437)]), "el2n": NUMBERS}, "with other ids than the dataset's"),
+    ],
+)
+def test_scores_of_another_kind_are_refused(
+    columns: dict[str, Any], message: str, digits: Path, tmp_path: Path
+) -> None:
+    given, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    pq.write_table(pa.table(columns), given)
+    with pytest.raises(UserError, match=f"--scores: .*{message}"):
+        select_subset(digits, policy="el2n", ratio=0.5, scores=given, output=out)
+
+
+def test_a_missing_score_counts_as_the_highest(digits: Path, tmp_path: Path) -> None:
+    """Pandas writes NaN as null."""
+    given, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    column = pa.array([None, *NUMBERS[1:] / 1.0], pa.float32())
+    pq.write_table(pa.table({"id": NUMBERS, "el2n": column}), given)
+    select_subset(digits, policy="static", ratio=0.5, scores=given, output=out)
+    assert pq.read_table(out).column("id").to_pylist() == [0, *range(720, 1437)]
+
+
 def test_mistakes_are_named(scores: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.parquet"
     with pytest.raises(UserError, match="--scores: policy sadp needs them"):
@@ -202,6 +240,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert "--checkpoint: " in capsys.readouterr().err
     assert cli.main(["score", str(trained), "--output", str(out), "--scores", "grand"]) == 2
     assert "'grand' is unknown; choose from" in capsys.readouterr().err
+    for names in ([], ["loss", "sadp", "loss"]):
+        assert cli.main(["score", str(trained), "--output", str(out), "--scores", *names]) == 2
+        assert f"--scores: '{' '.join(names)}' is not possible" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -12,6 +12,7 @@ from pipelines.errors import UserError
 from pipelines.training import score_table
 from pipelines.training.checkpoint import load_table
 from pipelines.training.score_table import ScoreTable, everything
+from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from tests.pipelines.training.conftest import QUIET, small
 
 N = 3000
@@ -72,6 +73,32 @@ def test_ranges_add_up_and_a_restored_table_draws_the_same(
             expected = drawn.size / N / rows["probability"][chosen - 100]
             if design == "systematic":
                 assert weights == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_design_is_what_an_epoch_is_drawn_with() -> None:
+    table = ScoreTable(Ids(N))
+    table.begin({"name": "sadp", "ratio": 0.9, "ratio_from": 0.5, "seed": 5, "epochs": 7, "alpha": 0.1})
+    scores = np.random.default_rng(0).lognormal(size=N).astype(np.float32)
+    table.observe(np.arange(N), scores, 0, "train")
+    found = []
+    for epoch in (1, 5):
+        ratio, alpha = table.design(epoch)
+        found.append((ratio, alpha))
+        expected = inclusion_probabilities(scores, subset_size(N, ratio), alpha=alpha)
+        rows = table.rows(epoch, 0, N)
+        assert rows is not None
+        assert np.array_equal(rows["probability"], expected)
+    assert found == [(0.5, 0.1), (0.9, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("sadp", ("sadp", False)), ("repb", ("loss", True)), ("repb_matched", ("loss", True)), ("random", None)],
+)
+def test_scores_of_training_steps_that_passes_replace(name: str, wanted: tuple[str, bool] | None) -> None:
+    """Without them RePB would know of no epoch that trained on an example, and weight all alike."""
+    settings = {"name": name, "ratio": 0.5, "seed": 5, "epochs": 8, "rescore_every": 1}
+    assert ScoreTable(Ids(N)).begin(settings) == wanted
 
 
 def test_a_state_of_another_dataset_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pruning.examples.sampling import shuffled
 from pruning.examples.scores import ExampleScorer
 from snn.adapters import wrap
 from snn.coding import direct
+from snn.models import build
 from snn.neurons import LIF
 from snn.weighted_norm import weighted_statistics
 from tests.pruning.examples.loops import EPOCHS, B, N, T, dataset, losses_of, network, pruner_of, same, train
@@ -174,6 +176,20 @@ def test_scoring_passes_are_those_of_the_scorer() -> None:
     other.sampler.set_epoch(1)
     expected = ExampleScorer(adapted).score(direct(x, T), y)["sadp"]
     np.testing.assert_allclose(other.policy.scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_another_batch_size_than_the_loaders(norm: bool) -> None:
+    """T B rows are a multiple of the wrong size too; without batch norm a batch may go in parts."""
+    model = build("mlp", input_shape=(9,), num_classes=4, hidden=(12,), norm=norm).train()
+    pruner = pruner_of(model, batch_size=2 * B, warmup_epochs=0)
+    pruner.policy.observe(np.arange(N), np.arange(N, dtype=np.float32), 0, "pass")
+    pruner.sampler.set_epoch(0)
+    x, y, index = next(iter(DataLoader(pruner, batch_size=B, sampler=pruner.sampler)))
+    losses = losses_of(model(direct(x, T).clone()), y)
+    refused = pytest.raises(ValueError, match=r"batch_size: .* 16 examples for one of 32")
+    with refused if norm else nullcontext():
+        pruner.loss(losses, index)
 
 
 class Stream(IterableDataset[Any]):

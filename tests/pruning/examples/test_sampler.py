@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pruning.examples.loader import DataPruner
 from snn.coding import direct
-from tests.pruning.examples.loops import EPOCHS, B, N, T, losses_of, network, pruner_of, same, train
+from tests.pruning.examples.loops import EPOCHS, B, N, T, dataset, losses_of, network, pruner_of, same, train
 
 
 def first_batch(pruner: DataPruner, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -87,6 +87,21 @@ def test_a_loader_alone_goes_on_with_the_next_epoch() -> None:
         iter(pruner.sampler)
 
 
+def test_a_loader_alone_that_drops_the_last_batch_goes_on_too() -> None:
+    model = network().train()
+    pruner = pruner_of(model)
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler, drop_last=True)
+    found = []
+    for _ in range(EPOCHS):
+        for x, y, index in loader:
+            pruner.loss(losses_of(model(direct(x, T)), y), index)
+            found.append(pruner.sampler.epoch)
+    assert found == [0] * (N // B) + [e for e in range(1, EPOCHS - 1) for _ in range(N // 2 // B)] + [5] * (
+        N // B
+    )
+    assert not list(pruner.epochs())
+
+
 def without_index(examples: list[Any]) -> list[Tensor]:
     """A collate function that knows inputs and labels alone."""
     return [torch.stack([x for x, *_ in examples]), torch.stack([y for _, y, *_ in examples])]
@@ -137,10 +152,14 @@ def test_weights_in_the_first_epoch_need_the_batch_size() -> None:
         first_batch(pruner, model)
 
 
+ODD = N + 1  # examples, so that two ranks need padding
+
+
 def on_rank(rank: int, folder: str, policy: str, seeds: tuple[int, int]) -> None:
     torch.set_num_threads(1)
     model = network()
-    pruner = pruner_of(model, policy=policy, seed=seeds[rank])  # before the group, as under Lightning
+    # Before the group, as under Lightning.
+    pruner = pruner_of(model, dataset(ODD), policy=policy, seed=seeds[rank])
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     wrapped = nn.parallel.DistributedDataParallel(model)
     assert (pruner.sampler.rank, pruner.sampler.world_size) == (rank, 2)
@@ -184,7 +203,7 @@ def test_two_processes_train_on_one_plan(policy: str, tmp_path: Path) -> None:
         together = [i for pair in zip(*parts, strict=True) for i in pair]
         twice = len(together) - len(set(together))
         assert twice <= 3  # the padding
-        assert len(set(together)) in ((N, N // 2) if policy == "sadp" else range(N // 3, N + 1))
+        assert len(set(together)) in ((ODD, round(ODD / 2)) if policy == "sadp" else range(N // 3, ODD + 1))
 
 
 @pytest.mark.slow

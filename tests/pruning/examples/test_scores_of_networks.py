@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.examples.scores import ExampleScorer
+from snn.adapters import wrap
 from snn.coding import direct
 from snn.layers import Folded
 from snn.models import MODELS, SpikingNetwork, build
-from snn.neurons import NeuronParameters
+from snn.neurons import LIF, NeuronParameters
 from snn.surrogate import Surrogate
 from tests.pruning.examples.nets import head, sadp
 from tests.pruning.examples.oracles import (
@@ -122,3 +123,25 @@ def test_refuses_what_it_cannot_see_through():
     x, y = batch(net)
     with pytest.raises(ValueError, match="belongs in the readout"):
         sadp(net, x, y)
+
+
+class OnTokens(nn.Module):
+    """A linear layer on P tokens of every example, ``[T, B, P, N]`` at once or folded to ``[T*B, P, N]``."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__()
+        self.folded = folded
+        self.hidden, self.neuron, self.head = nn.Linear(5, 7), LIF(), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.hidden(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.folded else self.hidden(x)
+        return self.head(self.neuron(currents).mean(2))
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_every_example_has_the_score_of_its_own_tokens(folded):
+    torch.manual_seed(0)
+    x, y = 3 * torch.randn(4, 6, 3, 5), torch.randint(0, 3, (6,))
+    scorer = ExampleScorer(wrap(OnTokens(folded), x, neurons=[LIF]))
+    alone = [scorer.score(x[:, i : i + 1], y[i : i + 1])["sadp"] for i in range(6)]
+    torch.testing.assert_close(scorer.score(x, y)["sadp"], torch.cat(alone))

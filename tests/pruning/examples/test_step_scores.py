@@ -1,8 +1,10 @@
 """Scores and weighted statistics by hooks on a network that somebody else's loop trains."""
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -94,6 +96,19 @@ def test_scores_are_of_the_loss_that_is_trained(loss: Callable[[Tensor, Tensor],
     torch.testing.assert_close(torch.from_numpy(pruner.policy.scores), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_silent_first_batch_tells_nothing_of_the_loss() -> None:
+    model = network().train()
+    x, y = dataset().tensors
+    silent, spiking = torch.zeros(T, B, 9), direct(x[:B], T)
+    found = []
+    for begun_by in (silent, spiking):
+        hooked = StepScores(model, "sadp", lambda: None)
+        for x_TB in (begun_by, spiking):
+            scores = hooked(every_step(model(x_TB), y[:B]))
+        found.append(scores)
+    assert torch.equal(*found)
+
+
 def test_evaluation_and_passes_without_gradients_are_left_alone() -> None:
     model = network()
     plain = copy.deepcopy(model)
@@ -121,6 +136,16 @@ def test_a_network_has_the_hooks_of_one_pruner() -> None:
     at = torch.from_numpy(first.sampler.ids[:B].copy())
     with pytest.raises(ValueError, match="loss: the network has not run in training mode"):
         first.loss(losses_of(model(direct(x[at], T)), y[at]), at)
+
+
+@pytest.mark.parametrize("policy", ["sadp", "random"])
+def test_a_network_whose_run_is_over_is_let_go(policy: str) -> None:
+    model = network()
+    pruner = pruner_of(model, policy=policy)
+    alive = ref(model), ref(pruner)
+    del model, pruner
+    gc.collect()
+    assert [a() for a in alive] == [None, None]
 
 
 def test_a_forward_pass_that_fails_leaves_no_weights_behind() -> None:
