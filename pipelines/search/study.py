@@ -16,6 +16,7 @@ from rich.console import Console
 from cluster.connect import local_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OwnCode, keep_copy
+from pipelines.console import messages
 from pipelines.errors import UserError
 from pipelines.runs.placement import resolve_reading
 from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs
@@ -56,7 +57,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     """
     if uri_of(tree.storage) is not None:
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
-    console = console or Console(stderr=True)
+    console = console or messages()
     folder = run_path(tree)
     with run_lock(folder, "search", tree.storage), ExitStack() as stack:
         plan, checked = _begin(tree, folder, resume, console)
@@ -218,7 +219,7 @@ def _progress(plan: Plan, before: int, quiet: bool) -> Any:
         """A line for every trial that ends."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            print_trial(plan, trial, before, Console(stderr=True, quiet=quiet))
+            print_trial(plan, trial, before, messages(quiet=quiet))
 
         on_trial_error = on_trial_complete
 
