@@ -185,6 +185,8 @@ def test_a_search_goes_on_with_the_code_it_began_with(
         ({"cluster.workers": 1}, [(2, 0)], 2),
         ({"cluster.workers": 1, "cluster.cpus_per_worker": 2}, [(5, 0), (3, 0)], 3),
         ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.25}, [(16, 1), (16, 2)], 12),
+        ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.2}, [(16, 1), (16, 1)], 10),
+        ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.1}, [(16, 1)], 10),
         ({"cluster.workers": 2}, [(4, 0)], 2),
         ({"cluster.workers": 2}, [(64, 0)], 32),
         ({"cluster.workers": 2, "cluster.gpus_per_worker": 0.5}, [(16, 1), (16, 2)], 3),
