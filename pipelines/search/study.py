@@ -1,7 +1,6 @@
 """Search a space by Ray Tune and Optuna, from the first check to the table of trials."""
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import local_cpus
+from cluster.connect import local_cpus, usable_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.console import messages
@@ -260,8 +259,8 @@ def _parts(whole: float, each: float) -> float:
 
 
 def _this_machine(plan: Plan, gpus: float) -> list[tuple[float, float]]:
-    """By its real cores, where trials compute by themselves."""
-    return [(float(local_cpus() if plan.nested else os.cpu_count() or 1), gpus)]
+    """By the cores that there are, where trials compute by themselves, and not by those that Ray is told."""
+    return [(float(local_cpus() if plan.nested else usable_cpus()), gpus)]
 
 
 def _nodes() -> list[tuple[float, float]]:
