@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -305,6 +306,13 @@ def test_no_value_breaks_a_manifest(field: str, value: str) -> None:
         where, extra = LINES.get(field, ("", 0))
         assert changed.count("\n") == plain.count("\n") + (extra if where == kind and value else 0)
     assert "symmetric-run" in shlex.split(made["slurm"], comments=True)
+
+
+def test_the_image_holds_every_package() -> None:
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    targets = tomllib.loads(project.read_text())["tool"]["hatch"]["build"]["targets"]
+    copied = re.findall(r"^COPY (\w+) \1$", manifest("docker", {}), re.MULTILINE)
+    assert copied == targets["wheel"]["packages"]
 
 
 def test_every_template_is_filled_whole() -> None:
