@@ -108,6 +108,18 @@ def test_kuberay_fields() -> None:
         assert job["metadata"]["name"] == values.get("name", "spikeprune"), "text, whatever YAML makes of it"
 
 
+@pytest.mark.parametrize("memory", [1, 4, 16, 32, 64])
+def test_ray_s_object_store_fits_the_shared_memory(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ray puts it into /tmp, on the container's disk."""
+    from ray._private import utils
+
+    pod = filled("kuberay-cluster", memory=memory)["spec"]["headGroupSpec"]["template"]["spec"]
+    [limit] = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm"]
+    shared = int(limit.removesuffix("Gi")) * 2**30
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: shared)
+    assert utils.resolve_object_store_memory(memory * 2**30) <= shared
+
+
 @pytest.mark.parametrize("values", [{}, {"worker_ips": [], "venv": "/opt/it's $HOME/venv"}])
 @pytest.mark.parametrize("aws", [False, True])
 def test_ray_accepts_its_own_schema(values: dict[str, Any], aws: bool) -> None:
