@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from cluster.errors import UserError
 from cluster.tokens import MODE, find_token
@@ -118,9 +119,7 @@ def check_dashboard(url: str, token_file: Path | None) -> Line:
         jobs.list()
     except UserError as error:
         return Line("dashboard", False, str(error))
-    scheme, _, host = jobs.url.partition("://")
-    here = host.split(":")[0] in ("127.0.0.1", "localhost", "[::1]")
-    if jobs.token is not None and scheme == "http" and not here:
+    if jobs.token is not None and readable_on_its_way(jobs.url):
         return Line(
             "dashboard",
             False,
@@ -128,6 +127,12 @@ def check_dashboard(url: str, token_file: Path | None) -> Line:
             "http://127.0.0.1:8265",
         )
     return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.version}")
+
+
+def readable_on_its_way(url: str) -> bool:
+    """Whether others on the network can read what goes to a URL: over http to another machine."""
+    to = urlsplit(url)
+    return to.scheme == "http" and to.hostname not in ("127.0.0.1", "localhost", "::1")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -203,7 +203,8 @@ def _is_ours(ip: str) -> bool:
 
 def find_head() -> str:
     """``host:port`` of the head that ``RAY_ADDRESS`` names, or that ``ray start`` wrote down here."""
-    if named := os.environ.get("RAY_ADDRESS"):
+    if (named := os.environ.get("RAY_ADDRESS", "auto")) not in ("", "auto"):
+        check_address(named, "RAY_ADDRESS")
         return named
     temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     written = Path(temporary) / "ray" / "ray_current_cluster"
@@ -232,11 +233,11 @@ def use_token(path: Path | None = None) -> Token | None:
     return token
 
 
-def check_address(address: str) -> None:
-    """That a driver in this process can use an address of this form."""
+def check_address(address: str, where: str = _WHERE) -> None:
+    """That a driver in this process can use an address of this form; ``where`` it is given."""
     if address.startswith("ray://"):
         raise UserError(
-            _WHERE,
+            where,
             f"{address} is a Ray Client address, which cannot run training; submit the run as a job "
             "(spikeprune submit --address http://HEAD:8265 -- run ...), or give the head's host:port "
             "from one of the cluster's nodes",
@@ -244,14 +245,14 @@ def check_address(address: str) -> None:
     if re.match(r"https?://|[^/]*:8265$", address):
         url = address if "//" in address else f"http://{address}"
         raise UserError(
-            _WHERE,
+            where,
             f"{address} is a dashboard, which takes jobs: spikeprune submit --address {url} -- run ...; "
             "or give the head's host:port from one of the cluster's nodes",
         )
     if address == "local":
-        raise UserError(_WHERE, "leave it out to start Ray on this machine")
+        raise UserError(where, "leave it out to start Ray on this machine")
     if address != "auto" and not re.fullmatch(r"\[?[\w.:%-]+\]?:\d{1,5}", address):
-        raise UserError(_WHERE, f"{address!r} is not an address; give auto or host:port (often host:6379)")
+        raise UserError(where, f"{address!r} is not an address; give auto or host:port (often host:6379)")
 
 
 def prepare_data() -> None:

@@ -129,7 +129,7 @@ def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
         "python_version": values["python_version"] or platform.python_version(),
         "gpus": str(values["gpus"] or ""),
         "num_gpus": str(values["gpus"]),
-        "shm": str(max(1, values["memory"] * 3 // 10)),
+        "shm": str(-(-values["memory"] * 3 // 10)),  # Ray's share; where it does not fit, Ray stores in /tmp
         "venv": shlex.quote(values["venv"]) if values["venv"] else "",
         "container": "" if values["venv"] else values["image"],
         "worker_ips": ", ".join(f'"{ip}"' for ip in values["worker_ips"])

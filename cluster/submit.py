@@ -153,8 +153,9 @@ def requirements(given: Sequence[str]) -> list[str]:
         if text.endswith(".txt"):
             try:
                 lines = Path(text).read_text().splitlines()
-            except OSError as error:
-                raise UserError("--pip", f"{text} cannot be read ({error.strerror})") from None
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text"
+                raise UserError("--pip", f"{text} cannot be read ({reason})") from None
             found += [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         else:
             found.append(text)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # --help does without it
     from rich.console import Console
@@ -12,20 +12,21 @@ if TYPE_CHECKING:  # --help does without it
 
 Told = Callable[[int, int], None]
 """Is given how much is done, and of how much."""
+_AS_IT_IS: Any = {"markup": False, "emoji": False}  # brackets in a path or a reason are no style of rich's
 
 
 def results(width: int = 120) -> "Console":
     """The console of tables and reports; ``width`` columns wide where there is no terminal."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=width)
+    return Console(width=None if sys.stdout.isatty() else width, **_AS_IT_IS)
 
 
-def messages() -> "Console":
+def messages(*, quiet: bool = False) -> "Console":
     """The console of progress and remarks."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=quiet, **_AS_IT_IS)
 
 
 def write(text: str, end: str = "\n") -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
@@ -32,7 +33,7 @@ def show(
     checked = read_split(folder, split)
     chosen = uniform_sample(checked.ids, rows, seed=seed, epoch=0, stream=SHOW_STREAM)
     table = read_rows(checked.layout.holding(chosen), chosen)
-    console.print(f"[bold]{folder}[/bold] {split}: {checked.num_examples:,} examples", highlight=False)
+    console.print(Text.assemble((str(folder), "bold"), f" {split}: {checked.num_examples:,} examples"))
     console.print(_classes(checked.class_counts, class_names(checked.schema)))
     with well_formed(below(folder, MANIFEST)):
         for line in _statistics(folder, split):

@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.console import table
-from pipelines.data.dataset import read_split
+from pipelines.data.dataset import Split, check_examples, describe, read_split
 from pipelines.errors import UserError
 from pipelines.report.export import last_network
 from pipelines.runs.placement import window_rows
@@ -64,7 +64,7 @@ def evaluate_run(
     found = {"train": checked.train, "val": checked.val, "test": checked.test}.get(split)
     if found is None and split == "val":
         raise UserError("--split", "the run has no validation; choose test, train or the prefix of files")
-    found = found or read_split(config.data.path, split, config.data.on_bad_row)
+    found = found or _other_files(config, split, checked)
     # Read by row groups: training rows are not needed, and any split fits the memory.
     config = replace(config, data=replace(config.data, reading="shards"))
     worker = local_worker(config, checkpoint, replace(checked, test=found, val=None))
@@ -77,6 +77,15 @@ def evaluate_run(
         loss=tested["test_loss"],
         activity=measure_activity(worker, "test"),
     )
+
+
+def _other_files(config: Config, split: str, checked: CheckedData) -> Split:
+    """Files that the run's config does not name, held against its training rows as its test split is."""
+    found = read_split(config.data.path, split, config.data.on_bad_row)
+    if config.data.on_bad_row == "skip":
+        found = check_examples(found)
+    describe(checked.train, found, config.data.path, config.data, config.model.T)
+    return found
 
 
 def local_worker(config: Config, checkpoint: Path, checked: CheckedData) -> Worker:

@@ -283,17 +283,20 @@ def network_of(source: Path, checkpoint: Path | None) -> tuple[Path, Path]:
 
 
 def checkpoint_of(source: Path) -> tuple[Path, Path]:
-    """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one."""
+    """Checkpoint file and run's folder of a run (its trained network) or of a checkpoint below one.
+
+    Both are absolute: Ray's processes have working folders of their own.
+    """
     source = Path(os.path.expanduser(source))
     if source.is_dir():
         checkpoint = source / "checkpoints" / "train.safetensors"
         if not checkpoint.exists():
             read_config(source)
             raise UserError(str(source), "has no trained network yet; finish its training first")
-        return checkpoint, source.absolute()
+        return checkpoint.absolute(), source.absolute()
     if not source.exists():
         raise UserError(str(source), "does not exist; name a run's folder or a checkpoint file in one")
     folder = next((p for p in source.absolute().parents if (p / CONFIG).exists()), None)
     if folder is None:
         raise UserError(str(source), f"is in no run's folder; its config is found through {CONFIG} above it")
-    return source, folder
+    return source.absolute(), folder

@@ -51,6 +51,8 @@ class Space:
     """By the field's path; lists among a field's values are YAML text, as Optuna's choices are scalars."""
     config: Config
     """All other fields."""
+    stepped: frozenset[str]
+    """Fields whose range has a step; Optuna's ranges of whole numbers all have."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ class Space:
         instead of waiting for the same one.
         """
         slow_first = sorted(self.paths, key=lambda path: not path.startswith("weight_pruning."))
-        values = [_points(self.distributions[path], points) for path in slow_first]
+        values = [_points(self.distributions[p], None if p in self.stepped else points) for p in slow_first]
         return [dict(zip(slow_first, combination, strict=True)) for combination in itertools.product(*values)]
 
 
@@ -100,8 +102,15 @@ def make_space(tree: SearchTree) -> Space:
             f"search.space.{targets[1]}", f"excludes {targets[0]}, which is searched too; keep one"
         )
     own = {f.name: getattr(tree, f.name) for f in fields(Config)}
-    space = Space(distributions=distributions, config=Config(**{**own, "baseline": "none"}))
-    bounds = {path: _points(d, 2) for path, d in distributions.items()}
+    space = Space(
+        distributions=distributions,
+        config=Config(**{**own, "baseline": "none"}),
+        stepped=frozenset(p for p, values in wanted.items() if isinstance(values, dict) and "step" in values),
+    )
+    bounds = {
+        path: _points(d, None if path in space.stepped and d.step != 1 else 2)  # type: ignore[attr-defined]
+        for path, d in distributions.items()
+    }
     for path, ends in bounds.items():
         for value in ends:
             _check_value(space, path, value, bounds)
@@ -194,13 +203,13 @@ def _number(value: Any, where: str) -> float:
     raise UserError(where, f"{value!r} is not possible; it must be a number")
 
 
-def _points(distribution: Any, points: int) -> list[Any]:
-    """All choices, all steps, or so many evenly spaced values of a range."""
+def _points(distribution: Any, points: int | None) -> list[Any]:
+    """All choices, or so many evenly spaced values of a range; without ``points`` all its steps."""
     if hasattr(distribution, "choices"):
         return list(distribution.choices)
     low, high, step = distribution.low, distribution.high, distribution.step
     whole = isinstance(low, int)
-    if step is not None and not (whole and step == 1):
+    if points is None:
         steps = np.arange(round((high - low) / step) + 1)
         return [low + int(i) * step if whole else field_value(low + float(i) * step) for i in steps]
     spaced = (np.geomspace if distribution.log else np.linspace)(low, high, points)

@@ -1,7 +1,6 @@
 """Search a space by Ray Tune and Optuna, from the first check to the table of trials."""
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -13,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import local_cpus
+from cluster.connect import local_cpus, usable_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OwnCode, keep_copy
+from pipelines.console import messages
 from pipelines.errors import UserError
 from pipelines.runs.placement import resolve_reading
 from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs
@@ -56,7 +56,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     """
     if uri_of(tree.storage) is not None:
         raise UserError("storage", f"{tree.storage} is no folder; searches need one that all nodes share")
-    console = console or Console(stderr=True)
+    console = console or messages()
     folder = run_path(tree)
     with run_lock(folder, "search", tree.storage), ExitStack() as stack:
         plan, checked = _begin(tree, folder, resume, console)
@@ -218,7 +218,7 @@ def _progress(plan: Plan, before: int, quiet: bool) -> Any:
         """A line for every trial that ends."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            print_trial(plan, trial, before, Console(stderr=True, quiet=quiet))
+            print_trial(plan, trial, before, messages(quiet=quiet))
 
         on_trial_error = on_trial_complete
 
@@ -235,12 +235,12 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
     cpus, gpus = sum(n[0] for n in nodes), sum(n[1] for n in nodes)
     if plan.nested:
         check_cluster(plan.tree, cpus=cpus, gpus=gpus)
-        fit = cpus // (c.workers * c.cpus_per_worker + 1)
+        fit = _parts(cpus, c.workers * c.cpus_per_worker + 1)
         if each := c.workers * c.gpus_per_worker + c.gpus_per_scorer:
-            fit = min(fit, gpus // each)
+            fit = min(fit, _parts(gpus, each))
     else:
         each_cpus, each_gpus = max(1.0, c.cpus_per_worker), c.gpus_per_worker
-        fit = sum(min(n[0] // each_cpus, n[1] // each_gpus if each_gpus else n[0]) for n in nodes)
+        fit = sum(min(_parts(n[0], each_cpus), _parts(n[1], each_gpus) if each_gpus else n[0]) for n in nodes)
         if fit < 1:
             kind, each = ("gpu", each_gpus) if each_gpus else ("cpu", each_cpus)
             what = f"{each:g} {kind.upper()}s for a trial do not fit any node of the cluster"
@@ -253,9 +253,14 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
     return wanted or int(fit)
 
 
+def _parts(whole: float, each: float) -> float:
+    """How many parts there are in a whole; 1.0 // 0.2 is 4, as the float 0.2 is a little more."""
+    return (whole + 1e-6) // each
+
+
 def _this_machine(plan: Plan, gpus: float) -> list[tuple[float, float]]:
-    """By its real cores, where trials compute by themselves."""
-    return [(float(local_cpus() if plan.nested else os.cpu_count() or 1), gpus)]
+    """By the cores that there are, where trials compute by themselves, and not by those that Ray is told."""
+    return [(float(local_cpus() if plan.nested else usable_cpus()), gpus)]
 
 
 def _nodes() -> list[tuple[float, float]]:

@@ -135,8 +135,14 @@ def test_auto_is_the_head_that_ray_start_wrote_down(tmp_path: Path, monkeypatch:
     (tmp_path / "ray").mkdir()
     write_ray_address("10.0.0.1:6379")
     assert find_head() == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert find_head() == "10.0.0.1:6379"
     monkeypatch.setenv("RAY_ADDRESS", "c:3")
     assert find_head() == "c:3"
+    for address in ("10.0.0.2", "http://10.0.0.2:8265", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=r"^RAY_ADDRESS: "):
+            check_cluster_answers("auto")
 
 
 @pytest.fixture

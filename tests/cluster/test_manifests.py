@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -105,6 +106,18 @@ def test_kuberay_fields() -> None:
         limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
         assert limits.get("nvidia.com/gpu") == ("2" if values else None)
         assert job["metadata"]["name"] == values.get("name", "spikeprune"), "text, whatever YAML makes of it"
+
+
+@pytest.mark.parametrize("memory", [1, 4, 16, 32, 64])
+def test_ray_s_object_store_fits_the_shared_memory(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ray puts it into /tmp, on the container's disk."""
+    from ray._private import utils
+
+    pod = filled("kuberay-cluster", memory=memory)["spec"]["headGroupSpec"]["template"]["spec"]
+    [limit] = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm"]
+    shared = int(limit.removesuffix("Gi")) * 2**30
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: shared)
+    assert utils.resolve_object_store_memory(memory * 2**30) <= shared
 
 
 @pytest.mark.parametrize("values", [{}, {"worker_ips": [], "venv": "/opt/it's $HOME/venv"}])
@@ -305,6 +318,13 @@ def test_no_value_breaks_a_manifest(field: str, value: str) -> None:
         where, extra = LINES.get(field, ("", 0))
         assert changed.count("\n") == plain.count("\n") + (extra if where == kind and value else 0)
     assert "symmetric-run" in shlex.split(made["slurm"], comments=True)
+
+
+def test_the_image_holds_every_package() -> None:
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    targets = tomllib.loads(project.read_text())["tool"]["hatch"]["build"]["targets"]
+    copied = re.findall(r"^COPY (\w+) \1$", manifest("docker", {}), re.MULTILINE)
+    assert copied == targets["wheel"]["packages"]
 
 
 def test_every_template_is_filled_whole() -> None:

@@ -163,3 +163,6 @@ def test_requirements_from_files(tmp_path: Path) -> None:
     assert requirements(["optuna", str(file)]) == ["optuna", "nir>=1.0"]
     with pytest.raises(UserError, match="cannot be read"):
         requirements(["none.txt"])
+    (tmp_path / "wheel.txt").write_bytes(b"PK\xff")
+    with pytest.raises(UserError, match=r"--pip: .*wheel.txt cannot be read \(it is not text\)"):
+        requirements([str(tmp_path / "wheel.txt")])

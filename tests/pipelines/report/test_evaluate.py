@@ -1,11 +1,17 @@
 """A run's network measured again: what the run itself recorded."""
 
+import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from pipelines import cli
@@ -71,3 +77,26 @@ def test_what_cannot_be_measured_is_named(
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(UserError, match="has not finished its phase train yet"):
         evaluate_run(tmp_path)
+
+
+def test_other_files_are_checked_as_the_test_split_is(folder: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "digits")
+    table = pq.read_table(digits / "test-00000.parquet").slice(0, 8)
+    images = table.column("image").to_pylist()
+
+    def put(name: str, changed: list[dict[str, Any]]) -> None:
+        at = table.schema.get_field_index("image")
+        field = table.schema.field(at)
+        other = table.set_column(at, field, pa.array(changed, field.type))
+        pq.write_table(other, tmp_path / "digits" / f"{name}-00000.parquet")
+
+    larger = io.BytesIO()
+    Image.new("L", (9, 9)).save(larger, "PNG")
+    put("larger", [{**image, "bytes": larger.getvalue()} for image in images])
+    put("broken", [{**images[0], "bytes": b"none"}, *images[1:]])
+    place = {"data.path": str(tmp_path / "digits")}
+    with pytest.raises(UserError, match=r"larger-00000.parquet: examples have size \(9, 9\), those of train"):
+        evaluate_run(folder, split="larger", overrides=place)
+    with pytest.raises(UserError, match=r"broken-00000.parquet: row 0: .* cannot be decoded"):
+        evaluate_run(folder, split="broken", overrides=place)
+    assert evaluate_run(folder, split="broken", overrides={**place, "data.on_bad_row": "skip"}).examples == 7

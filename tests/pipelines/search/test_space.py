@@ -172,6 +172,7 @@ def test_the_grid_of_a_range_takes_its_steps_or_so_many_values() -> None:
     ]
     assert values("data_pruning.ratio", {"low": 0.1, "high": 0.45, "step": 0.2}, 3) == [0.1, 0.3]
     assert values("model.T", {"low": 2, "high": 10, "step": 4}, 2) == [2, 6, 10]
+    assert values("model.T", {"low": 1, "high": 8, "step": 1}, 5) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert values("model.T", {"low": 2, "high": 4}, 9) == [2, 3, 4]
     assert values("model.T", {"low": 2, "high": 32, "log": True}, 3) == [2, 8, 32]
     assert values("train.lr", {"low": "1e-3", "high": 1e-1, "log": True}, 3) == [0.001, 0.01, 0.1]

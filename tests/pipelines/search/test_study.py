@@ -22,7 +22,7 @@ from pipelines.runs.run import run
 from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.results import read_results, write_results
-from pipelines.search.study import search, trials_at_once, write_settings
+from pipelines.search.study import _this_machine, search, trials_at_once, write_settings
 from pipelines.storage.lock import run_lock
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.config.test_plugins import EXAMPLE
@@ -185,6 +185,8 @@ def test_a_search_goes_on_with_the_code_it_began_with(
         ({"cluster.workers": 1}, [(2, 0)], 2),
         ({"cluster.workers": 1, "cluster.cpus_per_worker": 2}, [(5, 0), (3, 0)], 3),
         ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.25}, [(16, 1), (16, 2)], 12),
+        ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.2}, [(16, 1), (16, 1)], 10),
+        ({"cluster.workers": 1, "cluster.gpus_per_worker": 0.1}, [(16, 1)], 10),
         ({"cluster.workers": 2}, [(4, 0)], 2),
         ({"cluster.workers": 2}, [(64, 0)], 32),
         ({"cluster.workers": 2, "cluster.gpus_per_worker": 0.5}, [(16, 1), (16, 2)], 3),
@@ -199,6 +201,18 @@ def test_as_many_trials_at_once_as_fit(
     line = f"search.concurrent: {fit + 1} trials at once do not fit; set it to {fit} or less"
     with pytest.raises(UserError, match=line):
         trials_at_once(plan_of(asked), nodes)
+
+
+def test_as_many_trials_at_once_as_cores_that_may_be_used(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container, or under taskset, not as many as the machine has."""
+    monkeypatch.setattr("cluster.connect.CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    plan = plan_of(tree(tmp_path, digits, {}, **{"cluster.workers": 1}))
+    assert trials_at_once(plan, _this_machine(plan, gpus=0)) == 3
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert trials_at_once(plan, _this_machine(plan, gpus=0)) == 2
 
 
 @pytest.mark.parametrize(
