@@ -27,7 +27,7 @@ EXCLUDES = (
     ".aws", ".netrc",
 )  # fmt: skip
 """Names that are never sent: caches, results and secrets; git's own rules are applied here already."""
-PACKAGES = ("snn", "pruning", "pipelines", "cluster")
+PACKAGES = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def search(tree: SearchTree, *, resume: bool = False, console: Console | None = 
     with run_lock(folder, "search", tree.storage), ExitStack() as stack:
         plan, checked = _begin(tree, folder, resume, console)
         if plan.trials is not None and sum(t.status != "open" for t in read_trials(plan)) >= plan.trials:
+            write_results(read_results(folder))  # which a kill after the last trial may have left out
             return folder
         prepare_engines(console)
         address = tree.cluster.address

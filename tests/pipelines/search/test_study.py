@@ -136,8 +136,10 @@ def test_a_search_of_that_name_needs_resume_and_the_same_settings(
         assert "search 'search' in" in (line := capsys.readouterr().err)
         assert "is being run by another process" in line
     before = pq.read_table(folder / "search.parquet")
+    (folder / "report.html").unlink()  # as a kill behind the last trial leaves it
     assert cli.main(["search", str(path), "--resume", "--search.minutes", "5"]) == 0
     assert pq.read_table(folder / "search.parquet") == before
+    assert (folder / "report.html").exists()
 
 
 def test_a_search_goes_on_with_the_data_it_began_with(
