@@ -164,7 +164,8 @@ def best_config(found: Found, kind: str) -> str:
     config = replace(config, name=f"{plan.tree.name}-{kind}", storage=plan.tree.storage)
     reached = ", ".join(f"{o.title} {o.text(trial.metrics[o.name])}" for o in plan.objectives)
     head = f"# Trial {number} of search {plan.tree.name}: {reached}.\n"
-    return head + f"# spikeprune {plan.stages} {shlex.quote(str(best_path(found, kind)))}\n" + dump_config(config)
+    path = shlex.quote(str(best_path(found, kind)))
+    return head + f"# spikeprune {plan.stages} {path}\n" + dump_config(config)
 
 
 def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
