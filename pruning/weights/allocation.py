@@ -145,10 +145,7 @@ def allocate(
         previous=previous,
         budget_over=budget_over,
     )
-    if calibration is None and (objective == "synops" or synops_fraction is not None):
-        raise ValueError("calibration: needed for SynOps")
-    if calibration is not None and [c.name for c in calibration.layers] != [s.name for s in synapses]:
-        raise ValueError("calibration: of a network with other layers")
+    _check_calibration(calibration, synapses, objective == "synops" or synops_fraction is not None)
 
     rules = criterion_of(criterion)(synapses, calibration, objective)
     if budget_over == "max_t":
@@ -156,17 +153,7 @@ def allocate(
     numel = np.array([s.layer.weight.numel() for s in synapses])
     price = None if calibration is None else np.array([layer.price for layer in calibration.layers])
     divisors = np.ones(len(synapses)) if objective == "weights" or price is None else price
-    layers = [
-        LayerRanking(
-            s.name,
-            rule,
-            None if previous is None else previous[s.name].cpu().flatten().numpy(),
-            protected[s.name],
-            price=float(divisor),
-            cached=int(numel.sum()) <= CACHED_WEIGHTS,
-        )
-        for s, rule, divisor in zip(synapses, rules, divisors, strict=True)
-    ]
+    layers = _rankings(synapses, rules, divisors, protected, previous)
     target = Target(layers, rules, numel, price, [s.name not in exclude for s in synapses], budget_over)
     if budget is not None:
         prefix, steps = target.budget(budget, objective)
@@ -188,6 +175,36 @@ def allocate(
         step_weights=None if steps is None else steps.weights,
         duality_gap=None if steps is None else steps.gap,
     )
+
+
+def _check_calibration(
+    calibration: Calibration | None, synapses: Sequence[Synapses], counts_synops: bool
+) -> None:
+    if calibration is None and counts_synops:
+        raise ValueError("calibration: needed for SynOps")
+    if calibration is not None and [c.name for c in calibration.layers] != [s.name for s in synapses]:
+        raise ValueError("calibration: of a network with other layers")
+
+
+def _rankings(
+    synapses: Sequence[Synapses],
+    rules: Sequence[LayerRule],
+    divisors: np.ndarray,
+    protected: dict[str, int],
+    previous: Masks | None,
+) -> list[LayerRanking]:
+    cached = sum(s.layer.weight.numel() for s in synapses) <= CACHED_WEIGHTS
+    return [
+        LayerRanking(
+            s.name,
+            rule,
+            None if previous is None else previous[s.name].cpu().flatten().numpy(),
+            protected[s.name],
+            price=float(divisor),
+            cached=cached,
+        )
+        for s, rule, divisor in zip(synapses, rules, divisors, strict=True)
+    ]
 
 
 def check_request(

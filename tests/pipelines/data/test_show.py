@@ -25,7 +25,7 @@ def test_frames_and_images_of_any_number_of_channels(shape: tuple[int, ...], tmp
 def test_a_label_far_beyond_the_others_takes_no_memory(tmp_path: Path) -> None:
     table = pa.table({"id": np.arange(3), "image": [[0.0], [1.0], [2.0]], "label": [0, 10**15, 0]})
     pq.write_table(table, tmp_path / "train.parquet")
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=200)
     show(tmp_path, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert [line.split()[:2] for line in lines[2:4]] == [["0", "2"], [str(10**15), "1"]]
