@@ -34,7 +34,8 @@ def measure(task: str, storage: Path) -> list[dict[str, Any]]:
         spikeprune("data", "ingest", "parquet", "--input", folder(source), "--output", data, *options)
     config = LAPTOP / f"{task}.yaml"
     spikeprune("run", config, "--data.path", data, "--storage", storage, "--resume")
-    spikeprune("export", run, "--output", storage / f"{task}-exported")
+    if not (exported := storage / f"{task}-exported").exists():
+        spikeprune("export", run, "--output", exported)
     summary = summarise(run)
     return [
         {
@@ -44,7 +45,7 @@ def measure(task: str, storage: Path) -> list[dict[str, Any]]:
             "examples": p.examples,
             "seconds": round(p.seconds, 1),
             "total_seconds": round(
-                sum(r["seconds"]["total"] for r in summary.records if r["phase"] == p.phase), 1
+                sum(r.get("seconds", {}).get("total", 0) for r in summary.records if r["phase"] == p.phase), 1
             ),
             "density": p.density,
             "synops": p.synops,

@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import (
     data_pruner_overhead,
     demo_accuracy,
+    end_to_end,
     figures,
     pipeline_overhead,
     sadp_quality,
@@ -21,6 +22,7 @@ from benchmarks import (
     scale,
     search_front,
     slamp_retraining,
+    slamp_schedules,
     slamp_tables,
     snn_levels,
     sparse_inference,
@@ -41,10 +43,12 @@ PRINTED: dict[str, tuple[Tables, ...]] = {
     ),
     "slamp-quality.md": (
         (lambda result: slamp_tables.tables(result["rows"]), ("slamp_quality.json",)),
+        (slamp_schedules.tables, ("slamp_schedules.json",)),
         (slamp_retraining.tables, ("slamp_retraining.json",)),
     ),
     "search.md": (
         (search_front.tables, ("search_front.json",)),
+        (end_to_end.tables, ("end_to_end.json",)),
         (demo_accuracy.tables, ("demo_seeds.json",)),
     ),
     "speed.md": (
