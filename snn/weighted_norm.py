@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from snn import kernels
+from snn.kernels import cpu
+
 _ACTIVE: ContextVar[Tensor | None] = ContextVar("weights of batch statistics", default=None)
 
 
@@ -58,10 +61,8 @@ def batch_statistics(x: Tensor, weights_B: Tensor | None = None) -> tuple[Tensor
 
     ``[T*B, C, ...]`` or ``[B, C, ...]``; weights as for `weighted_statistics`.
     """
-    x = wide(x)
-    share_N = _row_shares(_shares(torch.ones(1, device=x.device) if weights_B is None else weights_B), x)
-    mean = _weighted_sum(share_N, _row_sums(x))
-    return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
+    share_B = _shares(torch.ones(1, device=x.device) if weights_B is None else weights_B)
+    return _moments(wide(x), _row_shares(share_B, x))
 
 
 class _WeightedStatistics(TorchFunctionMode):
@@ -114,45 +115,51 @@ def _weighted_norm(
 
 
 class _WeightedNorm(torch.autograd.Function):
-    """Normalised values, mean and variance. Keeps the centred input, which takes the input's place."""
+    """Normalised values, mean and variance."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, share_N: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = wide(x)
-        mean = _weighted_sum(share_N, _row_sums(values))
-        centred = values - _per_channel(mean, x)
-        var = _weighted_sum(share_N, _row_squares(centred))
+        mean, var = _moments(values, share_N)
         rstd = (var + eps).rsqrt()
-        scale = _per_channel(rstd if weight is None else weight * rstd, x)
-        y = centred * scale if bias is None else torch.addcmul(_per_channel(bias, x), centred, scale)
-        ctx.save_for_backward(centred.to(x.dtype), weight, bias, share_N, rstd)
+        scale = rstd if weight is None else weight * rstd
+        shift = -mean * scale if bias is None else bias - mean * scale
+        ctx.save_for_backward(x, weight, bias, share_N, mean, rstd)
         ctx.mark_non_differentiable(mean, var)
-        return y.to(x.dtype), mean, var
+        return _affine(values, scale, shift).to(x.dtype), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor, *_: Any):  # type: ignore[no-untyped-def]
-        centred, weight, bias, share_N, rstd = ctx.saved_tensors
-        grad_y = wide(grad_y)
+        x, weight, bias, share_N, mean, rstd = ctx.saved_tensors
+        grad_y, values = wide(grad_y), wide(x)
         _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_y, wide(centred), None, None, None, torch.zeros_like(rstd), rstd, True, 0.0,
-            [False, True, True],
-        )  # fmt: skip
+            grad_y, values, None, None, None, mean, rstd, True, 0.0, [False, True, True]
+        )
         scale = rstd if weight is None else weight * rstd
-        shift_NC = torch.outer(share_N, -scale * grad_bias)
-        slope_NC = torch.outer(share_N, -scale * rstd * grad_weight)
+        slope_C = -scale * rstd * grad_weight
+        slope_NC = torch.outer(share_N, slope_C)
+        shift_NC = torch.outer(share_N, -scale * grad_bias - mean * slope_C)
         space = [1] * (grad_y.ndim - 2)
         grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad_y, _per_channel(scale, grad_y))
-        grad_x.addcmul_(centred, slope_NC.view(*slope_NC.shape, *space))
+        grad_x.addcmul_(values, slope_NC.view(*slope_NC.shape, *space))
         return (
-            grad_x.to(centred.dtype),
+            grad_x.to(x.dtype),
             None if weight is None else grad_weight,
             None if bias is None else grad_bias,
             None,
             None,
         )
+
+
+def _affine(x: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
+    """``scale x + shift`` per channel; torch's addcmul is slow on the CPU where positions are contiguous."""
+    scale, shift = _per_channel(scale_C, x), _per_channel(shift_C, x)
+    if x.device.type == "cpu" and x.is_contiguous():
+        return (x * scale).add_(shift)
+    return torch.addcmul(shift, x, scale)
 
 
 def _shares(weights_B: Tensor) -> Tensor:
@@ -172,6 +179,19 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
         )
     share = share_B.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
     return (share / (x.numel() // (B * x.shape[1]))).repeat(N // B)
+
+
+def _moments(x: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and biased variance per channel, ``[C]`` each."""
+    if _dense(x) and kernels.choose(x) == "cpu":
+        mean = cpu.weighted_moment(x, share_N, None).to(x.dtype)
+        return mean, cpu.weighted_moment(x, share_N, mean).to(x.dtype)
+    mean = _weighted_sum(share_N, _row_sums(x))
+    return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ _SURROGATES = {"atan": 0, "sigmoid": 1, "triangle": 2, "fast_sigmoid": 3}
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 _PIECE = 64
 """As in `engine.c`."""
+_PIECE_ELEMENTS = 1 << 18
+"""Of a batch norm's input, whose rows are summed in pieces of about so many."""
 _ELEMENTS_PER_THREAD = 1 << 18
 """Element-steps below which another thread costs more than it saves."""
 
@@ -32,7 +34,7 @@ class _Engine(Engine):
         return cpu_library.load()[1]
 
     def forward(self, run: Run, spikes_TN: Tensor, end_N: Tensor | None) -> None:
-        call, neuron, current_TN = _function("lif_forward", run), _neuron(run), run.current
+        call, neuron, current_TN = _function("lif_forward", run.current.dtype), _neuron(run), run.current
 
         def part(start: int, n: int) -> None:
             call(
@@ -51,7 +53,7 @@ class _Engine(Engine):
         grad_state_N: Tensor | None,
         want_grad_beta: bool,
     ) -> Tensor | None:
-        call, neuron, current_TN = _function("lif_backward", run), _neuron(run), run.current
+        call, neuron, current_TN = _function("lif_backward", run.current.dtype), _neuron(run), run.current
         T = len(current_TN)
         grad_step = 0 if T == 1 else grad_current_TN.stride(0)
         pieces = -(-current_TN[0].numel() // _PIECE)
@@ -75,6 +77,27 @@ class _Engine(Engine):
 
 
 ENGINE = _Engine()
+
+
+def weighted_moment(x: Tensor, share_N: Tensor, mean_C: Tensor | None) -> Tensor:
+    """``sum_n share_n sum_p x_ncp`` per channel, or of ``(x_ncp - mean_c)^2`` where a mean is given; float64.
+
+    ``x`` of shape ``[N, C, ...]``, contiguous or channels-last, float32 or float64 like the others.
+    """
+    call, (N, C), P = _function("weighted_moment", x.dtype), x.shape[:2], x[0, 0].numel()
+    last = P == 1 or not x.is_contiguous()
+    rows = max(1, _PIECE_ELEMENTS // (C * P))
+    pieces = [(first, min(rows, N - first)) for first in range(0, N, rows)]
+    sums = torch.zeros(len(pieces), C, dtype=torch.float64)
+
+    def part(first: int, n: int) -> None:
+        call(
+            _at(x, first * C * P), n, C, P, last, _at(share_N, first), _at(mean_C, 0),
+            _at(sums, first // rows * C),
+        )  # fmt: skip
+
+    spread(part, pieces, min(torch.get_num_threads(), x.numel() // _ELEMENTS_PER_THREAD))
+    return sums.sum(0)
 
 
 def _neuron(run: Run) -> cpu_library.Neuron:
@@ -108,11 +131,11 @@ def spread(part: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], threads:
 def _pool(pid: int) -> ThreadPoolExecutor:
     """One for calls of any size; a thread begins when none is idle."""
     del pid  # the key: a forked process has none of its parent's threads
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lif")
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cpu")
 
 
-def _function(name: str, run: Run) -> Any:
+def _function(name: str, dtype: torch.dtype) -> Any:
     library, why_not = cpu_library.load()
     if library is None:
         raise RuntimeError(why_not)
-    return getattr(library, f"{name}_{_NAMES[run.current.dtype]}")
+    return getattr(library, f"{name}_{_NAMES[dtype]}")

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_SOURCES = ("engine.c", "lif.h")
+_SOURCES = ("engine.c", "lif.h", "moments.h")
 _FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
 _EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _KEPT_SECONDS = 30 * 24 * 3600
@@ -155,6 +155,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures = {
         "lif_forward": [*rows, pointer, *rows, pointer, count, count, neuron],
         "lif_backward": [*rows, pointer, *rows, pointer, *rows, pointer, pointer, count, count, neuron],
+        "weighted_moment": [pointer, count, count, count, ctypes.c_int, pointer, pointer, pointer],
     }
     for name, arguments in signatures.items():
         for real in REALS:

@@ -1,4 +1,5 @@
-/* The CPU engine: the multi-step LIF (lif.h), forward and backward, in float and in double.
+/* The CPU engine: the multi-step LIF (lif.h), forward and backward, and the statistics of weighted batch norm
+ * (moments.h), in float and in double.
  *
  * Neurons go through in blocks whose potentials stay in the processor's cache, timesteps four at a
  * time in its registers. Potentials take the operations of the eager engine in its order, so spikes are
@@ -13,7 +14,7 @@
 #include <string.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
-enum { BLOCK = 1024, STEPS = 4, PIECE = 64 }; /* PIECE divides BLOCK */
+enum { BLOCK = 1024, STEPS = 4, LANES = 16, PIECE = 64 }; /* PIECE divides BLOCK */
 
 typedef struct {
     double beta, gain, theta, scale;
@@ -50,6 +51,7 @@ INLINE float exp_negative(float x) {
 #define EXP exp_negative
 #define FABS fabsf
 #include "lif.h"
+#include "moments.h"
 #undef REAL
 #undef EXP
 #undef FABS
@@ -58,3 +60,4 @@ INLINE float exp_negative(float x) {
 #define EXP exp
 #define FABS fabs
 #include "lif.h"
+#include "moments.h"

@@ -192,7 +192,7 @@ def test_calls_of_different_sizes_share_one_pool(monkeypatch):
     for threads in (2, 3, 4):
         x = torch.zeros(2, 1, threads * cpu._ELEMENTS_PER_THREAD // 2)
         lif(x, NeuronParameters(), engine="cpu")
-    names = [t.name for t in threading.enumerate() if t.name.startswith("lif")]
+    names = [t.name for t in threading.enumerate() if t.name.startswith("cpu")]
     assert len(names) == len(set(names)) > 0  # a pool numbers its threads
 
 

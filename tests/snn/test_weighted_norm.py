@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn.activations import keep_activations
 from snn.coding import direct
+from snn.kernels import cpu
 from snn.losses import rate_cross_entropy
 from snn.models import build
 from snn.weighted_norm import batch_statistics, weighted_statistics
@@ -62,11 +63,18 @@ def gradients(model, x_TB, labels, weights=None, repeats=None):
     affine=st.booleans(),
     mean=st.sampled_from([0.0, 3.0, -200.0]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
+    engine=st.sampled_from(["auto", "eager"]),
     seed=st.integers(0, 1000),
 )
 def test_an_example_of_weight_n_counts_as_n_examples(
-    repeats, T, C, space, channels_last, affine, mean, dtype, seed
+    repeats, T, C, space, channels_last, affine, mean, dtype, engine, seed
 ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIKEPRUNE_ENGINE", engine)
+        check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed)
+
+
+def check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed):
     g = torch.Generator().manual_seed(seed)
     n, B = torch.tensor(repeats), len(repeats)
     exact = torch.randn(T, B, C, *space, generator=g, dtype=torch.float64) * 2 + mean
@@ -105,6 +113,34 @@ def test_an_example_of_weight_n_counts_as_n_examples(
     flat = each.detach().transpose(0, 1).flatten(1)
     torch.testing.assert_close(found[0].double(), flat.mean(1), **close)
     torch.testing.assert_close(found[1].double(), flat.var(1, unbiased=False), **close)
+
+
+@pytest.mark.skipif(cpu.ENGINE.unavailable() is not None, reason="the CPU engine cannot be built here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(6, 1500), (4, 1500, 3, 3), (40, 5, 37), (300, 32, 9, 11), (2, 3, 64, 64)])
+def test_the_cpu_engines_moments_are_the_definition_on_any_number_of_threads(shape, dtype):
+    g = torch.Generator().manual_seed(0)
+    exact = torch.randn(shape, generator=g, dtype=torch.float64) * 2 + 30
+    share = torch.rand(shape[0], generator=g, dtype=torch.float64)
+    share /= share.sum() * exact[0, 0].numel()
+    by_row = share.view(-1, *[1] * (len(shape) - 1))
+    axes = [d for d in range(len(shape)) if d != 1]
+    mean = (by_row * exact).sum(axes)
+    square = (by_row * (exact - mean.view(1, -1, *[1] * (len(shape) - 2))).square()).sum(axes)
+    formats = [torch.contiguous_format, *([torch.channels_last] if len(shape) == 4 else [])]
+    before = torch.get_num_threads()
+    try:
+        for memory_format in formats:
+            x, found = exact.to(dtype).contiguous(memory_format=memory_format), []
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                sums = [cpu.weighted_moment(x, share.to(dtype), m) for m in (None, mean.to(dtype))]
+                found.append(torch.stack(sums))
+            assert torch.equal(*found)
+            tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+            torch.testing.assert_close(found[0], torch.stack([mean, square]), rtol=tolerance, atol=0)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (6, 2, 3), (6, 2, 2, 3)])
