@@ -39,7 +39,16 @@ figure { margin: 2rem 0 } figcaption { font-size: .9rem }
 svg { width: 100%; height: auto }
 svg text { fill: var(--ink) !important } svg path[style*="stroke: #000000"] { stroke: var(--ink) !important }
 svg use[style*="stroke: #000000"] { stroke: var(--ink) !important; fill: var(--ink) !important }
+dd { overflow-wrap: anywhere }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .75rem; font-size: .85rem }
+@media (max-width: 40rem) { /* on a phone every row is a card, whose lines name their column */
+  thead { display: none }
+  tr { display: block; border-bottom: 1px solid var(--line); padding: .35rem 0 }
+  td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: 0;
+       overflow-wrap: anywhere }
+  td::before { content: attr(data-column); text-align: left }
+  td:first-child { font-weight: bold } td:first-child::before { content: none }
+}
 @media print { body { max-width: none } details { display: none } }
 """
 
@@ -263,7 +272,14 @@ def _costs(run: RunSummary) -> list[str]:
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts."""
     head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-column="{escape(h)}">{escape(c)}</td>' for h, c in zip(headings, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

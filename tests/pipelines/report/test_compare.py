@@ -97,7 +97,7 @@ def test_the_files_hold_the_rows(compared: Comparison, tmp_path: Path) -> None:
     assert text.count("<svg") == 1
     assert "http" not in text.split("</style>")[0]
     for o in compared.outcomes:
-        assert f"<td>{o.figures['accuracy']:.2%}</td>" in text
+        assert f">{o.figures['accuracy']:.2%}</td>" in text
 
 
 def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
