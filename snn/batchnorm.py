@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from snn.coding import direct
 from snn.layers import is_static
 from snn.observing import evaluating
-from snn.torch_private import BatchNorm
+from snn.weighted_norm import BatchNorm
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:

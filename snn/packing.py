@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from snn.torch_private import BatchNorm
-from snn.weighted_norm import active_weights, weighted_statistics
+from snn.weighted_norm import BatchNorm, active_weights, weighted_statistics
 
 
 @dataclass(frozen=True)

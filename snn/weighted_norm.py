@@ -15,13 +15,15 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from snn import kernels
 from snn.kernels import cpu
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+"""Batch norms of any number of dimensions."""
 _ACTIVE: ContextVar[Tensor | None] = ContextVar("weights of batch statistics", default=None)
 
 

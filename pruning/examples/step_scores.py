@@ -12,10 +12,9 @@ from pruning.examples.bound import GraphBound, gradients
 from pruning.examples.scores import ExampleScorer
 from snn.adapters import Adapted, Trace, library_of
 from snn.adapters.network import first_tensor, synapses_of
-from snn.weighted_norm import weighted_statistics
+from snn.weighted_norm import BatchNorm, weighted_statistics
 
 WITHOUT_READOUT = "the policies loss, el2n, infobatch and repb need none"
-_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _LAST: "WeakKeyDictionary[nn.Module, ref[StepScores]]" = WeakKeyDictionary()
 
 
@@ -69,7 +68,7 @@ class StepScores:
         """
         B = len(losses_B)
         taken_for = B if self._weights_B is None else len(self._weights_B)
-        if taken_for != B and any(isinstance(m, _NORMS) for m in self._model.modules()):
+        if taken_for != B and any(isinstance(m, BatchNorm) for m in self._model.modules()):
             raise ValueError(
                 f"batch_size: batch norm took this batch of {B} examples for one of {taken_for};"
                 " batch_size is how many a forward pass in training mode takes"
