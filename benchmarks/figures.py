@@ -36,6 +36,13 @@ SADP_METHODS = (
     "random", "sadp", "el2n", "infobatch matched", "repb matched", "orderdp", "seta matched",
     "full, fewer epochs",
 )  # fmt: skip
+SADP_TASKS = {
+    "fashion": "Fashion-MNIST, r = 0.9, 0.7, 0.5",
+    "fashion-wrong": "20 % wrong labels",
+    "cifar": "CIFAR-10, small net",
+    "cifar-sew": "CIFAR-10, SEW-ResNet",
+    "nmnist": "N-MNIST",
+}
 SCALED = {"driver_mb": "driver", "worker_mb": "largest worker", "table_mb": "score table"}
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -46,9 +53,11 @@ def sadp_training() -> "Figure":
     rows = _stored("sadp_training")["rows"]
     tasks = list(dict.fromkeys(r["task"] for r in rows if r["method"] == "full"))
     methods = [m for m in SADP_METHODS if any(r["method"] == m for r in rows)]
-    figure, axes = _panels(
-        len(tasks), "training time over that of all data (CPU seconds)", "test accuracy, %"
-    )
+    first, *others = tasks
+    figure, axes = _mosaic([[first] * len(others), others])
+    figure.supxlabel("training time over that of all data (CPU seconds)", fontsize=9)
+    for a in (axes[0], axes[1]):
+        a.set_ylabel("test accuracy, %")
     for a, task in zip(axes, tasks, strict=True):
         of = [r for r in rows if r["task"] == task]
         full = [r for r in of if r["method"] == "full"]
@@ -60,7 +69,7 @@ def sadp_training() -> "Figure":
             means = [100 * statistics.mean(r["accuracy"] for r in g) for g in groups]
             bars = [100 * sadp_tables.half_interval([r["accuracy"] for r in g]) for g in groups]
             a.errorbar(xs, means, yerr=bars, label=method, elinewidth=0.7, capsize=2, **_style(i))
-        a.set_title(task)
+        a.set_title(SADP_TASKS[task])
     return _keyed(figure, axes)
 
 
@@ -69,31 +78,36 @@ def slamp_quality() -> "Figure":
     stored = [r for r in _stored("slamp_quality")["rows"] if r["task"] in DEEP]
     short = [r for r in stored if r["part"] in ("synops", "weights") and r["retrain_epochs"] == RETRAINED]
     rows = [*(r for r in stored if r["part"] == "dense"), *short]
-    tasks = [t for t in TITLES if any(r["task"] == t and r["part"] != "dense" for r in rows)]
-    parts = [p for p in ("synops", "weights") if any(r["part"] == p for r in rows)]
-    figure, grid = _grid(len(parts), len(tasks))
-    for part, row in zip(parts, grid, strict=True):
-        for a, task in zip(row, tasks, strict=True):
-            own = [r for r in rows if r["task"] == task]
-            if not any(r["part"] == part for r in own):
-                a.set_visible(False)
+    shown = [
+        (part, task)
+        for part in ("synops", "weights")
+        for task in TITLES
+        if any((r["part"], r["task"]) == (part, task) for r in rows)
+    ]
+    columns = 2 if len(shown) % 2 == 0 else 3
+    figure, grid = _grid(-(-len(shown) // columns), columns)
+    axes = [a for row in grid for a in row]
+    for a, (part, task) in zip(axes, shown, strict=False):
+        own = [r for r in rows if r["task"] == task]
+        _level(a, [r["accuracy"] for r in own if r["part"] == "dense"], "dense")
+        mine = [r for r in own if r["part"] == part and r["objective"] == part]
+        for criterion, of in _grouped(mine, "criterion").items():
+            if criterion not in CRITERIA:
                 continue
-            _level(a, [r["accuracy"] for r in own if r["part"] == "dense"], "dense")
-            mine = [r for r in own if r["part"] == part and r["objective"] == part]
-            for criterion, of in _grouped(mine, "criterion").items():
-                if criterion not in CRITERIA:
-                    continue
-                levels = _grouped(of, "level")
-                xs = [level if part == "synops" else 1 - level for level in levels]
-                _with_spread(a, xs, _accuracies(levels), _named(criterion), CRITERIA.index(criterion))
-            a.set_xscale("log")
-            ticks = (0.2, 0.1, 0.05) if part == "synops" else (0.1, 0.05, 0.02)
-            a.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
-            a.minorticks_off()
-            a.set_xlabel("SynOps left" if part == "synops" else "weights left")
-            a.set_title(TITLES[task])
+            levels = _grouped(of, "level")
+            xs = [level if part == "synops" else 1 - level for level in levels]
+            _with_spread(a, xs, _accuracies(levels), _named(criterion), CRITERIA.index(criterion))
+        a.set_xscale("log")
+        ticks = (0.2, 0.1, 0.05) if part == "synops" else (0.1, 0.05, 0.02)
+        a.set_xticks(ticks, [f"{100 * t:g} %" for t in ticks])
+        a.minorticks_off()
+        a.set_xlabel("SynOps left" if part == "synops" else "weights left")
+        a.set_title(TITLES[task])
+    for a in axes[len(shown) :]:
+        a.set_visible(False)
+    for row in grid:
         row[0].set_ylabel("test accuracy")
-    return _keyed(figure, [a for row in grid for a in row])
+    return _keyed(figure, axes)
 
 
 def speed() -> "Figure":
@@ -252,10 +266,24 @@ def _grid(rows: int, columns: int) -> tuple["Figure", list[list[Any]]]:
 
     figure = Figure(figsize=(max(5.0, 2.9 * columns), 2.9 * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for a in grid.flat:
+    _plain(grid.flat)
+    return figure, [list(row) for row in grid]
+
+
+def _mosaic(names: list[list[str]]) -> tuple["Figure", list[Any]]:
+    """Panels by name, of which a wide one has its name in several columns."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3 * len(names) + 0.7), layout="constrained")
+    axes = list(figure.subplot_mosaic(names).values())
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Iterable[Any]) -> None:
+    for a in axes:
         a.spines[["top", "right"]].set_visible(False)
         a.grid(alpha=0.25)
-    return figure, [list(row) for row in grid]
 
 
 def _keyed(figure: "Figure", axes: Sequence[Any]) -> "Figure":
