@@ -141,12 +141,8 @@ class _WeightedNorm(torch.autograd.Function):
             grad_y, values, None, None, None, mean, rstd, True, 0.0, [False, True, True]
         )
         scale = rstd if weight is None else weight * rstd
-        slope_C = -scale * rstd * grad_weight
-        slope_NC = torch.outer(share_N, slope_C)
-        shift_NC = torch.outer(share_N, -scale * grad_bias - mean * slope_C)
-        space = [1] * (grad_y.ndim - 2)
-        grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad_y, _per_channel(scale, grad_y))
-        grad_x.addcmul_(values, slope_NC.view(*slope_NC.shape, *space))
+        slope, shift = -scale * rstd * grad_weight, -scale * grad_bias
+        grad_x = _input_gradient(grad_y, values, share_N, mean, scale, slope, shift)
         return (
             grad_x.to(x.dtype),
             None if weight is None else grad_weight,
@@ -154,6 +150,18 @@ class _WeightedNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _input_gradient(
+    grad: Tensor, x: Tensor, share_N: Tensor, mean: Tensor, scale: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    """``scale grad + share (slope (x - mean) + shift)``."""
+    if _dense(x) and grad.stride() == x.stride() and kernels.choose(x) == "cpu":
+        return cpu.weighted_gradient(grad, x, share_N, mean, scale, slope, shift)
+    slope_NC, shift_NC = torch.outer(share_N, slope), torch.outer(share_N, shift - slope * mean)
+    space = [1] * (x.ndim - 2)
+    grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad, _per_channel(scale, x))
+    return grad_x.addcmul_(x, slope_NC.view(*slope_NC.shape, *space))
 
 
 def _affine(x: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:

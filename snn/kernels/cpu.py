@@ -84,20 +84,49 @@ def weighted_moment(x: Tensor, share_N: Tensor, mean_C: Tensor | None) -> Tensor
 
     ``x`` of shape ``[N, C, ...]``, contiguous or channels-last, float32 or float64 like the others.
     """
-    call, (N, C), P = _function("weighted_moment", x.dtype), x.shape[:2], x[0, 0].numel()
-    last = P == 1 or not x.is_contiguous()
-    rows = max(1, _PIECE_ELEMENTS // (C * P))
-    pieces = [(first, min(rows, N - first)) for first in range(0, N, rows)]
+    call, (pieces, C, P, last) = _function("weighted_moment", x.dtype), _by_rows(x)
     sums = torch.zeros(len(pieces), C, dtype=torch.float64)
 
-    def part(first: int, n: int) -> None:
+    def part(i: int, first: int, n: int) -> None:
         call(
-            _at(x, first * C * P), n, C, P, last, _at(share_N, first), _at(mean_C, 0),
-            _at(sums, first // rows * C),
+            _at(x, first * C * P), n, C, P, last, _at(share_N, first), _at(mean_C, 0), _at(sums, i * C),
         )  # fmt: skip
 
-    spread(part, pieces, min(torch.get_num_threads(), x.numel() // _ELEMENTS_PER_THREAD))
+    _spread_rows(part, pieces, x)
     return sums.sum(0)
+
+
+def weighted_gradient(grad: Tensor, x: Tensor, share_N: Tensor, *by_channel: Tensor) -> Tensor:
+    """``scale_c grad_ncp + share_n (slope_c (x_ncp - mean_c) + shift_c)``, of one layout with ``x``.
+
+    ``by_channel`` are mean, scale, slope and shift; all as for `weighted_moment`.
+    """
+    call, (pieces, C, P, last) = _function("weighted_gradient", x.dtype), _by_rows(x)
+    out = torch.empty_like(x)
+
+    def part(i: int, first: int, n: int) -> None:
+        at = first * C * P
+        call(
+            _at(grad, at), _at(x, at), n, C, P, last, _at(share_N, first),
+            *(_at(values_C, 0) for values_C in by_channel), _at(out, at),
+        )  # fmt: skip
+
+    _spread_rows(part, pieces, x)
+    return out
+
+
+def _by_rows(x: Tensor) -> tuple[list[tuple[int, int, int]], int, int, bool]:
+    """Pieces of ``[N, C, ...]`` (number, first row, rows), channels, positions, whether channels are last."""
+    (N, C), P = x.shape[:2], x[0, 0].numel()
+    rows = max(1, _PIECE_ELEMENTS // (C * P))
+    pieces = [(i, first, min(rows, N - first)) for i, first in enumerate(range(0, N, rows))]
+    return pieces, C, P, P == 1 or not x.is_contiguous()
+
+
+def _spread_rows(
+    part: Callable[[int, int, int], None], pieces: list[tuple[int, int, int]], x: Tensor
+) -> None:
+    spread(part, pieces, min(torch.get_num_threads(), x.numel() // _ELEMENTS_PER_THREAD))
 
 
 def _neuron(run: Run) -> cpu_library.Neuron:

@@ -152,10 +152,12 @@ def _user() -> int | None:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count, neuron = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(Neuron)
     rows = [pointer, count]  # memory and its step over time
+    shape = [count, count, count, ctypes.c_int]  # rows, channels, positions; channels last
     signatures = {
         "lif_forward": [*rows, pointer, *rows, pointer, count, count, neuron],
         "lif_backward": [*rows, pointer, *rows, pointer, *rows, pointer, pointer, count, count, neuron],
-        "weighted_moment": [pointer, count, count, count, ctypes.c_int, pointer, pointer, pointer],
+        "weighted_moment": [pointer, *shape, *[pointer] * 3],
+        "weighted_gradient": [pointer, pointer, *shape, *[pointer] * 6],
     }
     for name, arguments in signatures.items():
         for real in REALS:

@@ -125,6 +125,8 @@ def _as_laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 def _steps_as_laid_out(x_TB: Tensor, strides: tuple[int, ...]) -> Tensor:
     if _same_order(x_TB[0], strides):
         return x_TB
+    if x_TB.stride(0) == 0:
+        return _as_laid_out(x_TB[0], strides).expand_as(x_TB)
     return _empty_steps(x_TB.shape[0], x_TB[0], strides).copy_(x_TB)
 
 

@@ -1,4 +1,4 @@
-/* Weighted moments of a batch norm's input, for one REAL. */
+/* Batch norm on weighted examples, for one REAL: its sums, and the gradient of its input. */
 
 /* Sum of n values, or of their squared distances from `mean`: in lanes, so that it vectorises. */
 INLINE REAL NAME(row_moment)(const REAL *restrict x, ptrdiff_t n, REAL mean, int square) {
@@ -51,4 +51,29 @@ void NAME(weighted_moment)(const REAL *x, ptrdiff_t rows, ptrdiff_t channels, pt
         NAME(moment)(x, rows, channels, positions, last, share, mean, out, 1);
     else
         NAME(moment)(x, rows, channels, positions, last, share, mean, out, 0);
+}
+
+/* out = scale[c] grad + share[n] (slope[c] (x - mean[c]) + shift[c]), all of one layout. */
+void NAME(weighted_gradient)(const REAL *grad, const REAL *x, ptrdiff_t rows, ptrdiff_t channels,
+                             ptrdiff_t positions, int last, const REAL *share, const REAL *mean,
+                             const REAL *scale, const REAL *slope, const REAL *shift, REAL *out) {
+    for (ptrdiff_t n = 0; n < rows; n++, grad += channels * positions, x += channels * positions,
+                  out += channels * positions) {
+        if (!last) {
+            for (ptrdiff_t c = 0; c < channels; c++) {
+                const REAL by_x = share[n] * slope[c], rest = share[n] * shift[c], centre = mean[c], by_g = scale[c];
+                const REAL *restrict g = grad + c * positions, *restrict at = x + c * positions;
+                REAL *restrict to = out + c * positions;
+                for (ptrdiff_t p = 0; p < positions; p++) to[p] = by_g * g[p] + (by_x * (at[p] - centre) + rest);
+            }
+            continue;
+        }
+        for (ptrdiff_t p = 0; p < positions; p++) {
+            const REAL *restrict g = grad + p * channels, *restrict at = x + p * channels;
+            REAL *restrict to = out + p * channels;
+            INDEPENDENT
+            for (ptrdiff_t c = 0; c < channels; c++)
+                to[c] = scale[c] * g[c] + share[n] * (slope[c] * (at[c] - mean[c]) + shift[c]);
+        }
+    }
 }

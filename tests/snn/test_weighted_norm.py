@@ -118,7 +118,7 @@ def check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed
 @pytest.mark.skipif(cpu.ENGINE.unavailable() is not None, reason="the CPU engine cannot be built here")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(6, 1500), (4, 1500, 3, 3), (40, 5, 37), (300, 32, 9, 11), (2, 3, 64, 64)])
-def test_the_cpu_engines_moments_are_the_definition_on_any_number_of_threads(shape, dtype):
+def test_the_cpu_engine_computes_the_definition_on_any_number_of_threads(shape, dtype):
     g = torch.Generator().manual_seed(0)
     exact = torch.randn(shape, generator=g, dtype=torch.float64) * 2 + 30
     share = torch.rand(shape[0], generator=g, dtype=torch.float64)
@@ -127,18 +127,27 @@ def test_the_cpu_engines_moments_are_the_definition_on_any_number_of_threads(sha
     axes = [d for d in range(len(shape)) if d != 1]
     mean = (by_row * exact).sum(axes)
     square = (by_row * (exact - mean.view(1, -1, *[1] * (len(shape) - 2))).square()).sum(axes)
+    up = torch.randn(shape, generator=g, dtype=torch.float64)
+    scale, slope, shift = torch.randn(3, shape[1], generator=g, dtype=torch.float64)
+    c = lambda v: v.view(1, -1, *[1] * (len(shape) - 2))  # noqa: E731
+    gradient = c(scale) * up + by_row * (c(slope) * (exact - c(mean)) + c(shift))
     formats = [torch.contiguous_format, *([torch.channels_last] if len(shape) == 4 else [])]
     before = torch.get_num_threads()
     try:
         for memory_format in formats:
             x, found = exact.to(dtype).contiguous(memory_format=memory_format), []
+            grad = up.to(dtype).contiguous(memory_format=memory_format)
             for threads in (1, 3):
                 torch.set_num_threads(threads)
                 sums = [cpu.weighted_moment(x, share.to(dtype), m) for m in (None, mean.to(dtype))]
-                found.append(torch.stack(sums))
-            assert torch.equal(*found)
+                given = [v.to(dtype) for v in (share, mean, scale, slope, shift)]
+                back = cpu.weighted_gradient(grad, x, *given)
+                assert back.stride() == x.stride()
+                found.append((*sums, back))
             tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-            torch.testing.assert_close(found[0], torch.stack([mean, square]), rtol=tolerance, atol=0)
+            for a, b, wanted in zip(*found, (mean, square, gradient), strict=True):
+                assert torch.equal(a, b)
+                torch.testing.assert_close(a.double(), wanted, rtol=tolerance, atol=tolerance)
     finally:
         torch.set_num_threads(before)
 
