@@ -156,8 +156,9 @@ def _input_gradient(
     grad: Tensor, x: Tensor, share_N: Tensor, mean: Tensor, scale: Tensor, slope: Tensor, shift: Tensor
 ) -> Tensor:
     """``scale grad + share (slope (x - mean) + shift)``."""
-    if _dense(x) and grad.stride() == x.stride() and kernels.choose(x) == "cpu":
-        return cpu.weighted_gradient(grad, x, share_N, mean, scale, slope, shift)
+    if _for_engine(x) and grad.stride() == x.stride():
+        by_channel = (v.to(x.dtype) for v in (mean, scale, slope, shift))
+        return cpu.weighted_gradient(grad, x, share_N, *by_channel)
     slope_NC, shift_NC = torch.outer(share_N, slope), torch.outer(share_N, shift - slope * mean)
     space = [1] * (x.ndim - 2)
     grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad, _per_channel(scale, x))
@@ -193,15 +194,18 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
 
 def _moments(x: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean and biased variance per channel, ``[C]`` each."""
-    if _dense(x) and kernels.choose(x) == "cpu":
+    if _for_engine(x):
         mean = cpu.weighted_moment(x, share_N, None).to(x.dtype)
         return mean, cpu.weighted_moment(x, share_N, mean).to(x.dtype)
     mean = _weighted_sum(share_N, _row_sums(x))
     return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
 
 
-def _dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+def _for_engine(x: Tensor) -> bool:
+    """Whether the CPU engine takes this input: in one of its layouts, and where autograd does not watch."""
+    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    watched = torch.is_grad_enabled() and x.requires_grad
+    return dense and not watched and kernels.choose(x) == "cpu"
 
 
 def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:

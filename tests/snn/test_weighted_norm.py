@@ -152,6 +152,29 @@ def test_the_cpu_engine_computes_the_definition_on_any_number_of_threads(shape, 
         torch.set_num_threads(before)
 
 
+def test_statistics_alone_have_gradients_too():
+    x = torch.randn(6, 3, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(lambda x: batch_statistics(x, weights), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_norm_in_another_precision_than_its_input_is_no_other_norm(dtype):
+    x, weights = torch.randn(6, 5, 4, 4), torch.rand(3) + 0.1
+    norm = nn.BatchNorm2d(5)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    other = copy.deepcopy(norm).to(dtype)
+    found = []
+    for module in (norm, other):
+        at = x.clone().requires_grad_()
+        with weighted_statistics(weights):
+            y = module(at)
+        y.float().square().sum().backward()
+        found.append((y.float(), at.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-3)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (6, 2, 3), (6, 2, 2, 3)])
 def test_gradcheck(shape):
     g = torch.Generator().manual_seed(0)
