@@ -146,18 +146,23 @@ def search_front() -> "Figure":
     stored = _stored("search_front")
     trials = {r["trial"]: r for r in stored["rows"]}
     full, *front = stored["again"]
-    figure, axes = _panels(2, "", "test accuracy")
+    figure, axes = _panels(2, "", "accuracy")
     axes_of = {"synops": "SynOps of an inference", "examples": "examples processed"}
     for a, (objective, title) in zip(axes, axes_of.items(), strict=True):
         beaten = [r["metrics"] for r in trials.values() if not r["on_front"]]
         dots = {"linestyle": "none", "marker": "o", "markersize": 3, "color": PALETTE[7]}
-        a.plot([m[objective] for m in beaten], [m["accuracy"] for m in beaten], label="beaten trials", **dots)
-        _level(a, [r["accuracy"] for r in full["runs"]], "all data, all weights")
+        a.plot(
+            [m[objective] for m in beaten],
+            [m["accuracy"] for m in beaten],
+            label="beaten trials, validation",
+            **dots,
+        )
+        _level(a, [r["test_accuracy"] for r in full["runs"]], "all data, all weights")
         for i, criterion in ((5, "lamp"), (6, "slamp")):
             of = [t for t in front if trials[t["trial"]]["values"]["weight_pruning.criterion"] == criterion]
             xs = [statistics.mean(r[objective] for r in t["runs"]) for t in of]
-            accuracies = [[r["accuracy"] for r in t["runs"]] for t in of]
-            _with_spread(a, xs, accuracies, f"front, {criterion.upper()}", i, "none")
+            accuracies = [[r["test_accuracy"] for r in t["runs"]] for t in of]
+            _with_spread(a, xs, accuracies, f"front, {criterion.upper()}, test", i, "none")
         a.axvline(full["runs"][0][objective], color="gray", linestyle=":", linewidth=1)
         a.set_xlabel(title)
         a.set_ylim(0.75, 1)
