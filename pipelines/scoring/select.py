@@ -170,7 +170,7 @@ def _read_scores(path: Path, policy: Policy, epoch: int) -> None:
     with _opened(path, policy.score) as parquet:
         seen = np.zeros(policy.settings.num_examples, bool)
         for batch in parquet.iter_batches(READ_ROWS, columns=["id", policy.score]):
-            found = batch.column("id").fill_null(-1).to_numpy()
+            found = batch.column("id").cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
             known = found[(found >= 0) & (found < len(seen))]
             if len(known) == len(found):
                 scores = batch.column(policy.score).to_numpy(zero_copy_only=False)  # NaN where there is none

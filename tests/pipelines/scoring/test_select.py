@@ -184,6 +184,18 @@ def test_a_missing_score_counts_as_the_highest(digits: Path, tmp_path: Path) -> 
     assert pq.read_table(out).column("id").to_pylist() == [0, *range(720, 1437)]
 
 
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.uint16(), pa.int32()])
+def test_ids_of_any_whole_number_type_are_read(kind: pa.DataType, digits: Path, tmp_path: Path) -> None:
+    given, out = tmp_path / "scores.parquet", tmp_path / "s.parquet"
+    ids = pa.array(NUMBERS).cast(kind)
+    pq.write_table(pa.table({"id": ids, "el2n": NUMBERS}), given)
+    select_subset(digits, policy="static", ratio=0.5, scores=given, output=out)
+    assert pq.read_table(out).column("id").to_pylist() == [*range(719, 1437)]
+    pq.write_table(pa.table({"id": pa.array([None, *ids.to_pylist()[1:]], kind), "el2n": NUMBERS}), given)
+    with pytest.raises(UserError, match="with other ids than the dataset's"):
+        select_subset(digits, policy="static", ratio=0.5, scores=given, output=out)
+
+
 def test_mistakes_are_named(scores: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.parquet"
     with pytest.raises(UserError, match="--scores: policy sadp needs them"):
