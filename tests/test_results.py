@@ -185,4 +185,4 @@ def test_a_plot_of_other_values_is_another_drawing() -> None:
     moved = [n + (0.5 if i == len(numbers) // 2 else 0) for i, n in enumerate(numbers)]
     assert len(numbers) > 100
     assert numbers != pytest.approx(moved, abs=0.01)
-    assert "test accuracy" in text
+    assert "SynOps of an inference" in text
