@@ -225,7 +225,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 def select(folder: Path, rows: int) -> dict[str, Any]:
     """A tenth of a table of ids and scores by passes, and the same draw in memory."""
     from cluster.connect import connect
-    from pipelines.scoring.poisson import PoissonDraw, poisson_pass
+    from pipelines.scoring.poisson import PoissonDraw, poisson_pass, scores_table
     from pruning.examples.inclusion import inclusion_probabilities
     from pruning.examples.sampling import draw
 
@@ -240,11 +240,8 @@ def select(folder: Path, rows: int) -> dict[str, Any]:
     plan = PoissonDraw(population=rows, size=rows // 10, alpha=0.1, **key)
     watch = Watch(os.getpid(), {"task": "ray::"})
     with connect():
-        import ray.data
-
         started = time.perf_counter()
-        table = ray.data.read_parquet(str(path)).select_columns(["id", "sadp"])
-        parts = poisson_pass(table, "sadp", plan)
+        parts = poisson_pass(scores_table(str(path), "sadp"), "sadp", plan)
         first = next(parts)
         with pq.ParquetWriter(out, first.schema, compression="zstd") as writer:
             for part in chain([first], parts):

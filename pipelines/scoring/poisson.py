@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from cluster.connect import prepare_data
 from pipelines.errors import UserError
+from pipelines.storage.paths import open_parquet
 from pruning.examples.inclusion import ScoreHistogram, WaterLevel, bin_counts, bracketing_bin, water_level
 from pruning.examples.policies import class_of
 from pruning.examples.policies.base import Policy
@@ -23,6 +24,8 @@ from pruning.examples.sampling import draw
 
 BATCH_ROWS = 1 << 20
 """Rows that a task looks at together: what it holds in memory."""
+MOST_READS = 256
+"""Tasks that share a file's row groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,27 @@ def draws_alone(policy: str) -> bool:
     return all(getattr(of, name) is getattr(Policy, name) for name in ("select", "inclusion", "importance"))
 
 
+def scores_table(path: str, score: str) -> Any:
+    """A Ray Dataset of a Parquet file's columns id and ``score``, in the file's order.
+
+    ``ray.data.read_parquet`` keeps the order of files, but not of the rows of one large file (Ray 2.60).
+    """
+    import ray.data
+
+    with open_parquet(path) as parquet:
+        groups = parquet.num_row_groups
+    numbers: Any = ray.data.range(groups, override_num_blocks=max(1, min(groups, MOST_READS)))
+    given = {"path": path, "columns": ["id", score]}
+    return numbers.map_batches(_row_groups, fn_kwargs=given, batch_size=None, batch_format="pyarrow")
+
+
+def _row_groups(numbers: pa.Table, path: str, columns: list[str]) -> Iterator[pa.Table]:
+    with open_parquet(path) as parquet:
+        groups = numbers.column("id").to_pylist()
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
 def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[pa.Table]:
     """The drawn rows, in order: columns id, weight (float32) and probability (float64).
 
@@ -58,10 +82,8 @@ def poisson_pass(table: Any, score: str | None, plan: PoissonDraw) -> Iterator[p
     Raises:
         UserError: ids that are not the rows' positions.
     """
-    import ray.data
-
     prepare_data()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    table.context.execution_options.preserve_order = True  # a dataset has its own since it was made
     if score is None:
         level = WaterLevel(0.0, plan.size / plan.population, np.inf, 1.0)
     else:

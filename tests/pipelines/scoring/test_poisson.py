@@ -1,5 +1,6 @@
 """Draws by passes of Ray Data against the same draws in memory: equal bit for bit."""
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,6 +70,36 @@ def test_a_pass_draws_what_memory_draws(
     assert np.array_equal(whole.column("id").to_numpy(), expected.ids)
     assert np.array_equal(whole.column("weight").to_numpy(), expected.weights)
     assert np.array_equal(whole.column("probability").to_numpy(), expected.probabilities)
+
+
+def test_a_file_is_read_in_its_order(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(poisson_pass, "MOST_READS", 3)
+    ids, path = np.arange(1000), tmp_path / "scores.parquet"
+    table = pa.table({"id": ids, "s": ids.astype(np.float32), "other": ids})
+    pq.write_table(table, path, row_group_size=37)
+    found = poisson_pass.scores_table(str(path), "s")
+    found.context.execution_options.preserve_order = True
+    assert pa.concat_tables(found.iter_batches(batch_format="pyarrow")) == table.select(["id", "s"])
+
+
+def test_rows_keep_their_order_whichever_task_ends_first(ray_session: None) -> None:
+    import ray
+
+    def late(table: pa.Table) -> pa.Table:
+        time.sleep(1.0 if table.column("id")[0].as_py() == 0 else 0.0)
+        return table.append_column("s", pa.array(np.ones(len(table), np.float32)))
+
+    n = 40
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, False
+    ids = ray.data.range(n, override_num_blocks=10)  # has options of its own from here on
+    table = ids.map_batches(late, batch_format="pyarrow", batch_size=None)
+    options.preserve_order = before
+    plan = PoissonDraw(population=n, size=n // 2, alpha=0.1, seed=0, epoch=1)
+    drawn = pa.concat_tables(poisson_pass.poisson_pass(table, "s", plan)).column("id").to_numpy()
+    assert np.array_equal(drawn, np.sort(drawn))
 
 
 @pytest.mark.parametrize(
