@@ -144,6 +144,10 @@ def test_the_package_of_names_loads_nothing_until_a_name_is_used() -> None:
     assert not loaded & {"ray", "pyarrow", "torchvision", "pipelines", "spikingjelly", "snntorch", "norse"}
 
 
+def test_the_score_tables_process_loads_no_torch() -> None:
+    assert not _modules_after("from pipelines.training.score_table import TableActor") & {"torch", "snn"}
+
+
 def test_workers_do_not_load_torchvision() -> None:
     assert "torchvision" not in _modules_after("import pipelines.training.distributed")
 

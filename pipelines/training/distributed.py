@@ -16,8 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster.connect import prepare_data
 from pipelines.config import ClusterConfig
-from pipelines.config.plugins import OwnCode, activate, own_failures_named
-from pipelines.data.ids import Ids
+from pipelines.config.plugins import activate, own_failures_named
 from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import storage_explained
@@ -26,7 +25,7 @@ from pipelines.training.loop import run_phases
 from pipelines.training.phases import RunSpec
 from pipelines.training.process_group import NodeTorchConfig
 from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
-from pipelines.training.score_table import ScoreTable
+from pipelines.training.score_table import TableActor
 from pipelines.training.stored_rows import load_rows
 from pipelines.training.worker import start
 from snn.kernels.allocator import tune_allocator
@@ -151,32 +150,6 @@ def _train_worker(config: dict[str, Any]) -> None:
     except UserError as error:
         ray.get(job.table.refuse.remote(error.where, error.what))
         raise
-
-
-class TableActor(ScoreTable):
-    """The score table as an actor, which also keeps each epoch's latest event."""
-
-    def __init__(self, ids: Ids, code: OwnCode | None) -> None:
-        activate(code)
-        super().__init__(ids)
-        self._events: dict[tuple[object, object], dict[str, object]] = {}
-        self._mistake: tuple[str, str] | None = None
-
-    def refuse(self, where: str, what: str) -> None:
-        """Remember a user's mistake, which no restart would mend."""
-        self._mistake = (where, what)
-
-    def mistake(self) -> tuple[str, str] | None:
-        """The user's mistake that a worker met, if any."""
-        return self._mistake
-
-    def note(self, event: dict[str, object]) -> None:
-        """Remember where an epoch is."""
-        self._events[event["phase"], event["epoch"]] = event
-
-    def events(self) -> list[dict[str, object]]:
-        """Where each epoch was last seen, in order."""
-        return list(self._events.values())
 
 
 def _follow(table: Any, watch: Callable[[dict[str, object]], None], stop: threading.Event) -> None:

@@ -4,6 +4,7 @@ Encoded rows are put into Ray's object store once; each worker selects those of 
 Ray Data tasks, before anything is decoded.
 """
 
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -159,8 +160,10 @@ class RayEngine(Engine):
         return tensor
 
     def share(self, value: Shared) -> Shared:
-        """Through Ray Train's controller, which no long scoring pass times out, on all workers."""
-        return ray.train.collective.broadcast_from_rank_zero(value)
+        """By an actor of Ray Train's, which no long scoring pass times out, on all workers."""
+        # As bytes: the actor would load all that the value's class imports, while everybody waits.
+        shared: Shared = pickle.loads(ray.train.collective.broadcast_from_rank_zero(pickle.dumps(value)))
+        return shared
 
     def report(self, metrics: dict[str, object], name: str, write: Callable[[Path], None]) -> None:
         """A Ray Train checkpoint."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.ids import MOST_IDS, Ids
 from pipelines.errors import UserError
-from pruning.examples.diagnostics import PlanSummary, summarise
 from pruning.examples.policies import Policy, make_policy
 from pruning.examples.policies.base import Source
 from pruning.examples.sampling import hash64
+from pruning.examples.summary import PlanSummary, summarise
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Drawn:
     fingerprint: str
     """Tells whether two runs drew the same examples with the same weights."""
     summary: dict[str, float | None]
-    """`pruning.examples.diagnostics.PlanSummary` for the metrics."""
+    """`pruning.examples.summary.PlanSummary` for the metrics."""
     weight_power: float = 1.0
     """Power of the weights in the loss."""
     mean_power: float = 1.0
@@ -207,6 +208,32 @@ def check_size(examples: int) -> None:
             " `spikeprune data select --design poisson --filtered` work at any size: train on what they"
             " select, or set data.train_rows",
         )
+
+
+class TableActor(ScoreTable):
+    """The score table as an actor of Ray, which also keeps each epoch's latest event. It loads no torch."""
+
+    def __init__(self, ids: Ids, code: OwnCode | None) -> None:
+        activate(code)
+        super().__init__(ids)
+        self._events: dict[tuple[object, object], dict[str, object]] = {}
+        self._mistake: tuple[str, str] | None = None
+
+    def refuse(self, where: str, what: str) -> None:
+        """Remember a user's mistake, which no restart would mend."""
+        self._mistake = (where, what)
+
+    def mistake(self) -> tuple[str, str] | None:
+        """The user's mistake that a worker met, if any."""
+        return self._mistake
+
+    def note(self, event: dict[str, object]) -> None:
+        """Remember where an epoch is."""
+        self._events[event["phase"], event["epoch"]] = event
+
+    def events(self) -> list[dict[str, object]]:
+        """Where each epoch was last seen, in order."""
+        return list(self._events.values())
 
 
 def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:

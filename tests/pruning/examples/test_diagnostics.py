@@ -7,17 +7,16 @@ from hypothesis import strategies as st
 
 from pruning.examples.diagnostics import (
     diagnose,
-    effective_sample_size,
     example_gradients,
     rank_correlation,
     single_draw_variance,
-    summarise,
     variance,
 )
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.policies import make_policy
 from pruning.examples.sampling import draw
 from pruning.examples.scores import SCORES, ExampleScorer
+from pruning.examples.summary import effective_sample_size, summarise
 from snn.coding import direct
 from snn.models import build
 from tests.pruning.examples.oracles import batch, conv_tail, convnet, losses, mlp, norms_by_loop
