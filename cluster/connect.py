@@ -78,6 +78,13 @@ def connect(
             check_cluster_answers(address, token_file=token_file)
         yield _describe()
         return
+    stop, before = threading.Event(), servers()
+
+    def started() -> dict[int, str]:
+        return {pid: name for pid, name in servers().items() if pid not in before}
+
+    if address is None and lost is not None:  # from the beginning: a server may end while others start
+        threading.Thread(target=watch, args=(started, lost, stop), daemon=True).start()
     try:
         if address is None:
             with loopback_only():
@@ -95,15 +102,13 @@ def connect(
     except UserError:
         raise
     except Exception as error:
+        stop.set()
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address is None:
             raise UserError("Ray", f"could not be started on this machine ({first})") from error
         if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
             raise _no_node(address) from error
         raise UserError(_WHERE, f"{address} cannot be used ({first})") from error
-    stop = threading.Event()
-    if address is None and lost is not None:
-        threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
     try:
         yield _describe()
     finally:

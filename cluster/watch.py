@@ -25,12 +25,15 @@ def servers() -> dict[int, str]:
     return found
 
 
-def watch(processes: Mapping[int, str], lost: Callable[[str], None], stop: threading.Event) -> None:
+def watch(find: Callable[[], Mapping[int, str]], lost: Callable[[str], None], stop: threading.Event) -> None:
     """Call ``lost`` with the name of the first process that ends before ``stop`` is set.
 
-    What the others have started is killed before: Ray's agents do not end without its head.
+    ``find`` tells the processes, which may start later than the watch. What the others have started is killed
+    before: Ray's agents do not end without its head.
     """
+    processes: dict[int, str] = {}
     while not stop.wait(SECONDS):
+        processes |= find()
         for pid, name in processes.items():
             if _has_ended(pid) and not stop.is_set():
                 for other in processes:

@@ -20,7 +20,7 @@ def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ign
         found = servers()
         assert {p.pid: name for name, p in started.items()} == {k: found[k] for k in found}
         told, stop = [], threading.Event()
-        thread = threading.Thread(target=watch.watch, args=(found, told.append, stop))
+        thread = threading.Thread(target=watch.watch, args=(lambda: found, told.append, stop))
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
@@ -28,7 +28,7 @@ def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ign
         thread.join(10)
         assert told == ["gcs_server"]
         stop.set()
-        watch.watch(found, told.append, stop)
+        watch.watch(lambda: found, told.append, stop)
         assert told == ["gcs_server"], "told to stop, it tells no more"
     finally:
         for process in (*started.values(), other):
@@ -47,10 +47,31 @@ def test_what_the_other_server_has_started_ends_too(tmp_path, monkeypatch):  # t
         child = Path(f"/proc/{int(raylet.stdout.readline())}/stat")
         assert child.exists()
         told: list[str] = []
-        watch.watch({raylet.pid: "raylet", gone.pid: "gcs_server"}, told.append, threading.Event())
+        found = {raylet.pid: "raylet", gone.pid: "gcs_server"}
+        watch.watch(lambda: found, told.append, threading.Event())
         assert told == ["gcs_server"]
         assert raylet.wait(10) is not None  # it had nothing left to wait for
         assert not child.exists()
     finally:
         raylet.kill()
         gone.wait()
+
+
+def test_a_server_that_starts_later_is_watched_too(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(watch, "SECONDS", 0.02)
+    told: list[str] = []
+    before = servers()
+
+    def started() -> dict[int, str]:
+        return {pid: name for pid, name in servers().items() if pid not in before}
+
+    thread = threading.Thread(target=watch.watch, args=(started, told.append, threading.Event()))
+    thread.start()
+    (tmp_path / "gcs_server").symlink_to("/bin/sleep")
+    late = subprocess.Popen([str(tmp_path / "gcs_server"), "60"])
+    thread.join(0.3)
+    assert thread.is_alive()
+    late.kill()
+    thread.join(10)
+    late.wait()
+    assert told == ["gcs_server"]
