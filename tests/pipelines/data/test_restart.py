@@ -3,12 +3,10 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,26 +52,30 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 START = """
-import sys
+import os, signal, sys
 from pathlib import Path
+from pipelines.data import shards
 from pipelines.data.ingest import Writing, ingest
-workers, source, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-ingest("numpy", Path(out), source, writing=Writing(workers=workers, shard_rows=500, group_rows=100))
+
+workers, source, out, after = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+staging, write_json = out.with_name(f".{out.name}.ingest"), shards.write_json
+
+def write_or_die(*args, **options):
+    if len(list(staging.glob("t*-*.json"))) == after:  # the next shard's rows are written, its report is not
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(*args, **options)
+
+shards.write_json = write_or_die
+ingest("numpy", out, source, writing=Writing(workers=workers, shard_rows=500, group_rows=100))
 """
 
 
 def killed_after(shards: int, arrays: Path, out: Path) -> int:
-    """Kill a writing process once so many shards are there; how many were finished then."""
-    process = subprocess.Popen([sys.executable, "-c", START, "1", arrays, out])
-    staging = out.with_name(f".{out.name}.ingest")
-    deadline = time.monotonic() + 120
-    while len(list(staging.glob("t*-*.json"))) < shards:
-        assert process.poll() is None, "it was done before it could be killed"
-        assert time.monotonic() < deadline
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    """Kill a writing process while it writes the shard after so many; how many were finished then."""
+    process = subprocess.run([sys.executable, "-c", START, "1", arrays, out, str(shards)], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert not out.exists()
-    return len(list(staging.glob("t*-*.json")))
+    return len(list(out.with_name(f".{out.name}.ingest").glob("t*-*.json")))
 
 
 def test_killed_at_several_places(arrays: Path, whole: Path, tmp_path: Path) -> None:
@@ -88,6 +90,7 @@ def test_killed_at_several_places(arrays: Path, whole: Path, tmp_path: Path) -> 
     seen: list[tuple[int, int]] = []
     writing = Writing(workers=1, shard_rows=SHARD, group_rows=100)
     ingest("numpy", out, arrays, writing=writing, told=lambda d, t: seen.append((d, t)))
+    assert done == [1, 4, 8]
     assert seen[0] == (done[-1] * SHARD, ROWS + SHARD)  # what was there is not written again
     assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.parquet") if staging / p.name in kept} == {
         p.name: t for p, t in kept.items()
