@@ -225,7 +225,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 def select(folder: Path, rows: int) -> dict[str, Any]:
     """A tenth of a table of ids and scores by passes, and the same draw in memory."""
     from cluster.connect import connect
-    from pipelines.scoring.poisson import PoissonDraw, poisson_pass, scores_table
+    from pipelines.scoring.poisson import PoissonDraw, poisson_pass, rows_in_order
     from pruning.examples.inclusion import inclusion_probabilities
     from pruning.examples.sampling import draw
 
@@ -241,7 +241,7 @@ def select(folder: Path, rows: int) -> dict[str, Any]:
     watch = Watch(os.getpid(), {"task": "ray::"})
     with connect():
         started = time.perf_counter()
-        parts = poisson_pass(scores_table(str(path), "sadp"), "sadp", plan)
+        parts = poisson_pass(rows_in_order(str(path), "sadp"), "sadp", plan)
         first = next(parts)
         with pq.ParquetWriter(out, first.schema, compression="zstd") as writer:
             for part in chain([first], parts):

@@ -86,6 +86,18 @@ def connect(
     if address is None and lost is not None:  # from the beginning: a server may end while others start
         threading.Thread(target=watch, args=(started, lost, stop), daemon=True).start()
     try:
+        _join(address, token_file)
+        yield _describe()
+    finally:
+        stop.set()
+        ray.shutdown()
+
+
+def _join(address: str | None, token_file: Path | None) -> None:
+    """Start Ray here, or join a running cluster."""
+    import ray
+
+    try:
         if address is None:
             with loopback_only():
                 ray.init(
@@ -102,18 +114,12 @@ def connect(
     except UserError:
         raise
     except Exception as error:
-        stop.set()
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address is None:
             raise UserError("Ray", f"could not be started on this machine ({first})") from error
         if isinstance(error, ConnectionError):  # a container with the node's network, but not its processes
             raise _no_node(address) from error
         raise UserError(_WHERE, f"{address} cannot be used ({first})") from error
-    try:
-        yield _describe()
-    finally:
-        stop.set()
-        ray.shutdown()
 
 
 def check_cluster_answers(address: str, *, token_file: Path | None = None) -> str:

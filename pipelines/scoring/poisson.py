@@ -52,7 +52,7 @@ def draws_alone(policy: str) -> bool:
     return all(getattr(of, name) is getattr(Policy, name) for name in ("select", "inclusion", "importance"))
 
 
-def scores_table(path: str, score: str) -> Any:
+def rows_in_order(path: str, score: str) -> Any:
     """A Ray Dataset of a Parquet file's columns id and ``score``, in the file's order.
 
     ``ray.data.read_parquet`` keeps the order of files, but not of the rows of one large file (Ray 2.60).

@@ -16,7 +16,7 @@ from pipelines.data.ids import MOST_IDS
 from pipelines.data.layout import with_source_ids
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
-from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass, scores_table
+from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass, rows_in_order
 from pipelines.storage.atomic import check_beside, check_new_folder, write_beside, write_parquet
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
 from pruning.examples.inclusion import subset_size
@@ -143,7 +143,7 @@ def _passes(plan: PoissonDraw, scores: Path | None, score: str | None) -> Iterat
     if score is None:
         return poisson_pass(ray.data.range(plan.population), None, plan)
     assert scores is not None
-    table = scores_table(uri_of(scores) or str(scores.absolute()), score)
+    table = rows_in_order(uri_of(scores) or str(scores.absolute()), score)
     return poisson_pass(table, score, plan)
 
 

@@ -1,5 +1,5 @@
-/* The CPU engine: the multi-step LIF (lif.h), forward and backward, and the statistics of weighted batch norm
- * (moments.h), in float and in double.
+/* The CPU engine: the multi-step LIF (lif.h), forward and backward, and weighted batch norm's sums
+ * and gradient (moments.h), in float and in double.
  *
  * Neurons go through in blocks whose potentials stay in the processor's cache, timesteps four at a
  * time in its registers. Potentials take the operations of the eager engine in its order, so spikes are

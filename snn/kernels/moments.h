@@ -61,7 +61,8 @@ void NAME(weighted_gradient)(const REAL *grad, const REAL *x, ptrdiff_t rows, pt
                   out += channels * positions) {
         if (!last) {
             for (ptrdiff_t c = 0; c < channels; c++) {
-                const REAL by_x = share[n] * slope[c], rest = share[n] * shift[c], centre = mean[c], by_g = scale[c];
+                const REAL by_g = scale[c], by_x = share[n] * slope[c], rest = share[n] * shift[c];
+                const REAL centre = mean[c];
                 const REAL *restrict g = grad + c * positions, *restrict at = x + c * positions;
                 REAL *restrict to = out + c * positions;
                 for (ptrdiff_t p = 0; p < positions; p++) to[p] = by_g * g[p] + (by_x * (at[p] - centre) + rest);

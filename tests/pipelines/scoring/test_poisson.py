@@ -79,7 +79,7 @@ def test_a_file_is_read_in_its_order(
     ids, path = np.arange(1000), tmp_path / "scores.parquet"
     table = pa.table({"id": ids, "s": ids.astype(np.float32), "other": ids})
     pq.write_table(table, path, row_group_size=37)
-    found = poisson_pass.scores_table(str(path), "s")
+    found = poisson_pass.rows_in_order(str(path), "s")
     found.context.execution_options.preserve_order = True
     assert pa.concat_tables(found.iter_batches(batch_format="pyarrow")) == table.select(["id", "s"])
 
