@@ -20,7 +20,6 @@ from cluster.ray_private import (
     head_client,
     loopback_only,
     node_addresses,
-    poll_cluster_limits_often,
     refresh,
 )
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
@@ -267,12 +266,11 @@ def check_address(address: str, where: str = _WHERE) -> None:
 
 
 def prepare_data() -> None:
-    """Ray Data in this process: no log lines and progress bars of its own, all of the cluster at once."""
+    """Ray Data in this process: no log lines and progress bars of its own."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    poll_cluster_limits_often()
 
 
 def _describe() -> Cluster:

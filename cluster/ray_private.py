@@ -44,13 +44,3 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = set_before
         if before is None:
             del os.environ[LOOPBACK_ONLY]
-
-
-def poll_cluster_limits_often() -> None:
-    """Ray Data asks for the cluster's size once a second, and runs a single task until it has heard twice.
-
-    That is one to two seconds of every pass.
-    """
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]

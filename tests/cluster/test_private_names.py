@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from unittest import mock
 
-import pytest
-
 from cluster import connect, ray_private
 
 ROOT = Path(connect.__file__).parents[1]
@@ -20,11 +18,10 @@ NAMES = {
     "ray._raylet": "GcsClient",
     "ray._private": "ray_constants",
     "ray._private.authentication_test_utils": "reset_auth_token_state",
-    "ray.data._internal.execution.resource_manager": "ResourceManager",
 }
 
 
-def test_they_are_four_and_in_one_module() -> None:
+def test_they_are_three_and_in_one_module() -> None:
     files = [p for floor in ("snn", "pruning", "pipelines", "cluster") for p in (ROOT / floor).rglob("*.py")]
     assert [p.name for p in files if PRIVATE.search(p.read_text())] == ["ray_private.py"]
     text = (ROOT / "cluster" / "ray_private.py").read_text()
@@ -40,15 +37,6 @@ def test_ray_has_them() -> None:
 
     for module, name in NAMES.items():
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
-
-
-def test_ray_data_learns_of_the_cluster_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    # If an update of Ray renames it, passes take two seconds more, and nothing else would tell.
-    monkeypatch.setattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 1)
-    connect.prepare_data()
-    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S < 1
 
 
 def test_authentication_follows_the_environment() -> None:
