@@ -69,6 +69,7 @@ def connect(
     """
     if address is not None:
         check_address(address)
+    before_token = {name: os.environ.get(name) for name in (MODE, TOKEN)}
     _prepare_environment(local=address is None, token_file=token_file)
     import ray
 
@@ -90,6 +91,10 @@ def connect(
     finally:
         stop.set()
         ray.shutdown()
+        if address is None:  # its token is nobody else's
+            for name, value in before_token.items():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
 
 
 def _join(address: str | None, token_file: Path | None) -> None:
@@ -176,8 +181,8 @@ def _check_listens(head: str) -> None:
         raise UserError(
             _WHERE, f"no Ray cluster answers at {head} within {SECONDS:g} s; is it the head's port?"
         ) from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:  # UnicodeError: of names that cannot be a host's
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(
             _WHERE,
             f"no Ray cluster answers at {head} ({reason}); is it running there? a head's port is often 6379",
@@ -224,7 +229,9 @@ def find_head() -> str:
             "auto finds no Ray on this machine; start it (ray start --head --port=6379), name its host:port "
             "(needed with ray start --temp-dir), or leave the address out to have it started for the run",
         )
-    return written.read_text().strip()
+    named = written.read_text().strip()
+    check_address(named, str(written))
+    return named
 
 
 def use_token(path: Path | None = None) -> Token | None:

@@ -36,7 +36,8 @@ def reestimate(
 
     Every batch is normalised by its own statistics, as in training; the pooled mean and the pooled
     unbiased variance over all batches become the running statistics. Everything else (dropout,
-    weights, ``num_batches_tracked``, the modes of all modules) stays as it was.
+    weights, ``num_batches_tracked``, the modes of all modules) stays as it was, and so do norms that the
+    forward pass does not reach.
 
     Args:
         model: any module that takes one batch; without batch norm nothing happens.
@@ -58,10 +59,13 @@ def reestimate(
     _accumulate(model, norms, dict(zip(norms, vector.split(sizes), strict=True)), batches)
     if average is not None:
         vector = average(vector)
-    parts = zip(norms.items(), vector.split(sizes), strict=True)
-    pooled = [_pooled(name, part, m.num_features) for (name, m), part in parts]
+    parts = list(zip(norms.items(), vector.split(sizes), strict=True))
+    reached = [((name, m), part) for (name, m), part in parts if part[0] > 0]
+    if not reached:
+        raise ValueError("batches: re-estimating batch norm needs at least one batch")
+    pooled = [_pooled(name, part, m.num_features) for (name, m), part in reached]
     with torch.no_grad():
-        for m, (mean, var) in zip(norms.values(), pooled, strict=True):
+        for ((_, m), _), (mean, var) in zip(reached, pooled, strict=True):
             m.running_mean.copy_(mean)  # type: ignore[union-attr]
             m.running_var.copy_(var)  # type: ignore[union-attr]
 
@@ -103,7 +107,7 @@ def _accumulate(
         for name, m in norms.items():
             m.reset_running_stats()  # 0 times NaN or infinity, which training may have left, is NaN
             hooks.callback(m.register_forward_hook(partial(add, name)).remove)
-        for x_TB in _singles_joined(batches):
+        for x_TB in _singles_joined(x_TB for x_TB in batches if x_TB.shape[1]):
             model(x_TB)
 
 
@@ -114,7 +118,7 @@ def _singles_joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         if held is None:
             held = x_TB
         elif (held.shape[1] == 1) != (x_TB.shape[1] == 1) and held[:, :1].shape == x_TB[:, :1].shape:
-            yield _joined(held, x_TB)
+            yield joined(held, x_TB)
             held = None
         else:
             yield held
@@ -123,7 +127,8 @@ def _singles_joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         yield held
 
 
-def _joined(a_TB: Tensor, b_TB: Tensor) -> Tensor:
+def joined(a_TB: Tensor, b_TB: Tensor) -> Tensor:
+    """Two batches as one; timesteps that are all alike stay one and the same memory."""
     if is_static(a_TB) and is_static(b_TB):
         return direct(torch.cat([a_TB[0], b_TB[0]]), len(a_TB))
     return torch.cat([a_TB, b_TB], 1)
@@ -136,8 +141,6 @@ def _pooled(name: str, part: Tensor, features: int) -> tuple[Tensor, Tensor]:
     n / (n - 1) then uses the mean count per worker, a relative difference below 1 / n.
     """
     n, total, square = part[0], part[1 : 1 + features], part[1 + features :]
-    if n == 0:
-        raise ValueError("batches: re-estimating batch norm needs at least one batch")
     mean = total / n
     var = (square / n - mean.square()).clamp(min=0) * (n / (n - 1).clamp(min=1))
     if not (mean.isfinite().all() and var.isfinite().all()):

@@ -189,6 +189,8 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
             " an input must be [T*B, C, ...] or [B, C, ...]"
         )
     share = share_B.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if share.dtype != share_B.dtype:
+        share = share / share.sum()  # which rounding has left beside 1
     return (share / (x.numel() // (B * x.shape[1]))).repeat(N // B)
 
 

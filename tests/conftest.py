@@ -6,11 +6,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# `make test` tries the same examples every time; `make test-all` new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("new", print_blob=True)
+# `make test` tries the same examples every time; `make test-all` new ones. Neither goes by the clock.
+timeless = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", timeless, derandomize=True)
+settings.register_profile("new", timeless, print_blob=True)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -65,7 +65,7 @@ class DataPruningConfig(Checked):
     """Epoch before which pruned epochs draw uniformly and nothing is scored: early scores say little."""
     rescore_every: Annotated[int | None, at_least(0)] = None
     """Pruned epochs from one scoring pass to the next; 0 (the default) takes scores from the training steps
-    alone, which costs nothing; a pass costs about a third of training on the examples it scores."""
+    alone, at almost no cost; a pass costs about a third of training on the examples it scores."""
     rescore_who: Literal["all", "unselected", "sample"] = "all"
     """Which examples a scoring pass covers: all, those not selected last epoch, or a random quarter."""
     overlap: bool = False
@@ -95,7 +95,8 @@ class WeightPruningConfig(Checked):
     sparsity: Annotated[float | None, SHARE] = None
     """Share of weights to remove, in (0, 1)."""
     budget: Annotated[float | None, FINITE] = None
-    """Distortion budget: mean over layers of -log(kept energy), positive."""
+    """Distortion budget: mean over layers of -log(share of the sum of squared weights kept), weighted by the
+    coefficients of the criterion; positive."""
     synops: Annotated[float | None, SHARE] = None
     """Share of the dense network's synaptic operations to keep, in (0, 1)."""
     budget_over: Literal["sum", "max_t"] = "sum"
@@ -232,8 +233,8 @@ class Config:
     baseline: Literal["none", "full"] = "none"
     """full also trains on all data first, for comparison."""
     code: str | None = None
-    """Folder of your own modules, where model.name or data_pruning.policy names one as module:attribute;
-    the config file's own folder when not given."""
+    """Folder of your own modules, where the config names a model, policy or criterion as
+    module:attribute; the config file's own folder when not given."""
     data: DataConfig = field(default_factory=DataConfig)
     """Examples."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -10,6 +10,7 @@ In the symbols of docs/methods-sadp.md, where they are derived::
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,10 @@ class GraphBound:
         self.modules = {module for module in of if module is not None}
         self._handles = [module.register_forward_hook(self._keep) for module in self.modules]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the network takes along hooks that record nothing."""
+        return _off, ()
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
@@ -232,6 +237,12 @@ class GraphBound:
                     parts.append(_call_bound(hidden, delta, x, slope, B))
                 squared = squared + torch.stack(parts).sum(0).square()
             return squared.sqrt()
+
+
+def _off() -> GraphBound:
+    bound = GraphBound.__new__(GraphBound)
+    bound.on = False
+    return bound
 
 
 def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:

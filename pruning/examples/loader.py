@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from pruning.examples.policies import make_policy
 from pruning.examples.sampler import PlanSampler, Scored
@@ -35,6 +35,8 @@ class Indexed(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         example = self.dataset[index]
         if isinstance(example, dict):
+            if "index" in example:
+                raise ValueError("dataset: its examples have an index of their own; give it another name")
             return {**example, "index": index}
         return (*example, index) if isinstance(example, tuple | list) else (example, index)
 
@@ -61,14 +63,16 @@ class DataPruner(Indexed):
         seed: of draws and order.
         batch_size: of one rank's loader, over which losses are averaged; the largest batch met so far when
             not given. Needed where the very first epoch has weights other than 1.
+        drop_last: the loader leaves out a last, short batch: the plan then ends with whole batches. Needs
+            ``batch_size``.
         encode: inputs of a batch to the network's ``x_TB``; for scoring passes (``rescore_every``) only.
         rank: of this process; as ``torch.distributed`` says at the time when not given.
         world_size: number of processes; likewise.
         options: further fields of `pruning.examples.policies.settings.Settings` and options of the policy.
 
     Raises:
-        ValueError: a dataset without length, what `make_policy` refuses, or for a policy that wants ``sadp``
-            scores a network whose last layer is not linear.
+        ValueError: a dataset without length or a stream, what `make_policy` refuses, or for a policy that
+            wants ``sadp`` scores a network whose last layer is not linear.
     """
 
     def __init__(
@@ -81,19 +85,22 @@ class DataPruner(Indexed):
         policy: str = "sadp",
         seed: int = 0,
         batch_size: int | None = None,
+        drop_last: bool = False,
         encode: Callable[[Tensor], Tensor] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(dataset)
-        if not isinstance(dataset, Sized):
+        if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset):
             raise ValueError(
-                f"dataset: {type(dataset).__name__} has no length; examples are drawn by their index, so a"
-                " stream cannot be pruned"
+                f"dataset: {type(dataset).__name__} has no length, or gives a stream; examples are drawn by"
+                " their index, so a stream cannot be pruned"
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} must be at least 1")
+        if drop_last and batch_size is None:
+            raise ValueError("drop_last: needs batch_size, the loader's")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         made = make_policy(
@@ -106,11 +113,21 @@ class DataPruner(Indexed):
                 raise ValueError(
                     "encode: needed for scoring passes (rescore_every); inputs of a batch to x_TB"
                 )
+            if not isinstance(dataset[0], tuple | list):
+                raise ValueError(
+                    f"dataset: scoring passes (rescore_every) take (input, label), not {type(dataset[0])}"
+                )
             self._scorer = ExampleScorer(model, (made.score,))
         self.sampler = PlanSampler(
-            made, batch_size=batch_size or 0, rank=rank, world_size=world_size, before=self._rescored
+            made,
+            batch_size=batch_size or 0,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            before=self._rescored,
+            begins=lambda: self._scores.put_on(),
         )
-        self._scores = StepScores(model, made.score, self._upcoming_weights)
+        self._scores = StepScores(model, made.score, self._upcoming_weights, lambda: self.sampler.left > 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers of a loader get the dataset alone."""
@@ -119,12 +136,14 @@ class DataPruner(Indexed):
     def epochs(self) -> Iterator[int]:
         """The epochs that are left; each is scored, if asked for, and planned before it is given.
 
-        After the last one the network is let go.
+        When the loop is left, at its end or before, the network is let go until a loader begins again.
         """
-        for epoch in range(self.sampler.next_epoch, self.policy.settings.epochs):
-            self.sampler.set_epoch(epoch)
-            yield epoch
-        self.close()
+        try:
+            for epoch in range(self.sampler.next_epoch, self.policy.settings.epochs):
+                self.sampler.set_epoch(epoch)
+                yield epoch
+        finally:
+            self.close()
 
     def loss(self, per_example_loss: Tensor, index: Tensor) -> Tensor:
         """The batch's loss, to go backward from: weighted, over the nominal batch size.
@@ -164,7 +183,7 @@ class DataPruner(Indexed):
         """Go on where `state_dict` was called: the same subsets, weights and order as without a break.
 
         Raises:
-            ValueError: the state of a run with other settings.
+            ValueError: the state of a run with other settings, or of something else.
         """
         self.sampler.load_state_dict(state)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,21 @@ REMEDY = (
 class PlanSampler(Sampler[int]):
     """The indices of an epoch's examples, in the order of a hash of (seed, epoch, index).
 
-    Every rank gets equally many, and none a last batch of one example, which batch norm refuses: the first
-    ones fill up, with weight 0. Rank ``k`` takes every ``world_size``-th index from the ``k``-th on, so that
-    the ranks' batches together are the batches of one process. Scores that ranks met are shared when the next
-    epoch is planned. A loader that begins without an epoch to go on with plans the next one. An epoch is also
-    over where a loader was given all of it and has left out the last, short batch (``drop_last``).
+    Every rank gets equally many, and where the batch size is known, none a last batch of one example, which
+    batch norm refuses: the first ones fill up, with weight 0. Rank ``k`` takes every ``world_size``-th index
+    from the ``k``-th on, so that the ranks' batches together are the batches of one process. Scores that
+    ranks met are shared when the next epoch is planned. A loader that begins without an epoch to go on with
+    plans the next one. Without ``drop_last``, an epoch also counts as over where a loader was given all of it
+    and all but a short last batch was trained on; a state that is saved there goes on with that batch.
 
     Args:
         policy: plans, from the scores that it is given.
         batch_size: of one rank's loader; 0 for the largest batch met so far.
+        drop_last: leave out what does not fill a batch.
         rank: of this process; as ``torch.distributed`` says at the time when not given.
         world_size: number of processes, which all plan alike; likewise.
         before: called with the epoch before it is planned; returns scores of a pass, if there was one.
+        begins: called when a loader begins.
     """
 
     def __init__(
@@ -47,15 +51,18 @@ class PlanSampler(Sampler[int]):
         policy: Policy,
         *,
         batch_size: int = 0,
+        drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         before: Callable[[int], Scored | None] = lambda epoch: None,
+        begins: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self._rank, self._world_size = policy, rank, world_size
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: {rank!r} must be from 0 to world_size - 1, {self.world_size - 1}")
-        self.batch_size = batch_size
+        self.batch_size = self._wanted_size = batch_size
         """The nominal one."""
+        self._drop_last = drop_last
         self.plan: Plan | None = None
         self.ids: Ints = np.empty(0, np.int64)
         """Of this rank, in training order."""
@@ -63,7 +70,7 @@ class PlanSampler(Sampler[int]):
         """Examples of the epoch that this rank has trained on."""
         self.step = 0
         """Steps of the epoch so far."""
-        self._before = before
+        self._before, self._begins = before, begins
         self._met: list[tuple[Ints, torch.Tensor, NDArray[np.bool_], int]] = []
         self._differ: list[torch.Tensor] = []
         self._given: int | None = None  # the epoch of which a loader was given all that was left
@@ -88,13 +95,17 @@ class PlanSampler(Sampler[int]):
         return None if self.plan is None else self.plan.epoch
 
     @property
+    def left(self) -> int:
+        """Examples of the planned epoch that this rank has still to train on."""
+        return len(self.ids) - self.done
+
+    @property
     def next_epoch(self) -> int:
         """The epoch to go on with: the planned one until it is over."""
         if self.plan is None:
             return 0
-        left = len(self) - self.done
-        dropped = self._given == self.plan.epoch and self.done > 0 and left < self.batch_size
-        return self.plan.epoch + (left <= 0 or dropped)
+        given = self._given == self.plan.epoch and self.done > 0 and not self._drop_last
+        return self.plan.epoch + (self.left <= 0 or (given and self.left < self.batch_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Plan an epoch; asked for the planned one again, nothing changes. All ranks call it together.
@@ -141,6 +152,7 @@ class PlanSampler(Sampler[int]):
             ValueError: the run is over.
         """
         self.plan_next()
+        self._begins()
         return self._left()
 
     def _left(self) -> Iterator[int]:
@@ -232,15 +244,21 @@ class PlanSampler(Sampler[int]):
         """Go on where `state_dict` was called.
 
         Raises:
-            ValueError: the state of a run with other settings.
+            ValueError: the state of a run with other settings, or of something else.
         """
+        if not isinstance(state, dict) or "run" not in state:
+            raise ValueError("state: is not what state_dict() of a DataPruner returned")
+        if self._wanted_size and state["batch_size"] not in (0, self._wanted_size):
+            raise ValueError(
+                f"state: of a run with batch_size {state['batch_size']}; this one has {self._wanted_size}"
+            )
         for name, value in self._run().items():
             found = state["run"].get(name)
             if found != value:
                 raise ValueError(f"state: of a run with {name} {found!r}; this one has {value!r}")
         self.policy.load({k: v.cpu().numpy() for k, v in state["policy"].items()})
         self.plan, self._met, self._differ, self._given = None, [], [], None
-        self.batch_size = state["batch_size"]
+        self.batch_size = state["batch_size"] or self._wanted_size
         if "epoch" in state:
             ids, weights = state["ids"].cpu().numpy(), state["weights"].cpu().numpy()
             power = state["weight_power"]
@@ -249,15 +267,20 @@ class PlanSampler(Sampler[int]):
 
     def _run(self) -> dict[str, Any]:
         s = self.policy.settings
-        run = {"policy": self.policy.name, "examples": s.num_examples, "ratio": s.ratio, "seed": s.seed}
-        return {**run, "epochs": s.epochs, "world_size": self.world_size}
+        own = {f.name: getattr(s, f.name) for f in fields(s) if f.name not in ("present", "num_examples")}
+        run = {"policy": self.policy.name, "examples": s.num_examples, **own, "world_size": self.world_size}
+        run["drop_last"] = self._drop_last
+        return {name: v.item() if isinstance(v, np.generic) else v for name, v in run.items()}
 
     def _lay_out(self, plan: Plan) -> None:
         """This rank's ids and weights, in training order."""
         self.plan = plan
         m, seed = len(plan.ids), self.policy.settings.seed
         order = np.searchsorted(plan.ids, shuffled(plan.ids, seed=seed, epoch=plan.epoch))
-        places = self.rank + np.arange(self._share(m)) * self.world_size
+        share = self._share(m)
+        if self._drop_last and not share:
+            raise ValueError(f"drop_last: the {m} examples of epoch {plan.epoch} fill no batch")
+        places = self.rank + np.arange(share) * self.world_size
         rows, real = order[places % max(m, 1)], places < m
         self.ids = plan.ids[rows]
         self.weights = np.where(real, plan.weights[rows], np.float32(0))
@@ -267,6 +290,8 @@ class PlanSampler(Sampler[int]):
     def _share(self, size: int) -> int:
         """Examples of one rank, of so many in all."""
         share = -(-size // self.world_size)
+        if self._drop_last:
+            return share - share % self.batch_size
         return share + (self.batch_size > 1 and share % self.batch_size == 1)
 
     def _gather(self, mine: Any) -> list[Any]:

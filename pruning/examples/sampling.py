@@ -39,7 +39,7 @@ def hash64(seed: int, epoch: int, ids: NDArray[np.integer], stream: int = 0) -> 
     Seed and epoch count modulo 2^64; ``stream`` is what the bits are used for. For fixed (seed, epoch,
     stream) a bijection of the id, so that no two ids tie.
     """
-    key = _mix_int(_mix_int(_mix_int(seed & _MASK) ^ (epoch & _MASK)) ^ stream)
+    key = _mix_int(_mix_int(_mix_int(int(seed) & _MASK) ^ (int(epoch) & _MASK)) ^ stream)
     h = np.asarray(ids).astype(np.uint64)
     h += np.uint64(key)
     _mix(h)

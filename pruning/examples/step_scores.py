@@ -24,7 +24,7 @@ class StepScores:
     Around every forward pass in training mode the batch norms weight their statistics, and what scores need
     is recorded; from the losses that are made of it follow the scores. Outside of training nothing happens.
     A network that is called once for each timestep runs several times between two losses. A network has the
-    hooks that were made last.
+    hooks that were made last; those of a copy of it do nothing.
 
     Args:
         model: the network itself, not a wrapper of it: one of ours, or of another library, whose structure
@@ -32,18 +32,36 @@ class StepScores:
         score: ``sadp``, ``el2n`` or ``loss``; for networks of ours any of `pruning.examples.scores.SCORES`
             that needs no labels; ``None`` for none.
         weights: gives the next batch's weights in batch statistics, ``[B]``; ``None`` if they are all 1.
+        due: whether there is a next batch; where there is none, a forward pass is not one of training.
 
     Raises:
         ValueError: a network that has no such score.
     """
 
-    def __init__(self, model: nn.Module, score: str | None, weights: Callable[[], Tensor | None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        score: str | None,
+        weights: Callable[[], Tensor | None],
+        due: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.score = score
-        self._model, self._weights = model, weights
-        self._record: Any = _recorder(model, score)
+        self._model, self._weights, self._due = model, weights, due
         self._open: ExitStack | None = None
         self._weights_B: Tensor | None = None
-        hooked = model.model if isinstance(model, Adapted) else model
+        self._handles: list[Any] = []
+        self.put_on()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the network, or its file, takes along neither the dataset nor a hook that acts."""
+        return _idle, ()
+
+    def put_on(self) -> None:
+        """Put the hooks on the network, if they are not."""
+        if self._handles:
+            return
+        self._record: Any = _recorder(self._model, self.score)
+        hooked = self._model.model if isinstance(self._model, Adapted) else self._model
         if hooked in _LAST and (before := _LAST[hooked]()) is not None:
             before.remove()
         _LAST[hooked] = ref(self)  # the hooks keep it as long as the network lives
@@ -56,6 +74,7 @@ class StepScores:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         if self._record is not None:
             self._record.remove()
 
@@ -79,7 +98,7 @@ class StepScores:
         return scores
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
-        if not (module.training and torch.is_grad_enabled()):
+        if not (module.training and torch.is_grad_enabled() and self._due()):
             return
         self._weights_B = self._weights()
         self._open = ExitStack()
@@ -93,6 +112,13 @@ class StepScores:
             self._open = None
             if self._record is not None and output is not None:
                 self._record.end(output)
+
+
+def _idle() -> StepScores:
+    """One whose hooks do nothing."""
+    hooks = StepScores.__new__(StepScores)
+    hooks._open, hooks._due = None, lambda: False
+    return hooks
 
 
 def _recorder(model: nn.Module, score: str | None) -> Any:
@@ -204,7 +230,11 @@ class _Outputs:
     def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
         outputs, self._found = self._found, []
         found = gradients(losses_B, outputs)
-        by_call = [g.float().reshape(-1, len(losses_B), g.shape[-1]).sum(0) for g in found]
+        B = len(losses_B)
+        for g in found:
+            if g.ndim not in (2, 3) or g.shape[-2] != B:
+                raise ValueError(f"output: {tuple(g.shape)} must be [T, B, K] or [B, K], where B = {B}")
+        by_call = [g.float().reshape(-1, B, g.shape[-1]).sum(0) for g in found]
         return torch.stack(by_call).sum(0).norm(dim=-1)
 
     def remove(self) -> None:

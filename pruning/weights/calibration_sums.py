@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruning.weights.curves import DENSITIES, measure_curves
 from snn.activity import synaptic_operations
+from snn.batchnorm import joined
 from snn.layers import Synapses, WeightLayer, is_static
 from snn.observing import Network, evaluating, observe
 
@@ -165,7 +166,7 @@ def _measure(
     if "curves" in measure:
         if count < 2:
             raise ValueError("batches: curves need at least two examples on every worker")
-        for s, curve in zip(synapses, measure_curves(model, synapses, torch.cat(batches, 1)), strict=True):
+        for s, curve in zip(synapses, measure_curves(model, synapses, reduce(joined, batches)), strict=True):
             sums.layers[s.name]["curve"] += curve.flatten() * count
     generator = torch.Generator().manual_seed(0)
     backward = not {"gradients", "fisher"}.isdisjoint(measure)

@@ -103,7 +103,8 @@ class Masks(Mapping[str, Tensor]):
         """Set the pruned weights of ``model`` to zero, in place.
 
         Raises:
-            ValueError: the masks belong to another model.
+            ValueError: the masks belong to another model, or its weights cannot be masked: they are computed
+                in every forward pass, or two layers that are both pruned share them.
         """
         with torch.no_grad():
             for weight, mask in self._weights(model):
@@ -163,9 +164,19 @@ class Masks(Mapping[str, Tensor]):
             if name not in layers:
                 raise ValueError(f"masks: layer {name!r} is not in the model, which has {sorted(layers)}")
         pairs = []
+        pruned: dict[int, str] = {}
         for name, layer in layers.items():
             if name not in self:
                 raise ValueError(f"masks: the model's layer {name!r} has no mask")
+            if all(parameter is not layer.weight for parameter in layer.parameters(recurse=False)):
+                raise ValueError(
+                    f"masks: layer {name!r} computes its weight in every forward pass (torch.nn.utils.prune, "
+                    "a parametrization), which would undo them; make it permanent first"
+                )
+            if not self[name].all() and pruned.setdefault(id(layer.weight), name) != name:
+                raise ValueError(
+                    f"masks: layers {pruned[id(layer.weight)]!r} and {name!r} share their weight; exclude one"
+                )
             if self[name].shape != layer.weight.shape:
                 raise ValueError(
                     f"masks: layer {name!r} has shape {tuple(self[name].shape)},"

@@ -95,7 +95,8 @@ def prune(
 
     Raises:
         ValueError: not exactly one target, one that cannot be reached, no batch, a network without
-            spiking neurons, or what `calibrate` and `allocate` refuse.
+            spiking neurons, or what `calibrate`, `allocate`, `Masks.apply_` and `snn.batchnorm.reestimate`
+            refuse; the network is then unchanged.
     """
     target = {"sparsity": sparsity, "synops": synops, "budget": budget}
     given = [name for name, value in target.items() if value is not None]
@@ -115,8 +116,16 @@ def prune(
     check_request(network, **request)
     calibration = calibrate(network, _first(inputs, CALIBRATION_EXAMPLES), measure=needs(criterion))
     allocation = allocate(network, calibration, **request)
+    weights = [s.layer.weight for s in network.synapses()]
+    before = [weight.detach().clone() for weight in weights]
     allocation.masks.apply_(network)
-    reestimate(network, inputs)
+    try:
+        reestimate(network, inputs)
+    except BaseException:  # nobody would have the masks
+        with torch.no_grad():
+            for weight, values in zip(weights, before, strict=True):
+                weight.copy_(values)
+        raise
     return Pruned(network, allocation, calibration)
 
 

@@ -153,7 +153,14 @@ def spread(part: Callable[..., Any], pieces: Sequence[tuple[Any, ...]], threads:
     """``part(*piece)`` of all pieces, in order, on so many threads."""
     if threads <= 1 or len(pieces) == 1:
         return [part(*piece) for piece in pieces]
-    return list(_pool(os.getpid()).map(lambda piece: part(*piece), pieces))
+
+    def every(first: int) -> list[Any]:
+        return [part(*piece) for piece in pieces[first::threads]]
+
+    found: list[Any] = [None] * len(pieces)
+    for first, done in enumerate(_pool(os.getpid()).map(every, range(threads))):
+        found[first::threads] = done
+    return found
 
 
 @cache

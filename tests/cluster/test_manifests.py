@@ -222,7 +222,7 @@ def test_before_its_time_limit_a_job_goes_back_into_the_queue(tmp_path: Path) ->
     assert running.returncode == 7
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(command=COMMAND)
 def test_slurm_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> None:
     folder = tmp_path_factory.mktemp("slurm")
@@ -261,7 +261,7 @@ def test_folders_of_any_name_survive_the_shell(tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "pwned").exists()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(command=PLAIN)
 def test_kuberay_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> None:
     """Through the submitter's bash, `ray job submit`'s joining of words, and the job server's sh."""
@@ -292,7 +292,7 @@ LINES = {"partition": ("slurm", 1), "account": ("slurm", 1), "venv": ("slurm", 1
 """What a value that is empty otherwise adds."""
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(field=FIELD, value=NASTY)
 def test_no_value_breaks_a_manifest(field: str, value: str) -> None:
     """Refused with the field's name, or every manifest still is what it was but for that value."""

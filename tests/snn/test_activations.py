@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -24,7 +24,6 @@ FILLS = {
 }
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(list(FILLS)),
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=5),

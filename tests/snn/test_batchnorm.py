@@ -156,6 +156,17 @@ def test_statistics_that_were_not_finite_are_replaced_too():
         assert torch.equal(value, healthy.state_dict()[key])
 
 
+def test_norms_that_are_not_reached_and_empty_batches_are_left_out():
+    model, plain, data = net(), net(), batches(2, 4)
+    model.auxiliary = nn.BatchNorm1d(3).double()
+    model.auxiliary.running_mean.fill_(7)
+    reestimate(model, [data[0], data[0][:, :0], data[1]])
+    reestimate(plain, data)
+    assert (model.auxiliary.running_mean == 7).all()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
 def test_without_norm_nothing_is_read():
     model = build("mlp", input_shape=(4,), num_classes=2, hidden=(3,), norm=False)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -28,7 +28,6 @@ def gradients(layer, x, grad_y):
     return found
 
 
-@settings(deadline=None)
 @given(
     batch=st.integers(1, 4),
     c_in=st.integers(1, 5),

@@ -88,9 +88,7 @@ CASES = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize(("engine", "dtype"), ENGINES)
-@settings(
-    deadline=None, max_examples=25 if INTERPRETED else 120, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=25 if INTERPRETED else 120, suppress_health_check=[HealthCheck.too_slow])
 @given(case=CASES)
 def test_engine_equals_the_unfused_loop(engine, dtype, case):
     p = NeuronParameters(

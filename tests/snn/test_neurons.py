@@ -26,7 +26,7 @@ def scalar_loop(currents, p, v):
     return spikes, potentials, v
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     currents=st.lists(st.floats(-4, 4), min_size=1, max_size=16),
     beta=st.floats(0, 0.99),
@@ -175,7 +175,6 @@ class TestParametric:
             LIF(NeuronParameters(beta=1.0, learn_beta=True))
 
 
-@settings(deadline=None)
 @given(
     p=st.builds(
         NeuronParameters,

@@ -76,14 +76,14 @@ def convolutions(draw):
     return layer, x
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(convolutions())
 def test_equal_to_the_dense_convolution(problem):
     layer, x = problem
     assert_close(SparseConv2d(layer)(x), layer(x), magnitudes(layer, x))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 40),
     st.integers(1, 40),

@@ -1,6 +1,7 @@
 """Batch statistics of weighted examples, against batches that repeat every example as often as it weighs."""
 
 import copy
+import threading
 from contextlib import nullcontext
 from functools import partial
 
@@ -53,7 +54,7 @@ def gradients(model, x_TB, labels, weights=None, repeats=None):
     return total.detach(), [p.grad for p in model.parameters()], model
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     repeats=st.lists(st.integers(1, 4), min_size=2, max_size=5),
     T=st.integers(1, 3),
@@ -150,6 +151,32 @@ def test_the_cpu_engine_computes_the_definition_on_any_number_of_threads(shape, 
                 torch.testing.assert_close(a.double(), wanted, rtol=tolerance, atol=tolerance)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(cpu.ENGINE.unavailable() is not None, reason="the CPU engine cannot be built here")
+def test_no_more_threads_work_than_torch_is_given():
+    x, used = torch.randn(64, 256, 16, 16), set()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        cpu.spread(lambda i: used.add(threading.get_ident()), [(i,) for i in range(50)], 2)
+        assert len(used) <= 2
+        assert cpu.spread(lambda i: i, [(i,) for i in range(7)], 3) == list(range(7))
+        pieces = []
+        cpu._spread_rows(lambda *piece: pieces.append((threading.get_ident(), piece)), cpu._by_rows(x)[0], x)
+        assert len(pieces) > 2
+        assert len({thread for thread, _ in pieces}) <= 2
+        assert sorted(piece for _, piece in pieces) == cpu._by_rows(x)[0]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_equal_weights_of_float32_leave_no_rounding_in_a_norm_of_float64():
+    x = torch.randn(1000, 3, 4, dtype=torch.float64) + 1e4
+    plain, weighted = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
+    with weighted_statistics(torch.full((1000,), 2.0)):
+        y = weighted(x)
+    torch.testing.assert_close(y, plain(x), rtol=0, atol=1e-9)
 
 
 def test_statistics_alone_have_gradients_too():

@@ -62,6 +62,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.num_examples < 1:
             raise ValueError(f"num_examples: {self.num_examples!r} must be at least 1")
+        if not isinstance(self.seed, int | np.integer) or isinstance(self.seed, bool):
+            raise ValueError(f"seed: {self.seed!r} must be a whole number")
         if self.present is not None and self.present.shape != (self.num_examples,):
             raise ValueError(f"present: shape {self.present.shape} must be ({self.num_examples},)")
         if self.present is not None and not self.present.any():

@@ -55,7 +55,7 @@ recordings = st.lists(
 
 
 @given(r=recordings, T=st.integers(1, 7), by=st.sampled_from(["time", "count"]), halve=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_frames_are_the_rule_written_out(r: Recording, T: int, by: str, halve: bool) -> None:
     sensor = Sensor(6, 4)
     height, width = (2, 3) if halve else (4, 6)

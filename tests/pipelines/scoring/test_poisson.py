@@ -30,7 +30,7 @@ KINDS = {
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(1, 5000),
     kind=st.sampled_from(sorted(KINDS)),

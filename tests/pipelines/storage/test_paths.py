@@ -139,7 +139,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=STEPS)
 def test_two_mirrors_end_the_same(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, int]]

@@ -65,7 +65,7 @@ def batches(split: Split, ratio: float, window: int, rank: int, workers: int, ba
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ratio=st.sampled_from([0.0, 0.3, 0.9, 0.997]),
     window=st.integers(1, 800),

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
@@ -117,7 +117,6 @@ def test_figures_in_the_fields_units(trained: Path) -> None:
     assert "pJ a multiply-accumulate" in page
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_sums_over_workers_do_not_depend_on_the_order_of_adding(data: st.DataObject) -> None:
     wide = st.floats(-1e12, 1e12, allow_subnormal=False)

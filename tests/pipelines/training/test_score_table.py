@@ -40,7 +40,7 @@ def opened(name: str = "sadp", design: str = "systematic", ratio: float = 0.5) -
     return table
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     name=st.sampled_from(["sadp", "random", "infobatch", "static"]),
     design=st.sampled_from(["systematic", "poisson"]),

@@ -1,3 +1,5 @@
+import copy
+import io
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -122,6 +124,15 @@ def test_dictionaries_and_lone_tensors_tell_their_index() -> None:
     assert pruner_of(network(), Named(), ratio=0.0, policy="full")[2] == {"x": 12, "index": 2}
     assert pruner_of(network(), torch.arange(5), policy="random")[3] == (torch.tensor(3), 3)  # type: ignore[arg-type]
 
+    class Indexed(Named):
+        def __getitem__(self, i: int) -> Any:
+            return {"x": i + 10, "index": 105}
+
+    with pytest.raises(ValueError, match="dataset: its examples have an index of their own"):
+        pruner_of(network(), Indexed(), ratio=0.0, policy="full")[2]
+    with pytest.raises(ValueError, match=r"dataset: scoring passes .* take \(input, label\)"):
+        pruner_of(network(), Named(), rescore_every=1, encode=lambda x: x)
+
 
 @pytest.mark.parametrize("stop", [(0, 0), (0, 3), (1, 2), (2, 1), (4, 0)])
 @pytest.mark.parametrize("policy", ["sadp", "ucb"])
@@ -154,6 +165,89 @@ def test_a_state_of_another_run_is_refused() -> None:
         pruner_of(network(), seed=8).load_state_dict(state)
     with pytest.raises(ValueError, match="state: of a run with examples 90; this one has 89"):
         pruner_of(network(), dataset(89)).load_state_dict(state)
+    for name, value in {"alpha": 0.9, "design": "poisson", "weight_power": 0.0, "warmup_epochs": 0}.items():
+        with pytest.raises(ValueError, match=f"state: of a run with {name}"):
+            pruner_of(network(), **{name: value}).load_state_dict(state)
+    with pytest.raises(ValueError, match="state: is not what state_dict"):
+        pruner_of(network()).load_state_dict({})
+    trained = pruner_of(network(), batch_size=16).state_dict()
+    with pytest.raises(ValueError, match="state: of a run with batch_size 16; this one has 8"):
+        pruner_of(network(), batch_size=8).load_state_dict(trained)
+
+
+def test_a_seed_of_numpy_is_the_same_seed(tmp_path: Path) -> None:
+    ours, theirs = network(), network()
+    pruner = pruner_of(ours, seed=np.int64(7))
+    assert same(train(ours, pruner), train(theirs, pruner_of(theirs)))
+    torch.save(pruner.state_dict(), tmp_path / "state.pt")
+    pruner_of(ours).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+class Named(nn.Module):
+    """A network without ``synapses()``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.neuron, self.head = nn.Linear(9, 12), LIF(), nn.Linear(12, 4)
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        return self.head(self.neuron(self.hidden(x_TB)))
+
+
+@pytest.mark.parametrize("policy", ["sadp", "el2n"])
+@pytest.mark.parametrize("make", [network, lambda: wrap(Named(), torch.zeros(T, 2, 9), neurons=[LIF])])
+def test_a_copy_of_the_network_in_the_loop_is_a_network_alone(make: Any, policy: str) -> None:
+    class NotCopied(TensorDataset):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise AssertionError
+
+        __reduce__ = __deepcopy__  # type: ignore[assignment]
+
+    torch.manual_seed(0)
+    model, copies = make(), []
+    pruner = pruner_of(model, NotCopied(*dataset().tensors), policy=policy)
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler)
+    x = direct(dataset().tensors[0], T)
+    for _ in pruner.epochs():
+        for images, y, index in loader:
+            pruner.loss(losses_of(model.train()(direct(images, T)), y), index)
+        model.zero_grad()
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        copies += [copy.deepcopy(model), torch.load(file, weights_only=False)]
+    for copied in copies[::3]:
+        copied.train()(x).sum().backward()
+        assert torch.equal(copied.eval()(x), copied(x))
+
+
+def test_what_is_not_of_the_plan_is_not_recorded() -> None:
+    """Retraining after an early stop, or after the last epoch of a loop that never calls ``epochs()``."""
+    model = network()
+    pruner = pruner_of(model, policy="el2n")
+    train(model, pruner, stop=(2, 1))
+    held = pruner._scores._record
+    x = direct(dataset().tensors[0], T)
+    for _ in range(3):
+        model.train()(x)
+    assert held._logits is None
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler)
+    for epoch in range(2, EPOCHS):
+        for images, y, index in loader:
+            assert pruner.sampler.epoch == epoch
+            pruner.loss(losses_of(model(direct(images, T)), y), index)
+    model(x)
+    assert pruner._scores._record._logits is None
+
+
+def test_a_pruner_that_went_back_trains_with_its_hooks_again() -> None:
+    model = network()
+    pruner = pruner_of(model, batch_size=B)
+    start, weights = pruner.state_dict(), copy.deepcopy(model.state_dict())
+    first = train(model, pruner)
+    pruner.load_state_dict(start)
+    model.load_state_dict(weights)
+    assert same(train(model, pruner), first)
 
 
 def test_scoring_passes_are_those_of_the_scorer() -> None:
@@ -197,9 +291,20 @@ class Stream(IterableDataset[Any]):
         return iter(range(3))
 
 
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return 3
+
+
 def test_bad_datasets_and_networks() -> None:
-    with pytest.raises(ValueError, match=r"dataset: Stream has no length; .* a stream cannot be pruned"):
+    with pytest.raises(ValueError, match=r"dataset: Stream has no length, or .* a stream cannot be pruned"):
         pruner_of(network(), Stream())
+    with pytest.raises(ValueError, match=r"dataset: SizedStream .* a stream cannot be pruned"):
+        pruner_of(network(), SizedStream())
+    with pytest.raises(ValueError, match="drop_last: needs batch_size"):
+        pruner_of(network(), drop_last=True)
+    with pytest.raises(ValueError, match="seed: None must be a whole number"):
+        pruner_of(network(), seed=None)
     with pytest.raises(ValueError, match="batch_size: 0 must be at least 1"):
         pruner_of(network(), batch_size=0)
     with pytest.raises(ValueError, match="policy: 'magic' is unknown"):

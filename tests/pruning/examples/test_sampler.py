@@ -1,5 +1,6 @@
 """The order of a plan over batches and ranks, and what happens to a loop that leaves it."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,46 @@ def test_a_loader_alone_that_drops_the_last_batch_goes_on_too() -> None:
         N // B
     )
     assert not list(pruner.epochs())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_drop_last_is_exact_where_the_pruner_knows_of_it(workers: int) -> None:
+    def run(pruner: DataPruner, states: list[Any]) -> list[tuple[int, int]]:
+        model = pruner.model.train()
+        loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler, drop_last=True, num_workers=workers)
+        found = []
+        for epoch in pruner.epochs():
+            batches = 0
+            for x, y, index in loader:
+                pruner.loss(losses_of(model(direct(x, T)), y), index)
+                batches += 1
+            found.append((epoch, batches))
+            states.append(copy.deepcopy(pruner.state_dict()))
+        return found
+
+    options = {"batch_size": B, "drop_last": True}
+    states: list[Any] = []
+    pruner = pruner_of(network(), **options)
+    whole = run(pruner, states)
+    assert whole == [(e, (N if e in (0, EPOCHS - 1) else N // 2) // B) for e in range(EPOCHS)]
+    for done, state in [(1, states[0])] if workers else list(enumerate(states, 1)):
+        again = pruner_of(network(), **options)
+        again.load_state_dict(state)
+        assert run(again, []) == whole[done:]
+    with pytest.raises(ValueError, match="state: of a run with drop_last True; this one has False"):
+        pruner_of(network(), batch_size=B).load_state_dict(states[0])
+    with pytest.raises(ValueError, match="drop_last: the 90 examples of epoch 0 fill no batch"):
+        pruner_of(network(), batch_size=91, drop_last=True).sampler.set_epoch(0)
+
+
+def test_a_loader_begun_again_goes_on_with_what_is_left() -> None:
+    model = network().train()
+    pruner = pruner_of(model, batch_size=B, drop_last=True)
+    loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler, drop_last=True, num_workers=1)
+    x, y, index = next(iter(loader))
+    pruner.loss(losses_of(model(direct(x, T)), y), index)
+    assert len(list(loader)) == N // B - 1
+    assert pruner.sampler.epoch == 0
 
 
 def without_index(examples: list[Any]) -> list[Tensor]:

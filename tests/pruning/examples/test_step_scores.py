@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -62,6 +62,27 @@ def test_scores_of_a_step_ask_nothing_of_the_device(score: str, adapted: bool) -
         assert asked.count == 0
         assert float(x.sum()) != 0
         assert asked.count == 1
+
+
+class Readout(nn.Module):
+    """Returns its input, as an output of any shape."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y
+
+
+@pytest.mark.parametrize("shape", [(T, B, 4), (B, 4)])
+def test_el2n_takes_outputs_of_these_shapes_alone(shape: tuple[int, ...]) -> None:
+    model = Readout().train()
+    hooked = StepScores(model, "el2n", lambda: None)
+    y = torch.randn(shape, requires_grad=True)
+    losses = model(y).square().sum(-1) if y.ndim == 2 else model(y).mean(0).square().sum(-1)
+    expected = 2 * (y if y.ndim == 2 else y.mean(0)).norm(dim=-1)
+    torch.testing.assert_close(hooked(losses), expected)
+    for wrong in ((B, T, 4), (B, 4, 3, 3), (B,)):
+        y = torch.randn(wrong, requires_grad=True)
+        with pytest.raises(ValueError, match=r"output: .* must be \[T, B, K\] or \[B, K\], where B = 16"):
+            hooked(model(y).square().reshape(B, -1).sum(1))
 
 
 def mean_squared(logits_TBK: Tensor, y: Tensor) -> Tensor:

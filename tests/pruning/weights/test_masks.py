@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -137,7 +137,6 @@ def test_counts_density_and_apply():
     assert Masks.of(model) & masks == masks
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 86))
 def test_fingerprint_tells_any_single_bit(seed, position):
     model = net(hidden=(6, 4))
@@ -208,6 +207,25 @@ def test_masks_of_another_model_are_refused_by_layer(use):
     ]:
         with pytest.raises(ValueError, match=layer):
             getattr(masks, use)(model, *arguments)
+
+
+def test_weights_that_no_mask_can_hold_are_refused():
+    model = net()
+    masks = random_masks(model)
+    second = model.synapses()[1].layer
+    nn.utils.parametrizations.weight_norm(second)
+    with pytest.raises(ValueError, match=r"features.2.weight_layer.* computes its weight"):
+        masks.apply_(model)
+    model = net(hidden=(6, 6))
+    first, second = (s.layer for s in model.synapses()[:2])
+    second.weight = first.weight
+    before, masks = first.weight.detach().clone(), random_masks(model)
+    with pytest.raises(ValueError, match=r"features.1.weight_layer' and 'features.2.weight_layer' share"):
+        masks.apply_(model)
+    assert torch.equal(first.weight, before)
+    whole = {"features.2.weight_layer": torch.ones_like(second.weight, dtype=torch.bool)}
+    Masks(dict(masks) | whole).apply_(model)
+    assert torch.equal(first.weight != 0, masks["features.1.weight_layer"])
 
 
 def test_only_booleans_are_masks():

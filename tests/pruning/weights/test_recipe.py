@@ -73,6 +73,25 @@ def test_examples_are_counted_not_features_or_timesteps(monkeypatch: pytest.Monk
     assert prune(flat, x.flatten(1).split(16), sparsity=0.5).calibration.examples == 64
 
 
+@pytest.mark.parametrize("criterion", ["slamp", "slamp_curve", "fisher", "wanda"])
+def test_criteria_take_a_network_that_makes_its_own_timesteps(criterion: str) -> None:
+    torch.manual_seed(0)
+    x = data(64).tensors[0].flatten(1)
+    found = prune(wrap(Repeating(), x, neurons=[LIF]), x.split(16), sparsity=0.5, criterion=criterion)
+    assert found.masks.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_failure_after_pruning_gives_the_weights_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "CALIBRATION_EXAMPLES", 100)
+    model, x = network(), encode(data(300).tensors[0])
+    before = copy.deepcopy(model.state_dict())
+    bad = x[:, 200:].clone()
+    bad[:, -1] = float("inf")
+    with pytest.raises(ValueError, match="not finite"):
+        prune(model, [x[:, :200], bad], sparsity=0.5, criterion="magnitude")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 @pytest.mark.parametrize("target", [{"sparsity": 0.7}, {"synops": 0.3}, {"budget": 0.2}])
 @pytest.mark.parametrize("criterion", ["slamp", "lamp", "slamp_curve"])
 def test_every_target_is_met(target: dict[str, float], criterion: str) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.weights.allocation import allocate
@@ -8,7 +8,6 @@ from pruning.weights.schedules import cubic, cubic_synops, equal_distortion
 from tests.pruning.weights.weight_problems import Weights, calibration_of
 
 
-@settings(deadline=None)
 @given(st.floats(0, 0.999), st.integers(1, 40))
 def test_cubic_rises_to_its_end_in_shrinking_steps(final, rounds):
     targets = cubic(final, rounds)
@@ -21,7 +20,6 @@ def test_cubic_rises_to_its_end_in_shrinking_steps(final, rounds):
         assert final - target == pytest.approx(final * (1 - i / rounds) ** 3, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 1), st.integers(1, 40))
 def test_synops_fractions_fall_likewise(final, rounds):
     fractions = cubic_synops(final, rounds)

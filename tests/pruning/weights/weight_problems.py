@@ -14,7 +14,7 @@ from pruning.weights.curves import DENSITIES, Curve
 from pruning.weights.masks import Masks
 from snn.layers import Synapses
 
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+relaxed = settings(suppress_health_check=[HealthCheck.filter_too_much])
 weight = st.floats(0.01, 10).map(lambda w: round(w, 4))
 rows = st.lists(st.lists(weight, min_size=1, max_size=5), min_size=1, max_size=4)
 tiny_rows = st.lists(st.lists(weight, min_size=1, max_size=4), min_size=1, max_size=3)

@@ -37,7 +37,7 @@ def random_ids(ids, size, epoch):
 
 
 @given(st.integers(1, 6), st.integers(0, 999), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_a_fixed_point_of_k_means(groups, seed, ties):
     losses = np.sort(lognormal(seed, 40)).astype(np.float64)
     losses = np.round(losses) if ties else losses
@@ -67,7 +67,7 @@ def test_separate_groups_are_found():
 
 
 @given(st.integers(0, 999), st.integers(1, 10), st.integers(1, 7), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_seta_takes_the_windows_part_of_a_random_subset(seed, epoch, groups, window):
     losses = lognormal(seed)
     policy = trained("seta", losses, groups=groups, window=window)
@@ -152,7 +152,7 @@ def deliver(policy, order, losses, batch, epoch, cuts, rng):
     st.sampled_from([0.25, 0.5, 0.8]),
     st.lists(st.integers(0, N), max_size=6),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_repb_follows_its_rule(seed, window, batch, ratio, cuts):
     rng = np.random.default_rng(seed)
     policy = make_policy("repb", **(BASE | {"ratio": ratio}), window=window)
@@ -234,7 +234,7 @@ def test_repb_matched_keeps_the_ratio_of_its_probabilities():
 
 
 @given(st.integers(0, 999), st.integers(1, 10), st.sampled_from([None, 0.5, 0.7, 1.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_orderdp_takes_the_highest_of_a_random_subset(seed, epoch, candidates):
     losses = lognormal(seed)
     policy = trained("orderdp", losses, candidates=candidates)
@@ -271,7 +271,7 @@ def test_orderdp_is_unbiased_for_its_surrogate():
     ratio=st.sampled_from([0.05, 0.37, 0.5, 0.95]),
     masked=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_losses(name, seed, kind, ratio, masked):
     """Budgets are exact, plans repeat and survive a restart, whatever is known of the losses."""
     rng = np.random.default_rng(seed)
