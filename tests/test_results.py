@@ -144,7 +144,9 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
 def test_what_the_readme_says_of_sparse_inference_is_stored() -> None:
     rows = json.loads((RESULTS / "sparse_inference.json").read_text())["networks"]
     gain = {
-        (row["batch"], round(row["sparsity"], 2)): min(s for name, s in row["seconds"].items() if name != "ours")
+        (row["batch"], round(row["sparsity"], 2)): min(
+            s for name, s in row["seconds"].items() if name != "ours"
+        )
         / row["seconds"]["ours"]
         for row in rows
         if row["network"] == "vgg6"
