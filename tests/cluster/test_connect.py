@@ -37,6 +37,23 @@ def test_addresses_that_cannot_train(address: str, line: str) -> None:
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_names_that_no_host_can_have_are_one_line(host: str) -> None:
+    refused = pytest.raises(UserError, match=rf"^cluster\.address: no Ray cluster answers at {host}:6379")
+    with mock.patch.dict(os.environ), refused:
+        check_cluster_answers(f"{host}:6379")
+    refresh()
+
+
+def test_an_address_that_ray_wrote_down_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("")
+    with pytest.raises(UserError, match=r"ray_current_cluster: '' is not an address"):
+        find_head()
+
+
 LISTENING = """
 import os
 from pathlib import Path
@@ -56,6 +73,7 @@ with connect() as cluster:
                 print("listens", c.laddr.ip, process.name())
     nice = ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0))
     print("nice", ray.get(nice.remote()) - os.getpriority(os.PRIO_PROCESS, 0))
+print("left", [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE") if name in os.environ])
 """
 
 
@@ -68,6 +86,7 @@ def test_a_local_start_listens_on_loopback_only_and_is_not_nice(tmp_path: Path) 
     assert found
     assert found <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, done.stdout
     assert not (tmp_path / ".ray").exists()
+    assert "left []" in done.stdout  # the next cluster's token may be another
     assert "nice 0" in done.stdout  # training under Ray has the priority that it has without
 
 
