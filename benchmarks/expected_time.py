@@ -24,7 +24,7 @@ from pipelines.config.load import load_config
 from pipelines.data.dataset import DatasetInfo
 from pipelines.networks import make_network
 from pipelines.training.phases import phases_of
-from pruning.examples.policies import class_of
+from pruning.examples.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "results" / "sadp_cost.json"
@@ -115,7 +115,7 @@ def estimate(config: Config, shape: tuple[int, ...], classes: int, train: int, t
         full = examples.warmup_epochs + examples.anneal_epochs
         pruned = phase.epochs - full
         every = examples.rescore_every
-        every = class_of(examples.policy).rescore_every if every is None else every
+        every = POLICIES[examples.policy].rescore_every if every is None else every
         steps += train * (full + pruned * (1 - examples.ratio))
         scored = -(-pruned // every) if every else 0
         passes += scored * (train + config.train.bn_examples)

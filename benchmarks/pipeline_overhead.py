@@ -1,6 +1,6 @@
 """What the pipeline costs: Ray against one plain process, and achieved against theoretical speed-up.
 
-    python -m benchmarks.pipeline_overhead [--cases engines ratios overlap steps] [--rows 4000]
+    python -m benchmarks.pipeline_overhead [--cases engines ratios steps] [--rows 4000]
         [--output FILE.json]
     python -m benchmarks.pipeline_overhead --summary FILE.json
 
@@ -10,14 +10,11 @@ A slice of real CIFAR-10 at 32x32 and VGG-6 at T = 4, trained by the product its
   --workers, one after the other;
 - ratios: with --workers workers under Ray, SADP epochs at r = 0.3, 0.5 and 0.7 beside a full epoch of the
   same run, with in-train scores; at r = 0.5 also with a half-timestep pass every fourth epoch;
-- overlap: one worker trains while another core scores the next epoch's examples, by all four timesteps, by
-  three and by two, beside in-train scores alone: length of an epoch, and the variance of the gradient under
-  the scores really used (on a probe);
 - steps: CPU time of an image in the worker's steps (decoded rows to optimiser, with in-train scores and one
   worker) over forward and backward of the same network without neurons, measured before and after.
 
 The first epoch of every run loads and compiles, and is left out. Training time is an epoch without
-validation and diagnosis. Batch norm is re-estimated on four times the share of the slice that the default
+validation. Batch norm is re-estimated on four times the share of the slice that the default
 is of 50,000 examples: it does not shrink with the pruning ratio. Finished runs are kept in FILE.jsonl: the
 same command goes on where it was stopped.
 """
@@ -48,8 +45,7 @@ from snn.kernels.allocator import tune_allocator
 
 BATCH = 32
 RATIOS = (0.3, 0.5, 0.7)
-OVERLAPPED = {"overlapped scores": 4, "overlapped scores of 3 timesteps": 3, "overlapped half-T scores": 2}
-APART = ("evaluate", "diagnose")  # validation and measurements are not training
+APART = ("evaluate",)  # validation is not training
 Row = dict[str, Any]
 
 
@@ -81,10 +77,6 @@ def cases(names: list[str], repeats: int, workers: int) -> list[Case]:
         for ratio in RATIOS:
             found.append(Case("ratios", "in-train scores", ratio=ratio, workers=workers))
         found.append(Case("ratios", "half-T pass every 4", ratio=0.5, workers=workers, pruned=4))
-    if "overlap" in names:
-        found += [
-            Case("overlap", mode, ratio=0.5, pruned=3, anneal=0) for mode in ("in-train scores", *OVERLAPPED)
-        ]
     if "steps" in names:
         for network in ("vgg6", "sew_resnet18"):
             found.append(Case("steps", "ray", ratio=0.5, warmup=2, pruned=1, anneal=0, network=network))
@@ -108,9 +100,7 @@ def without_neurons(network: str) -> float:
 def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     """Train once; the epochs' records, condensed."""
     engines = one.case == "engines"
-    overlap, half = one.mode in OVERLAPPED, one.mode.startswith("half-T")
-    every = 1 if overlap else 4 if half else 0
-    timesteps = OVERLAPPED.get(one.mode, 2 if half else 4)
+    half = one.mode.startswith("half-T")
     limits = [without_neurons(one.network)] if one.case == "steps" else []
     config = Config(
         name=f"{one.case}-{os.getpid()}",
@@ -128,11 +118,8 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
             ratio=one.ratio,
             warmup_epochs=one.warmup,
             anneal_epochs=one.anneal,
-            rescore_every=every,
-            score_timesteps=timesteps if timesteps < 4 else None,
-            overlap=overlap,
-            diagnose_every=1 if one.case == "overlap" else 0,
-            diagnose_examples=128,
+            rescore_every=4 if half else 0,
+            score_timesteps=2 if half else None,
         ),
         cluster=ClusterConfig(engine="local" if one.mode == "local" else "ray", workers=one.workers),
     )
@@ -142,7 +129,7 @@ def execute(one: Case, options: argparse.Namespace, folder: Path) -> Row:
     shutil.rmtree(done)
     if limits:
         limits.append(without_neurons(one.network))
-    keep = ("epoch", "examples", "rescored", "rescored_ahead", "seconds", "cpu_seconds", "diagnosis")
+    keep = ("epoch", "examples", "rescored", "seconds", "cpu_seconds")
     epochs = [{k: r[k] for k in keep if k in r} for r in records]
     told = {"rows": options.rows, "load_after": os.getloadavg()[0], "without_neurons": limits}
     return {**asdict(one), **told, "epochs": epochs}
@@ -181,7 +168,7 @@ def achieved(run: Row) -> Achieved:
 
 def tables(rows: list[Row]) -> str:
     """Markdown for whatever was measured."""
-    parts = [_engines(rows), _ratios(rows), _overlap(rows), _steps(rows)]
+    parts = [_engines(rows), _ratios(rows), _steps(rows)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -245,37 +232,6 @@ def _ratios(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _overlap(rows: list[Row]) -> str:
-    found = {r["mode"]: r for r in _of(rows, "overlap")}
-    if len(found) < 2:
-        return ""
-    lines = [
-        "### Scoring beside training, r = 0.5",
-        "| scores | pruned epoch s | of it waiting for scores | variance over the oracle's, per epoch |",
-        "|---|---|---|---|",
-    ]
-    times, variances = {}, {}
-    for mode, r in found.items():
-        pruned = [e for e in r["epochs"][1:] if e["examples"] < r["rows"]]
-        times[mode] = statistics.median(training(e) for e in pruned)
-        wait = statistics.median(e["seconds"]["wait"] for e in pruned)
-        variances[mode] = [e["diagnosis"]["variance_to_oracle"] for e in pruned if e.get("diagnosis")]
-        shown = ", ".join(f"{v:.3f}" for v in variances[mode])
-        lines.append(f"| {mode} | {times[mode]:.1f} | {wait:.1f} | {shown} |")
-    plain = "in-train scores"
-    for mode in found:
-        if mode != plain:
-            length = times[mode] / times[plain]
-            # Not the first: its pass was waited for, and its in-train scores are from the first steps of all.
-            pairs = zip(variances[mode][1:], variances[plain][1:], strict=True)
-            variance = statistics.geometric_mean(a / b for a, b in pairs)
-            lines.append(
-                f"\n{mode[0].upper()}{mode[1:]} over in-train ones: length of an epoch {length:.3f}, "
-                f"variance from the second pruned epoch on {variance:.3f}."
-            )
-    return "\n".join(lines)
-
-
 def _steps(rows: list[Row]) -> str:
     found = _of(rows, "steps")
     if not found:
@@ -298,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "overlap", "steps"])
+    parser.add_argument("--cases", nargs="+", default=["engines", "ratios", "steps"])
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=1, help="of the engines, alternating")
     parser.add_argument("--workers", type=int, default=2, help="of the ratios and of data-parallel")

@@ -26,10 +26,10 @@ from rich.console import Console
 from benchmarks.about import about
 from pipelines.config import Config
 from pipelines.config.load import load_tree, with_values
+from pipelines.config.schema import SearchTree
 from pipelines.data.ingest import ingest
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
-from pipelines.search.config import SearchTree
 from pipelines.search.plan import OBJECTIVES, measure
 from pipelines.search.results import read_results
 from pipelines.search.study import search

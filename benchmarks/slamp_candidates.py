@@ -69,7 +69,7 @@ def register(found: Mapping[str, Sequence[float]], T: int) -> None:
         return rules
 
     for name, c in found.items():
-        criteria.register(f"benchmarks:{name}", criterion(c))
+        criteria.CRITERIA.register(f"benchmarks:{name}", criterion(c))
 
 
 def _relative(values: Sequence[float]) -> list[float]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from snn.layers import Synapses, WeightLayer
 from snn.models import SpikingNetwork
-from snn.neurons import membrane_potential
 from snn.observing import evaluating, observe
+from snn.parameters import NeuronParameters
 
 HALF_WIDTH = 0.2
 
@@ -51,6 +51,17 @@ def _taps(layer: WeightLayer, x: Tensor) -> Tensor:
     return taps[0, 0].to(x)
 
 
+def potentials(current_TB: Tensor, p: NeuronParameters) -> Tensor:
+    """Membrane potentials ``u`` before the reset, ``[T, B, ...]``."""
+    v, found = torch.zeros_like(current_TB[0]), []
+    for current in current_TB:
+        u = p.beta * v + p.gain * current
+        spikes = (u - p.theta >= 0).to(u.dtype)
+        v = u * (1 - spikes) if p.reset == "hard" else u - p.theta * spikes
+        found.append(u)
+    return torch.stack(found)
+
+
 @torch.no_grad()
 def membrane_statistics(model: SpikingNetwork, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
     """``tau`` and ``sigma`` of every layer; 1 and 0 for a dead one."""
@@ -73,7 +84,7 @@ def membrane_statistics(model: SpikingNetwork, batches: Iterable[Tensor]) -> tup
     def at_neuron(i: int) -> Any:
         def hook(neuron: Any, inputs: tuple[Tensor, ...]) -> None:
             p = neuron.constants
-            u_TX = membrane_potential(inputs[0], p).flatten(1) / p.theta
+            u_TX = potentials(inputs[0], p).flatten(1) / p.theta
             near[i] += ((u_TX - 1).abs() < HALF_WIDTH).sum(1)
             seen[i] += u_TX.shape[1]
 

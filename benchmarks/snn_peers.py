@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn import kernels
 from snn.activations import ACTIVATIONS, keep_activations
-from snn.convolution import Conv2d
 from snn.layers import SpikingLayer
 from snn.models.base import SpikingNetwork
-from snn.neurons import LIF, NeuronParameters, lif
+from snn.neurons import LIF, NeuronParameters
 from snn.weighted_norm import weighted_statistics
 
 NEURON = NeuronParameters(beta=0.5, decay_input=True)
@@ -131,11 +131,8 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
 
 
 def _of_torch(net: nn.Module, channels_last: bool) -> nn.Module:
-    """The network, its convolutions with torch's own gradients."""
+    """The network in that memory format."""
     net.channels_last = channels_last
-    for module in net.modules():
-        if isinstance(module, Conv2d):
-            module.__class__ = nn.Conv2d
     return net
 
 
@@ -180,7 +177,7 @@ class Weighted(nn.Module):
 def layer_variants(steps: int) -> dict[str, Callable[[Tensor], Tensor]]:
     variants: dict[str, Callable[[Tensor], Tensor]] = {
         "ours": LIF(NEURON),
-        "ours, eager": lambda x: lif(x, NEURON, engine="eager")[0],
+        "ours, eager": lambda x: kernels.lif(x, NEURON, engine="eager"),
     }
     if installed("spikingjelly"):
         variants["spikingjelly"] = SpikingJellyNeuron()

@@ -3,8 +3,8 @@
     python -m benchmarks.startup [--repeats 3] [--output FILE.json]
 
 The job of `make demo` (examples/demo.yaml: four stages) as its own command, alternately
-with two Ray workers, with one, and without Ray; wall seconds from the command's start to its end, and the
-command's own table of where they went (``--profile``). About six minutes.
+with two Ray workers, with one, and without Ray; wall seconds from the command's start to its end. About six
+minutes.
 """
 
 import argparse
@@ -29,20 +29,16 @@ MODES = {
 }
 
 
-def execute(mode: str, folder: Path, *, profile: bool) -> Row:
+def execute(mode: str, folder: Path) -> Row:
     """Run the job once."""
     words = ["--storage", str(folder), "--data.path", str(folder / "data"), "--name", "run"]
     begun = time.perf_counter()
-    done = spikeprune("run", "examples/demo.yaml", *words, *MODES[mode], *(["--profile"] if profile else []))
+    done = spikeprune("run", "examples/demo.yaml", *words, *MODES[mode])
     seconds = time.perf_counter() - begun
     if done.returncode:
         sys.exit(done.stderr)
-    row: Row = {"mode": mode, "seconds": seconds}
-    if profile:
-        cells = [line.split("|")[1:3] for line in (folder / "run/profile/table.md").read_text().splitlines()]
-        row["table"] = {name.strip(): float(value) for name, value in cells[2:]}
     subprocess.run(["rm", "-r", str(folder / "run")], check=True)
-    return row
+    return {"mode": mode, "seconds": seconds}
 
 
 def spikeprune(*words: str) -> subprocess.CompletedProcess[str]:
@@ -52,8 +48,8 @@ def spikeprune(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def tables(rows: list[Row]) -> str:
-    """Markdown: seconds of every mode, and where those of the profiled runs went."""
-    plain = [r for r in rows if "table" not in r]
+    """Markdown: seconds of every mode; the first run of each compiles what is cached."""
+    plain = rows[len(MODES) :]
     median = {m: statistics.median(r["seconds"] for r in plain if r["mode"] == m) for m in MODES}
     alone = median["one process"]
     lines = [
@@ -64,12 +60,6 @@ def tables(rows: list[Row]) -> str:
         found = [r["seconds"] for r in plain if r["mode"] == mode]
         span, extra = f"{min(found):.1f} to {max(found):.1f}", median[mode] - alone
         lines.append(f"| {mode} | {median[mode]:.1f} | {span} | {extra:+.1f} |")
-    profiled = {r["mode"]: r["table"] for r in rows if "table" in r}
-    lines += ["", f"| where, seconds | {' | '.join(profiled)} |", "|---|" + "---|" * len(profiled)]
-    names = dict.fromkeys(name for table in profiled.values() for name in table if name != "all")
-    for name in [*names, "all"]:
-        cells = [f"{t[name]:.2f}" if name in t else "" for t in profiled.values()]
-        lines.append(f"| {name.replace('optimizer', 'optimiser')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -90,9 +80,9 @@ def main() -> None:
         done = spikeprune("data", "ingest", "mnist-sample", "--output", str(folder / "data"))
         if done.returncode:
             sys.exit(done.stderr)
-        for repeat in range(options.repeats + 1):  # the first compiles what is cached, and is profiled
+        for _ in range(options.repeats + 1):  # the first compiles what is cached
             for mode in MODES:
-                rows.append(execute(mode, folder, profile=repeat == 0))
+                rows.append(execute(mode, folder))
                 print(f"{mode}: {rows[-1]['seconds']:.1f} s", flush=True)
     write_json(options.output, {"about": about("benchmarks.startup", sys.argv[1:]), "rows": rows})
     print(tables(rows))

@@ -1,7 +1,6 @@
 """What can be checked of this machine and of a cluster's nodes: one line each, ok or the remedy."""
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from urllib.parse import urlsplit
 from cluster.errors import UserError
 from cluster.tokens import MODE, find_token
 
-PACKAGES = {"torch": "2.11", "ray": "2.60", "pyarrow": "21", "numpy": "2.0"}
-ALIKE = ("spikeprune", *PACKAGES)
+PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 """Packages whose versions must agree on all nodes."""
 PROBE_SECONDS = 120.0
 T = TypeVar("T")
@@ -58,10 +56,10 @@ def on_every_node(task: Callable[..., T], *args: object) -> dict[str, T]:
     return answers
 
 
-def packages(names: tuple[str, ...] = ALIKE) -> dict[str, str | None]:
+def packages() -> dict[str, str | None]:
     """Installed versions in this process; ``None`` where a package is missing."""
-    found: dict[str, str | None] = dict.fromkeys(names)
-    for name in names:
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -81,18 +79,12 @@ def check_nodes() -> list[Line]:
     return [Line("versions", False, f"node {ip} has {', '.join(bad[ip])}{more}; install the same there")]
 
 
-def check_here() -> list[Line]:
-    """Python, packages and settings of this machine."""
-    found = ".".join(map(str, sys.version_info[:3]))
-    lines = [Line("python", sys.version_info >= (3, 11), f"{found}; 3.11 or newer is needed")]
-    for package, has in packages(tuple(PACKAGES)).items():
-        least = PACKAGES[package]
-        ok = has is not None and _numbers(has) >= _numbers(least)
-        wrong = f"{f'{has} is too old' if has else 'is not installed'}; pip install '{package}>={least}'"
-        lines.append(Line(package, ok, str(has) if ok else wrong))
-    off = "PYTHONDONTWRITEBYTECODE" in os.environ
+def check_bytecode() -> Line:
+    """Whether Ray's processes start as fast as they can."""
+    if "PYTHONDONTWRITEBYTECODE" not in os.environ:
+        return Line("bytecode", True, "is cached")
     what = "PYTHONDONTWRITEBYTECODE is set: every start of Ray's processes takes twice as long; unset it"
-    return [*lines, Line("bytecode", not off, what if off else "is cached", only_slow=True)]
+    return Line("bytecode", False, what, only_slow=True)
 
 
 def check_token(token_file: Path | None) -> Line:
@@ -133,7 +125,3 @@ def readable_on_its_way(url: str) -> bool:
     """Whether others on the network can read what goes to a URL: over http to another machine."""
     to = urlsplit(url)
     return to.scheme == "http" and to.hostname not in ("127.0.0.1", "localhost", "::1")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())

@@ -2,12 +2,11 @@
 
 import platform
 import re
-import shlex
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from textwrap import indent
 from typing import Any
 
 from cluster.errors import UserError
@@ -22,46 +21,31 @@ TEMPLATES = {
 RESUMABLE = ("run", "train", "prune", "search")
 """Commands that take ``--resume``, and are told which cluster and storage to use."""
 
-_LABEL = (r"[a-z0-9]([a-z0-9-]{0,45}[a-z0-9])?", "lower-case letters, digits and dashes, at most 47")
-_WORD = (r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "letters, digits, underscores, dots and dashes")
-_ADDRESS = (r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", "a host's name or address")
-_VERSION = (r"\d+\.\d+\.\d+", "a version such as 2.60.0")
-_PATH = (r"/.*|", "an absolute path")
-_IMAGE = (r"(?!.*//|.*[/:@]$)[a-z0-9][A-Za-z0-9._/:@-]{0,254}", "an image's reference")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=,-]+", re.ASCII)
+"""What is itself to every shell, YAML parser and joining of words on a value's way."""
 
-
-@dataclass(frozen=True)
-class Field:
-    """A value of the templates."""
-
-    default: Any
-    """Its type is the value's."""
-    allowed: tuple[str, str] | tuple[int, int]
-    """A pattern with its words, or the least and the most."""
-
-
-FIELDS = {
-    "name": Field("spikeprune", _LABEL),  # of the cluster or job
-    "image": Field("spikeprune:latest", _IMAGE),
-    "workers": Field(2, (1, 10**4)),  # nodes (SLURM), or worker pods beside the head (Kubernetes)
-    "cpus": Field(4, (1, 4096)),  # per node
-    "memory": Field(16, (1, 10**5)),  # GiB per node
-    "gpus": Field(0, (0, 64)),  # per node
-    "command": Field(("run", "my.yaml"), (r"(?s).*", "words")),  # of spikeprune, word by word
-    "storage": Field("/shared/runs", (r"/.*|[a-z][a-z0-9+.-]+://.+", "an absolute path or a URI")),
-    "namespace": Field("default", _LABEL),  # Kubernetes
-    "claim": Field("shared", _LABEL),  # Kubernetes: volume claim (ReadWriteMany) mounted at /shared
-    "ssh_user": Field("ubuntu", (r"[a-z_][a-z0-9_-]{0,31}", "a user's name")),  # ray up
-    "head_ip": Field("192.0.2.1", _ADDRESS),  # ray up
-    "worker_ips": Field(("192.0.2.2", "192.0.2.3"), _ADDRESS),  # ray up
-    "venv": Field("", _PATH),  # SLURM, ray up: virtual environment with this software, on every node
-    "partition": Field("", (f"({_WORD[0]})?", _WORD[1])),  # SLURM
-    "account": Field("", (f"({_WORD[0]})?", _WORD[1])),  # SLURM
-    "hours": Field(12, (1, 8760)),  # SLURM: time limit
-    "ray_version": Field("", (f"({_VERSION[0]})?", _VERSION[1])),  # this environment's when not given
-    "python_version": Field("", (f"({_VERSION[0]})?", _VERSION[1])),  # this environment's when not given
+FIELDS: dict[str, Any] = {
+    "name": "spikeprune",  # of the cluster or job
+    "image": "spikeprune:latest",
+    "workers": 2,  # nodes (SLURM), or worker pods beside the head (Kubernetes)
+    "cpus": 4,  # per node
+    "memory": 16,  # GiB per node
+    "gpus": 0,  # per node
+    "command": ("run", "my.yaml"),  # of spikeprune, word by word
+    "storage": "/shared/runs",  # a path that all nodes share, or a URI
+    "namespace": "default",  # Kubernetes
+    "claim": "shared",  # Kubernetes: volume claim (ReadWriteMany) mounted at /shared
+    "ssh_user": "ubuntu",  # ray up
+    "head_ip": "192.0.2.1",  # ray up
+    "worker_ips": ("192.0.2.2", "192.0.2.3"),  # ray up
+    "venv": "",  # SLURM, ray up: virtual environment with this software, on every node
+    "partition": "",  # SLURM
+    "account": "",  # SLURM
+    "hours": 12,  # SLURM: time limit
+    "ray_version": "",  # this environment's when not given
+    "python_version": "",  # this environment's when not given
 }
+"""Values of the templates, by default; their types are those of the values."""
 
 
 class _Template(string.Template):
@@ -72,16 +56,22 @@ class _Template(string.Template):
 
 def manifest(kind: str, given: Mapping[str, Any]) -> str:
     """The template of a kind, filled; lines whose value is empty are left out."""
-    values = _texts(read_values(given), kind)
-    text = (files("cluster") / "templates" / TEMPLATES[kind]).read_text()
+    values = _texts(read_values(given))
+    text = _template(kind)
+    if kind == "kuberay":  # a job, and the cluster that it is to have
+        text += indent(_template("kuberay-cluster").partition("\nspec:\n")[2], "  ")
     empty = [f"@{{{name}}}" for name, value in values.items() if not value]
     lines = [line for line in text.splitlines(keepends=True) if not any(e in line for e in empty)]
     return _Template("".join(lines)).substitute(values)
 
 
+def _template(kind: str) -> str:
+    return (files("cluster") / "templates" / TEMPLATES[kind]).read_text()
+
+
 def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """Checked values of all `FIELDS`."""
-    values = {name: field.default for name, field in FIELDS.items()}
+    values = dict(FIELDS)
     for name, value in given.items():
         if name not in FIELDS:
             known = ", ".join(FIELDS)
@@ -92,35 +82,23 @@ def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _checked(name: str, value: Any, field: Field) -> Any:
-    if isinstance(field.default, tuple):
+def _checked(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
         items = value if isinstance(value, list | tuple) else str(value).split()
-        numbers = (int, float)
-        return tuple(_matching(name, str(i) if type(i) in numbers else i, field) for i in items)
-    if isinstance(field.default, str):
-        return _matching(name, value, field)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(name, f"{value!r:.80} is not possible; it must be a whole number")
-    least, most = field.allowed
-    if not int(least) <= value <= int(most):
-        raise UserError(name, f"{value!s:.80} is not possible; {least} to {most}")
+        return tuple(_checked(name, str(i) if type(i) in (int, float) else i, "word") for i in items)
+    if type(value) is not type(default):
+        kind = "text" if isinstance(default, str) else "a whole number"
+        raise UserError(name, f"{value!r:.80} is not possible; it must be {kind}")
+    if isinstance(value, int) and value < 0:
+        raise UserError(name, f"{value!s:.80} is not possible; it must be zero or more")
+    if value != default and not _PLAIN.fullmatch(str(value)):
+        what = "it must be of letters, digits and _./:@%+=,-"
+        raise UserError(name, f"{value!r:.80} is not possible; {what}")
     return value
 
 
-def _matching(name: str, value: Any, field: Field) -> str:
-    pattern, allowed = (str(part) for part in field.allowed)
-    if not isinstance(value, str):
-        raise UserError(name, f"{value!r:.80} is not possible; it must be text")
-    fits = re.fullmatch(pattern, value, re.ASCII) is not None and "\0" not in value
-    if name in ("storage", "venv"):
-        fits = fits and value.isprintable()
-    if not fits:
-        raise UserError(name, f"{value!r:.80} is not possible; it must be {allowed}")
-    return value
-
-
-def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """What the placeholders stand for, quoted for the file that they are in."""
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """What the placeholders stand for."""
     words, resumable = _words(values), values["command"][0] in RESUMABLE
     texts = {name: str(value) for name, value in values.items()}
     return {
@@ -130,13 +108,11 @@ def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
         "gpus": str(values["gpus"] or ""),
         "num_gpus": str(values["gpus"]),
         "shm": str(-(-values["memory"] * 3 // 10)),  # Ray's share; where it does not fit, Ray stores in /tmp
-        "venv": shlex.quote(values["venv"]) if values["venv"] else "",
         "container": "" if values["venv"] else values["image"],
-        "worker_ips": ", ".join(f'"{ip}"' for ip in values["worker_ips"])
-        or " ",  # no value at all drops a line
+        "worker_ips": ", ".join(f'"{ip}"' for ip in values["worker_ips"]) or " ",  # no value drops a line
         "worker_count": str(len(values["worker_ips"])),
-        "command": shlex.join(words),
-        "entrypoint": _entrypoint(words, values["storage"]) if kind == "kuberay" else "",
+        "command": " ".join(words),
+        "entrypoint": " ".join(["python", "-m", "pipelines.cli", *words]),
         "resume": "--resume" if resumable else "",
         "signal": "B:USR1@120" if resumable else "",
     }
@@ -151,14 +127,3 @@ def _words(values: Mapping[str, Any]) -> Sequence[str]:
     if not any(w == "--storage" or w.startswith("--storage=") for w in command):
         added += ("--storage", values["storage"])
     return (*command, *added)
-
-
-def _entrypoint(words: Sequence[str], storage: str) -> str:
-    """One line for KubeRay, which hands it through two shells and a joining of words on its way."""
-    for word in words:
-        if not _PLAIN.fullmatch(word):
-            raise UserError(
-                "storage" if word == storage else "command",
-                f"{word!r} would not reach the job as it is; use letters, digits and _./:@%+=,- with KubeRay",
-            )
-    return " ".join(["python", "-m", "pipelines.cli", *words])

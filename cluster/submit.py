@@ -49,10 +49,8 @@ class Package:
         return ", ".join(f"{n} ({megabytes(sizes[n])})" for n in names)
 
     def __str__(self) -> str:
-        ignored = any(PurePosixPath(n).name == ".rayignore" for n in self.files)  # Ray applies it later
-        less = ", less what .rayignore leaves out" if ignored else ""
         largest = f"; largest: {self.largest()}" if self.files else ""
-        return f"{len(self.files)} files, {megabytes(self.bytes)}{less}{largest}"
+        return f"{len(self.files)} files, {megabytes(self.bytes)}{largest}"
 
 
 def submit(
@@ -113,7 +111,7 @@ def collect(
             "--working-dir",
             f"{hiding[0]} hides spikeprune's module of that name; rename it, or send another folder",
         )
-    files = _files(folder, tuple(excludes))
+    files = _files(folder, (*EXCLUDES, *(pattern.rstrip("/") for pattern in excludes)))
     for path in include:
         path = path.absolute()
         inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
@@ -146,51 +144,31 @@ def job_id(name: str, given: str | None = None) -> str:
     return given
 
 
-def requirements(given: Sequence[str]) -> list[str]:
-    """Requirements one by one, with the lines of ``.txt`` files in their place."""
-    found: list[str] = []
-    for text in given:
-        if text.endswith(".txt"):
-            try:
-                lines = Path(text).read_text().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is not text"
-                raise UserError("--pip", f"{text} cannot be read ({reason})") from None
-            found += [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        else:
-            found.append(text)
-    return found
-
-
 def megabytes(size: float) -> str:
     """A size in bytes, for people."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 1024:.1f} KiB"
 
 
-def _files(folder: Path, excludes: tuple[str, ...]) -> dict[str, Path]:
+def _files(folder: Path, left_out: tuple[str, ...]) -> dict[str, Path]:
     kept = _not_ignored(folder)
     found: dict[str, Path] = {}
     for root, folders, names in os.walk(folder):
         here = Path(root).relative_to(folder)
-        folders[:] = [d for d in folders if not _left_out((here / d).as_posix(), excludes)]
+        folders[:] = [d for d in folders if not _matches((here / d).as_posix(), left_out)]
         for name in names:
             relative = (here / name).as_posix()
             path = Path(root) / name
-            if _left_out(relative, excludes) or (kept is not None and relative not in kept):
+            if _matches(relative, left_out) or (kept is not None and relative not in kept):
                 continue
             if path.is_file() and path.resolve().is_relative_to(folder):
                 found[relative] = path
     return found
 
 
-def _left_out(relative: str, excludes: tuple[str, ...]) -> bool:
+def _matches(relative: str, patterns: Iterable[str]) -> bool:
+    """Whether a path or its last part is of one of these patterns."""
     name = PurePosixPath(relative).name
-    patterns = [e.rstrip("/") for e in excludes]
-    return _matches(name, (*EXCLUDES, *patterns)) or _matches(relative, patterns)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, p) for p in patterns)
+    return any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(relative, p) for p in patterns)
 
 
 def _holds(path: Path, token: Token) -> bool:

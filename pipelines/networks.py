@@ -15,7 +15,7 @@ from pruning.examples.scores import ExampleScorer
 from snn import activity
 from snn.interchange import build_described, describe
 from snn.layers import Synapses
-from snn.models import SpikingNetwork, function_of
+from snn.models import MODELS, SpikingNetwork
 from snn.neurons import NeuronParameters
 from snn.observing import evaluating
 from snn.surrogate import Surrogate
@@ -27,7 +27,7 @@ def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
     Raises:
         UserError: a size that the architecture does not have.
     """
-    accepted = inspect.signature(function_of(model.name)).parameters
+    accepted = inspect.signature(MODELS[model.name]).parameters
     options: dict[str, Any] = dict(model.options or {})
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for name in options:

@@ -9,7 +9,6 @@ layers compute it once.
 """
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -170,19 +169,11 @@ def _collect_batch(model: SpikingNetwork, x_TB: Tensor) -> Tensor:
         row[_NONZERO] += repeats * nonzero.sum()
         row[_INPUTS] += repeats * x.numel()
 
-    def at_neuron(row: Tensor, spikes_TB: Tensor) -> None:
-        row[_SPIKES] += spikes_TB.count_nonzero()
-        row[_STEPS] += spikes_TB.numel()
+    def at_neuron(i: int, spikes_TB: Tensor) -> None:
+        rows[i][_SPIKES] += spikes_TB.count_nonzero()
+        rows[i][_STEPS] += spikes_TB.numel()
 
-    with ExitStack() as hooks:
-        for row, s in zip(rows, synapses, strict=True):
-            if s.neuron is not None:
-                hooks.callback(
-                    s.neuron.register_forward_hook(
-                        lambda neuron, args, out, row=row: at_neuron(row, out)
-                    ).remove
-                )
-        observe(model, x_TB, at_layer)
+    observe(model, x_TB, at_layer, at_neuron)
     examples = torch.tensor([float(x_TB.shape[1])], dtype=torch.float64)
     return torch.cat([rows.cpu().flatten().to(torch.float64), examples])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn.models import SpikingNetwork, build, is_registered
+from snn.models import MODELS, SpikingNetwork, build
 from snn.neurons import NeuronParameters
 
 FORMAT = 1
@@ -74,26 +74,14 @@ def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[st
     Raises:
         ValueError: an architecture that JSON cannot hold, or that does not describe ``model``.
     """
-    from safetensors.torch import save
-
     try:
         header = json.dumps({"format": FORMAT, "architecture": dict(architecture)}, sort_keys=True)
     except TypeError as error:
         raise ValueError(f"architecture: must be plain values: {error}") from None
-    if is_registered(str(architecture.get("name"))):  # another one cannot be built here
+    if MODELS.knows(architecture.get("name")):  # another one cannot be built here
         with torch.device("meta"):
             _fit(build_described(json.loads(header)["architecture"]), model.state_dict(), "the model")
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:  # safetensors' own files are for their owner alone
-            tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-            file.write(save(tensors, {_KEY: header}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_tensors(path, model.state_dict(), {_KEY: header})
 
 
 def load_checkpoint(path: str | Path) -> tuple[SpikingNetwork, Architecture]:
@@ -130,17 +118,44 @@ def load_weights(path: str | Path, model: nn.Module, architecture: Mapping[str, 
     model.load_state_dict(tensors)
 
 
-def read_architecture(path: str | Path) -> Architecture:
-    """The architecture of a checkpoint without reading its weights; errors as `load_checkpoint`."""
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:  # safetensors' own files are for their owner alone
+            file.write(save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: not a safetensors file.
+        FileNotFoundError: no such file.
+    """
     from safetensors import SafetensorError, safe_open
 
     if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
         raise ValueError(f"{path}: is not a file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: is not a safetensors file ({error})") from None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], Architecture]:
+    tensors, metadata = read_tensors(path)
     try:
         header = json.loads(metadata[_KEY])
         found, architecture = header["format"], header["architecture"]
@@ -150,14 +165,6 @@ def read_architecture(path: str | Path) -> Architecture:
         raise ValueError(f"{path}: format {found!r} is unknown; this version reads {FORMAT}")
     if not isinstance(architecture, dict):
         raise ValueError(f"{path}: architecture: {architecture!r:.80} holds no fields")
-    return architecture
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], Architecture]:
-    from safetensors.torch import load_file
-
-    architecture = read_architecture(path)
-    tensors = load_file(path)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name!r} holds NaN or infinite values")

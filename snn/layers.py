@@ -7,15 +7,27 @@ neurons see time. Batch norm therefore takes its statistics over batch and time 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from snn.activations import Recomputable
 from snn.neurons import LIF
-from snn.packing import recomputed
-from snn.torch_private import has_hooks
 
 WeightLayer = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+_POOLING = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution that takes the pixels of its stride out first, then runs on those alone.
+
+    On CPUs torch 2.15 is slow at its gradient with a stride, and crashes with some numbers of threads.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `torch.nn.Conv2d`."""
+        down, right = self.stride
+        return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -48,34 +60,6 @@ def folded(function: Callable[[Tensor], Tensor], x_TB: Tensor) -> Tensor:
     return y.unflatten(0, (T, B))
 
 
-def _only_computes(module: nn.Module) -> bool:
-    """Whether calling the module does nothing that its class does not say."""
-    return not has_hooks(module) and "forward" not in vars(module)
-
-
-class Recomputable(nn.Module):
-    """What can run again in the backward pass, from its input ``[T, B, ...]`` alone."""
-
-    recompute = False
-    """Keep the input alone for the backward pass; set by `snn.activations.keep_activations`."""
-
-    def run(self, x_TB: Tensor) -> Tensor:
-        """What the module computes."""
-        raise NotImplementedError
-
-    def forward(self, x_TB: Tensor) -> Tensor:
-        """`run`, with more or less kept for the backward pass."""
-        inner = (m for m in self.modules() if m is not self)
-        if not (self.recompute and torch.is_grad_enabled() and all(map(_only_computes, inner))):
-            return self.run(x_TB)
-        T, static = x_TB.shape[0], is_static(x_TB)
-
-        def again(x: Tensor) -> Tensor:
-            return self.run(x.expand(T, *x.shape) if static else x.unflatten(0, (T, len(x) // T)))
-
-        return recomputed(self, again, x_TB[0] if static else x_TB.flatten(0, 1))
-
-
 class SpikingLayer(Recomputable):
     """Weights, an optional norm, and the neurons they drive: ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
 
@@ -95,18 +79,17 @@ class SpikingLayer(Recomputable):
         return y if self.norm is None else self.norm(y)
 
 
-class Folded(nn.Module):
+class Folded(Recomputable):
     """A stateless module (pooling, flatten) on ``[T*B, ...]``."""
-
-    recompute = False
-    """As for `Recomputable`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, x_TB: Tensor) -> Tensor:
+    def way(self, how: str) -> str:
+        """Pooling is cheap to run again; others keep nothing."""
+        return "recompute" if how != "keep" and isinstance(self.module, _POOLING) else "keep"
+
+    def run(self, x_TB: Tensor) -> Tensor:
         """``module`` at every timestep."""
-        if self.recompute and torch.is_grad_enabled() and _only_computes(self.module):
-            return folded(lambda x: recomputed(self, self.module, x), x_TB)
         return folded(self.module, x_TB)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from snn import kernels
 from snn.parameters import NeuronParameters, Reset
 
-__all__ = ["LIF", "NeuronParameters", "Reset", "lif", "membrane_potential"]
+__all__ = ["LIF", "NeuronParameters", "Reset", "lif"]
 
 
 def lif(
@@ -32,9 +32,10 @@ def lif(
     state: Tensor | None = None,
     *,
     beta: Tensor | None = None,
-    engine: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Leaky integrate-and-fire neurons over all timesteps.
+    """Leaky integrate-and-fire neurons over all timesteps, in plain torch: the reference.
+
+    Where the state is not needed, `LIF` and `snn.kernels.lif` give the same spikes faster.
 
     Args:
         current_TB: input current ``I``, ``[T, B, ...]``, of any strides and floating dtype. Potentials
@@ -42,42 +43,27 @@ def lif(
         parameters: the constants of the module's equations.
         state: potential ``v`` after the last step before, ``[B, ...]``; zeros when not given.
         beta: scalar tensor that replaces ``parameters.beta``, with its gradient (PLIF).
-        engine: one of `snn.kernels.ENGINES`; when not given, the environment variable
-            ``SPIKEPRUNE_ENGINE``, else the fastest that runs here. All give the same spikes.
 
     Returns:
         spikes ``[T, B, ...]`` in {0, 1} and the state after the last step ``[B, ...]``.
 
     Raises:
-        ValueError: fewer than two axes, no timestep, a dtype that is not floating, a state of another
-            shape, or an engine that is unknown or cannot run here.
+        ValueError: fewer than two axes, no timestep, a dtype that is not floating, or a state of another
+            shape.
     """
-    _check(current_TB, state)
-    spikes, v = kernels.lif(current_TB, state, parameters, beta=beta, engine=engine)
-    assert v is not None
-    return spikes, v
+    _check(current_TB)
+    if state is not None and state.shape != current_TB.shape[1:]:
+        raise ValueError(f"state: shape {tuple(state.shape)} must be {tuple(current_TB.shape[1:])}")
+    return kernels.eager.lif(current_TB, state, parameters, beta)
 
 
-def _check(current_TB: Tensor, state: Tensor | None) -> None:
+def _check(current_TB: Tensor) -> None:
     if current_TB.ndim < 2 or current_TB.shape[0] < 1:
         raise ValueError(
             f"current: shape {tuple(current_TB.shape)} must be [T, B, ...] with at least one timestep"
         )
     if not current_TB.is_floating_point():
         raise ValueError(f"current: dtype {current_TB.dtype} must be floating")
-    if state is not None and state.shape != current_TB.shape[1:]:
-        raise ValueError(f"state: shape {tuple(state.shape)} must be {tuple(current_TB.shape[1:])}")
-
-
-def membrane_potential(
-    current_TB: Tensor, parameters: NeuronParameters, state: Tensor | None = None
-) -> Tensor:
-    """Potentials ``u`` before the reset, ``[T, B, ...]``; arguments as for `lif`.
-
-    The engines of `lif` never write them; whoever needs them (scores, calibration) has them here.
-    """
-    _check(current_TB, state)
-    return kernels.eager.potentials(current_TB, state, parameters)
 
 
 class LIF(nn.Module):
@@ -126,11 +112,9 @@ class LIF(nn.Module):
 
     def forward(self, current_TB: Tensor) -> Tensor:
         """Current ``[T, B, ...]`` to spikes ``[T, B, ...]``."""
-        _check(current_TB, None)
-        return kernels.lif(current_TB, None, self._constants, beta=self._beta(), with_state=False)[0]
-
-    def _beta(self) -> Tensor | None:
-        return None if self.beta_logit is None else self.beta_logit.sigmoid()
+        _check(current_TB)
+        beta = None if self.beta_logit is None else self.beta_logit.sigmoid()
+        return kernels.lif(current_TB, self._constants, beta=beta)
 
     def extra_repr(self) -> str:
         """The neuron's constants."""

@@ -21,6 +21,7 @@ class Network(Protocol):
 
 
 Taken = Callable[[int, Tensor, int], None]
+Fired = Callable[[int, Tensor], None]
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def evaluating(model: nn.Module | Network) -> Iterator[None]:
             module.training = training
 
 
-def observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
+def observe(model: Network, x_TB: Tensor, take: Taken, fire: Fired | None = None) -> Tensor:
     """Run ``model`` on ``x_TB``, ``[T, B, ...]``, hand over what its weight layers are given; its output.
 
     A weight layer may run once on ``[T*B, ...]`` or ``[T, B, ...]``, on ``[B, ...]`` once (all timesteps are
@@ -46,17 +47,19 @@ def observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
         x_TB: the model's input.
         take: called with the index in ``model.synapses()``, the layer's input ``[T, B, ...]`` (expanded over
             T where all timesteps are alike), and the number of its outputs per example and timestep.
+        fire: called with the index and the spikes ``[T, B, ...]`` of the neurons that the layer drives.
 
     Raises:
         ValueError: a weight layer that runs on inputs of another layout, or another number of times.
     """
     T, B = x_TB.shape[:2]
     if T == B > 1:
-        return torch.cat([_observe(model, part_TB, take) for part_TB in x_TB.split(-(-B // 2), dim=1)], 1)
-    return _observe(model, x_TB, take)
+        parts = x_TB.split(-(-B // 2), dim=1)
+        return torch.cat([_observe(model, part_TB, take, fire) for part_TB in parts], 1)
+    return _observe(model, x_TB, take, fire)
 
 
-def _observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
+def _observe(model: Network, x_TB: Tensor, take: Taken, fire: Fired | None) -> Tensor:
     T, B = x_TB.shape[:2]
     synapses = model.synapses()
     without_time: list[list[tuple[Tensor, int]]] = [[] for _ in synapses]
@@ -79,6 +82,9 @@ def _observe(model: Network, x_TB: Tensor, take: Taken) -> Tensor:
     with ExitStack() as hooks:
         for i, s in enumerate(synapses):
             hooks.callback(s.layer.register_forward_hook(partial(at_layer, i)).remove)
+            if fire is not None and s.neuron is not None:
+                at_neuron = partial(lambda i, _, inputs, spikes_TB: fire(i, spikes_TB), i)
+                hooks.callback(s.neuron.register_forward_hook(at_neuron).remove)
         y_TB = model(x_TB)
     for i, calls in enumerate(without_time):
         if not calls:

@@ -47,7 +47,7 @@ class NeuronParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` gives the same constants."""
-        return {**asdict(self), "surrogate": self.surrogate.to_dict()}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NeuronParameters":

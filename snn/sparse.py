@@ -9,9 +9,8 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from snn.convolution import Conv2d
 from snn.kernels import sparse
-from snn.torch_private import has_hooks
+from snn.layers import Pointwise
 
 
 class _OverSurvivors(nn.Module):
@@ -135,15 +134,10 @@ class SparseLinear(_OverSurvivors, nn.Linear):
 def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
     """``layer`` over its surviving weights, or ``None`` where there is no such form of it.
 
-    Modules with hooks, a ``forward`` of the instance or parametrisations have none.
+    Layers of other classes, parametrised ones too, have none. Hooks stay with ``layer``.
     """
-    if has_hooks(layer) or "forward" in vars(layer):
-        return None
+    form = {nn.Conv2d: SparseConv2d, Pointwise: SparseConv2d, nn.Linear: SparseLinear}.get(type(layer))
     try:
-        if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, Conv2d):
-            return SparseConv2d(layer)
-        if type(layer) is nn.Linear:
-            return SparseLinear(layer)
+        return None if form is None else form(layer)
     except ValueError:
         return None
-    return None

@@ -75,11 +75,6 @@ class Surrogate:
         if not (isinstance(self.scale, int | float) and 0 < self.scale < float("inf")):
             raise ValueError(f"surrogate scale: {self.scale!r} must be a positive number")
 
-    def to_dict(self) -> dict[str, str | float]:
-        """Plain values; `from_dict` gives the same surrogate."""
-        assert self.scale is not None
-        return {"name": self.name, "scale": float(self.scale)}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Surrogate":
         """A surrogate from ``name`` and, where not the default, ``scale``.

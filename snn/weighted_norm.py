@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from snn import kernels
-from snn.kernels import cpu
-
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 """Batch norms of any number of dimensions."""
 _ACTIVE: ContextVar[Tensor | None] = ContextVar("weights of batch statistics", default=None)
@@ -125,12 +122,11 @@ class _WeightedNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = wide(x)
         mean, var = _moments(values, share_N)
-        rstd = (var + eps).rsqrt()
-        scale = rstd if weight is None else weight * rstd
-        shift = -mean * scale if bias is None else bias - mean * scale
-        ctx.save_for_backward(x, weight, bias, share_N, mean, rstd)
+        scale, shift = (None if v is None else v.to(values.dtype) for v in (weight, bias))
+        y = F.batch_norm(values, mean, var, scale, shift, eps=eps)
+        ctx.save_for_backward(x, weight, bias, share_N, mean, (var + eps).rsqrt())
         ctx.mark_non_differentiable(mean, var)
-        return _affine(values, scale, shift).to(x.dtype), mean, var
+        return y.to(x.dtype), mean, var
 
     @staticmethod
     @once_differentiable
@@ -156,21 +152,10 @@ def _input_gradient(
     grad: Tensor, x: Tensor, share_N: Tensor, mean: Tensor, scale: Tensor, slope: Tensor, shift: Tensor
 ) -> Tensor:
     """``scale grad + share (slope (x - mean) + shift)``."""
-    if _for_engine(x) and grad.stride() == x.stride():
-        by_channel = (v.to(x.dtype) for v in (mean, scale, slope, shift))
-        return cpu.weighted_gradient(grad, x, share_N, *by_channel)
     slope_NC, shift_NC = torch.outer(share_N, slope), torch.outer(share_N, shift - slope * mean)
     space = [1] * (x.ndim - 2)
     grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad, _per_channel(scale, x))
     return grad_x.addcmul_(x, slope_NC.view(*slope_NC.shape, *space))
-
-
-def _affine(x: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
-    """``scale x + shift`` per channel; torch's addcmul is slow on the CPU where positions are contiguous."""
-    scale, shift = _per_channel(scale_C, x), _per_channel(shift_C, x)
-    if x.device.type == "cpu" and x.is_contiguous():
-        return (x * scale).add_(shift)
-    return torch.addcmul(shift, x, scale)
 
 
 def _shares(weights_B: Tensor) -> Tensor:
@@ -196,18 +181,8 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
 
 def _moments(x: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean and biased variance per channel, ``[C]`` each."""
-    if _for_engine(x):
-        mean = cpu.weighted_moment(x, share_N, None).to(x.dtype)
-        return mean, cpu.weighted_moment(x, share_N, mean).to(x.dtype)
     mean = _weighted_sum(share_N, _row_sums(x))
     return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
-
-
-def _for_engine(x: Tensor) -> bool:
-    """Whether the CPU engine takes this input: in one of its layouts, and where autograd does not watch."""
-    dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    watched = torch.is_grad_enabled() and x.requires_grad
-    return dense and not watched and kernels.choose(x) == "cpu"
 
 
 def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Nothing is loaded until a name is used.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _MODULES = {
     "ExampleScorer": "pruning.examples.scores",
     "LIF": "snn.neurons",
     "Masks": "pruning.weights.masks",
+    "adapters": "snn",
     "allocate": "pruning.weights.allocation",
     "build": "snn.models",
     "calibrate": "pruning.weights.calibration",
@@ -35,15 +36,13 @@ _MODULES = {
     "prune": "pruning.weights.recipe",
     "score_dataset": "pruning.examples.scores",
 }
-__all__ = sorted([*_MODULES, "adapters"])
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "adapters":
-        return import_module("snn.adapters")
     if name not in _MODULES:
         raise AttributeError(f"module 'spikeprune' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_MODULES[name]), name)
+    return resolve_name(f"{_MODULES[name]}.{name}")
 
 
 def __dir__() -> list[str]:

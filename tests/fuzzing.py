@@ -1,7 +1,6 @@
 """Bad inputs, each made from (seed, kind, number) alone: a command's words, and the folder it runs in."""
 
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,13 +42,13 @@ VALUES = [
     "0", "1_000", str(10**18), "9" * 5000, "1:30", "0x10", "2026-13-45", "!!binary aGk=", "*a",
     f"!!python/object/apply:builtins.open [{MARKER}, w]", "!!int abc", "&a [*a]", "'a\0b'", '"\\0"',
     '"\\e[31m"', "=", "- a",
-    "\u202e\ufeffé", "x" * 300, "x" * 70_000, "../..", "folder", "fifo", "nowhere", "loop", "base.yaml", "d",
+    "\u202e\ufeffé", "x" * 300, "x" * 70_000, "../..", "folder", "nowhere", "loop", "base.yaml", "d",
     "runs", "d/runs", "nosuch://x/y", "s3://", "file:///absent/x", "http://127.0.0.1:9/x", "os:getcwd", "a:b",
     "mlp", "lamp", "sadp", "full", "train", "cuda:99", "|\n  text", "#", "%", "@", "`", "{", "-rf", "--help",
     "--", "a,b", "a b", "[" * 3000,
 ]  # fmt: skip
 COMMANDS = """train base.yaml --name n
-run base.yaml --name n --data.reading shards --data.on-bad-row skip
+run base.yaml --name n --data.reading shards
 train base.yaml --name half --resume --train.epochs 2
 prune runs/run --name n --sparsity 0.5
 evaluate runs/run --split test
@@ -61,7 +60,7 @@ score runs/run --output out.parquet
 search --plot runs/run
 data verify d
 data show d --rows 4 --png out.png --seed 1
-data frames d --T 2 --output out
+data ingest parquet --input d --T 2 --output out
 data select d --ratio 0.5 --policy random --output out.parquet --seed 1 --alpha 0.1
 data select d --ratio 0.5 --scores scores.parquet --output out.parquet --filtered out
 data ingest imagefolder --input images --output out --size 8 --test-share 0.5 --workers 1
@@ -130,7 +129,6 @@ def make_base(folder: Path, main: Callable[[list[str]], int]) -> None:
 def make(kind: str, number: int, seed: int, folder: Path) -> Case:
     """Case ``number`` of a kind; its folder, a copy of the base, is changed accordingly."""
     r = random.Random(f"{seed}:{kind}:{number}")
-    os.mkfifo(folder / "fifo")
     return {"config": _config, "words": _words, "manifest": _manifest}.get(kind, _files)(r, folder, kind)
 
 
@@ -220,7 +218,7 @@ def damage(r: random.Random, path: Path, other: Path) -> str:
     """Do something bad to a file, or put ``other`` in its place; says what."""
     raw = path.read_bytes()
     kinds = {".json": ["json"] * 12, ".safetensors": ["tensor"] * 8, ".parquet": ["table"] * 20}
-    hows = ["cut", "bits", "empty", "gone", "folder", "nowhere", "loop", "fifo", "pickle", "other", "link"]
+    hows = ["cut", "bits", "empty", "gone", "folder", "nowhere", "loop", "pickle", "other", "link"]
     how = r.choice(hows + kinds.get(path.suffix.removesuffix("l"), []))
     content = {
         "cut": raw[: len(raw) // 2],
@@ -237,8 +235,6 @@ def damage(r: random.Random, path: Path, other: Path) -> str:
         path.mkdir()
     elif how in ("nowhere", "loop", "link"):
         path.symlink_to({"nowhere": "absent", "loop": path.name, "link": other}[how])
-    elif how == "fifo":
-        os.mkfifo(path)
     elif how == "pickle" and path.suffix == ".npy":
         with path.open("wb") as file:
             np.save(file, np.array([_Evil()]), allow_pickle=True)

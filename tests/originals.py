@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from pipelines.data.events import Recording
@@ -16,23 +17,21 @@ ROWS = {"train": 32, "test": 16}
 DV = Path(__file__).parent / "pipelines" / "data" / "assets" / "dv_lz4.aedat4"
 
 
-def write_originals(root: Path) -> None:
+def write_originals(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Below ``root``, in the folders that the page's commands name."""
     import h5py
 
     rng = np.random.default_rng(0)
     files: dict[str, bytes] = {}
-    names = "".join(f"class {k}\n" for k in range(10)).encode()
+    cifar10: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    cifar100: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split, n in ROWS.items():
         labels, val = np.arange(n) % 10, {"train": "train", "test": "val"}[split]
         pixels = rng.integers(0, 256, (n, 3072)).astype(np.uint8)
-        rows = [(bytes([k]), x.tobytes()) for k, x in zip(labels.tolist(), pixels, strict=True)]
         batches = [f"data_batch_{k}" for k in range(1, 6)] if split == "train" else ["test_batch"]
         for k, batch in enumerate(batches):
-            part = b"".join(label + x for label, x in rows[k :: len(batches)])
-            files[f"originals/cifar-10-batches-bin/{batch}.bin"] = part
-        fine = b"".join(bytes([0]) + label + x for label, x in rows)
-        files[f"originals/cifar-100-binary/{split}.bin"] = fine
+            cifar10[batch] = pixels[k :: len(batches)], labels[k :: len(batches)]
+        cifar100[split] = pixels, labels
         part = {"train": "train", "test": "t10k"}[split]
         for folder in ("MNIST", "FashionMNIST"):
             images = rng.integers(0, 256, (n, 28, 28))
@@ -68,8 +67,9 @@ def write_originals(root: Path) -> None:
                 sets["units"][row] = rng.integers(0, 700, 50)
             file["labels"] = labels
             file["extra/keys"] = np.array([f"word {k}".encode() for k in range(10)])
-    files["originals/cifar-10-batches-bin/batches.meta.txt"] = names
-    files["originals/cifar-100-binary/fine_label_names.txt"] = names
+    names = [f"class {k}" for k in range(10)]
+    writers.cifar(root / "originals", patch, "CIFAR10", cifar10, names)
+    writers.cifar(root / "originals", patch, "CIFAR100", cifar100, names)
     writers.class_folders(root, files)
 
 

@@ -21,7 +21,7 @@ from pipelines import cli
 from pipelines.cli.main import VERBS
 from pipelines.config import Config, field_paths
 from pipelines.config.load import load_tree
-from pipelines.search.config import SearchTree
+from pipelines.config.schema import SearchTree
 from tests.originals import write_originals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def test_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     known |= {f"--{p}" for p in field_paths(SearchTree)} | {"--plot"}
     known |= {"--resume", "--help", "--sparsity", "--budget", "--synops", "--criterion", "--no-retrain"}
     known |= {"--download", "--rows", "--png", "--size", "--T", "--by", "--workers", "--on-bad"}
-    known |= {"--profile", "--criteria", "--levels", "--objective", "--nir"}
+    known |= {"--criteria", "--levels", "--objective", "--nir"}
     known |= {"--scores", "--policy", "--ratio", "--filtered", "--input", "--output", "--address"}
     known |= {"--follow", "--storage", "--pip", "--env", "--token-file", "--dashboard", "--set", "--config"}
     known |= {"--python", "--print-config", "--seeds", "--checkpoint", "--split"}
@@ -110,12 +110,12 @@ def photographs(digits: Path, rows: int, size: int) -> Iterator[tuple[int, bytes
         yield label, buffer.getvalue()
 
 
-def lay_out(page: str, folder: Path, digits: Path) -> None:
+def lay_out(page: str, folder: Path, digits: Path, patch: pytest.MonkeyPatch) -> None:
     """What a reader of a page has by then: examples, data, a config, the page's run."""
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "data").mkdir()
     if page == "datasets.md":
-        write_originals(folder)
+        write_originals(folder, patch)
         return
     for name in ("digits", "mnist-sample"):
         (folder / "data" / name).symlink_to(digits)
@@ -166,7 +166,7 @@ def test_commands_run_as_written(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))  # a token that lies at home would be looked at
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # doctor tells of it
-    lay_out(page, tmp_path, digits)
+    lay_out(page, tmp_path, digits, monkeypatch)
     ran = 0
     for block in blocks(next(p for p in PAGES if p.name == page), "sh"):
         shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)  # what the block before called so
@@ -187,7 +187,7 @@ def test_commands_run_as_written(
             assert words[0] == "spikeprune", line
             assert cli.main(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
             ran += 1
-            if "--track" in line or "--profile" in line:
+            if "--track" in line:
                 shutil.rmtree(tmp_path / "runs" / "run", ignore_errors=True)
     assert ran >= COMMANDS[page]
 

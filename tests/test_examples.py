@@ -19,6 +19,7 @@ from pipelines.networks import make_network
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
 from pipelines.training.phases import phases_of
+from tests.pipelines.data import writers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHAPES = {  # of one example at one timestep, and classes, as docs/datasets.md describes the datasets
@@ -113,18 +114,18 @@ def test_a_laptop_variant_compares_with_full_data(name: str) -> None:
 def cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real photographs in CIFAR-100's original files: Tiny-ImageNet's first 100 classes at 32x32."""
     source = tmp_path_factory.mktemp("cifar-100")
-    folder = source / "in" / "cifar-100-binary"
-    folder.mkdir(parents=True)
     rows = pq.read_table(shared_data / "tiny-imagenet" / "train-00000-of-00010.parquet").slice(0, 1600)
-    out = []
+    images, labels = [], []
     for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
         if label < 100:
             pixels = Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((32, 32))
-            out.append(bytes([label // 5, label]) + np.asarray(pixels).transpose(2, 0, 1).tobytes())
-    (folder / "train.bin").write_bytes(b"".join(out[:512]))
-    (folder / "test.bin").write_bytes(b"".join(out[512:768]))
-    (folder / "fine_label_names.txt").write_text("".join(f"class{k}\n" for k in range(100)))
-    ingest("cifar100", source / "data", input=str(source / "in"))
+            images.append(np.asarray(pixels).transpose(2, 0, 1).reshape(-1))
+            labels.append(label)
+    x, y = np.stack(images), np.array(labels)
+    batches = {"train": (x[:512], y[:512]), "test": (x[512:768], y[512:768])}
+    with pytest.MonkeyPatch.context() as patch:
+        writers.cifar(source / "in", patch, "CIFAR100", batches, [f"class{k}" for k in range(100)])
+        ingest("cifar100", source / "data", input=str(source / "in"))
     return source / "data"
 
 

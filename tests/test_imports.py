@@ -145,7 +145,7 @@ def test_the_package_of_names_loads_nothing_until_a_name_is_used() -> None:
 
 
 def test_the_score_tables_process_loads_no_torch() -> None:
-    assert not _modules_after("from pipelines.training.score_table import TableActor") & {"torch", "snn"}
+    assert not _modules_after("from pipelines.training.score_table import TableActor") & {"torch"}
 
 
 def test_workers_do_not_load_torchvision() -> None:

@@ -15,7 +15,7 @@ import yaml
 from cluster.jobs import Jobs, describe, exit_code, seconds
 from cluster.manifest import manifest as filled
 from cluster.manifest import read_values
-from cluster.submit import collect, job_id, requirements
+from cluster.submit import collect, job_id
 from cluster.submit import submit as send
 from pipelines.cli.remote import VERBS, check_no_secret, job_variables, remote_command
 from pipelines.config import Config, parser
@@ -52,7 +52,7 @@ class SubmitCommand(JobsCommand):
     python: str = "python"
     """Python interpreter on the cluster; the first on the PATH of ray start when not given."""
     pip: tuple[str, ...] = ()
-    """Requirements (or .txt files of them) that the job gets on top of the cluster's environment."""
+    """Requirements that the job gets on top of the cluster's environment."""
     env: tuple[str, ...] = ()
     """Environment variables, NAME=VALUE, or NAME for its value here; whoever may list jobs can read them, so
     none that is a secret."""
@@ -80,14 +80,12 @@ class DoctorCommand:
 
     config: Annotated[Path | None, tyro.conf.Positional] = None
     """The run that the machine or cluster is held against; every config field can be set as well."""
-    address: str | None = None
-    """A cluster, as auto or host:port from one of its nodes, or its dashboard's URL from elsewhere."""
     dashboard: str | None = None
     """Dashboard to check beside a cluster's address."""
     token_file: Path | None = None
     """File with the cluster's token; where Ray looks for it when not given."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """Config."""
+    """Config; the cluster (--address) as auto or host:port from one of its nodes, or its dashboard's URL."""
 
 
 @dataclass(kw_only=True)
@@ -108,12 +106,12 @@ def submit(args: list[str]) -> int:
     split = args.index("--") if "--" in args else len(args)
     o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
-    pip, env, id = requirements(o.pip), job_variables(o.env, os.environ), job_id(command.name, o.id)
+    env, id = job_variables(o.env, os.environ), job_id(command.name, o.id)
     jobs = _jobs(o.address, o.token_file)
     package = collect(o.working_dir, include=command.include, excludes=o.exclude, token=jobs.token)
     say(f"sending from {o.working_dir.absolute()}: {package}")
     send(
-        jobs, package, command.words, id, python=o.python, extra=command.extra, pip=pip, env=env,
+        jobs, package, command.words, id, python=o.python, extra=command.extra, pip=o.pip, env=env,
         metadata={"run": command.run} if command.run else {},
     )  # fmt: skip
     write(id)  # alone on stdout, for scripts
@@ -175,7 +173,7 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
     from pipelines.runs.doctor import examine
 
     config = load_config(o.config, overrides)
-    address, dashboard = config.cluster.address if o.address is None else o.address, o.dashboard
+    address, dashboard = config.cluster.address, o.dashboard
     if address is not None and address.startswith(("http://", "https://")):
         address, dashboard = None, address
     console, wrong = Console(soft_wrap=True), 0

@@ -1,4 +1,4 @@
-"""The verbs of ``data``: ingest, verify, frames, show, select."""
+"""The verbs of ``data``: ingest, verify, show, select."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipelines.storage.sync import named
 SourceName = Literal[
     "digits", "mnist-sample", "cifar10", "cifar100", "mnist", "fashion-mnist",
     "imagefolder", "parquet", "huggingface", "numpy",
-    "n-mnist", "cifar10-dvs", "dvs-gesture", "shd", "aedat", "aedat4", "h5", "npy",
+    "n-mnist", "cifar10-dvs", "dvs-gesture", "shd", "aedat", "aedat4", "npy",
 ]  # fmt: skip
 
 
@@ -24,7 +24,7 @@ class IngestCommand:
 
     source: Annotated[SourceName, tyro.conf.Positional]
     """A dataset by name, or files: imagefolder (class folders of images), parquet or huggingface (image and
-    label columns, or events), numpy (arrays); aedat, aedat4, h5 and npy (class folders of recordings).
+    label columns, or events), numpy (arrays); aedat, aedat4 and npy (class folders of recordings).
     docs/datasets.md shows the layout of each."""
     output: Path
     """Folder to write; new or empty."""
@@ -33,20 +33,21 @@ class IngestCommand:
     download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch CIFAR or MNIST into the input folder first, from where torchvision has them."""
     size: tuple[int, ...] | None = None
-    """Height and width that images are brought to (one number for both): scaled, cut at the centre."""
-    on_bad: Literal["refuse", "skip", "sort"] = "refuse"
-    """Bad examples: refuse to publish anything, skip and list them, or sort (as skip, but recordings with
-    unsorted times are sorted)."""
+    """Height and width that images are brought to (one number for both): scaled, cut at the centre; with
+    --T, of the frames."""
+    T: int | None = None
+    """Write recordings as so many event frames, so that training need not make them; train with the same
+    model.T."""
+    by: Literal["time", "count"] = "time"
+    """Frames of equal duration (time), or of equally many events (count)."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """Bad examples: refuse to publish anything, or skip and list them."""
     test_share: float = 0.1
     """Share of every class that is held out where the source has no test split."""
     split_seed: int = 0
     """Draws that share, and the order of class folders' files."""
     sensor: tuple[int, int] | None = None
     """Width and height of the sensor, for recordings that do not tell."""
-    columns: str | None = None
-    """Order of the columns of event arrays without names, such as txyp."""
-    time_unit: Literal["us", "ms", "s", "ns"] = "us"
-    """Of times in h5, npy and npz files."""
     shard_rows: int | None = None
     """Rows of a file; 8,192 images or 512 recordings when not given."""
     group_rows: int | None = None
@@ -63,24 +64,6 @@ class VerifyCommand:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The dataset."""
-
-
-@dataclass(kw_only=True)
-class FramesCommand:
-    """Options of ``data frames``."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """A dataset of recordings."""
-    output: Path
-    """Folder to write; new or empty."""
-    T: int
-    """Frames per recording; train with the same model.T."""
-    by: Literal["time", "count"] = "time"
-    """Frames of equal duration (time), or of equally many events (count)."""
-    size: tuple[int, ...] | None = None
-    """Height and width of the frames (one number for both); the sensor's when not given."""
-    workers: int | None = None
-    """Processes; 1 for small datasets, else one per CPU, when not given."""
 
 
 @dataclass(kw_only=True)
@@ -148,17 +131,12 @@ def _check_ingest(o: IngestCommand) -> None:
     check(0 < o.test_share < 1, "--test-share", o.test_share, "in (0, 1)")
     check(o.split_seed >= 0, "--split-seed", o.split_seed, "zero or more")
     for option, value in (
-        ("--shard-rows", o.shard_rows), ("--group-rows", o.group_rows), ("--workers", o.workers),
+        ("--T", o.T), ("--shard-rows", o.shard_rows), ("--group-rows", o.group_rows),
+        ("--workers", o.workers),
     ):  # fmt: skip
         check(value is None or value >= 1, option, value, "at least 1")
-    _check_size(o.size)
-    if o.columns is not None and sorted(o.columns) != sorted("txyp"):
-        raise UserError("--columns", f"{o.columns!r} is not possible; it must hold t, x, y and p once each")
-
-
-def _check_size(size: tuple[int, ...] | None) -> None:
-    if size is not None and not (len(size) in (1, 2) and min(size) >= 1):
-        raise UserError("--size", f"{size} is not possible; give one or two positive numbers")
+    if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
+        raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
 
 
 def verify(o: VerifyCommand) -> None:
@@ -169,18 +147,6 @@ def verify(o: VerifyCommand) -> None:
     with progress("verifying") as told:
         manifest = verify_dataset(o.folder, told)
     write(f"{named(o.folder)}: {summary(manifest)}, all as the manifest says")
-
-
-def frames(o: FramesCommand) -> None:
-    """Write a dataset of event recordings as one of event frames, so that training need not make them."""
-    _check_size(o.size)
-    from pipelines.data.ingest import Writing, cache_frames
-    from pipelines.data.manifest import summary
-
-    writing = Writing(workers=o.workers)
-    with progress("framing") as told:
-        manifest = cache_frames(o.folder, o.output, T=o.T, by=o.by, size=o.size, writing=writing, told=told)
-    write(f"{named(o.output)}: {summary(manifest)} of {o.T} frames")
 
 
 def show(o: ShowCommand) -> None:

@@ -20,7 +20,6 @@ from pipelines.runs.interrupts import TERMINATED, end_on_sigterm, was_terminated
 VERBS: dict[str, Callable[..., int | None]] = {
     "data ingest": data.ingest,
     "data verify": data.verify,
-    "data frames": data.frames,
     "data show": data.show,
     "data select": data.select,
     "score": runs.score,

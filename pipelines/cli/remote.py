@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.cli.runs import PruneCommand, RunCommand, SearchCommand
 from pipelines.config import Config
-from pipelines.config.load import config_files, load_tree
+from pipelines.config.load import dump_config, load_tree
 from pipelines.config.parser import parse, split_overrides
+from pipelines.config.schema import SearchTree
 from pipelines.errors import UserError
-from pipelines.search.config import SearchTree
 from pipelines.storage.paths import below, name_of, names_secret, parent, secret_in, uri_of
 
 _TOKEN_VARIABLE = re.compile(r"RAY_AUTH_TOKEN(_PATH)?$")
@@ -55,21 +56,19 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     here = ("-m", "pipelines.cli", verb)
     tree = SearchTree if verb == "search" else Config
     overrides, others = split_overrides(rest, tree)
-    addressed = any(w.partition("=")[0] == "--address" for w in others)
     if verb in TRAINING:
-        o: RunCommand | SearchCommand
-        o = parse(SearchCommand, others) if verb == "search" else parse(RunCommand, others)
-        if isinstance(o, SearchCommand) and o.plot is not None:
+        o: Any = parse(SearchCommand if verb == "search" else RunCommand, others)
+        if verb == "search" and o.plot is not None:
             return RemoteCommand(words=(*here, *rest), name=verb)
-        if addressed:
+        if any(word.partition("=")[0] == "--address" for word in rest):
             what = "belongs before the --; the job runs on the cluster that it is sent to"
             raise UserError("--address", what)
+        flags = [word for word in others if o.config is None or Path(word) != o.config]
         config = load_tree(tree, o.config, overrides)
-        seeds = isinstance(o, RunCommand) and o.seeds is not None
-        runs = f"{config.name}-seed-*" if seeds else config.name
-        return _training(here, rest, config, o.config, working_dir, storage, runs)
+        runs = config.name if verb == "search" or o.seeds is None else f"{config.name}-seed-*"
+        return _training((*here, *flags), config, runs, working_dir, storage)
     if verb == "doctor":
-        if not addressed and "cluster.address" not in overrides:
+        if "cluster.address" not in overrides:
             rest += ["--address", "auto"]
         # Held against the places that a run of the same config would be given.
         file = next((Path(w) for w in others if w.endswith((".yaml", ".yml"))), None)
@@ -117,47 +116,26 @@ def job_variables(given: Sequence[str], environ: Mapping[str, str]) -> dict[str,
 
 
 def _training(
-    here: tuple[str, ...],
-    rest: list[str],
-    config: Config,
-    file: Path | None,
-    working_dir: Path,
-    storage: str,
-    runs: str,
+    words: tuple[str, ...], config: Config, runs: str, working_dir: Path, storage: str
 ) -> RemoteCommand:
-    extra: tuple[tuple[str, bytes], ...] = ()
+    """The whole config goes along as one file: nothing that it was made of is needed there."""
     include = _data(config, working_dir)
-    if file is not None:  # wherever it is named from, it goes along; where it is inside, it stays in place
-        layers = _layers(file, working_dir)
-        if layers[0].is_relative_to(working_dir.resolve()):
-            sent = str(layers[0].relative_to(working_dir.resolve()))
-            include = (*include, *layers)
-        else:
-            sent = f".spikeprune/{file.name}"
-            extra = ((sent, file.read_bytes()),)
-        rest[next(i for i, w in enumerate(rest) if Path(w) == file)] = sent
-    if not _absolute(config.storage):
-        rest += ["--storage", storage]
-    else:
+    if _absolute(config.storage):
         storage = config.storage
-    if config.cluster.engine != "local" and config.cluster.address is None:
-        rest += ["--cluster.address", "auto"]
+    auto = config.cluster.engine != "local" and config.cluster.address is None
+    cluster = replace(config.cluster, address="auto" if auto else config.cluster.address)
+    sent = replace(config, storage=storage, cluster=cluster)
+    code, root = Path(config.code or "/").resolve(), working_dir.resolve()
+    if code.is_relative_to(root):  # a file's `code` is told from where the file lies
+        sent.code = f"../{code.relative_to(root)}"
+    file = f".spikeprune/{config.name}.yaml"
     return RemoteCommand(
-        words=(*here, *rest),
+        words=(*words, file),
         name=config.name,
         run=below(storage, runs),
         include=include,
-        extra=extra,
+        extra=((file, dump_config(sent).encode()),),
     )
-
-
-def _layers(file: Path, working_dir: Path) -> tuple[Path, ...]:
-    """The config file and those that it is based on, which must be in what is sent."""
-    files = tuple(f.resolve() for f in config_files(file))
-    for base in files[1:]:
-        if not all(f.is_relative_to(working_dir.resolve()) for f in (files[0], base)):
-            raise UserError("base", f"{base} is outside of what is sent; start from a folder that holds both")
-    return files
 
 
 def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:

@@ -2,14 +2,12 @@
 
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from pipelines.config import Config
-from pipelines.config.parser import is_null
 from pipelines.console import messages, results
 from pipelines.errors import UserError
 from pipelines.storage.atomic import check_storage, well_formed
@@ -32,10 +30,8 @@ class CompareCommand:
     """Sparsities (0.8 0.9 0.95 when not given); for synops, shares to keep (0.5 0.2 0.1)."""
     objective: Literal["weights", "synops"] = "weights"
     """What to save: surviving weights, or synaptic operations."""
-    address: str | None = None
-    """A running Ray cluster (short for --cluster.address); without one, this process compares."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """Config: the source run's, and what is set here."""
+    """Config: the source run's, and what is set here; without cluster.address this process compares."""
 
 
 @dataclass(kw_only=True)
@@ -46,8 +42,8 @@ class EvaluateCommand:
     """A run's folder."""
     checkpoint: Path | None = None
     """The network's file (checkpoints/train.safetensors); the run's last network when not given."""
-    split: str = "test"
-    """test, val or train as the run's config names them, or the prefix of other files of the dataset."""
+    split: Literal["test", "val", "train"] = "test"
+    """As the run's config names them; --data.test-split PREFIX takes other files of the dataset."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config: the run's, and what is set here."""
 
@@ -87,15 +83,12 @@ def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     from pipelines.report import compare as comparing
     from pipelines.runs.run import checkpoint_of
 
-    if o.address is not None:
-        overrides["cluster.address"] = o.address
     source = local_copy(o.source)
     folder = checkpoint_of(source)[1]
     check_storage(folder)
-    address = overrides.get("cluster.address")
-    address = None if is_null(address) else address
-    run_it = comparing.compare if address is None else partial(comparing.compare_on, address)
-    done = run_it(source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides)
+    done = comparing.compare(
+        source, criteria=o.criteria, levels=o.levels, objective=o.objective, overrides=overrides
+    )
     values, page = comparing.write_comparison(done, folder)
     upload_changes(folder)
     comparing.print_comparison(done, values, page, results(width=112))
@@ -103,7 +96,7 @@ def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
 
 def evaluate(o: EvaluateCommand, overrides: dict[str, Any]) -> None:
     """Measure a run's last network: accuracy, loss, firing rates, SynOps; in this process."""
-    from pipelines.report.evaluate import evaluate_run, print_evaluated
+    from pipelines.report.network import evaluate_run, print_evaluated
 
     with messages().status("evaluating"):
         found = evaluate_run(local_copy(o.run), checkpoint=o.checkpoint, split=o.split, overrides=overrides)
@@ -112,8 +105,8 @@ def evaluate(o: EvaluateCommand, overrides: dict[str, Any]) -> None:
 
 def export(o: ExportCommand) -> None:
     """Write a run's last network with its masks and a table per layer, and as a NIR graph on demand."""
-    from pipelines.report.export import export as export_run
-    from pipelines.report.export import print_export
+    from pipelines.report.network import export as export_run
+    from pipelines.report.network import print_export
 
     with messages().status("exporting"):
         done = export_run(local_copy(o.run), o.output, nir=o.nir)

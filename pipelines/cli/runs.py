@@ -1,6 +1,6 @@
 """The verbs that train, prune, score and search: train, run, prune, score, search."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,9 +9,9 @@ import tyro
 from pipelines.cli.reports import print_run, write_report
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config, load_tree
+from pipelines.config.schema import SearchTree
 from pipelines.console import results, write
 from pipelines.errors import UserError
-from pipelines.search.config import SearchTree
 from pipelines.storage.sync import named
 
 
@@ -23,10 +23,6 @@ class RunCommand:
     """YAML file with any part of the config; the defaults fill the rest."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run of that name where it stopped."""
-    address: str | None = None
-    """A running Ray cluster (short for --cluster.address)."""
-    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also write a chrome trace of some steps and a table of where the time went (profile/ in the run)."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole config as YAML, as file and options give it, and do nothing else."""
     seeds: int | None = None
@@ -44,18 +40,6 @@ class PruneCommand:
     """A run's folder, or a checkpoint file in one (checkpoints/train.safetensors)."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the pruning run where it stopped."""
-    address: str | None = None
-    """A running Ray cluster (short for --cluster.address)."""
-    sparsity: float | None = None
-    """Share of weights to remove (short for --weight-pruning.sparsity)."""
-    budget: float | None = None
-    """Distortion budget (short for --weight-pruning.budget)."""
-    synops: float | None = None
-    """Share of synaptic operations to keep (short for --weight-pruning.synops)."""
-    criterion: str | None = None
-    """Pruning criterion (short for --weight-pruning.criterion)."""
-    no_retrain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Stop after pruning."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the new run's whole config as YAML and do nothing else."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -76,8 +60,6 @@ class ScoreCommand:
     """Scores: sadp, el2n, loss, margin, entropy."""
     split: str | None = None
     """Prefix of the files to score; the training split when not given."""
-    address: str | None = None
-    """A running Ray cluster (short for --cluster.address)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Config."""
 
@@ -88,8 +70,6 @@ class SearchCommand:
 
     config: Annotated[Path | None, tyro.conf.Positional] = None
     """YAML file with any part of the config, and the search below `search:`."""
-    address: str | None = None
-    """Ray cluster to search on; the same as cluster.address."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the search of that name where it stopped."""
     plot: Path | None = None
@@ -109,34 +89,37 @@ def run(o: RunCommand, overrides: dict[str, Any]) -> None:
 
 
 def _run_phases(verb: Literal["run", "train"], o: RunCommand, overrides: dict[str, Any]) -> None:
-    config = load_config(o.config, overrides | _given(o, "address"))
+    config = load_config(o.config, overrides)
     if o.print_config:
         write(dump_config(config), end="")
     elif o.seeds is not None:
-        _run_seeds(verb, config, o.seeds, o.profile)
+        _run_seeds(verb, config, o.seeds)
     else:
         from pipelines.runs.run import run
 
-        print_run(run(config, verb, resume=o.resume, profile=o.profile))
+        print_run(run(config, verb, resume=o.resume))
 
 
-def _run_seeds(verb: Literal["run", "train"], config: Config, seeds: int, profile: bool) -> None:
-    from pipelines.report.seeds import over_seeds, print_seeds, run_seeds, write_seeds
+def _run_seeds(verb: Literal["run", "train"], config: Config, seeds: int) -> None:
+    """Run a config with the seeds from its own on, one after the other, or what is left of them."""
+    from pipelines.report.summary import over_seeds, print_seeds, write_seeds
+    from pipelines.runs.run import run
 
-    folders = run_seeds(config, verb, seeds, profile=profile)
+    if seeds < 2:
+        raise UserError("--seeds", f"{seeds} is not possible; it must be at least 2, to tell a spread")
+    folders = []
+    for seed in range(config.seed, config.seed + seeds):
+        one = replace(config, seed=seed, name=f"{config.name}-seed-{seed}")
+        folders.append(run(one, verb, resume=True))
     for folder in folders:
         write_report(folder)
     found = over_seeds(folders)
-    page = write_seeds(folders, found, config)
     print_seeds(found, config.name, results(width=140))
-    write(f"report: {named(page)}")
+    write(f"values: {named(write_seeds(found, config))}")
 
 
 def prune(o: PruneCommand, overrides: dict[str, Any]) -> None:
     """Prune the weights of a trained network under a budget and retrain what is left."""
-    overrides |= _given(o, "address", "sparsity", "budget", "synops", "criterion")
-    if o.no_retrain:
-        overrides["weight_pruning.retrain_epochs"] = "0"
     from pipelines.runs.run import prune as prune_run
     from pipelines.runs.run import prune_config
 
@@ -152,7 +135,7 @@ def score(o: ScoreCommand, overrides: dict[str, Any]) -> None:
     from pipelines.scoring.rank import rank
 
     path, checkpoint = network_of(o.source, o.checkpoint)
-    config = load_config(path, overrides | _given(o, "address"))
+    config = load_config(path, overrides)
     done = rank(config, checkpoint, o.output, names=o.scores, split=o.split)
     write(f"{named(o.output)}: {done:,} examples")
 
@@ -161,7 +144,7 @@ def search(o: SearchCommand, overrides: dict[str, Any]) -> int:
     """Search a config's fields for the best trade-offs between accuracy, cost, density and SynOps."""
     from pipelines.search.results import print_results, read_results, write_results
 
-    if o.plot is not None and (o.config is not None or overrides or o.address is not None or o.resume):
+    if o.plot is not None and (o.config is not None or overrides or o.resume):
         raise UserError("--plot", "redraws a search as it is; leave out the config, --resume and settings")
     if o.plot is not None:
         found = read_results(o.plot)
@@ -169,14 +152,7 @@ def search(o: SearchCommand, overrides: dict[str, Any]) -> int:
     else:
         from pipelines.search.study import search
 
-        tree = load_tree(SearchTree, o.config, overrides | _given(o, "address"))
+        tree = load_tree(SearchTree, o.config, overrides)
         found = read_results(search(tree, resume=o.resume))
     print_results(found, results())
     return 0 if found.finished else 1
-
-
-def _given(options: Any, *names: str) -> dict[str, Any]:
-    """The fields that short options set."""
-    group = {"address": "cluster"}
-    values = {f"{group.get(name, 'weight_pruning')}.{name}": getattr(options, name) for name in names}
-    return {path: value for path, value in values.items() if value is not None}

@@ -7,6 +7,7 @@ until the field's type reads them (`pipelines.config.parser`), so a run called 0
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -14,12 +15,13 @@ import yaml
 
 from pipelines.config.checks import is_own, shown
 from pipelines.config.migration import FIELD, VERSION, migrate
-from pipelines.config.parser import Plain, is_null, no_field, option, parse, split_overrides
-from pipelines.config.schema import Config
+from pipelines.config.parser import Plain, is_null, option, parse, split_overrides
+from pipelines.config.schema import Config, field_paths
 from pipelines.errors import UserError
 from pipelines.storage.paths import real_path
 
-_TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")
+TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")
+"""Fields of which one at most has a value."""
 _MOST_BYTES = 1 << 20
 C = TypeVar("C")
 Tree = TypeVar("Tree", bound=Config)
@@ -53,9 +55,14 @@ def with_values(config: Tree, values: Mapping[str, Any]) -> Tree:
     Raises:
         UserError: unknown field, wrong type or impossible value.
     """
-    changed = _leaves(asdict(config), type(config))
+    changed = values_of(config)
     _put_over(changed, values)
     return _made(type(config), changed, Path.cwd())
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Every field's value by its dotted path."""
+    return {path: attrgetter(path)(config) for path in field_paths(type(config))}
 
 
 def dump_config(config: Config) -> str:
@@ -90,8 +97,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.is_file() and path.stat().st_size > _MOST_BYTES:
             raise UserError(str(path), "is larger than 1 MiB; that is no config file")
         tree = yaml.load(path.read_text(), _Loader)
-    except UserError:
-        raise
     except FileNotFoundError:
         raise UserError(str(path), "no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -148,24 +153,19 @@ def _own_fields(file: Path) -> dict[str, Any]:
 def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a tree by dotted path."""
     found: dict[str, Any] = {}
-    hints = get_type_hints(cls)
     for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if key not in hints:
-            raise no_field(path, cls if not prefix else Config)
-        if not is_dataclass(hints[key]):
-            found[path] = value
-        elif isinstance(value, Mapping):
-            found |= _leaves(value, hints[key], f"{path}.")
-        elif value is not None:
-            raise UserError(path, f"{shown(value)} is not possible; it must hold fields")
+        hint = get_type_hints(cls).get(key)
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            found |= _leaves(value, hint, f"{prefix}{key}.")
+        elif value is not None or not is_dataclass(hint):
+            found[f"{prefix}{key}"] = value
     return found
 
 
 def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
     """Set values; a target of weight pruning among them replaces the one that is there."""
-    if any(name in _TARGETS and not is_null(value) for name, value in above.items()):
-        values.update(dict.fromkeys(_TARGETS))
+    if any(name in TARGETS and not is_null(value) for name, value in above.items()):
+        values.update(dict.fromkeys(TARGETS))
     values.update(above)
 
 
@@ -175,14 +175,6 @@ def _made(cls: type[Tree], values: Mapping[str, Any], beside: Path) -> Tree:
     if any(map(is_own, (config.model.name, config.data_pruning.policy, config.weight_pruning.criterion))):
         config.code = str(Path(config.code).absolute() if config.code else beside)
     return config
-
-
-def flat_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree by dotted path."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flat_tree(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def read_command(command: type[C], args: Sequence[str], **how: Any) -> tuple[C, dict[str, Any]]:

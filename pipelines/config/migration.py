@@ -5,7 +5,7 @@ from typing import Any
 from pipelines.config.checks import shown
 from pipelines.errors import UserError
 
-VERSION = 3
+VERSION = 4
 """Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""
 FIELD = "schema_version"
 RENAMED: dict[int, dict[str, str | None]] = {
@@ -19,9 +19,17 @@ RENAMED: dict[int, dict[str, str | None]] = {
         "train.ema": "train.ema_decay",
         "train.norm_examples": "train.bn_examples",
     },
+    4: {
+        "data.on_bad_row": None,
+        "data_pruning.overlap": None,
+        "train.ema_decay": None,
+        "weight_pruning.diagnose_examples": None,
+    },
 }
 """By the version that renamed them: the old path of a field or group, and the new one; ``None`` for what
-is gone and says nothing of how a run goes on."""
+is gone."""
+UNUSED = {"data.on_bad_row": "stop", "data_pruning.overlap": "false", "train.ema_decay": "none"}
+"""Values of fields that are gone and did change what a run does: with any other a file is refused."""
 
 
 def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
@@ -57,6 +65,8 @@ def _move(tree: dict[str, Any], old: str, new: str | None, file: str) -> None:
         return
     value = node.pop(leaf)
     if new is None:
+        if str(value).lower() != UNUSED.get(old, str(value).lower()):
+            raise UserError(file, f"has {old} {shown(value)}, which this version no longer offers; remove it")
         return
     *branches, leaf = new.split(".")
     node = tree

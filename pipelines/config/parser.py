@@ -25,8 +25,12 @@ from pipelines.config.schema import Config, field_paths
 from pipelines.errors import UserError
 
 C = TypeVar("C")
-SHORT = {"--on-bad-row": "--data.on_bad_row"}
-"""Options that stand for a field without its path."""
+SHORT = {
+    "--address": "--cluster.address",
+    "--no-retrain": "--weight_pruning.retrain_epochs=0",
+    **{f"--{n}": f"--weight_pruning.{n}" for n in ("sparsity", "budget", "synops", "criterion")},
+}
+"""Options that stand for a field without its path, for every verb that takes the fields."""
 _MOST = 2**63
 _LONGEST = 4096
 _RULES = ConstructorRegistry()
@@ -55,7 +59,8 @@ def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[di
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.partition("=")
-        path = SHORT.get(name, name).removeprefix("--").replace("-", "_")
+        name, equals, value = f"{SHORT.get(name, name)}{equals}{value}".partition("=")
+        path = name.removeprefix("--").replace("-", "_")
         negated = _negated(path, cls) if word.startswith("--") else None
         hint = _optional(leaf_hint(negated or path, cls))[0]
         if not word.startswith("--") or hint is None or is_dataclass(hint):
@@ -326,7 +331,7 @@ def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> User
         return no_field(path, tree or Config)
     if tree is None and path in field_paths():
         return UserError(name, "is a field of a run's config; this verb reads none")
-    paths = field_paths(tree) if tree is not None else ()
+    paths = (*field_paths(tree), *(n.removeprefix("--") for n in SHORT)) if tree is not None else ()
     names = [f"--{n.replace('_', '-')}" for n in (*_hints(command), *paths)]
     close = difflib.get_close_matches(name, names, n=1)
     return UserError(name, "is not an option" + (f"; did you mean {close[0]}?" if close else ""))

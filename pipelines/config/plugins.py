@@ -14,10 +14,10 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +45,6 @@ class OwnCode:
 
 _active: OwnCode | None = None
 """The code that this process uses."""
-_place: tuple[str, frozenset[str]] | None = None
-"""The folder that is on the path for own code, and its files, also where their import failed."""
 
 
 def active() -> OwnCode | None:
@@ -90,7 +88,7 @@ def activate(code: OwnCode | None, folder: Path | None = None) -> None:
             folder = Path(tempfile.mkdtemp(prefix="spikeprune-code-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             keep_copy(code, folder)
-        _look_in(str(folder), frozenset(code.files))
+        _look_in(str(folder), code.files)
     _register(code)
     _active = code
 
@@ -103,35 +101,22 @@ def own_failures_named() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if (place := _own_line(error)) is None:
+        if not (line := line_in_own_code(error)):
             raise
         cause: BaseException = error
         while isinstance(deeper := getattr(cause, "cause", None), BaseException):  # as Ray wraps it
             cause = deeper
-        told = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
-        raise UserError(place[0], f"{place[1]} failed: {told} ({place[2]})") from error
+        told = " ".join(str(cause).split())[:300]
+        raise UserError("code", f"{type(cause).__name__}: {told}{line}") from error
 
 
 def line_in_own_code(error: BaseException) -> str:
     """Where in own code an error was raised: `` (my_net.py, line 3)``; empty where nowhere there."""
-    place = _own_line(error)
-    return "" if place is None else f" ({place[2]})"
-
-
-def _own_line(error: BaseException) -> tuple[str, str, str] | None:
-    """Field, name, and file with line of the innermost frame in own code, on any machine."""
-    if _active is None:
-        return None
-    installed = {n.split(":")[0] for n in _active.names.values()} if not _active.files else set()
-    files = {str(getattr(sys.modules.get(m), "__file__", None)): m for m in installed}
-    files |= {f"/{name}": name.removesuffix(".py").replace("/", ".") for name in _active.files}
+    names = tuple(f"/{name}" for name in _active.files) if _active is not None else ()
     for path, line in reversed(_FRAME.findall("".join(traceback.format_exception(error)))):
-        for ending, module in files.items():
-            if path.endswith(ending):
-                of = {n.split(":")[0]: (field, n) for field, n in _active.names.items()}
-                field, name = of.get(module) or next(iter(_active.names.items()))
-                return field, name, f"{Path(path).name}, line {line}"
-    return None
+        if path.endswith(names):
+            return f" ({Path(path).name}, line {line})"
+    return ""
 
 
 def refuse_shadowing(folder: Path, names: tuple[str, ...], where: str) -> None:
@@ -160,12 +145,8 @@ def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "se
     kept = {str(p.relative_to(folder)): p.read_bytes() for p in _python_files(folder)}
     for name in sorted({*kept, *code.files}):
         if kept.get(name) != code.files.get(name):
-            how = "is new" if name not in kept else "is gone" if name not in code.files else "has changed"
-            raise UserError(
-                "code",
-                f"{name} {how} since the {kind} started; resume with --code {folder}, "
-                "or choose another --name",
-            )
+            remedy = f"resume with --code {folder}, or choose another --name"
+            raise UserError("code", f"{name} is not what it was when the {kind} started; {remedy}")
 
 
 def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
@@ -192,39 +173,31 @@ def _python_files(folder: Path) -> Iterator[Path]:
     return (p for p, parts in found if not any(part.startswith(".") for part in parts))
 
 
-def _look_in(folder: str, files: frozenset[str]) -> None:
-    """Put a folder first on the path in place of the one before, and import modules of own code again.
-
-    Only modules of these files are forgotten: a virtual environment below the folder holds torch and
-    numpy, which a process can import only once.
-    """
-    global _place
-    places = [(folder, files), *([_place] if _place is not None else [])]
-    own = {str(Path(place, file)) for place, names in places for file in names}
-    for name, module in list(sys.modules.items()):
-        if name != "__main__" and getattr(module, "__file__", None) in own:
-            del sys.modules[name]
-    if _place is not None and _place[0] in sys.path:
-        sys.path.remove(_place[0])
+def _look_in(folder: str, files: Iterable[str]) -> None:
+    """Put a folder first on the path, and import the modules of these files of it again."""
+    for file in {*files} - {"__main__.py"}:
+        sys.modules.pop(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."), None)
     sys.path.insert(0, folder)
-    _place = folder, files
     importlib.invalidate_caches()
 
 
 def _register(code: OwnCode) -> None:
-    from pruning.examples import policies
-    from pruning.weights import criteria
-    from snn import models
+    from pruning.examples.policies import POLICIES
+    from pruning.weights.criteria import CRITERIA
+    from snn.models import MODELS
 
-    rooms = {"model.name": models, "data_pruning.policy": policies, "weight_pruning.criterion": criteria}
+    rooms: dict[str, Any] = {
+        "model.name": MODELS,
+        "data_pruning.policy": POLICIES,
+        "weight_pruning.criterion": CRITERIA,
+    }
     for field, name in code.names.items():
         made = _load(name, field, code)
         if (fault := _fault(field, made)) is not None:
             raise UserError(field, f"{name} {fault}")
         if field == "data_pruning.policy" and "name" not in vars(made):
             made.name = name
-        register: Any = rooms[field].register
-        register(name, made)
+        rooms[field].register(name, made)
 
 
 def _fault(field: str, made: Any) -> str | None:
@@ -256,31 +229,21 @@ def _fault(field: str, made: Any) -> str | None:
 
 def _load(name: str, where: str, code: OwnCode) -> Any:
     module_name, _, attribute = name.partition(":")
-    looked = f"{code.folder} and the environment" if code.folder else "the environment"
-    try:
-        found = find_spec(module_name)
-    except ModuleNotFoundError:
-        found = None
-    except Exception as error:  # a parent package that cannot be imported
-        raise UserError(where, _told(error, module_name)) from error
-    if found is None:
-        raise UserError(
-            where,
-            f"there is no module {module_name!r} in {looked}; modules are looked for beside the config file, "
-            "or in the folder that --code names",
-        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            looked = f"{code.folder} and the environment" if code.folder else "the environment"
+            what = "modules are looked for beside the config file, or in the folder that --code names"
+            raise UserError(where, f"there is no module {module_name!r} in {looked}; {what}") from None
         raise UserError(where, _told(error, module_name)) from error
-    value: Any = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            close = difflib.get_close_matches(part, dir(value), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(where, f"{getattr(module, '__file__', module_name)} has no {attribute!r}{hint}")
-        value = getattr(value, part)
-    return value
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError:
+        close = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        file = getattr(module, "__file__", module_name)
+        raise UserError(where, f"{file} has no {attribute!r}{hint}") from None
 
 
 def _told(error: BaseException, module: str) -> str:

@@ -7,11 +7,12 @@ that need no data run when a config is made; `pipelines.runs.preflight` holds it
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pipelines.config.checks import (
     CLOSED,
     FINITE,
+    POSITIVE,
     RATIO,
     SHARE,
     Allowed,
@@ -33,6 +34,9 @@ PolicyName = Literal[
     "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp", "seta",
     "seta_matched", "repb", "repb_matched", "orderdp",
 ]  # fmt: skip
+ObjectiveName = Literal["accuracy", "examples", "seconds", "density", "synops"]
+Question = Literal["data", "network", "both"]
+Stages = Literal["train", "run"]
 CriterionName = Literal["slamp", "slamp_curve", "lamp", "magnitude", "erk", "uniform", "wanda", "fisher"]
 
 
@@ -68,8 +72,6 @@ class DataPruningConfig(Checked):
     alone, at almost no cost; a pass costs about a third of training on the examples it scores."""
     rescore_who: Literal["all", "unselected", "sample"] = "all"
     """Which examples a scoring pass covers: all, those not selected last epoch, or a random quarter."""
-    overlap: bool = False
-    """Score the next epoch's examples while this one trains, on spare CPUs; scores are then one epoch old."""
     score_timesteps: Annotated[int | None, at_least(1)] = None
     """Timesteps of a scoring pass; fewer are cheaper and cost accuracy of the scores; all when not given."""
     diagnose_every: Annotated[int, at_least(0)] = 0
@@ -89,16 +91,16 @@ class WeightPruningConfig(Checked):
     PATH: ClassVar[str] = "weight_pruning"
     criterion: CriterionName | str = "slamp"
     """slamp (time-aware layer scores by gradients), slamp_curve (by measured distortion), a rival, or
-    package.module:attribute of your own."""
+    package.module:attribute of your own (short: --criterion)."""
     objective: Literal["weights", "synops"] | None = None
     """What to save: surviving weights, or synaptic operations; when not given, what the target counts."""
     sparsity: Annotated[float | None, SHARE] = None
-    """Share of weights to remove, in (0, 1)."""
+    """Share of weights to remove, in (0, 1) (short: --sparsity)."""
     budget: Annotated[float | None, FINITE] = None
     """Distortion budget: mean over layers of -log(share of the sum of squared weights kept), weighted by the
-    coefficients of the criterion; positive."""
+    coefficients of the criterion; positive (short: --budget)."""
     synops: Annotated[float | None, SHARE] = None
-    """Share of the dense network's synaptic operations to keep, in (0, 1)."""
+    """Share of the dense network's synaptic operations to keep, in (0, 1) (short: --synops)."""
     budget_over: Literal["sum", "max_t"] = "sum"
     """sum bounds the distortion of all timesteps together, max_t that of every timestep."""
     schedule: Literal["one_shot", "cubic", "equal_distortion"] = "one_shot"
@@ -109,14 +111,12 @@ class WeightPruningConfig(Checked):
     """Training examples for calibration."""
     measure_examples: Annotated[int, at_least(4)] = 200
     """Of these, those on which slamp measures gradients, or slamp_curve every layer's distortion."""
-    diagnose_examples: Annotated[int, at_least(0)] = 0
-    """Held-out examples on which every layer's predicted distortion is held against the measured; 0: none."""
     min_keep: Annotated[int, at_least(1)] = 1
     """Weights that every layer keeps at least."""
     exclude: tuple[str, ...] = ()
     """Layers that are not pruned, by name."""
     retrain_epochs: Annotated[int, between(0, MOST_EPOCHS)] = 8
-    """Epochs of masked retraining after each round, with the same data pruning."""
+    """Epochs of masked retraining after each round, with the same data pruning (0 in short: --no-retrain)."""
     retrain_lr: Annotated[float, FINITE] = 0.05
     """Peak learning rate of the retraining."""
 
@@ -149,7 +149,8 @@ class ClusterConfig(Checked):
     """local (this process), ray (Ray Data and Ray Train; same results for one worker and as many threads)
     or auto: local for one worker, ray for more of them, an address or scoring actors."""
     address: str | None = None
-    """Address of a running Ray cluster; without one, Ray is started here and stopped afterwards."""
+    """Address of a running Ray cluster (short: --address); without one, Ray is started here and stopped
+    afterwards."""
     workers: Annotated[int, at_least(1)] = 1
     """Training workers."""
     min_workers: int | None = None
@@ -206,7 +207,7 @@ class ClusterConfig(Checked):
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Experiment tracking, beside metrics.jsonl and Ray's metrics."""
+    """Experiment tracking, beside metrics.jsonl."""
 
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder."""
@@ -258,6 +259,58 @@ class Config:
         check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
         batch, workers = self.train.batch_size, self.cluster.workers
         check(batch % workers == 0, "train.batch_size", batch, f"a multiple of cluster.workers ({workers})")
+
+
+@dataclass(kw_only=True, slots=True)
+class SearchConfig(Checked):
+    """What to search, for what, and for how long."""
+
+    PATH: ClassVar[str] = "search"
+    question: Question | None = None
+    """Ready-made space: data (how much data can I drop), network (how much of the network), or both;
+    both when no space is given."""
+    space: dict[str, Any] | None = None
+    """Fields by their path: a list of values, or {low, high} with log: true or step. Beside a
+    question it adds to that space."""
+    objectives: tuple[ObjectiveName, ...] | None = None
+    """accuracy (highest), examples, seconds, density, synops (lowest); the question's own when not given."""
+    stages: Stages | None = None
+    """What a trial does: train, or run (train, prune, retrain); what the space and objectives need when
+    not given."""
+    sampler: Literal["tpe", "nsga2", "random", "grid"] = "tpe"
+    """tpe and nsga2 learn from finished trials; random and grid do not."""
+    grid_points: Annotated[int, between(2, 1000)] = 5
+    """Values that grid takes from a range without a step."""
+    scheduler: Literal["none", "asha"] = "none"
+    """asha stops trials early whose accuracy lags behind that of others at the same epoch; for the
+    objective accuracy alone and trials of one worker."""
+    grace_epochs: Annotated[int, at_least(1)] = 2
+    """Epochs before asha may stop a trial."""
+    reduction: Annotated[int, between(2, 10)] = 3
+    """asha keeps one in so many trials at each of its rungs."""
+    trials: Annotated[int | None, at_least(1)] = None
+    """Trials to finish; with neither trials nor minutes 20, or the whole grid."""
+    minutes: Annotated[float | None, POSITIVE] = None
+    """Wall time of a launch, after which running trials are left for --resume."""
+    concurrent: Annotated[int | None, at_least(1)] = None
+    """Trials at once; as many as fit when not given."""
+
+    def check_together(self) -> None:
+        """Some objectives, each once."""
+        names = list(self.objectives or ())
+        if self.objectives is not None:
+            check(len(names) > 0, "search.objectives", [], "at least one of them")
+        check(len(set(names)) == len(names), "search.objectives", names, "without repetition")
+
+
+@dataclass(kw_only=True, slots=True)
+class SearchTree(Config):
+    """A run's config, and the search over it."""
+
+    name: str = "search"
+    """Name of the search: its folder below storage."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Search."""
 
 
 def field_paths(cls: type = Config, prefix: str = "") -> Sequence[str]:

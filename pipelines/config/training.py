@@ -93,9 +93,6 @@ class DataConfig(Checked):
     shuffle_rows: Annotated[int | None, at_least(1)] = None
     """Rows that are shuffled together when reading by shards; as many as make 64 MB, from 1,024 to 65,536,
     when not given."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    """stop at the first row that cannot be used, or skip such rows: all are looked for before training,
-    counted, and listed in the run's skipped.json."""
 
     def check_together(self) -> None:
         """Addresses without secrets, one kind of validation."""
@@ -175,7 +172,5 @@ class TrainConfig(Checked):
     recompute (each layer's input alone, packed): less memory, more time."""
     grad_accum_steps: Annotated[int, at_least(1)] = 1
     """Gradient accumulation steps: parts of each step's batch, to fit the memory."""
-    ema_decay: Annotated[float | None, SHARE] = None
-    """Decay of a moving average of the weights, which is then what is evaluated and kept; in (0, 1)."""
     bn_examples: Annotated[int, at_least(2)] = 1024
     """Uniformly drawn examples that re-estimate batch norm before scoring and evaluation."""

@@ -1,6 +1,5 @@
 """A folder of Parquet files as a dataset: its splits, their columns, and what a run must know of them."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import pyarrow as pa
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
-from pipelines.data.ids import Ids
-from pipelines.data.layout import Layout, naming_rows, read_rows
-from pipelines.data.scan import MANIFEST, BadRows, OnBadRow, class_names, read_manifest, scan, split_files
+from pipelines.data.layout import Ids, Layout, naming_rows, read_rows
+from pipelines.data.scan import MANIFEST, class_names, read_manifest, scan
 from pipelines.errors import UserError
+from pipelines.storage.atomic import well_formed
+from pipelines.storage.paths import below
 from pruning.examples.sampling import uniform
 
 STATISTICS_ROWS = 2048
@@ -30,15 +30,13 @@ class Split:
 
     files: tuple[str, ...]
     schema: pa.Schema
-    """Of the first file that can be read."""
+    """Of the first file."""
     ids: Ids
     layout: Layout
     num_bytes: int
     """Of its rows in memory, still encoded."""
     class_counts: dict[int, int]
     """Rows of each label that occurs."""
-    bad: BadRows
-    """What was left out, if that was asked for."""
 
     @property
     def num_examples(self) -> int:
@@ -108,22 +106,21 @@ class DatasetInfo:
     """Frames per example where the dataset holds frames; ``None`` for all other data."""
 
 
-def read_split(folder: Path | str, split: str, on_bad_row: OnBadRow = "stop") -> Split:
+def read_split(folder: Path | str, split: str) -> Split:
     """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
-
-    Bad rows are refused, or left out and listed in the result.
 
     Raises:
         UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
             ids that are not the rows' positions, or a bad label, each with its file.
     """
-    bad, files = BadRows(skip=on_bad_row == "skip"), split_files(folder, split)
-    ids, layout, schema, num_bytes, counts = scan(folder, split, files, bad)
-    if not len(layout):
-        reason = f" that can be used; the first reason: {bad.skipped[0].reason}" if bad.skipped else ""
-        raise UserError(files[0], f"split {split!r} has no rows{reason}")
+    found = scan(folder, split)
     return Split(
-        files=files, schema=schema, ids=ids, layout=layout, num_bytes=num_bytes, class_counts=counts, bad=bad
+        files=found.files,
+        schema=found.schema,
+        ids=Ids(found.end),
+        layout=found.layout,
+        num_bytes=found.num_bytes,
+        class_counts=dict(found.class_counts),
     )
 
 
@@ -198,30 +195,19 @@ def _channels(x: Examples) -> int:
 def _normalisation(folder: Path | str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation per channel, by the manifest, where it has any, or by these examples.
 
-    The manifest's are one finite value per channel, no negative deviation; of greyscale examples also three,
-    where coloured ones are among those that follow.
+    Of greyscale examples the manifest may hold three, where coloured ones are among those that follow.
     """
-    stored = (read_manifest(folder) or {}).get("statistics", {})
-    own: dict[str, np.ndarray] = {}
-    if not (isinstance(stored, dict) and {"mean", "std"} <= stored.keys()):
-        own = dict(zip(("mean", "std"), _statistics(x), strict=True))
     channels = _channels(x)
-    allowed, found = ([1, 3] if channels == 1 and x.ndim == 4 else [channels]), []
-    for name, least in (("mean", -np.inf), ("std", 0)):
-        try:
-            values = np.asarray(stored.get(name, own.get(name)), np.float64)
-        except (AttributeError, TypeError, ValueError):
-            values = np.full(1, np.nan)
-        fits = values.ndim == 1 and len(values) in allowed
-        if not (fits and (np.isfinite(values) & (values >= least)).all()):
-            raise UserError(
-                f"{folder}/{MANIFEST}",
-                f"statistics.{name} must hold {channels} finite numbers, none of std negative; ingest again,"
-                " or remove statistics to take them from the data",
-            )
-        found.append(values)
-        allowed = [len(values)]
-    return found[0], found[1]
+    allowed = (1, 3) if channels == 1 and x.ndim == 4 else (channels,)
+    with well_formed(below(folder, MANIFEST)):
+        stored = (read_manifest(folder) or {}).get("statistics") or {}
+        if "mean" not in stored:
+            return _statistics(x)
+        mean, std = (np.asarray(stored[name], np.float64).reshape(-1) for name in ("mean", "std"))
+        good = np.isfinite(mean).all() and np.isfinite(std).all() and (std >= 0).all()
+        if len(mean) != len(std) or len(mean) not in allowed or not good:
+            raise ValueError(f"statistics must hold {channels} finite means and as many deviations from 0 on")
+    return mean, std
 
 
 def _frames(split: Split, data: DataConfig, T: int) -> Frames | None:
@@ -243,61 +229,32 @@ def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.atleast_1d(x.mean(axes, np.float64)), np.atleast_1d(x.std(axes, dtype=np.float64))
 
 
-def check_examples(split: Split) -> Split:
-    """Decode every example of a split; the split without those that are bad, where those may be skipped."""
+def check_examples(split: Split) -> None:
+    """Decode every example of a split: all must be of one size, recordings such that frames can be made."""
     size: tuple[int, ...] | None = None
-    num_rows, readable = split.num_examples, []
+    sensor = Sensor.of(split.schema)
     for piece in range(len(split.layout)):
         part = split.layout.take([piece])
-        try:
-            rows = read_rows(part, split.ids)
-        except UserError as error:
-            lost = split.ids.array(int(part.low[0]), int(part.high[0]))
-            split.bad.found(error, first_row=int(part.start[0]), rows=int(part.rows[0]), ids=lost)
-            continue
-        readable.append(piece)
+        rows = read_rows(part, split.ids)
         for start in range(0, rows.num_rows, CHECKED_ROWS):
-            size = _check(split, part, rows.slice(start, CHECKED_ROWS), size)
-    if len(readable) < len(split.layout):
-        split = replace(split, layout=split.layout.take(readable))
-    usable = split.without(np.concatenate([np.zeros(0, np.int64), *split.bad.ids]))
-    if not usable.num_examples:
-        raise UserError(split.files[0], f"none of the split's {num_rows:,} rows can be used; ingest again")
-    return usable
+            some = rows.slice(start, CHECKED_ROWS)
+            with naming_rows(part):
+                size = _check(some.column("image"), some.column("id").to_numpy(), size, sensor)
 
 
 def _check(
-    split: Split, part: Layout, rows: pa.Table, size: tuple[int, ...] | None
-) -> tuple[int, ...] | None:
-    """The size that all must have; others are bad. Decoded together, one by one if that fails."""
-    images, ids = rows.column("image"), rows.column("id").to_numpy()
-    sensor = Sensor.of(split.schema)
-    with suppress(UserError):
-        x = decode(images, ids)
-        if (found := _size(x)) == (size or found) and _fault(x, sensor) is None:
-            return found
-    for i in range(len(ids)):
-        try:
-            x = decode(images.slice(i, 1), ids[i : i + 1])
-            found = _size(x)
-            size = size or found
-            if found != size:
-                raise ExampleError(int(ids[i]), f"has shape {found}, others {size}; make them equal")
-            if (what := _fault(x, sensor)) is not None:
-                raise ExampleError(int(ids[i]), what)
-        except ExampleError as error:
-            file, row = part.place_of(error.example) or (split.files[0], 0)
-            wrong = UserError(file, f"row {row}: {error.what}")
-            split.bad.found(wrong, first_row=row, rows=1, ids=ids[i : i + 1])
-    return size
-
-
-def _fault(x: Examples, sensor: Sensor | None) -> str | None:
-    """What is wrong with the first recording that would make wrong frames; ones without events make none."""
-    if not isinstance(x, EventBatch) or sensor is None:
-        return None
-    found = (fault(x[k], sensor) for k in range(len(x)) if x.offsets[k] < x.offsets[k + 1])
-    return next((what for what in found if what is not None), None)
+    images: pa.ChunkedArray, ids: np.ndarray, size: tuple[int, ...] | None, sensor: Sensor | None
+) -> tuple[int, ...]:
+    """Their size, which must be that of those before."""
+    x = decode(images, ids)
+    found = _size(x)
+    if found != (size or found):
+        raise ExampleError(int(ids[0]), f"has shape {found}, others {size}; make them equal")
+    if isinstance(x, EventBatch) and sensor is not None:
+        for k in np.flatnonzero(np.diff(x.offsets)).tolist():  # ones without events make no frames
+            if (what := fault(x[k], sensor)) is not None:
+                raise ExampleError(int(ids[k]), what)
+    return found
 
 
 def _size(x: Examples) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ list of floats or integers per row, one feature vector), or recordings of events
 """
 
 import io
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -153,14 +152,12 @@ def pack(array: np.ndarray) -> bytes:
 
 
 def unpack(data: bytes) -> np.ndarray:
-    """The array of .npy bytes, read-only.
+    """The array of .npy bytes.
 
     Raises:
         ValueError: not .npy, objects in it, or fewer values than its shape asks for.
     """
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, dtype = _header(data[:start])
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def unpack_rows(column: pa.Array) -> np.ndarray | None:
@@ -174,22 +171,11 @@ def unpack_rows(column: pa.Array) -> np.ndarray | None:
     if (np.diff(offsets) != size).any():
         return None
     rows = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, size)
-    start = 10 + int(rows[0, 8]) + 256 * int(rows[0, 9])
-    if (rows[:, :start] != rows[0, :start]).any():
-        return None
     try:
-        shape, dtype = _header(rows[0, :start].tobytes())
-        return np.ascontiguousarray(rows[:, start:]).view(dtype).reshape(len(rows), *shape)
+        first = unpack(rows[0].tobytes())
     except ValueError:  # each of them is refused by `unpack`, and named
         return None
-
-
-@lru_cache(maxsize=256)
-def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    stream = io.BytesIO(head)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("is .npy of a version other than 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype.hasobject:
-        raise ValueError("is .npy in Fortran order or with objects")
-    return shape, dtype
+    start = size - first.nbytes
+    if first.tobytes() != rows[0, start:].tobytes() or (rows[:, :start] != rows[0, :start]).any():
+        return None
+    return np.ascontiguousarray(rows[:, start:]).view(first.dtype).reshape(len(rows), *first.shape)

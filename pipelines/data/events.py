@@ -17,8 +17,6 @@ from pipelines.errors import UserError
 _INTEGERS = {"t": pa.int32(), "x": pa.uint16(), "y": pa.uint16(), "p": pa.uint8()}
 EVENTS = pa.struct([(name, pa.list_(kind)) for name, kind in _INTEGERS.items()])
 """``t`` microseconds from the start of the recording, ``x`` column, ``y`` row, ``p`` polarity (1 = ON)."""
-UNSORTED = "unsorted times"
-"""How `fault` begins where sorting would mend the recording."""
 By = Literal["time", "count"]
 
 
@@ -127,7 +125,7 @@ def fault(recording: Recording, sensor: Sensor) -> str | None:
         return f"polarities other than 0 and 1 (such as {int(p[(p < 0) | (p > 1)][0])})"
     back = t[1:] < t[:-1]
     if back.any():
-        return f"{UNSORTED} ({int(back.sum())} of {len(t)} events are earlier than the one before)"
+        return f"unsorted times ({int(back.sum())} of {len(t)} events are earlier than the one before)"
     if int(t[-1]) - int(min(t[0], 0)) >= 2**31:
         return "lasts over 2147 s, more than int32 microseconds hold"
     return "times before the recording's start" if t[0] < 0 else None
@@ -202,15 +200,3 @@ class Frames:
         for row in range(len(events)):
             frames[row] = self.count(events[row])
         return frames
-
-
-def smallest(counts: np.ndarray) -> np.ndarray:
-    """The same counts as uint8 where they fit, else uint16.
-
-    Raises:
-        ValueError: a count beyond 65,535.
-    """
-    most = int(counts.max(initial=0))
-    if most > 65535:
-        raise ValueError(f"{most} events in one cell of one frame; use more frames or cells")
-    return counts.astype(np.uint8 if most < 256 else np.uint16)

@@ -15,15 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.data.events import By
-from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, request_of, verify
+from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, verify
 from pipelines.data.scan import MANIFEST, read_manifest
 from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape, write_shard
 from pipelines.data.sources import SOURCES
-from pipelines.data.sources.base import Options, Source
-from pipelines.data.sources.tables import event_frames
+from pipelines.data.sources.base import Options, Source, framed
 from pipelines.errors import UserError, mistake
 from pipelines.storage.atomic import (
     check_new_folder,
@@ -38,7 +35,6 @@ from pipelines.storage.sync import working_copy
 
 IMAGE_ROWS = (8192, 1024)  # of a shard and of a row group; 65,536 (a block of the draw) is a multiple
 EVENT_ROWS = (512, 32)  # recordings are up to megabytes
-FRAME_BYTES = 1 << 24  # of event frames in a row group
 SMALL = 20_000  # rows below which starting Ray takes longer than the work
 
 Told = Callable[[int, int], None]
@@ -54,18 +50,16 @@ class Writing:
     group_rows: int | None = None
     """Rows of a row group; 1,024 images or 32 recordings when not given."""
     size: tuple[int, ...] | None = None
-    """Height and width that images are brought to."""
+    """Height and width that images, or the frames of recordings, are brought to."""
+    T: int | None = None
+    """Recordings are written as so many event frames; as recordings when not given."""
+    by: By = "time"
+    """Frames of equal duration (time), or of equally many events (count)."""
     on_bad: OnBad = "refuse"
     workers: int | None = None
     """Processes; one for small sources, else one per CPU of the cluster, when not given."""
     address: str | None = None
     """Of a running Ray cluster."""
-
-    def settings(self) -> dict[str, Any]:
-        """What of it decides on the files that are written."""
-        size = None if self.size is None else (self.size[0], self.size[-1])
-        rows = {"shard_rows": self.shard_rows, "group_rows": self.group_rows}
-        return {**rows, "size": size, "on_bad": self.on_bad}
 
 
 def ingest(
@@ -86,44 +80,25 @@ def ingest(
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
+    writing = writing or Writing()
     chosen = replace(options or Options(), input=None if input is None else str(input))
     if input is not None:
         check_outside("--output", output, input)
-    request = request_of(chosen)
 
     def opened(download: bool) -> Source:
-        return SOURCES[source](replace(chosen, download=download and chosen.download))
+        found = SOURCES[source](replace(chosen, download=download and chosen.download))
+        if writing.T is None:
+            return found
+        return framed(found, T=writing.T, by=writing.by, size=writing.size)
 
-    return _write_or_find(source, opened, output, writing or Writing(), told, request)
+    return _write_or_find(source, opened, output, writing, told, _asked(chosen, writing))
 
 
-def cache_frames(
-    folder: Path | str,
-    output: Path | str,
-    *,
-    T: int,
-    by: By = "time",
-    size: tuple[int, ...] | None = None,
-    writing: Writing | None = None,
-    told: Told = lambda done, total: None,
-) -> dict[str, Any]:
-    """Write a dataset of recordings as one of event frames ``[T, P, H, W]``, uint8 (or uint16 where needed).
-
-    ``T``, ``by`` and ``size`` are those of `pipelines.data.events.Frames`; all else is as for `ingest`.
-    """
-    if T < 1:
-        raise UserError("--T", f"{T} is not possible; it must be at least 1")
-    check_outside("--output", output, folder)
-    source, frames = event_frames(str(folder), T=T, by=by, size=size)
-    manifest = read_manifest(output)
-    if manifest is not None and manifest.get("frames") != source.notes["frames"]:
-        raise UserError(str(output), f"holds {manifest.get('frames') or manifest.get('source')} already")
-    writing = writing or Writing()
-    if manifest is None and writing.group_rows is None:
-        fitting = max(FRAME_BYTES // int(np.prod(frames.shape)), 1)
-        group = min(IMAGE_ROWS[1], 1 << fitting.bit_length() - 1)
-        writing = replace(writing, group_rows=group, shard_rows=writing.shard_rows or 8 * group)
-    return _write_or_find("frames", lambda download: source, output, writing, told, {})
+def _asked(*said: Options | Writing) -> dict[str, Any]:
+    """What a user said that decides on the dataset, as JSON has it; of places the originals tell."""
+    told = {name: value for part in said for name, value in vars(part).items()}
+    places = ("input", "download", "workers", "address")
+    return json.loads(json.dumps({name: value for name, value in told.items() if name not in places}))
 
 
 def _write_or_find(
@@ -132,7 +107,7 @@ def _write_or_find(
     output: Path | str,
     writing: Writing,
     told: Told,
-    request: dict[str, Any],
+    asked: dict[str, Any],
 ) -> dict[str, Any]:
     """The manifest of a source's dataset, which is written unless it is there.
 
@@ -142,12 +117,12 @@ def _write_or_find(
     if (manifest := read_manifest(output)) is not None:
         if manifest.get("source") != name:
             raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
-        check_request(output, writing.settings(), request, lambda: opened(False))
+        check_request(output, asked, lambda: opened(False))
         return verify(output)
     source = opened(True)
     check_new_folder("--output", output)
     if uri_of(output) is None:
-        return _write_here(name, source, Path(output), writing, told, request)
+        return _write_here(name, source, Path(output), writing, told, asked)
     if writing.address is not None:
         what = f"cannot be used for {output}, which is written here first; leave it out"
         raise UserError("--address", what)
@@ -157,7 +132,7 @@ def _write_or_find(
     try:
         if (here / MANIFEST).exists():  # an upload that was cut off
             shutil.rmtree(here)
-        manifest = _write_here(name, source, here, writing, told, request)
+        manifest = _write_here(name, source, here, writing, told, asked)
         upload_folder(here, there, last=MANIFEST)
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -167,19 +142,17 @@ def _write_or_find(
 
 
 def _write_here(
-    name: str, source: Source, output: Path, writing: Writing, told: Told, request: dict[str, Any]
+    name: str, source: Source, output: Path, writing: Writing, told: Told, asked: dict[str, Any]
 ) -> dict[str, Any]:
     if source.sensor is not None and writing.size is not None:
-        what = (
-            "applies to images; recordings get theirs by `spikeprune data frames --size` or data.frames.size"
-        )
+        what = "applies to images and, with --T, to event frames; recordings get theirs by data.frames.size"
         raise UserError("--size", what)
-    shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
+    shard_rows, group_rows = EVENT_ROWS if source.sensor or writing.T else IMAGE_ROWS
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
     )
     with _staging(output) as staging:
-        record = {"fingerprint": source.fingerprint, **writing.settings(), "options": request}
+        record = {"fingerprint": source.fingerprint, "asked": asked}
         _keep_finished(staging, record)
         format, shards = _format(source, writing), list(_shards(source, writing))
         refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
@@ -188,9 +161,6 @@ def _write_here(
         manifest = publish(name, source, shards, reports, format.group_rows, staging)
         if bad:
             manifest["bad"] = bad
-        elif writing.on_bad == "skip":  # it gave what refuse would have given
-            record["on_bad"] = "refuse"
-        write_json(staging / REQUEST, record)
         write_json(staging / MANIFEST, manifest)
         for file in staging.iterdir():
             if file.name not in (REQUEST, MANIFEST) and (file.suffix != ".parquet" or file.name[0] == "."):
@@ -225,14 +195,8 @@ def _writable(output: Path) -> Iterator[None]:
 
 def _keep_finished(staging: Path, record: dict[str, Any]) -> None:
     """Remove what an ingestion of something else left in the folder, and what processes that died wrote."""
-
-    def files(record: dict[str, Any]) -> dict[str, Any]:
-        """What decides on the shards: not whether bad rows are skipped or refused, nor the words."""
-        sort = record["on_bad"] == "sort"
-        return json.loads(json.dumps({**record, "on_bad": sort, "options": None}))
-
     known = staging / REQUEST
-    same = known.exists() and files(read_json(known)) == files(record)
+    same = known.exists() and read_json(known) == record
     for file in staging.iterdir():
         if file.name != "lock" and (not same or ".partial-" in file.name):
             file.unlink()
@@ -240,14 +204,14 @@ def _keep_finished(staging: Path, record: dict[str, Any]) -> None:
 
 
 def _format(source: Source, writing: Writing) -> Format:
-    settings = writing.settings()
+    assert writing.group_rows is not None
+    size = None if writing.size is None or writing.T else (writing.size[0], writing.size[-1])
     return Format(
         class_names=source.class_names,
         sensor=source.sensor,
-        group_rows=settings["group_rows"],
-        size=settings["size"],
-        shape=None if source.sensor else first_shape(source.splits["train"], settings["size"]),
-        on_bad=writing.on_bad,
+        group_rows=writing.group_rows,
+        size=size,
+        shape=None if source.sensor else first_shape(source.splits["train"], size),
         source_id=source.source_id,
     )
 

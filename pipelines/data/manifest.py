@@ -5,22 +5,21 @@ The request is not in the manifest: the same data written from other places have
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.data.dataset import read_split
 from pipelines.data.scan import MANIFEST, read_manifest
 from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, sha256_of, write_rows
-from pipelines.data.sources.base import Options, Source
+from pipelines.data.sources.base import Source
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, well_formed, write_json
-from pipelines.storage.paths import Folder, below, name_of, short, uri_of
+from pipelines.storage.paths import Folder, below, short
 
 REQUEST = "ingested.json"
 
@@ -75,7 +74,7 @@ def publish(
                 (staging / shard.file).with_suffix(".json").unlink(missing_ok=True)
                 os.replace(staging / shard.file, staging / file)
             rows = report.statistics.rows
-            files.append({"path": file, "rows": rows, "first_id": next_id, "sha256": report.sha256})
+            files.append({"path": file, "rows": rows, "sha256": report.sha256})
             next_id += rows
             total.merge(report.statistics)
         if not files:
@@ -120,7 +119,6 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
         splits: dict[str, Any] = {
             name: (s["files"], s["class_counts"]) for name, s in manifest["splits"].items()
         }
-        _check_statistics(manifest.get("statistics") or {})
     files = [file for listed, _ in splits.values() for file in listed]
     there = {e.path for e in opened.files() if e.path.endswith(".parquet") and "/" not in e.path}
     if left_over := there - {file["path"] for file in files}:
@@ -130,11 +128,7 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
         _check_hash(opened, file)
     told(len(files), len(files))
     for name, (listed, counts) in splits.items():
-        expected = 0
-        for file in listed:
-            if (first := file.get("first_id")) != expected:
-                raise UserError(below(folder, file["path"]), f"begins at id {first}, not {expected}")
-            expected += file.get("rows", 0)
+        expected = sum(file.get("rows", 0) for file in listed)
         found = read_split(folder, name)
         if found.num_examples != expected:
             what = f"has {expected} rows in {name}, its files {found.ids.end}"
@@ -142,13 +136,6 @@ def verify(folder: Path | str, told: Callable[[int, int], None] = lambda done, t
         if {str(k): n for k, n in found.class_counts.items()} != counts:
             raise UserError(below(folder, MANIFEST), f"counts other classes in {name} than its files hold")
     return manifest
-
-
-def _check_statistics(statistics: dict[str, Any]) -> None:
-    if "mean" in statistics:
-        mean, std = (np.asarray(statistics[name], np.float64) for name in ("mean", "std"))
-        if not mean.size or mean.shape != std.shape or not np.isfinite([mean, std]).all() or std.min() < 0:
-            raise ValueError("statistics must hold finite means and as many deviations, none negative")
 
 
 def _check_hash(folder: Folder, file: Mapping[str, Any]) -> None:
@@ -171,55 +158,29 @@ def summary(manifest: Mapping[str, Any]) -> str:
     return f"{rows} examples" + (f", {bad} bad ones skipped" if bad else "")
 
 
-def request_of(options: Options) -> dict[str, Any]:
-    """What a user said about the source; of the input the name alone: it goes with the dataset."""
-    told = {name: value for name, value in vars(options).items() if name != "download"}
-    return {**told, "input": _last_name(options.input)}
-
-
-def check_request(
-    folder: str, settings: Mapping[str, Any], options: Mapping[str, Any], opened: Callable[[], Source]
-) -> None:
+def check_request(folder: str, asked: Mapping[str, Any], opened: Callable[[], Source]) -> None:
     """Refuse a request that would have made another dataset than the one that is there.
 
-    Datasets that are older than such records pass. Where the originals are gone, the same words as before
-    are taken for the same request. In the settings, ``None`` rows of shards and groups may be any.
+    Datasets that are older than such records pass. Where the originals are gone, the same words as before are
+    taken for the same request.
     """
-    before = read_json_below(folder, REQUEST)
-    if before is None:
+    found = read_json_below(folder, REQUEST) or {}
+    if (before := found.get("asked")) is None:
         return
-    may_be = {"shard_rows": None, "group_rows": None}
-    if before["on_bad"] == "refuse":  # nothing was bad
-        may_be["on_bad"] = settings["on_bad"]
-    asked = {name: value for name, value in settings.items() if (name, value) not in may_be.items()}
-    differ = _differences(before, asked)
-    earlier = before["options"]
-    told = _differences({**earlier, "input": _last_name(earlier.get("input"))}, options)
-    try:
-        if opened().fingerprint != before["fingerprint"]:
-            differ += told or ["its originals are other files now, or newer ones"]
-    except UserError:
-        if told:
-            raise
+    differ = [
+        f"--{name.replace('_', '-')} was {_said(before.get(name))}, is {_said(value)}"
+        for name, value in asked.items()
+        if before.get(name) != value
+    ]
+    with suppress(UserError):
+        if not differ and opened().fingerprint != found["fingerprint"]:
+            differ.append("its originals are other files now, or newer ones")
     if differ:
         raise UserError(
             folder,
             f"holds a dataset that was made otherwise ({'; '.join(differ)}); choose another --output, "
             "or remove the folder",
         )
-
-
-def _last_name(path: str | None) -> str | None:
-    """Older records hold whole paths."""
-    return None if path is None else name_of(uri_of(path) or Path(path).absolute())
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"--{name.replace('_', '-')} was {_said(before.get(name))}, is {_said(value)}"
-        for name, value in json.loads(json.dumps(now)).items()
-        if before.get(name) != value
-    ]
 
 
 def _said(value: Any) -> str:

@@ -3,10 +3,9 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.decode import decode_image, pack
-from pipelines.data.events import UNSORTED, Recording, Sensor, fault, is_events, sort, to_arrow
+from pipelines.data.events import Recording, Sensor, fault, is_events, to_arrow
 from pipelines.data.sources.base import Bad, Example, Split, Value
 from pipelines.storage.atomic import write_json, write_parquet
 
-OnBad = Literal["refuse", "skip", "sort"]
+OnBad = Literal["refuse", "skip"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 HELD_BYTES = 1 << 18  # of decoded images that are counted at once
 BAD_NAMED = 100  # bad rows that a shard's report names; all are counted
@@ -35,7 +34,6 @@ class Format:
     """Height and width that images are brought to; as they are when not given."""
     shape: tuple[int, ...] | None
     """Height and width that all images must have (or the number of features)."""
-    on_bad: OnBad
     source_id: Literal["int64", "string"] | None = None
     """Type of the column source_id, if there is one."""
 
@@ -57,8 +55,6 @@ class Statistics:
     classes: dict[str, int] = field(default_factory=dict)
     channels: dict[str, list[list[float]]] = field(default_factory=dict)
     """Images by number of channels (features have one): count, sum and sum of squares per channel."""
-    events: dict[str, int] = field(default_factory=dict)
-    """Recordings: number of events, of ON events, of microseconds; fewest, most events."""
     framed: bool = False
     """Whether the images are event frames, whose zeros stay zeros."""
 
@@ -79,12 +75,6 @@ class Statistics:
             sums[2].append(kind(np.square(wide, out=wide).sum()))
         self._add(str(len(sums[0])), sums)
 
-    def recording(self, r: Recording) -> None:
-        """Add a recording that is not empty."""
-        n = len(r.t)
-        on, lasts = int(np.count_nonzero(r.p)), int(r.t[-1]) - int(r.t[0])
-        self._add_events({"events": n, "on_events": on, "microseconds": lasts, "fewest": n, "most": n})
-
     def merge(self, other: "Statistics") -> None:
         """Add another shard's sums."""
         self.rows += other.rows
@@ -93,25 +83,14 @@ class Statistics:
             self.classes[label] = self.classes.get(label, 0) + count
         for channels, sums in other.channels.items():
             self._add(channels, sums)
-        if other.events:
-            self._add_events(other.events)
 
-    def result(self) -> dict[str, Any]:
-        """For the manifest: mean and deviation per channel, or what there is to say of the events."""
-        if self.channels:
-            return self._pixels()
-        e = self.events
-        return e and {
-            "events": e["events"],
-            "events_per_recording": e["events"] / self.rows,
-            "fewest_events": e["fewest"],
-            "most_events": e["most"],
-            "on_share": e["on_events"] / e["events"],
-            "seconds_per_recording": e["microseconds"] / self.rows / 1e6,
-        }
+    def result(self) -> dict[str, list[float]]:
+        """For the manifest: mean and deviation per channel; nothing for recordings.
 
-    def _pixels(self) -> dict[str, list[float]]:
-        """Greyscale among coloured images counts in every channel; frames get a mean of 0."""
+        Greyscale among coloured images counts in every channel; frames get a mean of 0.
+        """
+        if not self.channels:
+            return {}
         total = np.zeros((3, max(map(int, self.channels))))
         for sums in self.channels.values():
             total += np.array(sums, np.float64)  # one channel spreads over all
@@ -122,11 +101,6 @@ class Statistics:
     def _add(self, channels: str, sums: list[list[float]]) -> None:
         old = np.array(self.channels.get(channels, 0), object)  # Python's own numbers, which have no limit
         self.channels[channels] = (old + np.array(sums, object)).tolist()
-
-    def _add_events(self, more: dict[str, int]) -> None:
-        ends: dict[str, Callable[[int, int], int]] = {"fewest": min, "most": max}
-        before = self.events or dict.fromkeys(more, 0) | {"fewest": more["fewest"]}
-        self.events = {name: ends.get(name, add)(before[name], value) for name, value in more.items()}
 
 
 @dataclass(frozen=True)
@@ -265,13 +239,8 @@ class _Checker:
 
     def _recording(self, value: Recording) -> Recording:
         assert self._format.sensor is not None
-        wrong = fault(value, self._format.sensor)
-        if wrong is not None and wrong.startswith(UNSORTED) and self._format.on_bad == "sort":
-            value = sort(value)
-            wrong = fault(value, self._format.sensor)
-        if wrong is not None:
+        if (wrong := fault(value, self._format.sensor)) is not None:
             raise ValueError(wrong)
-        self._report.statistics.recording(value)
         return value
 
     def _check_shape(self, pixels: np.ndarray) -> None:

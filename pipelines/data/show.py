@@ -11,8 +11,7 @@ from rich.text import Text
 from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Frames, Sensor
-from pipelines.data.ids import uniform_sample
-from pipelines.data.layout import read_rows
+from pipelines.data.layout import read_rows, uniform_sample
 from pipelines.data.scan import MANIFEST, class_names, read_manifest
 from pipelines.errors import UserError
 from pipelines.storage.atomic import well_formed, write_beside
@@ -121,12 +120,6 @@ def _statistics(folder: Path | str, split: str) -> list[str]:
     if "mean" in told:
         numbers = (f"{m:.4g} ± {s:.4g}" for m, s in zip(told["mean"], told["std"], strict=True))
         lines.append(f"values per channel: {', '.join(numbers)}")
-    if "events" in told:
-        lines.append(
-            f"{told['events']:,} events, {told['events_per_recording']:,.0f} a recording "
-            f"({told['fewest_events']:,} to {told['most_events']:,}), {told['on_share']:.1%} ON, "
-            f"{told['seconds_per_recording']:.3g} s a recording"
-        )
     for name in ("sensor_size", "frames", "source"):
         if name in manifest:
             lines.append(f"{name}: {manifest[name]}")

@@ -9,22 +9,18 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from cluster.connect import connect
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import own_failures_named
 from pipelines.console import bars, messages, table
 from pipelines.errors import UserError
-from pipelines.report.evaluate import LOCAL, local_worker
+from pipelines.report.network import LOCAL, local_worker
 from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
 from pipelines.report.plots import SPLITS, new_figure, to_svg
-from pipelines.runs.doctor import data_files
 from pipelines.runs.preflight import check_data, check_same_validation
 from pipelines.runs.run import checkpoint_of
 from pipelines.runs.run_folder import CONFIG, read_config
 from pipelines.storage.atomic import write_beside, write_json
-from pipelines.storage.paths import uri_of
-from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import named
 from pipelines.training.evaluation import (
     FIGURE_HEADINGS,
@@ -153,40 +149,6 @@ def compare(
         calibration_spread=calibrated.spread,
         outcomes=tuple(outcomes),
     )
-
-
-def compare_on(
-    address: str,
-    source: Path,
-    *,
-    overrides: Mapping[str, str] | None = None,
-    console: Console | None = None,
-    **settings: Any,
-) -> Comparison:
-    """As `compare`, by a task on a node of the running cluster at ``address``.
-
-    Raises:
-        UserError: as `compare`; no such cluster, or a node that cannot read the run or its data.
-    """
-    import ray
-
-    checkpoint, folder = checkpoint_of(source)
-    config = load_config(folder / CONFIG, overrides or {})
-    if uri_of(config.data.path) is None:  # nodes have working folders of their own
-        overrides = {**(overrides or {}), "data.path": str(Path(config.data.path).absolute())}
-    gpus = 1 if config.cluster.gpus_per_worker else 0
-    with (console or messages()).status(f"comparing on {address}"), connect(address) as cluster:
-        if cluster.nodes > 1:
-            check_shared(None, (str(checkpoint), *data_files(config)))
-        comparing: Any = compare  # Ray's stubs know no keyword arguments
-        task = ray.remote(num_cpus=1, num_gpus=gpus)(comparing)
-        try:
-            done: Comparison = ray.get(task.remote(checkpoint, overrides=overrides, **settings))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-    return done
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:

@@ -289,11 +289,6 @@ def html_list(items: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{cells}</dl>"
 
 
-def html_links(items: Iterable[tuple[str, str]]) -> str:
-    """Words that lead to files, with commas between."""
-    return ", ".join(f'<a href="{escape(path)}">{escape(word)}</a>' for word, path in items)
-
-
 def html_details(title: str, text: str) -> str:
     """A text that is shown on demand."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

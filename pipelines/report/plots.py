@@ -53,32 +53,6 @@ def accuracy_plot(runs: Sequence[RunSummary]) -> str | None:
     return to_svg(figure)
 
 
-def seeds_plot(runs: Sequence[RunSummary]) -> str | None:
-    """Accuracy over examples processed of runs that differ in their seed; ``None`` where nothing trained.
-
-    A phase is the line of its mean over the runs, in a band from the lowest to the highest.
-    """
-    if not any(map(_trained, runs)):
-        return None
-    figure, axes = _figure("examples processed (mean over seeds)", _accuracy_name(runs))
-    for p in runs[0].phases:
-        records = [[r for r in run.records if r["phase"] == p.phase] for run in runs]
-        examples = np.cumsum([[r.get("examples", 0) for r in of_run] for of_run in records], axis=1).mean(0)
-        if examples[-1] == 0:
-            continue
-        accuracy = np.array([[_accuracy(r) for r in of_run] for of_run in records])
-        kind = kind_of(p.phase)
-        style = "-" if p.phase == kind else ":"
-        axes.fill_between(
-            examples, accuracy.min(0), accuracy.max(0), color=COLOURS[kind], alpha=0.2, linewidth=0
-        )
-        axes.plot(
-            examples, accuracy.mean(0), style, marker="o", markersize=3, label=p.title, color=COLOURS[kind]
-        )
-    axes.legend(frameon=False)
-    return to_svg(figure)
-
-
 def loss_plot(run: RunSummary) -> str | None:
     """Loss of training and of held-out examples after every epoch, phase by phase; ``None`` untrained."""
     records = [r for r in run.records if "train_loss" in r]

@@ -1,18 +1,23 @@
-"""A run's records condensed to the rows of its tables, and these in the terminal."""
+"""Runs condensed to the rows of their tables, one by one and over seeds, and these in the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.config import Config
+from pipelines.config.load import values_of
 from pipelines.console import table
 from pipelines.errors import UserError
-from pipelines.runs.run_folder import flat_config, read_config, read_metrics, read_provenance
+from pipelines.runs.run_folder import read_config, read_metrics, read_provenance
 from pipelines.storage.atomic import write_json
+from pipelines.storage.paths import below
 from pipelines.storage.sync import named
 from pipelines.training.evaluation import FIGURE_HEADINGS, figure_cells
 
@@ -22,6 +27,9 @@ TITLES = {
     "prune": "weights pruned",
     "retrain": "retrained",
 }
+BRACKETS = "in brackets: 95 % t-interval of the mean difference, paired by seed"
+FIGURES = ("test_accuracy", "val_accuracy", "examples", "seconds", "density", "synops")
+"""Of a phase's summary, shown over the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +100,7 @@ def write_summary(run: RunSummary) -> Path:
 
 def different_settings(configs: Sequence[Config]) -> list[tuple[str, tuple[str, ...]]]:
     """Fields in which configs differ, by dotted path, with every config's value as text."""
-    flat = [flat_config(config) for config in configs]
+    flat = [values_of(config) for config in configs]
     return [
         (path, tuple(str(f.get(path, "")) for f in flat))
         for path in dict.fromkeys(path for f in flat for path in f)
@@ -109,7 +117,7 @@ def _phase(name: str, records: list[dict[str, Any]], config: Config) -> PhaseSum
         test_accuracy=last.get("test_accuracy"),
         val_accuracy=last.get("val_accuracy"),
         examples=sum(r.get("examples", 0) for r in records),
-        scored=sum(r.get("rescored", 0) + r.get("rescored_ahead", 0) for r in records),
+        scored=sum(r.get("rescored", 0) for r in records),
         seconds=sum(_training_seconds(r.get("seconds", {})) for r in records),
         density=activity.get("density"),
         synops=activity.get("synops"),
@@ -209,3 +217,93 @@ def print_runs(runs: Sequence[RunSummary], page: Path, console: Console) -> None
     if len(runs) == 1 and (rows := pruned_rows(runs[0].phases)):
         console.print(table("pruned network, beside its dense one", ("", *FIGURE_HEADINGS), rows))
     console.print(f"report: {named(page)}", highlight=False, soft_wrap=True)
+
+
+def over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+    """Figures of every phase over runs that differ in their seed, for JSON.
+
+    ``phases`` have ``values`` (in the runs' order), ``mean`` and ``sd`` (of a sample) of each figure;
+    ``differences`` have those of each later phase's test accuracy less the first phase's of the same seed,
+    with the 95 % t-interval of their mean (``low``, ``high``).
+    """
+    runs = [summarise(folder) for folder in folders]
+    first = runs[0].phases[0].phase
+    return {
+        "runs": [run.config.name for run in runs],
+        "seeds": [run.config.seed for run in runs],
+        "phases": [_over_phase(runs, p.phase, p.title) for p in runs[0].phases],
+        "differences": [_difference(runs, p.phase, first) for p in runs[0].phases[1:]],
+    }
+
+
+def t_quantile(df: int, share: float = 0.95) -> float:
+    """The t below which ``share`` of Student's distribution lies in absolute value."""
+    theta = np.linspace(0, np.pi / 2, 100_001)  # t = sqrt(df) tan(theta) has a density of cos^(df - 1)
+    density = np.cos(theta) ** (df - 1)
+    within = np.cumsum(density[1:] + density[:-1])
+    return sqrt(df) * float(np.tan(np.interp(share, within / within[-1], theta[1:])))
+
+
+def write_seeds(found: dict[str, Any], config: Config) -> Path:
+    """Write ``NAME-seeds.json`` beside the runs; its path."""
+    path = Path(below(config.storage, f"{config.name}-seeds.json"))
+    write_json(path, found)
+    return path
+
+
+def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
+    """A row per phase: mean and sd, and what differs from the first phase."""
+    console.print(table(_seeds_title(found, name), *_seeds_rows(found)))
+    if found["differences"]:
+        console.print(BRACKETS, highlight=False)
+
+
+def _seeds_title(found: dict[str, Any], name: str) -> str:
+    return f"{name} over {len(found['seeds'])} seeds: mean ± sd"
+
+
+def _seeds_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row of texts per phase."""
+    phases, differences = found["phases"], {d["phase"]: d for d in found["differences"]}
+    shown = [f for f in FIGURES if any(f in p for p in phases)]
+    headings = ["", *(f.replace("_", " ").replace("val ", "validation ") for f in shown)]
+    if differences:
+        headings.append(f"points from {phases[0]['title']}")
+    rows = []
+    for p in phases:
+        cells = [p["title"], *(_text(figure, p[figure]) if figure in p else "-" for figure in shown)]
+        if differences:
+            d = differences.get(p["phase"])
+            cells.append(
+                f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" if d else "-"
+            )
+        rows.append(cells)
+    return headings, rows
+
+
+def _over_phase(runs: Sequence[RunSummary], phase: str, title: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"phase": phase, "title": title}
+    for figure in FIGURES:
+        values = _values(runs, phase, figure)
+        if None not in values:
+            told[figure] = {"values": values, "mean": mean(values), "sd": stdev(values)}
+    return told
+
+
+def _difference(runs: Sequence[RunSummary], phase: str, first: str) -> dict[str, Any]:
+    pairs = zip(_values(runs, phase, "test_accuracy"), _values(runs, first, "test_accuracy"), strict=True)
+    values = [a - b for a, b in pairs]
+    half = t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+    told = {"phase": phase, "less": first, "values": values, "mean": mean(values), "sd": stdev(values)}
+    return {**told, "low": mean(values) - half, "high": mean(values) + half}
+
+
+def _values(runs: Sequence[RunSummary], phase: str, figure: str) -> list[Any]:
+    return [getattr(run.of(phase), figure) for run in runs]
+
+
+def _text(figure: str, of: dict[str, Any]) -> str:
+    if figure in ("test_accuracy", "val_accuracy", "density"):
+        return f"{of['mean']:.2%} ± {100 * of['sd']:.2f}"
+    digits = 1 if figure == "seconds" else 0
+    return f"{of['mean']:,.{digits}f} ± {of['sd']:,.{digits}f}"

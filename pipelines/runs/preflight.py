@@ -1,6 +1,6 @@
-"""Everything that can be known to go wrong is refused here, before anything expensive starts."""
+"""Before a run: what it decides once and keeps, and everything that can be known to go wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from cluster.connect import check_cluster_answers
-from pipelines.config import Config, DataConfig, is_own
+from cluster.connect import check_cluster_answers, usable_cpus
+from pipelines.config import ClusterConfig, Config, DataConfig, is_own
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.data.dataset import (
     CHEAP_BYTES,
@@ -24,13 +24,78 @@ from pipelines.data.inputs import choose_device
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
-from pipelines.runs.run_folder import CODE, check_same_data, run_path
+from pipelines.runs.run_folder import CODE, CONFIG, check_same_data, read_config, read_provenance, run_path
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import real_path, uri_of
 from pipelines.training.metrics import check_trackers
 from pipelines.training.score_table import check_size
-from pruning.examples.policies import class_of
+from pruning.examples.policies import POLICIES
 from pruning.examples.policies.settings import FORWARD_COST, Settings
+
+MEMORY_GB = 2.0
+WINDOW_BYTES = 64 << 20
+MIN_WINDOW, MAX_WINDOW = 1024, 65_536
+
+
+def resolve_engine(config: Config, folder: Path) -> Config:
+    """The config with ``cluster.engine`` and ``cluster.threads`` decided; a run goes on as it began."""
+    known, c = read_provenance(folder), config.cluster
+    began = read_config(folder).cluster if (folder / CONFIG).exists() else c
+    engine = known.get("engine", began.launcher) if c.engine == "auto" else c.engine
+    threads = c.threads or known.get("threads") or default_threads(c)
+    return replace(config, cluster=replace(c, engine=engine, threads=threads))
+
+
+def default_threads(cluster: ClusterConfig) -> int:
+    """Threads of a worker where nobody says how many; the same for both engines."""
+    alone = cluster.workers == 1 and cluster.address is None
+    return int(cluster.cpus_per_worker) or (min(torch.get_num_threads(), usable_cpus()) if alone else 1)
+
+
+def resolve_reading(config: Config, train: Split, folder: Path) -> Config:
+    """The config with ``data.reading`` decided: ``memory`` or ``shards``; a run goes on as it began.
+
+    The machine has no say: the two shuffle differently, and a config's figures are to be the same anywhere.
+    """
+    reading = config.data.reading
+    if reading == "auto" and (folder / CONFIG).exists():
+        reading = read_config(folder).data.reading
+    if reading == "auto":
+        given = config.data.memory_gb
+        limit = MEMORY_GB if given is None else given
+        reading = "shards" if train.num_bytes > limit * 1e9 else "memory"
+    return replace(config, data=replace(config.data, reading=reading))
+
+
+def window_rows(config: Config, train: Split) -> int:
+    """Rows that are shuffled together when reading by row groups: a property of config and data alone."""
+    if config.data.shuffle_rows is not None:
+        return config.data.shuffle_rows
+    row = max(train.num_bytes / max(int(train.layout.rows.sum()), 1), 1)
+    return max(MIN_WINDOW, min(MAX_WINDOW, int(WINDOW_BYTES / row)))
+
+
+def assign_gpus(config: Config, gpus: float) -> Config:
+    """The config with a GPU for each of Ray's workers, where ``cluster.device`` wants one and the cluster has
+    so many."""
+    c = config.cluster
+    wanted = c.device.startswith("cuda") or (c.device == "auto" and gpus >= c.workers + c.gpus_per_scorer)
+    if c.gpus_per_worker or not wanted:
+        return config
+    return replace(config, cluster=replace(c, gpus_per_worker=1))
+
+
+def placement(asked: ClusterConfig, config: Config) -> str:
+    """The line that tells engine, threads and, where it is known before Ray starts, the device."""
+    c = config.cluster
+    why = c.needs_ray if c.engine == "ray" else "one worker, no address"
+    why = "as the run began" if c.engine != asked.launcher else why or "as asked for"
+    threads = f"{c.threads} thread{'s' if c.threads != 1 else ''}"
+    if c.engine == "ray":
+        return f"engine ray ({why}), {threads} per worker"
+    device = choose_device(c.device, torch.cuda.device_count())
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"engine local ({why}), device {device}{name}, {threads}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +141,7 @@ def check_data(config: Config) -> CheckedData:
     _check_inputs(config, info)
     network = make_network(config.model, info, config.seed)
     if is_own(config.model.name):
-        score = class_of(config.data_pruning.policy).score
+        score = POLICIES[config.data_pruning.policy].score
         check_own_network(config.model, network, info, score=score, tail_depth=config.data_pruning.tail_depth)
     if train.num_examples < 2 * config.cluster.workers:
         raise UserError(
@@ -108,13 +173,11 @@ def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
                 f"data.{b}",
                 f"{both}; what is trained on must not be evaluated on: name a split of other files",
             )
-    found = {
-        field: read_split(data.path, prefix, data.on_bad_row).first(rows[field])
-        for field, prefix in prefixes.items()
-    }
+    found = {field: read_split(data.path, prefix).first(rows[field]) for field, prefix in prefixes.items()}
     check_size(found["train_split"].num_examples)
-    if data.on_bad_row == "skip" or sum(s.num_bytes for s in found.values()) <= CHEAP_BYTES:
-        found = {field: check_examples(split) for field, split in found.items()}
+    if sum(s.num_bytes for s in found.values()) <= CHEAP_BYTES:
+        for split in found.values():
+            check_examples(split)
     train, val = found["train_split"], found.get("val_split")
     if data.val_share is not None:
         train, val = train.parted(data.val_share, seed)
@@ -184,14 +247,14 @@ def check_locations(config: Config) -> None:
 def advice(config: Config) -> str | None:
     """A warning where no epoch is pruned, or scoring passes cost more than half of what is saved."""
     e, T = config.data_pruning, config.model.T
-    policy = class_of(e.policy)
+    policy = POLICIES[e.policy]
     if e.policy != "full" and e.warmup_epochs + e.anneal_epochs >= config.train.epochs:
         return (
             f"train.epochs {config.train.epochs}: data_pruning.warmup_epochs {e.warmup_epochs} and"
             f" anneal_epochs {e.anneal_epochs} leave no epoch to prune; all train on all data"
         )
     every = policy.rescore_every if e.rescore_every is None else e.rescore_every
-    if policy.score is None or not every or e.overlap or not e.ratio:
+    if policy.score is None or not every or not e.ratio:
         return None
     scored = {"all": 1.0, "unselected": e.ratio, "sample": Settings.rescore_share}[e.rescore_who]
     cost = FORWARD_COST * (e.score_timesteps or T) / T * scored / every

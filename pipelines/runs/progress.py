@@ -1,7 +1,7 @@
 """Live progress in the terminal: a bar per phase, or a line per epoch where there is no terminal."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -16,17 +16,13 @@ Event = dict[str, Any]
 class TrainingProgress:
     """Shows the events that training sends; a context manager. A line fits 80 columns."""
 
-    def __init__(
-        self, phases: Sequence[Phase], console: Console, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, phases: Sequence[Phase], console: Console) -> None:
         self._console = console
         self._phases = {p.name: p for p in phases}
         self._bars = bars(console, "{task.fields[status]}")
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._seen: dict[tuple[str, object], Event] = {}
-        self._clock = clock
-        self._began: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> "TrainingProgress":
         self._bars.start()
@@ -43,45 +39,26 @@ class TrainingProgress:
             return
         self._seen[key] = event
         phase = self._phases[name]
-        left = self._left(phase, event)
-        if not self._console.is_terminal:
-            self._print(event, left)
-            return
+        ended = "accuracy" in str(event.get("doing"))
+        done = event["epoch"] + (1.0 if ended else event.get("step", 0) / max(event.get("steps", 1), 1))
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=max(phase.epochs, 1), status="")
+        self._bars.update(self._tasks[name], completed=done)
+        left = self._left(self._tasks[name])
+        place = f"{event['epoch'] + 1}/{phase.epochs}" if phase.epochs else ""
+        if not self._console.is_terminal:
+            if ended:
+                what = f"{name}{place and f' epoch {place}'}: {event['doing']}{left}"
+                self._console.print(what, highlight=False, soft_wrap=True)
+            return
         if "finished" in event:
             self._last[name] = event["doing"]
-        if event.get("finished"):
-            total = max(phase.epochs, 1)
-            self._bars.update(self._tasks[name], completed=total, status=event["doing"])
-            self._bars.stop_task(self._tasks[name])
-            return
         # What the epoch before came to; the present speed before there is one.
         doing = event.get("doing") or self._last.get(name) or f"{event.get('rate', 0):,.0f} examples/s"
-        status = f"{event['epoch'] + 1}/{phase.epochs}, {doing}{left}" if phase.epochs else doing
-        self._bars.update(self._tasks[name], completed=event["epoch"] + _share(event), status=status)
+        status = doing if event.get("finished") or not place else f"{place}, {doing}{left}"
+        self._bars.update(self._tasks[name], status=status)
 
-    def _left(self, phase: Phase, event: Event) -> str:
-        """Minutes and seconds left of the phase, by its speed since it was first seen here."""
-        done = event["epoch"] + (1.0 if "accuracy" in str(event.get("doing")) else _share(event))
-        now = self._clock()
-        began, at = self._began.setdefault(phase.name, (now, done))
-        if done <= at or done >= phase.epochs:
-            return ""
-        seconds = round((now - began) / (done - at) * (phase.epochs - done))
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f", {f'{hours}:{minutes:02}' if hours else minutes}:{seconds % 60:02} left"
-
-    def _print(self, event: Event, left: str) -> None:
-        if "accuracy" not in str(event.get("doing")):
-            return
-        phase = self._phases[event["phase"]]
-        place = f" epoch {event['epoch'] + 1}/{phase.epochs}" if phase.epochs else ""
-        self._console.print(
-            f"{event['phase']}{place}: {event['doing']}{left}", highlight=False, soft_wrap=True
-        )
-
-
-def _share(event: Event) -> float:
-    """How much of its epoch is done."""
-    return float(event.get("step", 0) / max(event.get("steps", 1), 1))
+    def _left(self, task: TaskID) -> str:
+        """How long the phase will still take, as rich estimates it."""
+        seconds = next(t.time_remaining for t in self._bars.tasks if t.id == task)
+        return f", {timedelta(seconds=int(seconds))} left" if seconds else ""

@@ -16,17 +16,20 @@ from cluster.connect import Cluster, connect, local_cpus
 from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
 from pipelines.console import messages
-from pipelines.data.scan import write_skipped
 from pipelines.errors import UserError
 from pipelines.runs.interrupts import exit_without_ray, reclaim_sigterm
-from pipelines.runs.placement import assign_gpus, placement, resolve_engine, resolve_reading, window_rows
 from pipelines.runs.preflight import (
     CheckedData,
     advice,
+    assign_gpus,
     check_cluster,
     check_inputs,
     check_locations,
     check_same_validation,
+    placement,
+    resolve_engine,
+    resolve_reading,
+    window_rows,
 )
 from pipelines.runs.progress import TrainingProgress
 from pipelines.runs.run_folder import (
@@ -40,20 +43,19 @@ from pipelines.runs.run_folder import (
     run_uri,
     start_of,
 )
-from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import below, parent, uri_of
-from pipelines.storage.shared import check_shared
 from pipelines.storage.sync import (
     Mirror,
     beside_checkpoints,
+    check_shared,
     local_copy,
     mirror_of,
     remove_working_copy,
+    run_lock,
     storage_errors,
 )
 from pipelines.training.checkpoint import check_resumable, latest_checkpoint, load_progress
 from pipelines.training.phases import Command, Phase, RunSpec, phases_of
-from pipelines.training.profile import FOLDER, TRACE, TRAINING, Clock, write_table
 
 
 def run(
@@ -62,7 +64,6 @@ def run(
     *,
     resume: bool = False,
     initial: str | None = None,
-    profile: bool = False,
     on_record: Callable[[dict[str, Any]], None] | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -73,7 +74,6 @@ def run(
         command: which phases.
         resume: continue the run of that name.
         initial: checkpoint file of the network to prune (a path or a URI), for ``prune``.
-        profile: write a trace of some steps and a table of where the time went.
         on_record: with engine local, gets each new record once its checkpoint is whole.
         console: where progress is shown.
 
@@ -89,8 +89,6 @@ def run(
     if run_uri(config) is not None:
         atexit.register(remove_working_copy, folder)
     with run_lock(folder, "run", config.storage):
-        clock = Clock(whole=True)
-        clock.lap("interpreter, imports, config")
         mirror = mirror_of(folder, run_uri(config))
         if mirror is not None:
             with console.status(f"looking at {mirror.remote.uri}"):
@@ -106,28 +104,19 @@ def run(
             return folder
         console.print(placement(config.cluster, spec.config), highlight=False, soft_wrap=True)
         prepare_engines(console)
-        clock.lap("checks, kernels")
         with ExitStack() as stack:
             spec, launch = _launcher(spec, data, stack, console, on_record)
-            clock.lap("starting Ray")
             kept, cluster = replace(spec.config, cluster=config.cluster), spec.config.cluster
             known = {**start, "engine": cluster.engine, "threads": cluster.threads}
             create_run(kept, sys.argv, spec.code, new=new, start=known)
-            report_skipped_rows(config, data, folder, console)
             if mirror is not None:
                 with storage_errors(mirror.remote):
                     mirror.push()
             watch = stack.enter_context(TrainingProgress(spec.phases, console))
-            launch(replace(spec, profile=profile, initial=initial), watch=watch)
+            launch(replace(spec, initial=initial), watch=watch)
             if mirror is not None:
                 with storage_errors(mirror.remote):
                     mirror.pull(beside_checkpoints)  # what other machines have written
-            clock.lap(TRAINING)
-        clock.lap("stopping Ray")
-        if profile:
-            console.print(write_table(folder, clock, read_metrics(folder)))
-            trace = f"trace: {folder / FOLDER / TRACE} (open it in chrome://tracing or ui.perfetto.dev)"
-            console.print(trace, highlight=False, soft_wrap=True)
     return folder
 
 
@@ -202,18 +191,6 @@ def prepare_engines(console: Console) -> None:
     except ValueError as error:
         where, _, what = str(error).partition(": ")
         raise UserError(where, what) from None
-
-
-def report_skipped_rows(config: Config, checked: CheckedData, folder: Path, console: Console) -> None:
-    """Write down, in the run's folder, and tell which bad rows are left out."""
-    if config.data.on_bad_row == "skip":
-        splits = {config.data.train_split: checked.train.bad, config.data.test_split: checked.test.bad}
-        if config.data.val_split is not None and checked.val is not None:
-            splits[config.data.val_split] = checked.val.bad
-        write_skipped(folder / "skipped.json", splits)
-        rows = sum(bad.num_rows for bad in splits.values())
-        if rows:
-            console.print(f"{rows:,} bad rows are left out; see {folder / 'skipped.json'}", highlight=False)
 
 
 def fetch_run(mirror: Mirror, *, resume: bool) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cluster.checks import packages
 from pipelines.config import Config
-from pipelines.config.load import dump_config, flat_tree, load_config
+from pipelines.config.load import dump_config, load_config, values_of
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, well_formed, write_beside, write_json
@@ -30,7 +30,6 @@ SETTLED = {"data.reading": "auto", "cluster.engine": "auto", "cluster.threads": 
 """Fields that a run decides where they have these values; resumed with them, it goes on as it began."""
 PROVENANCE = "provenance.json"
 GIT_SECONDS = 5.0
-PACKAGES = ("spikeprune", "torch", "ray", "numpy", "pyarrow")
 
 
 def run_path(config: Config) -> Path:
@@ -102,21 +101,7 @@ def read_config(folder: Path) -> Config:
     """The config of a run."""
     if not (folder / CONFIG).exists():
         raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
-    check_plain(folder)
     return load_config(folder / CONFIG)
-
-
-def check_plain(folder: Path) -> None:
-    """That a run's folder holds files and folders alone; reading a pipe would never end.
-
-    Raises:
-        UserError: a pipe, a device, or a link to nothing.
-    """
-    for above, _, names in os.walk(folder):
-        for path in (Path(above, name) for name in names):
-            there = path.is_symlink() or path.exists()  # a run that goes on removes old checkpoints
-            if there and not path.is_file():
-                raise UserError(str(path), "is no file or folder (a pipe, or a link to nothing); remove it")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -136,7 +121,7 @@ def _check_same_run(stored: Config, given: Config, folder: Path) -> None:
     if given.train.epochs > stored.train.epochs:
         _check_more_epochs(stored, given, folder)
         free.add("train.epochs")
-    flat = flat_config(given)
+    flat = values_of(given)
     free |= {path for path, undecided in SETTLED.items() if flat[path] == undecided}
     check_same_config(stored, given, free, "run", folder)
 
@@ -145,12 +130,12 @@ def check_same_config(
     stored: Config, given: Config, free: Collection[str], kind: Literal["run", "search"], folder: Path
 ) -> None:
     """That a run or search goes on with the config in its folder, except for the fields that are ``free``."""
-    a, b = flat_config(stored), flat_config(given)
-    for path in {**a, **b}:
-        if a.get(path) != b.get(path) and path not in free:
+    a, b = values_of(stored), values_of(given)
+    for path in a:
+        if a[path] != b[path] and path not in free:
             raise UserError(
                 path,
-                f"is {b.get(path)!r} here and {a.get(path)!r} in the {kind} that {folder} holds; "
+                f"is {b[path]!r} here and {a[path]!r} in the {kind} that {folder} holds; "
                 "resume with the same config or choose another --name",
             )
 
@@ -166,8 +151,6 @@ def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
         reason = f"its baseline was trained for {train.epochs} epochs"
     elif set(phases) - {"train"}:
         reason = "its network has been pruned since"
-    elif train.ema_decay is not None and len(phases) == train.epochs:
-        reason = "it has kept the averaged weights alone (train.ema_decay)"
     elif 0 < len(phases) < warm:
         reason = f"the learning rate would warm up again until epoch {warm} (train.warmup)"
     else:
@@ -176,11 +159,6 @@ def _check_more_epochs(stored: Config, given: Config, folder: Path) -> None:
         "train.epochs",
         f"run {folder.name!r} cannot go on to {epochs}: {reason}; start a new run under another --name",
     )
-
-
-def flat_config(config: Config) -> dict[str, Any]:
-    """Every field of a config by its dotted path."""
-    return flat_tree(asdict(config))
 
 
 def start_of(verb: str, network: str | None) -> dict[str, str | None]:
@@ -213,7 +191,7 @@ def write_provenance(
         "command": command,
         **(start or {}),
         "seed": config.seed,
-        "versions": {"python": sys.version.split()[0], **packages(PACKAGES)},
+        "versions": {"python": sys.version.split()[0], **packages()},
         "platform": platform.platform(),
         "hardware": _hardware(),
         "git_commit": _git_commit(),
@@ -273,17 +251,11 @@ def _hardware() -> str:
 def _git_commit() -> str | None:
     """The commit of this code where it runs from its own checkout, not of whatever it is installed in."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=GIT_SECONDS,
-            check=False,
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode:
-        return None
-    top, commit = done.stdout.split("\n")[:2]
-    return commit if Path(top).resolve() == root else None
+    return None if done.returncode else done.stdout.strip()

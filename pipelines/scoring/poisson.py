@@ -18,7 +18,7 @@ from cluster.connect import prepare_data
 from pipelines.errors import UserError
 from pipelines.storage.paths import open_parquet
 from pruning.examples.inclusion import ScoreHistogram, WaterLevel, bin_counts, bracketing_bin, water_level
-from pruning.examples.policies import class_of
+from pruning.examples.policies import POLICIES
 from pruning.examples.policies.base import Policy
 from pruning.examples.sampling import draw
 
@@ -48,7 +48,7 @@ def draws_alone(policy: str) -> bool:
     Raises:
         ValueError: unknown policy.
     """
-    of = class_of(policy)
+    of = POLICIES[policy]
     return all(getattr(of, name) is getattr(Policy, name) for name in ("select", "inclusion", "importance"))
 
 

@@ -7,18 +7,16 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
 
 from cluster.connect import connect
 from pipelines.config import Config
 from pipelines.config.plugins import own_failures_named, use_own_code
-from pipelines.console import bars
-from pipelines.data.dataset import Split, check_examples, describe, read_split
+from pipelines.console import Told, progress
+from pipelines.data.dataset import Split, describe, read_split
 from pipelines.data.inputs import Inputs, choose_device
 from pipelines.data.layout import with_source_ids
 from pipelines.errors import UserError
-from pipelines.networks import architecture
+from pipelines.networks import architecture, make_network
 from pipelines.scoring.scorer import (
     Scoring,
     ScoringPass,
@@ -28,9 +26,9 @@ from pipelines.scoring.scorer import (
     stream_scores,
 )
 from pipelines.storage.atomic import check_beside, write_parquet
-from pipelines.storage.shared import check_shared
+from pipelines.storage.sync import check_shared
 from pruning.examples.scores import SCORES
-from snn.interchange import load_checkpoint
+from snn.interchange import load_weights
 from snn.models import SpikingNetwork
 
 
@@ -52,7 +50,7 @@ def rank(
         output: Parquet file to write; whole or not at all.
         names: scores, of `pruning.examples.scores.SCORES`.
         split: prefix of the files; the config's training split when not given.
-        console: where progress is shown.
+        console: where remarks are shown.
 
     Returns:
         the number of examples.
@@ -68,10 +66,17 @@ def rank(
         raise UserError("--scores", f"{' '.join(names)!r} is not possible; name one or more, each once")
     check_beside("--output", output, config.data.path)
     use_own_code(config)
-    train, scored = _read(config, split, console)
+    whole = read_split(config.data.path, config.data.train_split)
+    train = whole.first(config.data.train_rows)  # the rows whose statistics the network was trained with
+    scored = whole if split is None else read_split(config.data.path, split)
     info = describe(train, scored, config.data.path, config.data, config.model.T)
-    described = architecture(config.model, info)
-    model = _network(checkpoint, described)
+    model, described = make_network(config.model, info, config.seed), architecture(config.model, info)
+    try:
+        load_weights(checkpoint, model, described)
+    except FileNotFoundError:
+        raise UserError(str(checkpoint), "does not exist") from None
+    except ValueError as error:
+        raise UserError("--checkpoint", str(error)) from None
     scoring = Scoring(
         scores=tuple(names),
         loss=config.train.loss,
@@ -88,10 +93,8 @@ def rank(
             model.to(device)
             parts = (score_layout(p, scored.ids, model, scoring, device) for p in parts_of(scored.layout))
         parts = with_source_ids(scored.layout, scored.schema, (part for part in parts if part.num_rows))
-        counts = "{task.completed:,}/{task.total:,} examples"
-        bar = stack.enter_context(bars(console, counts, _Rate(), TimeRemainingColumn()))
-        metadata = {b"checkpoint": str(checkpoint).encode()}
-        write_parquet(output, _counted(parts, bar, scored.num_examples, metadata))
+        told = stack.enter_context(progress("scoring"))
+        write_parquet(output, _counted(parts, told, scored.num_examples, checkpoint))
     return scored.num_examples
 
 
@@ -117,51 +120,11 @@ def _on_ray(
     return stream_scores(scored.layout, scored.ids, pass_)
 
 
-def _read(config: Config, split: str | None, console: Console) -> tuple[Split, Split]:
-    """The rows whose statistics the network was trained with, and those to score."""
-    data = config.data
-    whole = read_split(data.path, data.train_split, data.on_bad_row)
-    scored = whole if split is None else read_split(data.path, split, data.on_bad_row)
-    train = whole.first(data.train_rows)
-    if data.on_bad_row == "skip":
-        scored = check_examples(scored)
-        if rows := scored.bad.num_rows:
-            console.print(f"{rows:,} bad rows are left out", highlight=False)
-        train = check_examples(train)
-    return train, scored
-
-
-def _network(checkpoint: Path, wanted: dict[str, object]) -> SpikingNetwork:
-    try:
-        model, found = load_checkpoint(checkpoint)
-    except FileNotFoundError:
-        raise UserError(str(checkpoint), "does not exist") from None
-    except ValueError as error:
-        raise UserError("--checkpoint", str(error)) from None
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                "--checkpoint",
-                f"{checkpoint} has {key} {found.get(key)!r}, config and data ask for {value!r}",
-            )
-    return model
-
-
-def _counted(
-    parts: Iterator[pa.Table], bar: Progress, total: int, metadata: dict[bytes, bytes]
-) -> Iterator[pa.Table]:
-    task, scored = bar.add_task("scoring", total=total), 0
+def _counted(parts: Iterator[pa.Table], told: Told, total: int, checkpoint: Path) -> Iterator[pa.Table]:
+    scored = 0
     for part in parts:
         scored += part.num_rows
-        bar.update(task, completed=scored)
-        yield part.replace_schema_metadata(metadata)
+        told(scored, total)
+        yield part.replace_schema_metadata({b"checkpoint": str(checkpoint).encode()})
     if scored != total:
         raise RuntimeError(f"scored {scored} of {total} rows: the data changed meanwhile")
-
-
-class _Rate(ProgressColumn):
-    """Examples per second."""
-
-    def render(self, task: Task) -> Text:
-        """Blank until there is a rate."""
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")

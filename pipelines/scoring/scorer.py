@@ -1,9 +1,7 @@
 """Scores of examples: the function that every launcher runs on a block of rows, and its Ray Data pass."""
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -14,9 +12,8 @@ import torch
 
 from cluster.connect import prepare_data, usable_cpus
 from pipelines.config import ClusterConfig, LossName, plugins
-from pipelines.data.ids import Ids
 from pipelines.data.inputs import Inputs, to_device
-from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
+from pipelines.data.layout import Ids, Layout, Rows, naming_rows, read_rows
 from pipelines.errors import mistake
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer
@@ -108,10 +105,6 @@ class Scorers:
     """Long-lived actors; 0 for tasks, which need no start of their own between passes."""
     gpus: float = 0
     """GPUs of each actor."""
-    spare: bool = False
-    """On a CPU, compute only where nobody else wants the core: training beside it goes first."""
-    tasks: int | None = None
-    """Most tasks at once, where they are tasks; ``None`` for as many as Ray has CPUs for."""
     cpus: float = 1
     """CPUs of each task."""
 
@@ -145,22 +138,6 @@ class ScoringPass:
     code: plugins.OwnCode | None = field(default_factory=plugins.active)
 
 
-def score_dataset(dataset: Any, ids: np.ndarray, pass_: ScoringPass) -> np.ndarray:
-    """The first score of the rows with these ids (ascending), float32, computed by tasks of Ray Data.
-
-    ``dataset`` holds materialised rows with columns id, image and label.
-    """
-    import ray
-
-    blocks = _scored(dataset, pass_, ids, None).to_arrow_refs()
-    table = pa.concat_tables([t for t in ray.get(blocks) if t.num_rows])
-    found, scores = table.column("id").to_numpy(), table.column(pass_.scoring.scores[0]).to_numpy()
-    order = np.argsort(found, kind="stable")
-    if not np.array_equal(found[order], ids):
-        raise RuntimeError(f"scored {len(found)} rows of {len(ids)}: the dataset changed under the run")
-    return scores[order]
-
-
 def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) -> Iterator[pa.Table]:
     """Tables of scores of the wanted ids (ascending, or a set), in order, as Ray Data finishes them.
 
@@ -176,28 +153,33 @@ def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     parts = list(parts_of(layout.holding(wanted), cluster_cores()))
     numbers = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(len(parts))])  # a block each
+    scored = _scored(numbers, pass_, ray.put((pass_, wanted, parts)))
     try:
-        for table in _scored(numbers, pass_, wanted, parts).iter_batches(
-            batch_size=None, batch_format="pyarrow"
-        ):
+        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             if table.num_rows:
                 yield table
     except ray.exceptions.RayError as error:
         raise mistake(error) or error from None
 
 
-def _scored(dataset: Any, pass_: ScoringPass, wanted: np.ndarray | Ids, parts: list[Layout] | None) -> Any:
-    """A dataset of scores: of rows, or of the row groups whose numbers it holds."""
+def score_into(table: Any, epoch: int, layout: Layout, wanted: np.ndarray, pass_: ScoringPass) -> None:
+    """Bring the first score of the wanted ids into a score table's actor, as `stream_scores` yields them."""
     import ray
 
-    scorers = pass_.scorers
-    given = {"given": [ray.put((pass_, wanted, parts))]}
+    for part in stream_scores(layout, wanted, pass_):
+        scores = part.column(pass_.scoring.scores[0]).to_numpy()
+        ray.get(table.observe.remote(part.column("id").to_numpy(), scores, epoch, "pass"))
+
+
+def _scored(numbers: Any, pass_: ScoringPass, what: Any) -> Any:
+    """A dataset of the scores of numbered parts."""
+    import ray
+
+    scorers, given = pass_.scorers, {"given": [what]}
     shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     if not scorers.actors:
-        return dataset.map_batches(
-            _score_block, fn_kwargs=given, concurrency=scorers.tasks, num_cpus=scorers.cpus, **shared
-        )
-    return dataset.map_batches(
+        return numbers.map_batches(_score_block, fn_kwargs=given, num_cpus=scorers.cpus, **shared)
+    return numbers.map_batches(
         _ScoringActor,
         fn_constructor_kwargs=given,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
@@ -217,15 +199,14 @@ def cluster_cores() -> int:
 
 
 class Scorer:
-    """A pass's network, ready for blocks of rows, or of numbers of parts."""
+    """A pass's network, ready for blocks of numbers of parts."""
 
-    def __init__(self, pass_: ScoringPass, wanted: np.ndarray | Ids, parts: list[Layout] | None) -> None:
+    def __init__(self, pass_: ScoringPass, wanted: np.ndarray | Ids, parts: list[Layout]) -> None:
         plugins.activate(pass_.code)
         tune_allocator()
         torch.set_num_threads(1)
         self._scoring, self._wanted, self._parts = pass_.scoring, wanted, parts
         self._device = "cuda" if pass_.scorers.gpus else "cpu"
-        self._spare = pass_.scorers.spare and self._device == "cpu"
         self._model = in_layout(
             build_described(pass_.architecture), channels_last=is_channels_last(pass_.weights)
         )
@@ -233,29 +214,9 @@ class Scorer:
         self._model.to(self._device)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Tables of scores of a block's rows, of those that are wanted."""
-        if not self._spare:
-            yield from self._scores(block)
-            return
-        with ThreadPoolExecutor(1, "scoring", initializer=_give_way) as thread:
-            yield from thread.submit(lambda: list(self._scores(block))).result()
-
-    def _scores(self, block: pa.Table) -> Iterator[pa.Table]:
-        if self._parts is not None:
-            for part in block.column("id").to_pylist():
-                yield score_layout(self._parts[part], self._wanted, self._model, self._scoring, self._device)
-            return
-        assert isinstance(self._wanted, np.ndarray)
-        rows = select(block, self._wanted)
-        if rows.num_rows:
-            yield score_table(rows, self._model, self._scoring, self._device)
-
-
-def _give_way() -> None:
-    """Let the calling thread run only on cores that nobody else wants, where the system knows how."""
-    torch.set_num_threads(1)
-    if hasattr(os, "SCHED_IDLE"):  # of this thread alone: the process goes on to other work
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        """Tables of the scores of a block's parts, of the rows that are wanted."""
+        for part in block.column("id").to_pylist():
+            yield score_layout(self._parts[part], self._wanted, self._model, self._scoring, self._device)
 
 
 class _ScoringActor(Scorer):

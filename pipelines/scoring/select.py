@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect
 from pipelines.data.dataset import read_split
-from pipelines.data.ids import MOST_IDS
-from pipelines.data.layout import with_source_ids
+from pipelines.data.layout import MOST_IDS, with_source_ids
 from pipelines.data.scan import split_files
 from pipelines.errors import UserError
 from pipelines.scoring.poisson import PoissonDraw, draws_alone, poisson_pass, rows_in_order

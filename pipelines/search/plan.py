@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.config.load import load_tree
+from pipelines.config.schema import Question, SearchConfig, SearchTree, Stages
 from pipelines.errors import UserError
 from pipelines.report.summary import summarise
 from pipelines.runs.run_folder import run_path
-from pipelines.search.config import Question, SearchConfig, SearchTree, Stages
 from pipelines.search.space import Space, make_space
 from pipelines.training.phases import phases_of
 
@@ -32,6 +32,11 @@ class Objective:
     def direction(self) -> Literal["maximize", "minimize"]:
         """The mode as Optuna calls it."""
         return "maximize" if self.mode == "max" else "minimize"
+
+    @property
+    def sign(self) -> float:
+        """By which values are multiplied so that lower ones are better."""
+        return -1.0 if self.mode == "max" else 1.0
 
     def text(self, value: float) -> str:
         """The value as tables show it."""

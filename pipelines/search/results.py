@@ -22,7 +22,7 @@ from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_l
 from pipelines.report.plots import to_svg
 from pipelines.search.plan import OBJECTIVES, Objective, Plan, read_plan
 from pipelines.search.space import as_yaml
-from pipelines.search.trial import TRAINING, Trial, objective_values, read_trials, trial_of
+from pipelines.search.trial import TRAINING, Trial, read_trials, study_of, trial_of
 from pipelines.storage.atomic import write_beside
 
 LEAST_TRIALS = 4  # of which to tell what matters
@@ -65,23 +65,12 @@ class Found:
 
 def read_results(folder: Path) -> Found:
     """What a search's folder holds by now."""
-    import optuna
-
     plan = read_plan(folder)
-    if plan.tree.data.val_share is None and plan.tree.data.val_split is None:
-        raise UserError(str(folder), "is of an earlier version, which went by test accuracy; run it again")
     trials = read_trials(plan)
     if all(t.status == "open" for t in trials):
         raise UserError(str(folder), "has no trial that ended yet; --resume goes on with it")
     finished = [t for t in trials if t.status == "finished"]
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=[o.direction for o in plan.objectives])
-    study.add_trials(
-        optuna.trial.create_trial(
-            values=objective_values(plan, t), params=t.suggested, distributions=plan.space.distributions
-        )
-        for t in finished
-    )
+    study = study_of(plan, finished)
     front = [t.number for t in study.best_trials]
     best = _best(study, front, plan.objectives) if finished else {}
     return Found(
@@ -96,8 +85,7 @@ def read_results(folder: Path) -> Found:
 def _best(study: Any, front: list[int], objectives: tuple[Objective, ...]) -> dict[str, int]:
     """The best of each objective and, of several, ``balanced``: the trial of the front that is nearest to
     the best of every objective, each scaled by the front's extent."""
-    signs = [-1.0 if o.mode == "max" else 1.0 for o in objectives]
-    costs = np.array([study.trials[i].values for i in front]) * signs
+    costs = np.array([study.trials[i].values for i in front]) * [o.sign for o in objectives]
     low, high = costs.min(axis=0), costs.max(axis=0)
     distance = np.linalg.norm((costs - low) / np.where(high > low, high - low, 1.0), axis=1)
     best = {o.name: front[np.lexsort((distance, costs[:, i]))[0]] for i, o in enumerate(objectives)}
@@ -182,7 +170,7 @@ def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
 def print_results(found: Found, console: Console) -> None:
     """The front as a table, how the trials ended, and where everything lies."""
     plan = found.plan
-    shown = _ordered(found, on_front=True)
+    shown = _on_front(found)
     headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives), "best")
     rows = [(*_cells(found, trial), _kinds(found, trial)) for trial in shown[:FEW]]
     console.print(table(f"search {plan.tree.name}: Pareto front", headings, rows, left=0))
@@ -197,16 +185,17 @@ def print_results(found: Found, console: Console) -> None:
     console.print(f"report: {plan.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _ordered(found: Found, on_front: bool) -> list[Trial]:
-    """The finished trials by the first objective, the best first."""
+def _on_front(found: Found) -> list[Trial]:
+    """The trials on the front by the first objective, the best first."""
     first = found.plan.objectives[0]
-    chosen = [t for t in found.finished if (t.number in found.front) == on_front]
-    return sorted(chosen, key=lambda t: t.metrics[first.name], reverse=first.mode == "max")
+    chosen = [t for t in found.finished if t.number in found.front]
+    return sorted(chosen, key=lambda t: first.sign * t.metrics[first.name])
 
 
 def _cells(found: Found, trial: Trial) -> list[str]:
     values = [value_text(trial.value(path)) for path in found.plan.space.paths]
-    return [str(trial.number), *values, *(o.text(trial.metrics[o.name]) for o in found.plan.objectives)]
+    reached = [(o, trial.metrics.get(o.name)) for o in found.plan.objectives]
+    return [str(trial.number), *values, *("" if value is None else o.text(value) for o, value in reached)]
 
 
 def _kinds(found: Found, trial: Trial) -> str:
@@ -227,19 +216,13 @@ def _page(found: Found) -> str:
     headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives))
     parts = [f"<p>{escape(_counts(found))}.</p>"]
     if found.finished:
-        rows = [[*_cells(found, t), _kinds(found, t)] for t in _ordered(found, on_front=True)]
+        rows = [[*_cells(found, t), _kinds(found, t)] for t in _on_front(found)]
         parts.append(f'<h2>Pareto front</h2><div class="wide">{html_table((*headings, "best"), rows)}</div>')
         parts += [html_figure(title, svg) for title, svg in figures(found.study, plan.objectives)]
-    if rows := [_cells(found, t) for t in _ordered(found, on_front=False)]:
-        parts.append(f'<h2>Other trials</h2><div class="wide">{html_table(headings, rows)}</div>')
-    rows = [
-        [str(t.number), *(value_text(t.value(path)) for path in plan.space.paths), t.status, t.reason or ""]
-        for t in found.trials
-        if t.status != "finished"
-    ]
-    if rows:
-        open_ = html_table(("trial", *plan.space.paths, "status", "reason"), rows)
-        parts.append(f'<h2>Trials without a result</h2><div class="wide">{open_}</div>')
+    others = [t for t in found.trials if t.number not in found.front]
+    if rows := [[*_cells(found, t), t.reason or t.status] for t in others]:
+        made = html_table((*headings, "status"), rows)
+        parts.append(f'<h2>Other trials</h2><div class="wide">{made}</div>')
     parts += [html_details(f"Best by {kind}", best_config(found, kind)) for kind in found.best]
     parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS, *_EXPLAINED))}")
     parts.append(html_details("Settings", dump_config(plan.tree)))
@@ -263,17 +246,18 @@ def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]
             )
             drawn.append((f"{a.title[0].upper()}{a.title[1:]} and {b.title}", axes))
         best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_share(len(study.trials)))
-        for i, o in enumerate(objectives):
-            alone = _alone(study, i, o)
-            if len(objectives) == 1:
-                drawn.append(
-                    (f"Trials by {o.title}", draw.plot_optimization_history(alone, target_name=o.title))
-                )
-            axes = draw.plot_parallel_coordinate(alone, target_name=o.title)
-            drawn.append((f"Parallel coordinates by {o.title}", axes))
-            if len(study.trials) >= LEAST_TRIALS:
-                axes = draw.plot_param_importances(alone, evaluator=best, target_name=o.title)
-                drawn.append((f"Importance of each field for {o.title}", axes))
+        only = objectives[0].title
+        if len(objectives) == 1:
+            drawn.append((f"Trials by {only}", draw.plot_optimization_history(study, target_name=only)))
+        drawn.append(("Parallel coordinates", draw.plot_parallel_coordinate(study, target_name=only)))
+        for i, o in enumerate(objectives if len(study.trials) >= LEAST_TRIALS else ()):
+            axes = draw.plot_param_importances(
+                study,
+                evaluator=best,
+                target=lambda t, i=i, sign=o.sign: sign * t.values[i],  # type: ignore[misc]
+                target_name=o.title,
+            )
+            drawn.append((f"Importance of each field for {o.title}", axes))
         for _, axes in drawn:
             axes.set_title("")
             axes.figure.set_size_inches(9, 4.5)
@@ -281,18 +265,6 @@ def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]
         svgs = [(title, to_svg(axes.figure)) for title, axes in drawn]
         plt.close("all")
     return svgs
-
-
-def _alone(study: Any, index: int, objective: Objective) -> Any:
-    """The study with one of its objectives."""
-    import optuna
-
-    alone = optuna.create_study(direction=objective.direction)
-    alone.add_trials(
-        optuna.trial.create_trial(value=t.values[index], params=t.params, distributions=t.distributions)
-        for t in study.trials
-    )
-    return alone
 
 
 def _share(trials: int) -> float:

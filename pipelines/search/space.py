@@ -1,6 +1,5 @@
 """The search space: which config fields take which values, as Optuna's distributions, checked at once."""
 
-import difflib
 import itertools
 import math
 import warnings
@@ -14,11 +13,10 @@ import numpy as np
 import yaml
 
 from pipelines.config import Config, field_paths, is_own
-from pipelines.config.load import with_values
-from pipelines.config.migration import new_name
-from pipelines.config.parser import leaf_hint
+from pipelines.config.load import TARGETS, with_values
+from pipelines.config.parser import leaf_hint, no_field
+from pipelines.config.schema import Question, SearchTree
 from pipelines.errors import UserError
-from pipelines.search.config import Question, SearchTree
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,8 +37,6 @@ READY_MADE: dict[Question, dict[str, Any]] = {
 }
 _FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
 _FREE_DATA = ("data.frames.", "data.augment.")  # all other data is the same for all trials
-_TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")
-_RANGE = ("low", "high", "log", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +92,7 @@ def make_space(tree: SearchTree) -> Space:
     question = tree.search.question or (None if given else "both")
     wanted: dict[str, Any] = {**(READY_MADE[question] if question else {}), **(given or {})}
     distributions = {str(path): _distribution(str(path), values) for path, values in wanted.items()}
-    targets = [path for path in distributions if path in _TARGETS]
+    targets = [path for path in distributions if path in TARGETS]
     if len(targets) > 1:
         raise UserError(
             f"search.space.{targets[1]}", f"excludes {targets[0]}, which is searched too; keep one"
@@ -135,11 +131,7 @@ def _check_value(space: Space, path: str, value: Any, bounds: Mapping[str, Seque
 def _distribution(path: str, given: Any) -> "BaseDistribution":
     where = f"search.space.{path}"
     if path not in field_paths():
-        close = difflib.get_close_matches(path, field_paths(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; spikeprune train --help lists all"
-        if (new := new_name(path)) is not None:
-            hint = f"; it is called {new} now"
-        raise UserError(where, f"is not a field of the config{hint}")
+        raise UserError(where, no_field(path).what)
     if path.split(".")[0] in _FIXED or (path.startswith("data.") and not path.startswith(_FREE_DATA)):
         raise UserError(where, "cannot be searched: all trials of a search share it")
     if not isinstance(given, list | dict):
@@ -147,23 +139,17 @@ def _distribution(path: str, given: Any) -> "BaseDistribution":
     try:
         with warnings.catch_warnings():  # of a last step that ends below high
             warnings.simplefilter("ignore")
-            return _choice(path, given, where) if isinstance(given, list) else _range(path, given, where)
-    except UserError:
-        raise
+            return _choice(given, where) if isinstance(given, list) else _range(path, given, where)
     except ValueError as error:  # Optuna's own checks
         raise UserError(where, str(error).replace("`", "")) from None
 
 
-def _choice(path: str, given: Sequence[Any], where: str) -> "BaseDistribution":
+def _choice(given: Sequence[Any], where: str) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution
 
-    for value in given:
-        own = path in ("model.name", "data_pruning.policy", "weight_pruning.criterion")
-        if own and isinstance(value, str) and is_own(value):
-            raise UserError(
-                where,
-                f"{value!r} cannot be searched: one search uses one model, policy or criterion of yours",
-            )
+    if own := [v for v in given if isinstance(v, str) and is_own(v)]:
+        what = "cannot be searched: one search uses one model, policy or criterion of yours"
+        raise UserError(where, f"{own[0]!r} {what}")
     if any(given[i] in given[:i] for i in range(len(given))):
         raise UserError(where, f"{list(given)!r} lists a value twice")
     return CategoricalDistribution([as_yaml(v) if isinstance(v, list | dict) else v for v in given])
@@ -172,28 +158,22 @@ def _choice(path: str, given: Sequence[Any], where: str) -> "BaseDistribution":
 def _range(path: str, given: Mapping[str, Any], where: str) -> "BaseDistribution":
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    for key in given:
-        if key not in _RANGE:
-            raise UserError(where, f"{key!r} is unknown; a range has {', '.join(_RANGE)}")
     hints = {leaf_hint(path), *get_args(leaf_hint(path))}
     if not hints & {int, float} or any(get_origin(h) is tuple for h in hints):
         raise UserError(where, "is no number and has no range; list its values")
-    for key in ("low", "high"):
-        if key not in given:
-            raise UserError(where, f"needs {key}; a range has low and high")
-    numbers = {key: _number(given[key], f"{where}.{key}") for key in ("low", "high", "step") if key in given}
-    low, high, step = numbers["low"], numbers["high"], numbers.get("step")
+    if not {"low", "high"} <= given.keys() <= {"low", "high", "step", "log"}:
+        raise UserError(where, f"{dict(given)!r} is not possible; give {{low: , high: }}, or step or log too")
+    numbers = {key: _number(value, f"{where}.{key}") for key, value in given.items() if key != "log"}
     if not isinstance(log := given.get("log", False), bool):
         raise UserError(f"{where}.log", f"{log!r} is not possible; it must be true or false")
-    if low >= high:
-        raise UserError(where, f"is reversed or empty: low is {low:g} and high is {high:g}")
-    if step is not None and step > high - low:
-        raise UserError(f"{where}.step", f"{step:g} is not possible; it must be at most {high - low:g}")
-    if int not in hints:
-        return FloatDistribution(low, high, log=log, step=step)
-    if any(v != int(v) for v in numbers.values()):
-        raise UserError(where, f"{dict(given)!r} is not possible; it must be whole numbers")
-    return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
+    made: BaseDistribution = FloatDistribution(**numbers, log=log)
+    if int in hints:
+        if any(v != int(v) for v in numbers.values()):
+            raise UserError(where, f"{dict(given)!r} is not possible; it must be whole numbers")
+        made = IntDistribution(**{key: int(v) for key, v in numbers.items()}, log=log)
+    if made.single():
+        raise UserError(where, f"{dict(given)!r} holds a single value; list it, or widen the range")
+    return made
 
 
 def _number(value: Any, where: str) -> float:

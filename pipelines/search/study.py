@@ -15,29 +15,27 @@ from rich.console import Console
 from cluster.connect import local_cpus, usable_cpus
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OwnCode, keep_copy
+from pipelines.config.schema import SearchTree
 from pipelines.console import messages
 from pipelines.errors import UserError
-from pipelines.runs.placement import resolve_reading
-from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs
-from pipelines.runs.run import prepare_engines, report_skipped_rows, start_ray
+from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs, resolve_reading
+from pipelines.runs.run import prepare_engines, start_ray
 from pipelines.runs.run_folder import CODE, check_same_config, exists, run_path, write_provenance
-from pipelines.search.config import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
 from pipelines.search.results import print_trial, read_results, write_results
 from pipelines.search.trial import (
     ANALYSES,
     Trial,
     next_number,
-    objective_values,
     part_number,
     read_analyses,
     read_trials,
     run_trial,
+    study_of,
 )
 from pipelines.storage.atomic import write_beside
-from pipelines.storage.lock import run_lock
 from pipelines.storage.paths import uri_of
-from pipelines.storage.shared import check_shared
+from pipelines.storage.sync import check_shared, run_lock
 
 VAL_SHARE = 0.1
 """Where the config has no validation: a search never goes by test accuracy."""
@@ -100,17 +98,14 @@ def _begin(tree: SearchTree, folder: Path, resume: bool, console: Console) -> tu
         console.print(told, highlight=False)
     plan = make_plan(replace(tree, data=resolve_reading(tree, checked.train, folder).data))
     write_settings(plan, code)
-    report_skipped_rows(tree, checked, folder, console)
     return plan, checked
 
 
 def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
     """Finish what Tune has of the search, then start the trials that are still missing."""
-    import optuna
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told in the end
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     cluster, started = plan.tree.cluster, time.monotonic()
     code = str(plan.folder / CODE) if (plan.folder / CODE).exists() else plan.space.config.code
     shared = replace(plan, space=replace(plan.space, config=replace(plan.space.config, code=code)))
@@ -166,15 +161,9 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    settings, space = plan.settings, plan.space.distributions
-    study = "search"
+    settings, study = plan.settings, "search"
     storage = optuna.storages.InMemoryStorage()
-    directions = [o.direction for o in plan.objectives]
-    optuna.create_study(storage=storage, study_name=study, directions=directions).add_trials(
-        optuna.trial.create_trial(values=values, params=t.suggested, distributions=space)
-        for t in past
-        if (values := objective_values(plan, t)) is not None
-    )
+    study_of(plan, past, storage=storage, study_name=study)
     seed = plan.tree.seed + 1_000_003 * len(past)  # not the same draws again
     few = max(4, (plan.trials or 40) // 4)
     sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
@@ -187,7 +176,7 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
         seen = [t.suggested for t in past]
         first += [p for p in plan.space.grid(settings.grid_points) if p not in seen]
     return OptunaSearch(
-        space,
+        plan.space.distributions,
         metric=[o.name for o in plan.objectives],
         mode=[o.mode for o in plan.objectives],
         points_to_evaluate=first,

@@ -201,6 +201,20 @@ def _reason(error: Any) -> str:
     return next((s for s in reversed(lines) if re.match(r"[A-Za-z_][\w.]*: ", s)), lines[-1])
 
 
+def study_of(plan: Plan, trials: Sequence[Trial], **where: Any) -> Any:
+    """Optuna's study of those trials that reached something, in order; ``where`` it keeps them."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=[o.direction for o in plan.objectives], **where)
+    study.add_trials(
+        optuna.trial.create_trial(values=values, params=t.suggested, distributions=plan.space.distributions)
+        for t in trials
+        if (values := objective_values(plan, t)) is not None
+    )
+    return study
+
+
 def objective_values(plan: Plan, trial: Trial) -> list[float] | None:
     """What a trial reached in each objective; ``None`` where it has not or could not."""
     values = [trial.metrics.get(o.name, np.nan) for o in plan.objectives]

@@ -1,4 +1,4 @@
-"""Working copies: local folders that are kept the same as ones on other filesystems.
+"""A run's storage beyond this process: a lock, copies of folders elsewhere, and whether all nodes share it.
 
 A run on storage named by a URI is written into a working copy and goes up before and after every
 checkpoint; Ray's checkpoints go there from the workers directly. What is there is what counts: it is
@@ -7,23 +7,81 @@ fetched before a run goes on.
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
+from cluster.checks import on_every_node
 from pipelines.errors import UserError
 from pipelines.storage.atomic import write_json
-from pipelines.storage.lock import run_lock
-from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of
+from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of, why_unreadable
 
 STATE = ".mirror.json"
 IGNORED = (".partial-", ".probe-", STATE)
 _copies: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
+SHARE = "give a folder that all nodes share (NFS or the like), or use one node"
+_log = logging.getLogger(__name__)
+_DOING = {"run": "is being trained", "search": "is being run"}
+
+
+@contextmanager
+def run_lock(folder: Path, kind: Literal["run", "search"], storage: str) -> Iterator[None]:
+    """Keep other processes from a run or search meanwhile, also on other machines that share the folder.
+
+    The lock (``.NAME.lock`` beside the folder) is gone with this process, however that ends; the file may
+    stay, and then means nothing. Where the filesystem knows no locks, a line in the log says so. Folders
+    above are made; ``storage`` is where they are in the user's words.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    made = [above for above in path.parents if not above.exists()]
+    lock = FileLock(path, blocking=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError("storage", f"{path.parent} cannot be written ({error.strerror or error})") from None
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            "name",
+            f"{kind} {folder.name!r} in {storage} {_DOING[kind]} by another process{_holder(path)}; "
+            "wait for it, or choose another --name",
+        ) from None
+    except OSError as error:
+        _log.warning("%s: nothing keeps a second process away here (%s)", path.parent, error.strerror)
+    with suppress(OSError):  # a full disk
+        path.write_text(f"{os.getpid()} {socket.gethostname()}\n")
+    holder = os.getpid()
+    try:
+        yield
+    finally:
+        if holder == os.getpid():  # not in a process that was forked meanwhile
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+            with suppress(OSError):  # a run that was refused leaves no folders
+                for above in made:
+                    above.rmdir()
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        found = re.fullmatch(r"(\d+) (\S+)\n", path.read_text(errors="replace"))
+        return f" (process {found[1]} on {found[2]})" if found else ""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -217,3 +275,51 @@ def _why_lost(folder: Path, uri: str | None) -> str | None:
         return None
     free = f", {shutil.disk_usage(folder).free >> 10} KiB free" if uri is None else ""
     return f"{uri or folder} cannot be written ({reason}{free})"
+
+
+def check_shared(storage: Path | str | None, files: Sequence[str]) -> None:
+    """That all nodes of the connected cluster write to the same storage and read the data."""
+    folder, mark = None if storage is None else Folder.of(storage), f".probe-{uuid4().hex}"
+    if folder is not None:
+        with storage_errors(folder):
+            folder.write(mark, mark.encode())
+    try:
+        for ip, (unwritable, seen, unreadable) in on_every_node(_look, storage, mark, tuple(files)).items():
+            if unwritable is not None:
+                what = f"{storage} cannot be written from node {ip} ({unwritable}); {SHARE}"
+                raise UserError("storage", what)
+            if not seen:
+                what = f"{storage} is not shared: the driver and node {ip} see other files there; {SHARE}"
+                raise UserError("storage", what)
+            if unreadable is not None:
+                what = f"node {ip} cannot read {unreadable}; put the data where every node reads it"
+                raise UserError("data.path", what)
+    finally:
+        if folder is not None:
+            with suppress(Exception):
+                folder.remove(mark)
+
+
+def _look(
+    storage: Path | str | None, mark: str, files: tuple[str, ...]
+) -> tuple[str | None, bool, str | None]:
+    """On a node: why it cannot write, whether it sees the driver's file, what it cannot read."""
+    unreadable = next((file for file in files if why_unreadable(file) is not None), None)
+    if storage is None:
+        return None, True, unreadable
+    try:
+        folder = Folder.of(storage)
+    except UserError as error:  # a package is missing there
+        return error.what, False, unreadable
+    return folder.why_unwritable(), _appears(folder, mark), unreadable
+
+
+def _appears(folder: Folder, name: str) -> bool:
+    for _ in range(20):  # network file systems may show a new file a little late
+        with suppress(Exception):
+            if folder.is_local:
+                os.listdir(folder.root)  # they look again
+            if folder.read(name) == name.encode():
+                return True
+        time.sleep(0.1)
+    return False

@@ -1,23 +1,17 @@
-"""Diagnostics of a running training: how good its draws are, and what pruning each layer does."""
+"""Diagnostics of a running training: how good its draws are."""
 
 from dataclasses import asdict
-from math import log
-from statistics import stdev
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipelines.config import DataPruningConfig, TrainConfig
-from pipelines.data.ids import uniform_sample
 from pipelines.data.inputs import to_device
-from pipelines.training.evaluation import inputs_of
+from pipelines.data.layout import uniform_sample
 from pipelines.training.worker import Worker
 from pruning.examples.diagnostics import TrainingStep, diagnose, example_gradients, training_bias
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
-from pruning.examples.policies import class_of
-from pruning.weights.allocation import Allocation
+from pruning.examples.policies import POLICIES
 
 PROBE_STREAM = 104
 
@@ -58,55 +52,9 @@ def diagnose_scores(
     power = examples.weight_power
     step = TrainingStep(
         batch_size=train.batch_size,
-        weight_power=class_of(examples.policy).weight_power if power is None else power,
+        weight_power=POLICIES[examples.policy].weight_power if power is None else power,
         **loss,
     )
     for key, design in (("training_bias", pi), ("training_bias_uniform", np.full(n, m / n))):
         found[key] = training_bias(worker.model, x_TB, labels, design, step, seed=worker.spec.config.seed)
     return found
-
-
-@torch.no_grad()
-def measure_distortion(worker: Worker, allocation: Allocation, examples: int) -> dict[str, Any]:
-    """Distortion of every layer that is masked alone, on held-out examples, for JSON.
-
-    Args:
-        worker: its network is not masked yet; it is left as it was.
-        allocation: masks and predictions.
-        examples: held-out examples over all workers, at most.
-
-    Returns:
-        ``examples``; by layer ``predicted`` (the criterion's estimate, in its own units) and ``measured``
-        (squared change of the time-mean logits, summed over classes, mean over examples); ``log_spread``,
-        the standard deviation of log(measured / predicted) over layers, None below two such layers.
-    """
-    model, engine = worker.model, worker.engine
-    share = -(-examples // engine.world_size)
-    rows = engine.held_out(worker.spec.watched).head(share)
-
-    def scores() -> Tensor:
-        batches = inputs_of(worker, rows, rows.ids[:share])
-        return torch.cat([model(x_TB).mean(0) for x_TB in batches]).double()
-
-    model.eval()
-    reference = scores()
-    sums = []
-    for s in model.synapses():
-        weight = s.layer.weight
-        whole = weight.clone()
-        weight.masked_fill_(~allocation.masks[s.name].to(weight.device), 0)
-        sums.append((scores() - reference).square().sum())
-        weight.copy_(whole)
-    model.train()
-    count = torch.tensor([len(reference)], dtype=torch.float64)
-    *totals, n = engine.sum(torch.cat([torch.stack(sums).cpu(), count])).tolist()
-    layers = [
-        {"name": layer.name, "predicted": layer.distortion, "measured": total / n}
-        for layer, total in zip(allocation.layers, totals, strict=True)
-    ]
-    ratios = [log(r["measured"] / r["predicted"]) for r in layers if r["measured"] > 0 and r["predicted"] > 0]
-    return {
-        "examples": round(n),
-        "layers": layers,
-        "log_spread": stdev(ratios) if len(ratios) > 1 else None,
-    }

@@ -21,12 +21,12 @@ from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from pipelines.storage.sync import storage_explained
 from pipelines.training.checkpoint import PROGRESS, check_whole, latest_checkpoint
+from pipelines.training.engine import load_rows
 from pipelines.training.loop import run_phases
 from pipelines.training.phases import RunSpec
 from pipelines.training.process_group import NodeTorchConfig
-from pipelines.training.ray_engine import PROGRESS_SECONDS, Job, RayEngine
+from pipelines.training.ray_engine import PROGRESS_SECONDS, RayEngine
 from pipelines.training.score_table import TableActor
-from pipelines.training.stored_rows import load_rows
 from pipelines.training.worker import start
 from snn.kernels.allocator import tune_allocator
 
@@ -41,16 +41,14 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
         UserError: a mistake that only the workers could see, or Ray Train's controller was killed.
     """
     prepare_data()
-    train = None if spec.shards else load_rows(spec.train)
-    held_out = {} if spec.shards else {name: load_rows(split) for name, split in spec.held_out.items()}
+    train = None if spec.shards else ray.put(load_rows(spec.train))
     cluster = spec.config.cluster
     name = f"score-table-{Path(spec.folder).name}-{uuid4().hex}"
     actor: Any = ray.remote(TableActor)
     table = actor.options(name=name, num_cpus=0, max_restarts=-1).remote(spec.ids, spec.code)
-    job = Job(spec=spec, train=train, held_out=held_out, table=table)
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"spec": spec, "train": train, "table": table},
         torch_config=NodeTorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=_worker_counts(cluster),  # type: ignore[arg-type]  # stubs from before V2
@@ -129,26 +127,26 @@ def _worker_counts(cluster: ClusterConfig) -> int | tuple[int, int]:
 def _train_worker(config: dict[str, Any]) -> None:
     prepare_data()
     tune_allocator()
-    job: Job = config["job"]
-    torch.set_num_threads(job.spec.config.cluster.threads or 1)
-    activate(job.spec.code)
-    if ray.get(job.table.mistake.remote()) is not None:
+    spec, table = config["spec"], config["table"]
+    torch.set_num_threads(spec.config.cluster.threads or 1)
+    activate(spec.code)
+    if ray.get(table.mistake.remote()) is not None:
         return  # the group was restarted after a mistake that the driver will report
     try:
         resume = ray.train.get_checkpoint()
-        run = Path(job.spec.folder)
-        unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS) if job.spec.remote is None else None)
+        run = Path(spec.folder)
+        unlisted = nullcontext(latest_checkpoint(run / CHECKPOINTS) if spec.remote is None else None)
         with (
-            storage_explained(run, job.spec.remote),
+            storage_explained(run, spec.remote),
             own_failures_named(),
             resume.as_directory() if resume is not None else unlisted as folder,
         ):
             path = Path(folder) if folder is not None else None
             if path is not None:
                 check_whole(path)
-            run_phases(start(job.spec, RayEngine(job), path), path)
+            run_phases(start(spec, RayEngine(**config), path), path)
     except UserError as error:
-        ray.get(job.table.refuse.remote(error.where, error.what))
+        ray.get(table.refuse.remote(error.where, error.what))
         raise
 
 

@@ -8,9 +8,9 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from pipelines.data.dataset import Split
 from pipelines.data.inputs import choose_device
-from pipelines.data.layout import Layout, Rows, naming_rows, read_rows, select
-from pipelines.scoring.scorer import Scoring, parts_of, score_layout, score_table
+from pipelines.data.layout import Layout, Rows, read_rows, select
+from pipelines.scoring.scorer import Scoring, parts_of, score_layout
 from pipelines.training import checkpoint
-from pipelines.training.feed import Feed, MemoryFeed, ShardFeed, StreamedRows, epoch_order, shard_order
+from pipelines.training.feed import Feed, StreamedRows, shard_order
 from pipelines.training.phases import HeldOut, RunSpec
-from pipelines.training.score_table import Drawn, ScoreTable, everything
+from pipelines.training.score_table import Drawn, ScoreTable
 from snn.models import SpikingNetwork
 
 Shared = TypeVar("Shared")
@@ -34,67 +34,59 @@ class Engine(ABC):
     """One worker's surroundings. All workers make the same calls in the same order."""
 
     def __init__(
-        self, spec: RunSpec, table: ScoreTable, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        spec: RunSpec,
+        table: ScoreTable,
+        device: torch.device,
+        train: pa.Table | None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.spec, self.table, self.device = spec, table, device
         self.rank, self.world_size = rank, world_size
+        self._train = train  # all training rows, encoded; None where they are read by row groups
         self._held_out: dict[HeldOut, Rows | StreamedRows] = {}
         self._also: Rows | None = None
 
     def fetch(self, ids: np.ndarray) -> Rows:
         """The training rows with these ids (ascending, unique)."""
-        if not self.spec.shards:
-            return Rows(self.select(ids))
-        return Rows(self.read(self.spec.train.layout.holding(ids), ids)())
+        return Rows(self._read_train(self.spec.train.layout.holding(ids), ids)())
+
+    def _read_train(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
+        return self.read(layout, ids) if self._train is None else partial(select, self._train, ids)
 
     def held_out(self, split: HeldOut) -> Rows | StreamedRows:
         """This worker's share of the validation or test split."""
         if split not in self._held_out:
-            of, place = self.spec.held_out[split], (self.rank, self.world_size)
-            if self.spec.shards:
-                self._held_out[split] = StreamedRows(of, *place, self.read)
-            else:
-                rows = self.load(split)
-                self._held_out[split] = rows.share(*place) if self.world_size > 1 else rows
+            rows = StreamedRows(self.spec.held_out[split], self.rank, self.world_size, self.read)
+            self._held_out[split] = rows if self.spec.shards else rows.head(len(rows))
         return self._held_out[split]
 
     def feed(self, drawn: Drawn, *, seed: int, global_batch: int, also: np.ndarray) -> tuple[Feed, Rows]:
-        """This worker's batches of an epoch; and the rows with the ids ``also``, perhaps among others."""
-        layout = self.spec.train.layout
-        key: dict[str, Any] = {"seed": seed, "epoch": drawn.epoch}
-        place: dict[str, Any] = {"rank": self.rank, "world_size": self.world_size}
-        place["global_batch"] = global_batch
-        if not self.spec.shards:
-            ids, weights = self.table.chosen(everything(self.spec.ids))
-            order = epoch_order(ids, weights, **key, **place)
-            rows = self.fetch(np.union1d(order.ids, also))
-            return MemoryFeed(order, rows, layout), rows
-        counts = self.table.counts(layout.ranges)
-        windows = shard_order(counts, **key, **place, window_rows=self.spec.window_rows)
+        """This worker's batches of an epoch; and the rows with the ids ``also``."""
+        layout, key = self.spec.train.layout, {"seed": seed, "epoch": drawn.epoch}
+        order = shard_order(
+            self.table.counts(layout.ranges),
+            **key,
+            window_rows=self.spec.window_rows if self.spec.shards else len(self.spec.ids),
+            global_batch=global_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
         if self._also is None or not np.array_equal(self._also.ids, also):  # kept until others are wanted
             self._also = self.fetch(also)
-        return ShardFeed(windows, layout, self.table.chosen, self.read, **key), self._also
-
-    @abstractmethod
-    def select(self, ids: np.ndarray) -> pa.Table:
-        """The training rows with these ids, where all are in memory."""
-
-    @abstractmethod
-    def load(self, split: HeldOut) -> Rows:
-        """All rows of a split that is evaluated on."""
+        return Feed(order, layout, self.table.chosen, self._read_train, **key), self._also
 
     @abstractmethod
     def read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
         """Begin to read the rows with these ids from row groups; the result waits for them."""
 
     @abstractmethod
-    def start_scoring(
-        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
-    ) -> Callable[[], int]:
-        """Score, by the current weights, what the policy wants scored before ``epoch``; on rank 0 only.
+    def rescore(self, model: SpikingNetwork, scoring: Scoring, epoch: int) -> int:
+        """Bring what the policy wants scored before ``epoch`` into the score table; how many those are.
 
-        The pass runs beside whatever follows, as far as the engine can. The result waits for it and
-        says how many it scored; by then they are in the score table, stamped with the epoch ``stamp``.
+        By the current weights; on rank 0 only.
         """
 
     @abstractmethod
@@ -113,9 +105,6 @@ class Engine(ABC):
     def distribute(self, model: nn.Module) -> nn.Module:
         """The module whose backward averages gradients over the workers."""
         return model
-
-    def publish(self, phase: str, values: dict[str, float]) -> None:  # noqa: B027
-        """Show numbers where the surroundings have a place for them."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the workers, on each."""
@@ -151,52 +140,28 @@ class LocalEngine(Engine):
         device = choose_device(spec.config.cluster.device, torch.cuda.device_count())
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton's kernels run on the current one
-        super().__init__(spec, ScoreTable(spec.ids), device)
+        train = None if spec.shards else load_rows(spec.train)
+        super().__init__(spec, ScoreTable(spec.ids), device, train)
         self._checkpoints, self._watch, self._on_record = checkpoints, watch, on_record
-        if not spec.shards:
-            self._train = load_rows(spec.train)
 
     @cached_property
     def _ahead(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="read")
 
-    def select(self, ids: np.ndarray) -> pa.Table:
-        """By mask."""
-        return select(self._train, ids)
-
-    def load(self, split: HeldOut) -> Rows:
-        """From the files."""
-        return Rows(load_rows(self.spec.held_out[split]))
-
     def read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
         """By a thread."""
         return self._ahead.submit(read_rows, layout, ids).result
 
-    def start_scoring(
-        self, model: SpikingNetwork, scoring: Scoring, *, epoch: int, stamp: int
-    ) -> Callable[[], int]:
-        """At once: there is nobody else to do it."""
+    def rescore(self, model: SpikingNetwork, scoring: Scoring, epoch: int) -> int:
+        """Part by part."""
         ids = self.table.rescore(epoch)
         if ids is None:
-            return lambda: 0
-        if self.spec.shards:
-            for part in parts_of(self.spec.train.layout):
-                wanted = ids[slice(*np.searchsorted(ids, [part.low[0], part.high[-1]]))]
-                if len(wanted):
-                    self._deliver(score_layout(part, wanted, model, scoring, self.device), scoring, stamp)
-            return lambda: len(ids)
-        with naming_rows(self.spec.train.layout):
-            scores = score_table(self.select(ids), model, scoring, self.device)
-
-        def deliver() -> int:
-            self._deliver(scores, scoring, stamp)
-            return scores.num_rows
-
-        return deliver
-
-    def _deliver(self, scores: pa.Table, scoring: Scoring, stamp: int) -> None:
-        found = scores.column(scoring.scores[0]).to_numpy()
-        self.table.observe(scores.column("id").to_numpy(), found, stamp, "pass")
+            return 0
+        for part in parts_of(self.spec.train.layout.holding(ids)):
+            scores = score_layout(part, ids, model, scoring, self.device)
+            found = scores.column(scoring.scores[0]).to_numpy()
+            self.table.observe(scores.column("id").to_numpy(), found, epoch, "pass")
+        return len(ids)
 
     def progress(self, event: dict[str, object]) -> None:
         """Straight to the watcher."""

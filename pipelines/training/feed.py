@@ -1,7 +1,7 @@
-"""An epoch's batches: from rows in memory, or from row groups that are read as the epoch goes on.
+"""An epoch's batches, from row groups that are read window by window; rows in memory are one window.
 
-Which row stands where is a pure function of (chosen ids, seed, epoch, worker count); who fetches the rows,
-and reading ahead, change nothing but time. A feed from row groups holds two windows at most.
+Which row stands where is a pure function of (chosen ids, seed, epoch, worker count); who reads the rows,
+and reading ahead, change nothing but time. A feed holds two windows at most.
 """
 
 from collections import deque
@@ -11,82 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from torch.profiler import record_function
 
 from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
-from pipelines.data.layout import Layout, Rows, chunked, naming_rows
+from pipelines.data.layout import Layout, Rows, chunked, naming_rows, read_rows
 from pruning.examples.sampling import hash64, shuffled
 
 STREAM_PIECES = 105
 AHEAD = 2  # batches that are decoded before they are trained on
 TEST_ROWS = 8192  # of the test split that are read together
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """The rows of one worker for one epoch, in training order.
-
-    Every worker has ``steps * batch_size`` rows. The last global batch is filled with rows of weight
-    0 (copies of the epoch's first rows), so that all workers take the same number of steps and no
-    chosen row is dropped.
-    """
-
-    ids: np.ndarray
-    """int64 ``[steps * batch_size]``."""
-    weights: np.ndarray
-    """float32, as ``ids``; 0 marks padding."""
-    batch_size: int
-    """Rows per step of this worker."""
-    nominal_batch: float
-    """The global batch by the number of workers: what a worker's sum of losses is divided by."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the epoch."""
-        return len(self.ids) // self.batch_size
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and weights of one step."""
-        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        return self.ids[rows], self.weights[rows]
-
-
-def epoch_order(
-    ids: np.ndarray,
-    weights: np.ndarray,
-    *,
-    seed: int,
-    epoch: int,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-) -> EpochOrder:
-    """This worker's rows of an epoch.
-
-    Args:
-        ids: the chosen examples, int64 ``[m]``, ascending.
-        weights: theirs, float32 ``[m]``.
-        seed: of the run.
-        epoch: together with ``seed`` it keys the shuffle.
-        global_batch: rows per step over all workers. Where workers do not divide it, each takes the next
-            whole number of rows and the rows too many have weight 0.
-        rank: this worker.
-        world_size: number of workers.
-    """
-    order = np.searchsorted(ids, shuffled(ids, seed=seed, epoch=epoch))
-    steps = -(-len(ids) // global_batch)
-    share = -(-global_batch // world_size)
-    within = rank * share + np.arange(share)
-    slots = (np.arange(steps)[:, None] * global_batch + within).reshape(-1)
-    real = np.tile(within < global_batch, steps) & (slots < len(ids))
-    rows = order[slots % len(ids)]
-    return EpochOrder(
-        ids=ids[rows],
-        weights=np.where(real, weights[rows], np.float32(0)),
-        batch_size=share,
-        nominal_batch=global_batch / world_size,
-    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +36,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """The rows of one worker for one epoch where data are read by row groups, window by window.
+    """The rows of one worker for one epoch, window by window.
 
     All workers take ``steps``; those that run out of rows repeat their last ones with weight 0.
     """
@@ -117,7 +50,7 @@ class ShardOrder:
     real: int
     """How many of these are not padding, as long as there are rows."""
     nominal_batch: float
-    """As of `EpochOrder`."""
+    """The global batch by the number of workers: what a worker's sum of losses is divided by."""
 
 
 def shard_order(
@@ -130,7 +63,7 @@ def shard_order(
     rank: int,
     world_size: int,
 ) -> ShardOrder:
-    """This worker's part of an epoch that is read by row groups.
+    """This worker's part of an epoch.
 
     The row groups that hold chosen rows are permuted by a hash of (seed, epoch, row group) and cut into
     windows of at least ``window_rows`` chosen rows, the rows of each window are shuffled by a hash of (seed,
@@ -142,7 +75,8 @@ def shard_order(
         seed: of the run.
         epoch: of the run.
         window_rows: rows that are shuffled together.
-        global_batch: rows per step over all workers, shared as in `epoch_order`.
+        global_batch: rows per step over all workers. Where workers do not divide it, each takes the next
+            whole number of rows and the rows too many have weight 0.
         rank: this worker.
         world_size: number of workers.
     """
@@ -231,27 +165,13 @@ def decoded(feed: "Feed", count: int) -> Iterator[list[Part]]:
         for batch in feed:
             waiting.append(thread.submit(decode, batch))
             if len(waiting) > AHEAD:
-                with record_function("data"):
-                    found = waiting.popleft().result()
-                yield found
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-class MemoryFeed:
-    """Batches from rows that are all there."""
-
-    def __init__(self, order: EpochOrder, rows: Rows, layout: Layout) -> None:
-        self._order, self._rows, self._layout = order, rows, layout
-        self.steps, self.nominal_batch = order.steps, order.nominal_batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.steps):
-            yield Batch(*self._order.batch(step), self._rows, self._layout)
-
-
-class ShardFeed:
-    """Batches from row groups, the next window being read while one is trained on."""
+class Feed:
+    """The batches of one epoch on one worker, the next window being read while one is trained on."""
 
     def __init__(
         self, order: ShardOrder, layout: Layout, chosen: Chosen, read: Reader, *, seed: int, epoch: int
@@ -309,10 +229,6 @@ class ShardFeed:
         return ids, weights, self._read(pieces.holding(wanted), wanted)
 
 
-Feed = MemoryFeed | ShardFeed
-"""The batches of one epoch on one worker, in training order; ``steps`` is the same on all workers."""
-
-
 class StreamedRows:
     """A worker's equal share of a split, read again on each pass."""
 
@@ -340,6 +256,8 @@ class StreamedRows:
                 tables.append(table)
                 if sum(t.num_rows for t in tables) >= rows:
                     break
+            if not tables:  # fewer rows than workers
+                tables = [read_rows(self._layout, self._ids.array(0, 0))]
             self._head = Rows(pa.concat_tables(tables).slice(0, rows))
         return self._head
 

@@ -5,7 +5,7 @@ leaves a checkpoint after each epoch from which it goes on as if nothing had hap
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from pipelines.config.plugins import own_failures_named
-from pipelines.data.ids import uniform_sample
-from pipelines.data.layout import Rows
+from pipelines.data.layout import Rows, uniform_sample
 from pipelines.networks import make_network
 from pipelines.scoring.scorer import Scoring
 from pipelines.storage.sync import storage_explained
@@ -22,9 +21,8 @@ from pipelines.training import checkpoint
 from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.engine import LocalEngine
 from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.metrics import pace
+from pipelines.training.metrics import Clock
 from pipelines.training.phases import Phase, RunSpec
-from pipelines.training.profile import Clock
 from pipelines.training.prune import prune, retrained
 from pipelines.training.steps import Stepper, diverged, make_optimizer
 from pipelines.training.worker import Worker, start
@@ -168,8 +166,6 @@ class _Trainer:
         diagnosis = None if drawn.full else self._diagnose(epoch)
         if diagnosis is not None:
             seconds.lap("diagnose")
-        ahead = self._score_ahead(epoch)  # after the draw, which its scores are not for
-        seconds.lap("score")
         seed = self.worker.spec.config.seed
         sample = uniform_sample(
             self.worker.spec.ids,
@@ -187,37 +183,25 @@ class _Trainer:
         seconds.lap("train")
         self._reestimate(rows, sample, epoch)
         seconds.lap("norm")
-        with self._averaged(epoch):
-            if self.stepper.average is not None:
-                self._reestimate(rows, sample, epoch)
-            spec, last = self.worker.spec, epoch + 1 == self.train.epochs
-            splits = tuple(spec.held_out) if last else (spec.watched,)
-            tested = evaluate(self.worker, *splits)
+        spec, last = self.worker.spec, epoch + 1 == self.train.epochs
+        tested = evaluate(self.worker, *(spec.held_out if last else (spec.watched,)))
         seconds.lap("evaluate")
-        rescored_ahead = ahead()
-        seconds.lap("wait")
         engine.barrier()  # all scores of this epoch have reached the score table
         seconds.lap("barrier")
-        record = {
+        record: dict[str, Any] = {
             "phase": self.phase.name,
             "epoch": epoch,
             **drawn.summary,
             "subset": drawn.fingerprint,
             "workers": engine.world_size,
             "rescored": rescored,
-            "rescored_ahead": rescored_ahead,
             **({"diagnosis": diagnosis} if diagnosis is not None else {}),
             "train_loss": loss,
             **tested,
             **seconds.record(),
         }
-        return {**record, "speed": self._speed(record)}
-
-    def _speed(self, record: dict[str, Any]) -> dict[str, float]:
-        earlier = [r for r in self.worker.progress.history if r["phase"] == self.phase.name]
-        T = self.worker.inputs.T
-        share = (self.phase.data_pruning.score_timesteps or T) / T
-        return pace(earlier, record, num_examples=len(self.worker.spec.ids), scoring_share=share)
+        rate = round(drawn.size / max(record["seconds"]["train"], 1e-9), 1)
+        return {**record, "speed": {"examples_per_second": rate}}
 
     def _reestimate(self, rows: Rows, sample: np.ndarray, epoch: int) -> None:
         try:
@@ -227,37 +211,15 @@ class _Trainer:
                 raise
             raise diverged(self.phase, epoch, str(error)) from error
 
-    def _averaged(self, epoch: int) -> AbstractContextManager[None]:
-        """The averaged weights, where there are any; after the last epoch the network keeps them."""
-        average = self.stepper.average
-        return nullcontext() if average is None else average.applied(keep=epoch + 1 == self.train.epochs)
-
-    def _overlaps(self, epoch: int) -> bool:
-        """Whether the scores that ``epoch`` draws by are made while the epoch before it trains.
-
-        The first scored epoch's are not: the weights one epoch before it know nothing yet.
-        """
-        examples = self.phase.data_pruning
-        return examples.overlap and epoch > max(examples.warmup_epochs, examples.score_from)
-
-    def _score_ahead(self, epoch: int) -> Callable[[], int]:
-        """Start scoring for the next epoch; called, it delivers the scores and says how many they were."""
-        if self.scoring is None or epoch + 1 >= self.train.epochs or not self._overlaps(epoch + 1):
-            return lambda: 0
-        if self.engine.rank != 0:
-            return lambda: int(self.engine.share(0))
-        waiting = self.engine.start_scoring(self.worker.model, self.scoring, epoch=epoch + 1, stamp=epoch)
-        return lambda: int(self.engine.share(waiting()))
-
     def _rescore(self, epoch: int) -> int:
         """Fresh scores of the examples that the policy asks for; how many those were."""
-        if self._overlaps(epoch):
+        if self.scoring is None:
             return 0
         rescored = 0
-        if self.scoring is not None and self.engine.rank == 0:
+        if self.engine.rank == 0:
             self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
-            rescored = self.engine.start_scoring(self.worker.model, self.scoring, epoch=epoch, stamp=epoch)()
-        return int(self.engine.share(rescored)) if self.scoring is not None else 0
+            rescored = self.engine.rescore(self.worker.model, self.scoring, epoch)
+        return int(self.engine.share(rescored))
 
     def _diagnose(self, epoch: int) -> dict[str, float] | None:
         """How far the scores that were drawn by are from exact gradient norms, on a probe."""

@@ -1,4 +1,4 @@
-"""A run's records: metrics.jsonl, their speed and line in the terminal, and who else is told of them."""
+"""A run's records: metrics.jsonl, their times and line in the terminal, and who else is told of them."""
 
 import importlib
 import json
@@ -6,67 +6,50 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pipelines.config import Config
-from pipelines.config.load import flat_tree
+from pipelines.config.load import values_of
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_beside, write_json
 from pipelines.storage.paths import short
-from pruning.examples.policies.settings import FORWARD_COST
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"
 _WITHOUT_SERVER = ("offline", "disabled")  # values of WANDB_MODE
 
-_APART = ("evaluate", "norm", "diagnose", "table", "report", "total")
-"""Laps that full and pruned epochs have alike, whatever is trained."""
+
+class Clock:
+    """Wall and CPU seconds of this process between laps."""
+
+    def __init__(self) -> None:
+        self._last = (time.perf_counter(), time.process_time())
+        self._laps: dict[str, tuple[float, float]] = {}
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``, beside what is there."""
+        now = (time.perf_counter(), time.process_time())
+        wall, cpu = self._laps.get(name, (0.0, 0.0))
+        self._laps[name] = (wall + now[0] - self._last[0], cpu + now[1] - self._last[1])
+        self._last = now
+
+    def record(self) -> dict[str, dict[str, float]]:
+        """All laps and their total, to milliseconds, as ``seconds`` and ``cpu_seconds``."""
+        laps = {**self._laps, "total": tuple(map(sum, zip(*self._laps.values(), strict=True)))}
+        return {
+            name: {lap: round(times[i], 3) for lap, times in laps.items()}
+            for i, name in enumerate(("seconds", "cpu_seconds"))
+        }
 
 
 def write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
     """All records as metrics.jsonl, one line each."""
     lines = "".join(json.dumps(record) + "\n" for record in history)
     write_beside(folder / "metrics.jsonl", lambda p: p.write_text(lines))
-
-
-def pace(
-    earlier: Sequence[dict[str, Any]],
-    record: dict[str, Any],
-    *,
-    num_examples: int,
-    scoring_share: float = 1.0,
-) -> dict[str, float]:
-    """An epoch's speed, for its record.
-
-    The unit is what the phase's full epochs took so far (validation apart). In theory a pruned epoch takes
-    its share of the examples of that, and a scoring pass `FORWARD_COST` of it.
-
-    Args:
-        earlier: the phase's records so far.
-        record: the epoch's, with ``examples``, ``rescored`` and ``seconds``.
-        num_examples: of a full epoch.
-        scoring_share: of the timesteps that a scoring pass runs.
-
-    Returns:
-        ``examples_per_second`` (trained, of this epoch) and, once there have been a full and a pruned epoch,
-        ``achieved_over_theoretical`` speed-up over the pruned epochs so far.
-    """
-    found = {"examples_per_second": round(record["examples"] / max(record["seconds"]["train"], 1e-9), 1)}
-    epochs = [*earlier, record]
-    full = [_seconds(r) for r in epochs if r["examples"] >= num_examples]
-    pruned = [r for r in epochs if r["examples"] < num_examples]
-    if full and pruned:
-        shares = (
-            r["examples"] / num_examples + FORWARD_COST * scoring_share * r["rescored"] / num_examples
-            for r in pruned
-        )
-        theory = sum(full) / len(full) * sum(shares)
-        found["achieved_over_theoretical"] = round(theory / max(sum(map(_seconds, pruned)), 1e-9), 3)
-    return found
 
 
 def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
@@ -83,10 +66,6 @@ def progress_line(record: dict[str, Any]) -> str:
     return f"{line}, {speed['examples_per_second']:,.0f} examples/s" if speed else line
 
 
-def _seconds(record: dict[str, Any]) -> float:
-    return sum(s for lap, s in record["seconds"].items() if lap not in _APART)
-
-
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a record by their path: ``train/test_accuracy``, ``train/seconds/score``, ..."""
     phase = f"{record['phase']}/" if "phase" in record else ""
@@ -97,21 +76,6 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{phase}{prefix}{key}"] = float(value)
     return found
-
-
-def gauges(record: Mapping[str, Any]) -> dict[str, float]:
-    """What dashboards show of a record while a run goes on."""
-    speed = record.get("speed", {})
-    found = {
-        "epoch": record["epoch"],
-        "accuracy": next(iter(accuracies(record).values())),
-        "examples": record.get("examples"),
-        "examples_per_second": speed.get("examples_per_second"),
-        "achieved_over_theoretical_speedup": speed.get("achieved_over_theoretical"),
-        "score_age_epochs": record.get("mean_score_age"),
-        "workers": record.get("workers"),
-    }
-    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def check_trackers(config: Config) -> None:
@@ -169,24 +133,15 @@ class TensorBoard(Tracker):
     """Event files below a run's folder: ``tensorboard --logdir runs``."""
 
     def __init__(self, folder: Path, records: int) -> None:
-        # Not its SummaryWriter, which writes from a thread and whose flush does not wait for it.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._summary = Event, Summary
-        self._writer = EventsWriter(str(folder / "events"))
         # What a killed run wrote beyond its last checkpoint is told again.
-        begun = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=records, session_log=begun))
+        self._writer = SummaryWriter(str(folder), purge_step=records, flush_secs=1)
 
     def record(self, index: int, record: Mapping[str, Any]) -> None:
         """All numbers, at step ``index``."""
-        values = [self._summary.Value(tag=n, simple_value=v) for n, v in scalars(record).items()]
-        summary = self._summary(value=values)
-        self._writer.write_event(self._event(wall_time=time.time(), step=index, summary=summary))
-        self._writer.flush()
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, index)
 
     def close(self) -> None:
         """Close the file."""
@@ -209,7 +164,7 @@ class Mlflow(Tracker):
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         id_ = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
         self._run = self._client.create_run(id_, run_name=config.name).info.run_id
-        values = [Param(name, str(value)[:500]) for name, value in flat_tree(asdict(config)).items()]
+        values = [Param(name, str(value)[:500]) for name, value in values_of(config).items()]
         for start in range(0, len(values), 100):  # the server's limit per request
             self._client.log_batch(self._run, params=values[start : start + 100])
         write_json(known, {"run_id": self._run, "experiment": EXPERIMENT})

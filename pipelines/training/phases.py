@@ -6,8 +6,8 @@ from typing import Literal
 from pipelines.config import Config, DataPruningConfig, TrainConfig
 from pipelines.config.plugins import OwnCode
 from pipelines.data.dataset import DatasetInfo, Split
-from pipelines.data.ids import Ids
-from pruning.examples.policies import class_of
+from pipelines.data.layout import Ids
+from pruning.examples.policies import POLICIES
 
 Command = Literal["run", "train", "prune"]
 HeldOut = Literal["val", "test"]
@@ -55,8 +55,6 @@ class RunSpec:
     """Rows that are shuffled together where training rows are read by row groups."""
     code: OwnCode | None = None
     """The user's own model and policy, if the config names any."""
-    profile: bool = False
-    """Whether worker 0 traces some steps."""
     initial: str | None = None
     """Checkpoint file (path or URI) of the network that a first phase without new weights starts from."""
 
@@ -145,5 +143,5 @@ def _retrain(config: Config, name: str, round_: int) -> Phase:
 
 def _scores_in_training_alone(examples: DataPruningConfig) -> bool:
     """Whether no scoring pass tells the policy anything before it has trained."""
-    policy, every = class_of(examples.policy), examples.rescore_every
+    policy, every = POLICIES[examples.policy], examples.rescore_every
     return policy.score is not None and not (policy.rescore_every if every is None else every)

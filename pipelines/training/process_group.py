@@ -6,8 +6,6 @@ one machine would be open to its whole network. Here the first worker opens the 
 
 import os
 import socket
-import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +17,6 @@ from ray.train.torch import TorchConfig
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 CONNECT_SECONDS = 300.0  # for the slowest worker to find the store
-LEAVE_SECONDS = 10.0
 _stores: list[dist.TCPStore] = []  # of this process, until it joins
 
 
@@ -53,10 +50,6 @@ class _NodeBackend(Backend):
         ]
         ray.get(joining)
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        left = worker_group.execute_async(_leave)
-        ray.wait(left, num_returns=len(left), timeout=LEAVE_SECONDS)  # they are ended anyway
-
 
 def _serve() -> tuple[str, int]:
     """Open the store in this process; where it listens."""
@@ -71,11 +64,6 @@ def _serve() -> tuple[str, int]:
     return host, port
 
 
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _join(*, host: str, port: int, world_rank: int, world_size: int, backend: str, seconds: int) -> None:
     choose_interface()
     if world_rank == 0:
@@ -84,7 +72,6 @@ def _join(*, host: str, port: int, world_rank: int, world_size: int, backend: st
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=CONNECT_SECONDS))
     timeout = timedelta(seconds=seconds)
     store.set_timeout(timeout)
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # a collective that hangs fails
     dist.init_process_group(
         backend=backend, store=store, rank=world_rank, world_size=world_size, timeout=timeout
     )
@@ -105,13 +92,8 @@ def choose_interface() -> None:
 
 
 def interface_of(ip: str) -> str | None:
-    """Name of this machine's interface with that IPv4 address, if it has one (Linux)."""
-    import fcntl
+    """Name of this machine's interface with that address, if it has one."""
+    import psutil  # Ray brings it
 
-    for _, name in socket.if_nameindex():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-            request = struct.pack("256s", name.encode()[:15])
-            reply = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
-            if socket.inet_ntoa(reply[20:24]) == ip:
-                return name
-    return None
+    known = psutil.net_if_addrs().items()
+    return next((name for name, addresses in known if ip in {a.address for a in addresses}), None)

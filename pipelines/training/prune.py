@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from pipelines.config import WeightPruningConfig
-from pipelines.data.ids import uniform_sample
-from pipelines.data.layout import Rows
+from pipelines.data.layout import Rows, uniform_sample
 from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
-from pipelines.training.diagnosis import measure_distortion
 from pipelines.training.engine import Engine
 from pipelines.training.evaluation import (
     evaluate,
@@ -60,8 +58,6 @@ def prune(worker: Worker) -> None:
     except ValueError as error:
         raise UserError("weight_pruning", str(error)) from None
     _check_equal(worker, allocation.masks)
-    examples = config.weight_pruning.diagnose_examples
-    distortion = measure_distortion(worker, allocation, examples) if examples else None
     allocation.masks.apply_(model)
     masked = evaluate(worker, watched)
     reestimate_norm(worker, sample.rows, sample.norm_ids)
@@ -80,7 +76,6 @@ def prune(worker: Worker) -> None:
                 "allocation": allocation.to_dict(),
                 "calibration": calibrated.calibration.to_dict(),
                 "calibration_spread": calibrated.spread,
-                "distortion": distortion,
                 "activity": {"dense": dense["dense_activity"], "pruned": pruned},
                 "figures": {"pruned": figures, "retrained": None},
             },

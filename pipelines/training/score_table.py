@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.config.plugins import OwnCode, activate
-from pipelines.data.ids import MOST_IDS, Ids
+from pipelines.data.layout import MOST_IDS, Ids
 from pipelines.errors import UserError
 from pruning.examples.policies import Policy, make_policy
 from pruning.examples.policies.base import Source
 from pruning.examples.sampling import hash64
-from pruning.examples.summary import PlanSummary, summarise
+from pruning.examples.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class ScoreTable:
         self._policy: Policy | None = None
         self._drawn: Drawn | None = None
         self._chosen: tuple[np.ndarray, np.ndarray] | None = None
-        self._drawn_by: tuple[int, np.ndarray | None] | None = None
 
     def begin(self, settings: Mapping[str, Any]) -> tuple[str, bool] | None:
         """Start a phase with a fresh policy, made of the arguments of `make_policy`.
@@ -58,9 +57,9 @@ class ScoreTable:
             are met while training are worth their cost: passes do not replace all of them, or the policy
             counts what was trained on.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
-        self._policy = policy = make_policy(num_examples=self._ids.end, present=self._ids.present(), **given)
-        self._drawn = self._chosen = self._drawn_by = None
+        ids = self._ids
+        self._policy = policy = make_policy(num_examples=ids.end, present=ids.present(), **settings)
+        self._drawn = self._chosen = None
         if policy.score is None:
             return None
         s = policy.settings
@@ -83,7 +82,6 @@ class ScoreTable:
     ) -> None:
         """Scores by the weights of ``epoch``, from a scoring ``pass`` or, with steps, as they ``train``."""
         self._current().observe(ids, scores, epoch, source, steps)
-        self._drawn_by = None
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""
@@ -99,20 +97,11 @@ class ScoreTable:
     def draw(self, epoch: int) -> Drawn:
         """Decide on the epoch's examples and weights; asked again, the same ones."""
         if self._drawn is None or self._drawn.epoch != epoch:
-            policy = self._current()
-            self._drawn_by = None
-            if policy.is_full(epoch):
-                self._chosen = None
-                n = policy.settings.num_present
-                summary = PlanSummary(n, 1.0, 1.0, 1.0, 1.0, 1.0, policy.mean_score_age(epoch), 0)
-                every = sum(fingerprint(ids, np.ones(len(ids), np.float32)) for ids in self._ids.blocks())
-                self._drawn = Drawn(epoch, n, True, hexadecimal(every), asdict(summary))
-            else:
-                plan = policy.plan(epoch)
-                self._chosen = plan.ids, plan.weights
-                found = hexadecimal(fingerprint(plan.ids, plan.weights))
-                powers = plan.weight_power, plan.mean_power
-                self._drawn = Drawn(epoch, len(plan.ids), False, found, asdict(summarise(plan)), *powers)
+            plan = self._current().plan(epoch)
+            self._chosen = None if plan.full else (plan.ids, plan.weights)
+            found = hexadecimal(fingerprint(plan.ids, plan.weights))
+            powers = plan.weight_power, plan.mean_power
+            self._drawn = Drawn(epoch, len(plan.ids), plan.full, found, asdict(summarise(plan)), *powers)
         return self._drawn
 
     def counts(self, ranges: np.ndarray) -> np.ndarray:
@@ -157,24 +146,19 @@ class ScoreTable:
         """
         self._current().load(state)
 
-    def rows(self, epoch: int, low: int, high: int) -> dict[str, np.ndarray] | None:
-        """What ``epoch`` is drawn by: columns of the examples with ids in ``[low, high)``.
+    def rows(self, epoch: int) -> dict[str, np.ndarray] | None:
+        """What ``epoch`` is drawn by, as columns; ``None`` where the policy has no scores.
 
-        Columns: id, score, epoch of the weights that made it (-1: none) and inclusion probability; ``None``
-        where the policy has no scores. Asked part by part, so that the whole is in no other process.
+        Columns: id, score, epoch of the weights that made it (-1: none) and inclusion probability.
         """
-        policy = self._current()
+        policy, ids = self._current(), self._ids.array()
         if policy.score is None:
             return None
-        if self._drawn_by is None or self._drawn_by[0] != epoch:  # eight bytes per id, until scores come in
-            self._drawn_by = epoch, None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
-        probabilities = self._drawn_by[1]
-        ids = self._ids.array(low, high)
         return {
             "id": ids,
             "score": policy.scores[ids],
             "scored_at": np.where(policy.stamps[ids] < 0, -1, policy.stamps[ids] // 2).astype(np.int32),
-            "probability": np.ones(len(ids)) if probabilities is None else probabilities[ids],
+            "probability": np.ones(len(ids)) if policy.is_full(epoch) else policy.inclusion(epoch)[0][ids],
         }
 
     def _current(self) -> Policy:
@@ -245,8 +229,3 @@ def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:
 def hexadecimal(number: int) -> str:
     """A fingerprint as text."""
     return f"{number % (1 << 64):016x}"
-
-
-def everything(ids: Ids) -> np.ndarray:
-    """The one range that holds all ids of a set."""
-    return np.array([[0, ids.end]])

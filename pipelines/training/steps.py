@@ -1,18 +1,15 @@
-"""The optimiser's steps of an epoch: precision, accumulation, clipping, averaged weights, in-train scores."""
+"""The optimiser's steps of an epoch: precision, accumulation, clipping, in-train scores."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from math import cos, pi
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.profiler import record_function
 
 from pipelines.config import TrainConfig
 from pipelines.data.inputs import to_device
@@ -20,8 +17,7 @@ from pipelines.errors import UserError
 from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed, Part, decoded
 from pipelines.training.phases import Phase
-from pipelines.training.profile import traced
-from pipelines.training.score_table import Drawn, ScoreTable
+from pipelines.training.score_table import Drawn
 from pipelines.training.worker import Worker
 from pruning.examples.sampling import tempered
 from pruning.examples.scores import ExampleScorer
@@ -29,8 +25,9 @@ from snn.activations import keep_activations
 from snn.losses import LOSSES
 from snn.weighted_norm import weighted_statistics
 
-DELIVERY = 1 << 18  # scores that a worker holds before it delivers them
 CHECK_STEPS = 100  # from one look at the loss to the next: on a GPU it waits for the device
+Seen = tuple[np.ndarray, Tensor, np.ndarray, int]
+"""Ids, scores (left on their device, so that no step waits), which are real, and the step of a batch."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,89 +62,6 @@ def learning_rate(train: TrainConfig, fraction: float) -> float:
     return train.lr * 0.5 * (1 + cos(pi * (fraction - train.warmup) / (1 - train.warmup)))
 
 
-class ScoreBuffer:
-    """Scores met in training on their way to the score table, in deliveries of a bounded size.
-
-    They stay on their device until one is due, so that no step waits for its scores.
-    """
-
-    def __init__(self, table: ScoreTable, epoch: int) -> None:
-        self._table, self._epoch = table, epoch
-        self._parts: list[tuple[np.ndarray, Tensor, np.ndarray, np.ndarray]] = []
-        self._held = 0
-        self.step = 0
-        """The optimiser step that scores added now belong to."""
-
-    def add(self, ids: np.ndarray, scores_B: Tensor, real: np.ndarray) -> None:
-        """Take a batch's scores, of those examples that are real and no filling."""
-        self._parts.append((ids, scores_B, real, np.full(len(ids), self.step, np.int32)))
-        self._held += len(ids)
-        if self._held >= DELIVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Deliver what is held."""
-        if self._parts:
-            ids, scores, real, steps = zip(*self._parts, strict=True)
-            wanted = np.concatenate(real)
-            found = torch.cat(scores).float().cpu().numpy()
-            self._table.observe(
-                np.concatenate(ids)[wanted],
-                found[wanted],
-                self._epoch,
-                "train",
-                np.concatenate(steps)[wanted],
-            )
-            self._parts, self._held = [], 0
-
-
-class WeightAverage:
-    """Exponential moving average of a network's parameters.
-
-    After n updates the decay is at most (1 + n) / (10 + n), so that the start is soon forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._model, self._decay, self.updates = model, decay, 0
-        self._average = [p.detach().clone() for p in model.parameters()]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the parameters as they are."""
-        self.updates += 1
-        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        get_ema_multi_avg_fn(decay)(self._average, list(self._model.parameters()), None)
-
-    @contextmanager
-    def applied(self, *, keep: bool) -> Iterator[None]:
-        """Within it the network has the averaged parameters; afterwards too with ``keep``.
-
-        Buffers (batch norm statistics) that change within belong to the averaged parameters.
-        """
-        before = [p.detach().clone() for p in self._model.parameters()]
-        buffers = [b.clone() for b in self._model.buffers()]
-        self._put(self._model.parameters(), self._average)
-        yield
-        if not keep:
-            self._put(self._model.parameters(), before)
-            self._put(self._model.buffers(), buffers)
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"updates": self.updates, "average": self._average}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.updates = state["updates"]
-        self._put(self._average, state["average"])
-
-    @staticmethod
-    def _put(into: Any, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for tensor, value in zip(into, values, strict=True):
-                tensor.copy_(value)
-
-
 class Stepper:
     """Moves one phase's weights on one worker, and holds all that does."""
 
@@ -158,7 +72,6 @@ class Stepper:
         keep_activations(worker.model, phase.train.activations)
         self.module = worker.engine.distribute(worker.model)
         self.optimizer = optimizer
-        self.average = WeightAverage(worker.model, phase.train.ema_decay) if phase.train.ema_decay else None
         self.loss = LOSSES[phase.train.loss]
         self._half = _HALF.get(phase.train.precision)
         self._scaler = torch.amp.GradScaler(worker.engine.device.type, enabled=self._half is torch.float16)
@@ -169,19 +82,14 @@ class Stepper:
 
     def epoch(self, drawn: Drawn, feed: Feed) -> float:
         """All steps of an epoch; the weighted sum of the losses over all workers."""
-        with self._traced(drawn.epoch) as after_step:
-            return self._steps(drawn, feed, after_step)
-
-    def _steps(self, drawn: Drawn, feed: Feed, after_step: Callable[[], None]) -> float:
         epoch = drawn.epoch
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         finite_steps = torch.zeros((), dtype=torch.int64, device=self.engine.device)
-        seen = ScoreBuffer(self.engine.table, epoch)
+        seen: list[Seen] = []
         examples = int(self.engine.world_size * feed.nominal_batch * feed.steps)
         started = time.perf_counter()
         self.module.train()
         for step, parts in enumerate(decoded(feed, self.train.grad_accum_steps)):
-            seen.step = step
             fraction = (epoch + step / feed.steps) / self.train.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.train, fraction)
@@ -189,11 +97,9 @@ class Stepper:
             for i, some in enumerate(parts):
                 last = i + 1 == len(parts)
                 with nullcontext() if last else self._unsynchronised():
-                    total += self._backward(drawn, some, feed.nominal_batch, seen)
-            with record_function("optimizer"):
-                self._step()
+                    total += self._backward(drawn, some, feed.nominal_batch, step, seen)
+            self._step()
             finite_steps += total.isfinite()
-            after_step()
             if (step + 1) % CHECK_STEPS == 0:
                 self._check(total, finite_steps, feed.steps, epoch)
             self.engine.progress(
@@ -206,7 +112,7 @@ class Stepper:
                     "rate": (step + 1) * self.train.batch_size / (time.perf_counter() - started),
                 }
             )
-        seen.flush()
+        self._deliver(seen, epoch)
         total = self.engine.sum(total)
         self._check(total, finite_steps, feed.steps, epoch)
         moved = torch.stack([p.detach().sum() for p in self.worker.model.parameters()])
@@ -220,47 +126,45 @@ class Stepper:
             step = min(int(finite_steps) + 1, steps)
             raise diverged(self.phase, epoch, f"the loss is not finite from step {step} of {steps}")
 
-    def _traced(self, epoch: int) -> AbstractContextManager[Callable[[], None]]:
-        spec, engine = self.worker.spec, self.engine
-        first = self.worker.progress.phase == epoch == 0
-        on = spec.profile and first and engine.rank == 0
-        return traced(Path(spec.folder), on=on, cuda=engine.device.type == "cuda")
-
     def state(self) -> dict[str, Any]:
         """For a checkpoint: tensors and numbers."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "average": self.average.state() if self.average is not None else {},
-        }
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load(state["average"])
 
-    def _backward(self, drawn: Drawn, some: Part, nominal_batch: float, seen: ScoreBuffer) -> Tensor:
+    def _deliver(self, seen: list[Seen], epoch: int) -> None:
+        """Bring the scores met in an epoch into the score table, of examples that are real and no filling."""
+        if seen:
+            ids, scores, real, steps = zip(*seen, strict=True)
+            wanted, of_batch = np.concatenate(real), [len(i) for i in ids]
+            found = torch.cat(scores).float().cpu().numpy()
+            at = np.repeat(np.array(steps, np.int32), of_batch)
+            self.engine.table.observe(np.concatenate(ids)[wanted], found[wanted], epoch, "train", at[wanted])
+
+    def _backward(
+        self, drawn: Drawn, some: Part, nominal_batch: float, step: int, seen: list[Seen]
+    ) -> Tensor:
         """Add the gradient of some rows; their weighted sum of losses."""
         device, ids, weights = self.engine.device, some.ids, some.weights
         labels, scorer = to_device(some.labels, device), self._scorer
         recording = nullcontext() if scorer is None else scorer.recording()
         # Equal weights are told here: on a GPU the question would wait for the device.
         weights_B = None if (weights == 1).all() else to_device(weights, device)
-        with record_function("forward"), recording, self._autocast(), weighted_statistics(weights_B):
+        with recording, self._autocast(), weighted_statistics(weights_B):
             logits_TBK = self.module(self.worker.inputs.training(some.x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
         if scorer is not None:  # before the step changes the weights that made the spikes
             found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
-            seen.add(ids, found[self._score], weights > 0)
+            seen.append((ids, found[self._score], weights > 0, step))
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
         loss_weights = tempered(weights, drawn.weight_power, drawn.mean_power)
         weighted = (to_device(loss_weights, device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.
-        with record_function("backward"):
-            self._scaler.scale(weighted / nominal_batch).backward()
+        self._scaler.scale(weighted / nominal_batch).backward()
         return weighted.detach()
 
     def _step(self) -> None:
@@ -269,8 +173,6 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        if self.average is not None:
-            self.average.update()
 
     def _autocast(self) -> Any:
         if self._half is None:

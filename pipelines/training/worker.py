@@ -1,31 +1,25 @@
 """What a worker carries through a run: the run's spec, the network so far, and how far it is."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.inputs import Augmentation, Inputs
 from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
-from pipelines.storage.atomic import write_beside
+from pipelines.storage.atomic import write_parquet
 from pipelines.storage.sync import Mirror, beside_checkpoints, in_checkpoints, local_file, mirror_of
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Progress
 from pipelines.training.engine import Engine
-from pipelines.training.metrics import Tracker, gauges, make_trackers, progress_line, write_metrics
+from pipelines.training.metrics import Tracker, make_trackers, progress_line, write_metrics
 from pipelines.training.phases import RunSpec
 from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
 from snn.interchange import load_weights, save_checkpoint
 from snn.models import SpikingNetwork
-
-TABLE_IDS = 1 << 20  # of scores.parquet that pass through a worker at once
 
 
 @dataclass(kw_only=True)
@@ -42,10 +36,6 @@ class Worker:
     """On worker 0, who else is told of every record."""
     mirror: Mirror | None = None
     """On worker 0 of a run on remote storage."""
-    start_seconds: float = 0.0
-    """What `Engine.warm_up` took; told with the first record."""
-    report_seconds: float = 0.0
-    """What registering the records since the last told one took; told with the next."""
 
     def report(
         self,
@@ -58,11 +48,6 @@ class Worker:
     ) -> None:
         """Add a record to the history, write metrics.jsonl, and register a checkpoint."""
         index = self.progress.phase
-        if self.start_seconds:
-            record["start_seconds"], self.start_seconds = round(self.start_seconds, 3), 0.0
-        if "seconds" in record:
-            record["seconds"]["report"], self.report_seconds = round(self.report_seconds, 3), 0.0
-        began = time.perf_counter()
         self.progress = Progress(phase=next_phase, epoch=next_epoch, history=[*self.progress.history, record])
         if self.engine.rank == 0:
             if not Path(self.spec.folder).is_dir():  # never begin another one in its place
@@ -83,10 +68,8 @@ class Worker:
             ),
         )
         self.push()
-        self.report_seconds += time.perf_counter() - began
         for tracker in self.trackers:
             tracker.record(len(self.progress.history) - 1, record)
-        self.engine.publish(record["phase"], gauges(record))
         self.engine.progress(
             {
                 "phase": record["phase"],
@@ -114,22 +97,9 @@ class Worker:
 
     def keep_scores(self, epoch: int) -> None:
         """Write scores.parquet: what ``epoch``, just drawn, was drawn by. Others must not train meanwhile."""
-        ids = self.spec.ids
-        if self.engine.rank != 0 or self.engine.table.rows(epoch, 0, 0) is None:
-            return
-        parts = (
-            pa.table(self.engine.table.rows(epoch, low, min(low + TABLE_IDS, ids.end)))
-            for low in range(0, ids.end, TABLE_IDS)
-        )
-        write_beside(Path(self.spec.folder) / "scores.parquet", lambda path: _write_parts(path, parts))
-
-
-def _write_parts(path: Path, parts: Iterator[pa.Table]) -> None:
-    first = next(parts)
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        for part in chain([first], parts):
-            if part.num_rows:
-                writer.write_table(part)
+        rows = self.engine.table.rows(epoch) if self.engine.rank == 0 else None
+        if rows is not None:
+            write_parquet(Path(self.spec.folder) / "scores.parquet", [pa.table(rows)])
 
 
 def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
@@ -156,7 +126,5 @@ def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:
         if worker.mirror is not None:
             worker.mirror.pull(beside_checkpoints)  # this may be another machine than before
         worker.trackers = make_trackers(spec.config, Path(spec.folder), len(worker.progress.history))
-    started = time.perf_counter()
     engine.warm_up()
-    worker.start_seconds = time.perf_counter() - started
     return worker

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from snn.kernels import lif
 from snn.layers import Norm, Synapses, WeightLayer, is_static
 from snn.losses import LOSSES
-from snn.neurons import NeuronParameters, lif
+from snn.neurons import NeuronParameters
 from snn.weighted_norm import batch_statistics, wide
 
 Call = tuple[Tensor, Tensor]
@@ -96,7 +97,7 @@ def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters)
     if is_static(current):  # its gradient would be summed over time
         current = current.clone(memory_format=torch.contiguous_format)
     with torch.enable_grad():
-        spikes, _ = lif(current.requires_grad_(), neuron)
+        spikes = lif(current.requires_grad_(), neuron)
     (gradient,) = torch.autograd.grad(spikes, current, g_TB.expand_as(spikes))
     return gradient
 

@@ -200,7 +200,7 @@ class _Graph:
                 raise ValueError("loss: the network has not run in training mode since the last batch")
             trace, self._trace = self._trace, None
             trace.close()
-            self._bound = GraphBound(synapses_of(trace, self._library))
+            self._bound = GraphBound(synapses_of(trace))
             self._bound.calls = {
                 module: trace.calls[path]
                 for path, module in self._model.named_modules()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pruning.weights.calibration import Calibration
-from pruning.weights.criteria import LayerRule, Objective, criterion_of
+from pruning.weights.criteria import CRITERIA, LayerRule, Objective
 from pruning.weights.masks import Masks
 from pruning.weights.order import LayerRanking, Prefix
 from pruning.weights.targets import BudgetOver, Target
@@ -147,7 +147,7 @@ def allocate(
     )
     _check_calibration(calibration, synapses, objective == "synops" or synops_fraction is not None)
 
-    rules = criterion_of(criterion)(synapses, calibration, objective)
+    rules = CRITERIA[criterion](synapses, calibration, objective)
     if budget_over == "max_t":
         budget_over = _over_timesteps(rules, calibration, criterion)
     numel = np.array([s.layer.weight.numel() for s in synapses])
@@ -229,7 +229,7 @@ def check_request(
     Raises:
         ValueError: as `allocate`.
     """
-    criterion_of(criterion)
+    CRITERIA[criterion]  # or its error
     if objective not in ("weights", "synops"):
         raise ValueError(f"objective: {objective!r} is unknown; choose weights or synops")
     if budget_over not in ("sum", "max_t"):

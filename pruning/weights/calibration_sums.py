@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -140,22 +140,15 @@ def _collect_batch(model: Network, x_TB: Tensor, sums: CalibrationSums) -> None:
     def at_layer(i: int, x_TB: Tensor, _: int) -> None:
         _add_inputs(sums.layers[synapses[i].name], synapses[i].layer, x_TB)
 
-    def at_neuron(rows: list[dict[str, Tensor]], _: nn.Module, inputs: Any, spikes_TB: Tensor) -> None:
-        spikes_T = spikes_TB.flatten(1).count_nonzero(1).double().cpu()
-        for row in rows:
-            row["spikes"] += spikes_T
-            row["neurons"] += spikes_TB[0].numel()
+    def at_neuron(i: int, spikes_TB: Tensor) -> None:
+        row = sums.layers[synapses[i].name]
+        row["spikes"] += spikes_TB.flatten(1).count_nonzero(1).double().cpu()
+        row["neurons"] += spikes_TB[0].numel()
 
-    fed: dict[Any, list[dict[str, Tensor]]] = {}
-    for s in synapses:
-        if s.neuron is not None:
-            fed.setdefault(s.neuron, []).append(sums.layers[s.name])
     with ExitStack() as hooks:
         for s in synapses:
             hooks.callback(s.layer.register_forward_pre_hook(partial(_check_shape, s)).remove)
-        for neuron, rows in fed.items():
-            hooks.callback(neuron.register_forward_hook(partial(at_neuron, rows)).remove)
-        observe(model, x_TB, at_layer)
+        observe(model, x_TB, at_layer, at_neuron)
     sums.examples += x_TB.shape[1]
 
 

@@ -29,6 +29,7 @@ from pruning.weights.calibration import Calibration, LayerCalibration
 from pruning.weights.calibration_sums import Measure
 from pruning.weights.curves import Curve
 from snn.layers import Synapses
+from snn.registry import Registry
 
 Objective = Literal["weights", "synops"]
 
@@ -181,7 +182,7 @@ def slamp_curve(
     ]
 
 
-CRITERIA: dict[str, Criterion] = {
+_OURS: dict[str, Criterion] = {
     "slamp": slamp,
     "slamp_curve": slamp_curve,
     "lamp": lamp,
@@ -191,33 +192,12 @@ CRITERIA: dict[str, Criterion] = {
     "wanda": wanda,
     "fisher": fisher,
 }
+CRITERIA = Registry("criterion", _OURS)
 """Every criterion by its name."""
 _NEEDS: dict[str, Measure] = {"slamp": "gradients", "slamp_curve": "curves", "fisher": "fisher"}
-_OWN: dict[str, Criterion] = {}
 
 
 def needs(*criteria: str) -> list[Measure]:
     """What calibration measures for these criteria (its ``measure``); gradients for one of your own."""
     wanted = {_NEEDS.get(name, "gradients") for name in criteria if name in _NEEDS or name not in CRITERIA}
     return sorted(wanted)
-
-
-def register(name: str, criterion: Criterion) -> None:
-    """Make your own criterion known as ``module:attribute``; a later one of this name replaces it."""
-    _OWN[name] = criterion
-
-
-def criterion_of(name: str) -> Criterion:
-    """The criterion of this name.
-
-    Raises:
-        ValueError: unknown criterion.
-    """
-    if name in _OWN:
-        return _OWN[name]
-    if name not in CRITERIA:
-        hint = (
-            "import it and call criteria.register" if ":" in name else f"choose one of {', '.join(CRITERIA)}"
-        )
-        raise ValueError(f"criterion: {name!r} is unknown; {hint}")
-    return CRITERIA[name]

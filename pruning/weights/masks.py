@@ -8,13 +8,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from snn.interchange import read_tensors, write_tensors
 from snn.observing import Network
 
 
@@ -125,17 +125,9 @@ class Masks(Mapping[str, Tensor]):
         """
         return Hold(self._weights(model), optimizer)
 
-    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with one boolean tensor a layer, complete or not at all."""
-        from safetensors.torch import save
-
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_bytes(save({n: m.cpu().contiguous() for n, m in self.items()}, dict(metadata or {})))
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_tensors(path, dict(self.items()), {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Masks":
@@ -145,15 +137,9 @@ class Masks(Mapping[str, Tensor]):
             ValueError: no safetensors file, or one with tensors that are no masks.
             FileNotFoundError: no such file.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(f"{path}: is not a file")
+        tensors, _ = read_tensors(path)
         try:
-            return cls(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path}: is not a safetensors file ({error})") from None
+            return cls(tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

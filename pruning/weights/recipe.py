@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pruning.weights.allocation import Allocation, LayerAllocation, allocate, check_request
 from pruning.weights.calibration import Calibration, calibrate
-from pruning.weights.criteria import criterion_of, needs
+from pruning.weights.criteria import CRITERIA, needs
 from pruning.weights.masks import Hold, Masks
 from snn.adapters import Adapted, wrap
 from snn.batchnorm import reestimate
@@ -102,7 +102,7 @@ def prune(
     given = [name for name, value in target.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"prune: give exactly one of {', '.join(target)}, not {', '.join(given) or 'none'}")
-    criterion_of(criterion)
+    CRITERIA[criterion]  # or its error
     network, inputs = _seen(model, batches, encode)
     request: dict[str, Any] = {
         "criterion": criterion,

@@ -1,11 +1,8 @@
-"""What differs between libraries: which modules are neurons, how they are called, and their constants."""
+"""What differs between libraries: which modules are neurons, and how they are called and reset."""
 
 from collections.abc import Sequence
-from importlib import import_module
 
 from torch import nn
-
-from snn.parameters import NeuronParameters
 
 
 class Library:
@@ -31,14 +28,6 @@ class Library:
         """Whether a call of the neuron is one timestep; ``None`` where only the number of calls tells."""
         return None
 
-    def constants(self, neuron: nn.Module) -> NeuronParameters:
-        """Leak, threshold, reset and surrogate, as they are now.
-
-        Raises:
-            ValueError: a neuron with another equation than `snn.neurons`.
-        """
-        raise ValueError(f"{type(neuron).__name__} does not tell its constants")
-
     def reset(self, model: nn.Module) -> None:
         """Take all neurons back to their state before the first timestep."""
         for path, module in model.named_modules():
@@ -46,7 +35,84 @@ class Library:
                 reset()
 
 
-_LIBRARIES = {"spikingjelly": "SpikingJelly", "snntorch": "SnnTorch", "norse": "Norse"}
+class SpikingJelly(Library):
+    """Networks of ``spikingjelly.activation_based`` (2.0.0), multi-step and single-step."""
+
+    def __init__(self, names: Sequence[str | type] = ()) -> None:
+        from spikingjelly.activation_based import neuron
+
+        super().__init__([*names, neuron.BaseNode, neuron.SimpleBaseNode])
+
+    def one_step(self, neuron: nn.Module) -> bool | None:
+        """By its step mode."""
+        mode = getattr(neuron, "step_mode", None)
+        return None if mode is None else mode == "s"
+
+    def reset(self, model: nn.Module) -> None:
+        """``functional.reset_net``."""
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(model)
+
+
+class SnnTorch(Library):
+    """Networks of ``snntorch`` (1.0.0), whose neurons run step by step."""
+
+    state_is_argument = True
+
+    def __init__(self, names: Sequence[str | type] = ()) -> None:
+        import snntorch
+
+        self._own = snntorch.SpikingNeuron
+        super().__init__([*names, self._own])
+
+    def one_step(self, neuron: nn.Module) -> bool | None:
+        """Always."""
+        return True
+
+    def reset(self, model: nn.Module) -> None:
+        """Membranes that the neurons keep themselves (``init_hidden=True``)."""
+        for module in model.modules():
+            if isinstance(module, self._own):
+                for name in ("reset_mem", "reset_hidden"):
+                    if callable(reset := getattr(module, name, None)):
+                        reset()
+                        break
+
+
+class Norse(Library):
+    """Networks of ``norse.torch`` (1.1.0), whose state is an argument: sequences (``LIF``) and cells."""
+
+    state_is_argument = True
+
+    def __init__(self, names: Sequence[str | type] = ()) -> None:
+        from norse.torch.module import snn
+
+        self._cell, self._recurrent = snn.SNNCell, (snn.SNNRecurrent, snn.SNNRecurrentCell)
+        super().__init__([*names, snn.SNN, snn.SNNCell])
+
+    def is_neuron(self, path: str, module: nn.Module) -> bool:
+        """Feed-forward neurons.
+
+        Raises:
+            ValueError: recurrent ones, whose weights pruning would not see.
+        """
+        if isinstance(module, self._recurrent):
+            raise ValueError(
+                f"{path} ({type(module).__name__}): holds recurrent weights, which pruning would not see;"
+                " only feed-forward neurons can be adapted"
+            )
+        return super().is_neuron(path, module)
+
+    def one_step(self, neuron: nn.Module) -> bool | None:
+        """A cell's call is one timestep, that of others a sequence."""
+        return isinstance(neuron, self._cell)
+
+    def reset(self, model: nn.Module) -> None:
+        """Nothing: a call without a state starts from rest."""
+
+
+_LIBRARIES = {"spikingjelly": SpikingJelly, "snntorch": SnnTorch, "norse": Norse}
 
 
 def library_of(model: nn.Module, names: Sequence[str | type] = ()) -> Library:
@@ -59,19 +125,12 @@ def library_of(model: nn.Module, names: Sequence[str | type] = ()) -> Library:
     for name in names:
         if isinstance(name, str) and name not in paths:
             raise ValueError(f"neurons: the model has no module {name!r}")
-    found = _library(model, names)
+    roots = {type(module).__module__.split(".")[0] for module in paths.values()}
+    library = next((_LIBRARIES[root] for root in _LIBRARIES if root in roots), Library)
+    found = library(names)
     if not any(found.is_neuron(path, module) for path, module in paths.items()):
         raise ValueError(
             f"model: no spiking neurons found in {type(model).__name__}; name them: wrap(..., neurons=[...]),"
             " by path or class"
         )
     return found
-
-
-def _library(model: nn.Module, names: Sequence[str | type]) -> Library:
-    roots = {type(module).__module__.split(".")[0] for module in model.modules()}
-    for root, name in _LIBRARIES.items():
-        if root in roots:
-            library: Library = getattr(import_module(f"snn.adapters.{root}"), name)(names)
-            return library
-    return Library(names)

@@ -14,7 +14,6 @@ from snn.adapters.library import Library, library_of
 from snn.layers import Norm, Synapses, WeightLayer, is_static
 from snn.neurons import LIF
 from snn.observing import evaluating
-from snn.parameters import NeuronParameters
 
 Call = tuple[Tensor, Tensor]
 """Input and output of a module."""
@@ -132,9 +131,9 @@ def first_tensor(output: Any) -> Tensor:
 class Spikes(nn.Module):
     """Stands for a library's neurons: `Adapted` calls it with their spikes ``[T, B, ...]`` for its hooks."""
 
-    def __init__(self, path: str, neuron: nn.Module, library: Library) -> None:
+    def __init__(self, path: str, neuron: nn.Module) -> None:
         super().__init__()
-        self.path, self._library = path, library
+        self.path = path
         self._neuron = [neuron]  # not a submodule
         self.observed = False
         """Whether anybody has placed a hook, so that the spikes have to be collected."""
@@ -143,18 +142,6 @@ class Spikes(nn.Module):
     def neuron(self) -> nn.Module:
         """The library's own."""
         return self._neuron[0]
-
-    @property
-    def constants(self) -> NeuronParameters:
-        """Leak, threshold and reset as the library's neuron has them.
-
-        Raises:
-            ValueError: a neuron with another equation, with its path.
-        """
-        try:
-            return self._library.constants(self.neuron)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
 
     def register_forward_hook(self, *args: Any, **options: Any) -> RemovableHandle:
         """As of any module."""
@@ -273,7 +260,7 @@ def wrap(
     try:
         with evaluating(model), torch.enable_grad():
             result = output(model(example.detach().clone().requires_grad_(example.is_floating_point())))
-        synapses = synapses_of(trace, library)
+        synapses = synapses_of(trace)
     finally:
         trace.close()
         library.reset(model)
@@ -284,10 +271,10 @@ def wrap(
     return Adapted(model, library, synapses, takes, T, output)
 
 
-def synapses_of(trace: Trace, library: Library) -> list[Synapses]:
+def synapses_of(trace: Trace) -> list[Synapses]:
     """What a trace found, the head last."""
     order, (norms, neurons) = trace.order(), trace.connections()
-    taps = {path: Spikes(path, neuron, library) for path, neuron in trace.neurons.items()}
+    taps = {path: Spikes(path, neuron) for path, neuron in trace.neurons.items()}
     found = []
     for path in order:
         last = path == order[-1]

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from snn.kernels import cpu, eager, fused, triton
 from snn.parameters import NeuronParameters
-from snn.torch_private import transforms_active
 
 __all__ = ["ENGINES", "choose", "eager", "lif", "prepare"]
 
@@ -36,21 +35,20 @@ _OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 def lif(
     current_TB: Tensor,
-    state: Tensor | None,
     parameters: NeuronParameters,
     *,
     beta: Tensor | None = None,
     engine: str | None = None,
-    with_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Spikes ``[T, B, ...]`` and the potential after the last step, as `snn.neurons.lif` defines them.
+) -> Tensor:
+    """Spikes ``[T, B, ...]`` from zero potential on, as `snn.neurons.lif` defines them.
 
-    ``with_state=False`` lets an engine leave the potential out (``None``).
+    ``engine`` is one of `ENGINES`; when not given, the environment variable ``SPIKEPRUNE_ENGINE``, else the
+    fastest that runs here. All give the same spikes.
     """
     chosen = choose(current_TB, engine)
     if chosen == "eager":
-        return eager.lif(current_TB, state, parameters, beta)
-    return fused.lif(_FUSED[chosen], current_TB, state, parameters, beta, with_state)
+        return eager.lif(current_TB, None, parameters, beta)[0]
+    return fused.lif(_FUSED[chosen], current_TB, parameters, beta)
 
 
 def choose(current_TB: Tensor, engine: str | None = None) -> str:
@@ -94,10 +92,14 @@ def _unsupported(engine: fused.Engine, current_TB: Tensor) -> str | None:
         return f"a tensor on {current_TB.device.type}"
     if current_TB.dtype not in engine.dtypes:
         return f"dtype {current_TB.dtype}"
-    if torch.compiler.is_compiling() or transforms_active():
-        return "inside torch.compile or torch.func"
+    if torch.compiler.is_compiling():
+        return "inside torch.compile"
     if type(current_TB) not in (Tensor, torch.nn.Parameter):
         return f"a tensor of type {type(current_TB).__name__}"
+    try:
+        current_TB.data_ptr()
+    except RuntimeError:  # inside the transforms of torch.func
+        return "a tensor without memory of its own"
     return None
 
 

@@ -13,21 +13,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_SOURCES = ("engine.c", "lif.h", "moments.h")
+_SOURCES = ("engine.c", "lif.h")
 _FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared")
 _EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-_KEPT_SECONDS = 30 * 24 * 3600
 REALS = ("float", "double")
 """Types that every function of the library exists for: ``<function>_<type>``."""
 
@@ -59,38 +52,12 @@ def built(name: str, sources: Sequence[str], flags: Sequence[str]) -> tuple[ctyp
     try:
         path = _cache_folder() / f"{name}-{_digest(compiler, paths, flags)}.so"
         if not path.exists():
-            with _alone(path.with_suffix(".lock")):
-                if not path.exists():
-                    _compile(compiler, flags, paths[0], path)
-                    _remove_old(path, name)
-        os.utime(path)
+            _compile(compiler, flags, paths[0], path)
         return ctypes.CDLL(str(path)), None
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} failed: {error.stderr.strip()[-300:]}"
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"building its library failed: {error}"
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time: workers that start together compile once. Without locks (Windows), each does."""
-    if fcntl is None:
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _remove_old(path: Path, name: str) -> None:
-    """Remove other versions of a library that nobody has loaded for a month."""
-    for other in path.parent.glob(f"{name}-*.so"):
-        with suppress(OSError):
-            if other != path and time() - other.stat().st_mtime > _KEPT_SECONDS:
-                other.unlink()
 
 
 def _compile(compiler: str, flags: Sequence[str], source: Path, path: Path) -> None:
@@ -129,7 +96,7 @@ def _cache_folder() -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         candidates = [
             Path(home) / "spikeprune",
-            Path(tempfile.gettempdir()) / f"spikeprune-{_user()}",
+            Path(tempfile.gettempdir()) / f"spikeprune-{os.getuid()}",
         ]
     for folder in candidates:
         try:
@@ -137,27 +104,18 @@ def _cache_folder() -> Path:
         except OSError:
             continue
         about = folder.stat()
-        private = about.st_uid == _user() and not about.st_mode & 0o022
-        if (private or _user() is None) and os.access(folder, os.W_OK):
+        if about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
     tried = ", ".join(map(str, candidates))
     raise OSError(f"no cache folder that only this user can write to (tried {tried})")
 
 
-def _user() -> int | None:
-    """This user's id, or ``None`` on systems whose files have no numeric owner (Windows)."""
-    return os.getuid() if hasattr(os, "getuid") else None
-
-
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count, neuron = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(Neuron)
     rows = [pointer, count]  # memory and its step over time
-    shape = [count, count, count, ctypes.c_int]  # rows, channels, positions; channels last
     signatures = {
-        "lif_forward": [*rows, pointer, *rows, pointer, count, count, neuron],
-        "lif_backward": [*rows, pointer, *rows, pointer, *rows, pointer, pointer, count, count, neuron],
-        "weighted_moment": [pointer, *shape, *[pointer] * 3],
-        "weighted_gradient": [pointer, pointer, *shape, *[pointer] * 6],
+        "lif_forward": [*rows, *rows, count, count, neuron],
+        "lif_backward": [*rows, *rows, *rows, pointer, count, count, neuron],
     }
     for name, arguments in signatures.items():
         for real in REALS:

@@ -7,35 +7,22 @@ from snn.parameters import NeuronParameters
 
 
 def lif(
-    current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters, beta: Tensor | None = None
+    current_TB: Tensor, state: Tensor | None, p: NeuronParameters, learned: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes and final state of `snn.neurons.lif`."""
-    spikes, _, v = _run(current_TB, state, parameters, beta)
-    return torch.stack(spikes).to(current_TB.dtype), v
-
-
-def potentials(current_TB: Tensor, state: Tensor | None, parameters: NeuronParameters) -> Tensor:
-    """Potentials before the reset, ``[T, B, ...]``."""
-    return torch.stack(_run(current_TB, state, parameters, None)[1])
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the potentials for currents of ``dtype``: never below float32."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def _run(
-    current_TB: Tensor, state: Tensor | None, p: NeuronParameters, learned: Tensor | None
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
     dtype = state_dtype(current_TB.dtype)
     beta = p.beta if learned is None else learned.to(dtype)
     v = torch.zeros_like(current_TB[0], dtype=dtype) if state is None else state.to(dtype)
-    spikes, potentials = [], []
+    spikes = []
     for current in current_TB.to(dtype).unbind(0):
         u = beta * v + ((1 - beta) * current if p.decay_input else current)
         s = p.surrogate(u - p.theta)
         reset = s.detach() if p.detach_reset else s
         v = u * (1 - reset) if p.reset == "hard" else u - p.theta * reset
         spikes.append(s)
-        potentials.append(u)
-    return spikes, potentials, v
+    return torch.stack(spikes).to(current_TB.dtype), v
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the potentials for currents of ``dtype``: never below float32."""
+    return torch.float32 if dtype.itemsize < 4 else dtype

@@ -1,11 +1,9 @@
-/* The CPU engine: the multi-step LIF (lif.h), forward and backward, and weighted batch norm's sums
- * and gradient (moments.h), in float and in double.
+/* The CPU engine: the multi-step LIF (lif.h), forward and backward, in float and in double.
  *
- * Neurons go through in blocks whose potentials stay in the processor's cache, timesteps four at a
- * time in its registers. Potentials take the operations of the eager engine in its order, so spikes are
- * bit-equal to an unfused loop's as long as nothing is contracted to fused multiply-adds
- * (-ffp-contract=off). Strides over time are in elements; 0 repeats one row, and where gradients of
- * currents are written it means: the sum over all timesteps.
+ * Neurons go through in blocks whose potentials stay in the processor's cache. Potentials take the
+ * operations of the eager engine in its order, so spikes are bit-equal to an unfused loop's as long as
+ * nothing is contracted to fused multiply-adds (-ffp-contract=off). Strides over time are in elements; 0
+ * repeats one row.
  */
 #include <math.h>
 #include <stddef.h>
@@ -14,7 +12,7 @@
 #include <string.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
-enum { BLOCK = 1024, STEPS = 4, LANES = 16, PIECE = 64 }; /* PIECE divides BLOCK */
+enum { BLOCK = 1024, PIECE = 64 }; /* PIECE divides BLOCK */
 
 typedef struct {
     double beta, gain, theta, scale;
@@ -26,7 +24,6 @@ typedef struct {
 #define NAME(x) JOIN(x, REAL)
 #define INLINE static inline __attribute__((always_inline))
 #define INDEPENDENT _Pragma("GCC ivdep")
-#define UNROLLED _Pragma("GCC unroll 4")
 
 /* e^x for x <= 0 within a few ulp, in operations that vectorise (libm's expf does not):
  * x = n ln 2 + r, a polynomial (minimax, Cephes) in r, and n into the exponent. */
@@ -51,7 +48,6 @@ INLINE float exp_negative(float x) {
 #define EXP exp_negative
 #define FABS fabsf
 #include "lif.h"
-#include "moments.h"
 #undef REAL
 #undef EXP
 #undef FABS
@@ -60,4 +56,3 @@ INLINE float exp_negative(float x) {
 #define EXP exp
 #define FABS fabs
 #include "lif.h"
-#include "moments.h"

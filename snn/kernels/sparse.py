@@ -7,7 +7,6 @@ cheapest by a count of the processor's operations.
 
 import ctypes
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -31,8 +30,6 @@ _PER_WEIGHT = 3
 _TILE_BYTES = 3 << 20
 """Packed input that is aimed at: it stays in the caches while all output channels read it."""
 _PRODUCTS_PER_THREAD = 1 << 22
-_REMEMBERED = 4
-"""Shapes of input whose offsets are kept."""
 
 
 class _Convolution(ctypes.Structure):
@@ -95,21 +92,17 @@ class Survivors:
         self._channel = channel + out // (self.out_channels // geometry.groups) * per_group
         self.starts = torch.zeros(self.out_channels + 1, dtype=torch.int64)
         self.starts[1:] = torch.bincount(out, minlength=self.out_channels).cumsum(0)
-        self._offsets: OrderedDict[Plan, Tensor] = OrderedDict()
+        self._offsets: dict[Plan, Tensor] = {}
 
     def offsets(self, plan: Plan) -> Tensor:
         """Where each weight reads in the packed input of its output channel's first output, int32."""
-        found = self._offsets.pop(plan, None)
-        if found is None:
+        if plan not in self._offsets:
             (dy, dx), sx = self.geometry.dilation, self.geometry.stride[1]
             y, x = self._ky * dy, self._kx * dx
             phase = x % sx * (plan.row // sx)
             found = self._channel * plan.plane + y * plan.row + phase + x // sx * plan.group
-            found = found.to(torch.int32)
-        self._offsets[plan] = found
-        while len(self._offsets) > _REMEMBERED:
-            self._offsets.popitem(last=False)
-        return found
+            self._offsets[plan] = found.to(torch.int32)
+        return self._offsets[plan]
 
 
 def unavailable() -> str | None:

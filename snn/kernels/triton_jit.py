@@ -1,11 +1,11 @@
-# ruff: noqa: SIM108, RUF005, RET505
+# ruff: noqa: RUF005, RET505
 # mypy: ignore-errors
 # (Triton compiles a subset of Python, which neither tool knows.)
 """Triton programs of the multi-step LIF; imported by the engine alone, since triton is slow to import.
 
-One program runs a block of neurons through a few timesteps. All arithmetic is float32,
-whatever the tensors hold; potentials live in registers and are never written, except the state at
-either end. Row pointers advance by the step (in elements), so a step of 0 repeats one row.
+One program runs a block of neurons through all timesteps. All arithmetic is float32, whatever the
+tensors hold; potentials live in registers (beyond 16 timesteps the compiler spills some) and are never
+written. Row pointers advance by the step (in elements), so a step of 0 repeats one row.
 """
 
 import triton
@@ -37,31 +37,24 @@ def slope(u, p, theta, HARD: tl.constexpr, DETACH: tl.constexpr):
 
 @triton.jit
 def forward(
-    current, current_step, state, spikes, spikes_step, end, beta_pointer, N, beta, gain, theta,
-    T: tl.constexpr, HAS_STATE: tl.constexpr, HAS_SPIKES: tl.constexpr, HAS_END: tl.constexpr,
-    LEARNED: tl.constexpr, DECAY: tl.constexpr, HARD: tl.constexpr, BLOCK: tl.constexpr,
+    current, current_step, spikes, spikes_step, beta_pointer, N, beta, gain, theta,
+    T: tl.constexpr, LEARNED: tl.constexpr, DECAY: tl.constexpr, HARD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Spikes and, where wanted, the potential after the last step."""
+    """Spikes from zero potential on."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     if LEARNED:
         beta = tl.load(beta_pointer)
         gain = 1 - beta if DECAY else 1.0
-    if HAS_STATE:
-        v = tl.load(state + i, mask=inside, other=0.0)
-    else:
-        v = tl.zeros([BLOCK], tl.float32)
+    v = tl.zeros([BLOCK], tl.float32)
     for _ in tl.static_range(T):
         x = tl.load(current + i, mask=inside, other=0.0).to(tl.float32)
         u = beta * v + gain * x
         s = tl.where(u - theta >= 0, 1.0, 0.0)
         v = reset(u, s, theta, HARD)
-        if HAS_SPIKES:
-            tl.store(spikes + i, s.to(spikes.dtype.element_ty), mask=inside)
-            spikes += spikes_step
+        tl.store(spikes + i, s.to(spikes.dtype.element_ty), mask=inside)
+        spikes += spikes_step
         current += current_step
-    if HAS_END:
-        tl.store(end + i, v, mask=inside)
 
 
 @triton.jit
@@ -82,27 +75,22 @@ def phi(x, scale, SURROGATE: tl.constexpr):
 
 @triton.jit
 def backward(
-    current, current_step, state, grad_spikes, grad_spikes_step, grad_end, grad_current,
-    grad_current_step, grad_state, grad_beta, beta_pointer, N, beta, gain, theta, scale,
-    T: tl.constexpr, HAS_STATE: tl.constexpr, HAS_GRAD_END: tl.constexpr, SUM_OVER_T: tl.constexpr,
-    ADD: tl.constexpr, HAS_GRAD_STATE: tl.constexpr, HAS_GRAD_BETA: tl.constexpr, LEARNED: tl.constexpr,
-    DECAY: tl.constexpr, HARD: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    current, current_step, grad_spikes, grad_spikes_step, grad_current, grad_current_step, grad_beta,
+    beta_pointer, N, beta, gain, theta, scale,
+    T: tl.constexpr, HAS_GRAD_BETA: tl.constexpr, LEARNED: tl.constexpr, DECAY: tl.constexpr,
+    HARD: tl.constexpr, DETACH: tl.constexpr, SURROGATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a few timesteps.
+    """Gradients of all timesteps.
 
-    ``grad_spikes`` and ``grad_current`` point to the last step and go back. ``ADD`` adds the sum over
-    T to what ``grad_current`` holds. ``grad_beta`` takes one partial sum per program.
+    ``grad_spikes`` and ``grad_current`` point to the last step and go back. ``grad_beta`` takes one
+    partial sum per program.
     """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     if LEARNED:
         beta = tl.load(beta_pointer)
         gain = 1 - beta if DECAY else 1.0
-    if HAS_STATE:
-        v = tl.load(state + i, mask=inside, other=0.0)
-    else:
-        v = tl.zeros([BLOCK], tl.float32)
+    v = tl.zeros([BLOCK], tl.float32)
     potentials = ()
     dudbeta = ()
     for _ in tl.static_range(T):
@@ -114,11 +102,7 @@ def backward(
         s = tl.where(u - theta >= 0, 1.0, 0.0)
         v = reset(u, s, theta, HARD)
         current += current_step
-    if HAS_GRAD_END:
-        grad_v = tl.load(grad_end + i, mask=inside, other=0.0)
-    else:
-        grad_v = tl.zeros([BLOCK], tl.float32)
-    summed = tl.zeros([BLOCK], tl.float32)
+    grad_v = tl.zeros([BLOCK], tl.float32)
     for_beta = tl.zeros([BLOCK], tl.float32)
     for step in tl.static_range(T):
         u = potentials[T - 1 - step]
@@ -128,17 +112,8 @@ def backward(
         grad_v = beta * grad_u
         if HAS_GRAD_BETA:
             for_beta += tl.where(inside, grad_u * dudbeta[T - 1 - step], 0.0)
-        if SUM_OVER_T:
-            summed += gain * grad_u
-        else:
-            tl.store(grad_current + i, (gain * grad_u).to(grad_current.dtype.element_ty), mask=inside)
-            grad_current -= grad_current_step
+        tl.store(grad_current + i, (gain * grad_u).to(grad_current.dtype.element_ty), mask=inside)
+        grad_current -= grad_current_step
         grad_spikes -= grad_spikes_step
-    if SUM_OVER_T:
-        if ADD:
-            summed += tl.load(grad_current + i, mask=inside, other=0.0).to(tl.float32)
-        tl.store(grad_current + i, summed.to(grad_current.dtype.element_ty), mask=inside)
-    if HAS_GRAD_STATE:
-        tl.store(grad_state + i, grad_v, mask=inside)
     if HAS_GRAD_BETA:
         tl.store(grad_beta + tl.program_id(0), tl.sum(for_beta, 0))

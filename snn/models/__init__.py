@@ -12,10 +12,11 @@ from snn.models.resnet import ms_resnet18, ms_resnet34, sew_resnet18, sew_resnet
 from snn.models.spikformer import spikformer
 from snn.models.vgg import vgg6, vgg9, vgg11, vgg16
 from snn.neurons import NeuronParameters
+from snn.registry import Registry
 
-__all__ = ["MODELS", "SpikingNetwork", "build", "function_of", "is_registered", "register"]
+__all__ = ["MODELS", "SpikingNetwork", "build"]
 
-MODELS: dict[str, Callable[..., SpikingNetwork]] = {
+_OURS: dict[str, Callable[..., SpikingNetwork]] = {
     "mlp": mlp,
     "convnet": convnet,
     "vgg6": vgg6,
@@ -29,40 +30,12 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "ms_resnet34": ms_resnet34,
     "spikformer": spikformer,
 }
-"""Every architecture by its name."""
-_OWN: dict[str, Callable[..., SpikingNetwork]] = {}
+MODELS = Registry("model", _OURS)
+"""Every architecture by its name.
 
-
-def register(name: str, function: Callable[..., SpikingNetwork]) -> None:
-    """Make your own model, named ``module:attribute``, known to `build`, and so to checkpoints.
-
-    The function takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by name, and returns a
-    network as `SpikingNetwork` describes it.
-
-    Raises:
-        ValueError: a name without a colon.
-    """
-    if ":" not in name:
-        raise ValueError(f"model: {name!r} must have the form module:attribute")
-    _OWN[name] = function
-
-
-def is_registered(name: str) -> bool:
-    """Whether `build` knows ``name``."""
-    return name in MODELS or name in _OWN
-
-
-def function_of(name: str) -> Callable[..., SpikingNetwork]:
-    """The function that makes networks of this name.
-
-    Raises:
-        ValueError: unknown architecture.
-    """
-    if not is_registered(name):
-        if ":" in name:
-            raise ValueError(f"model: {name!r} is not registered; import it and call snn.models.register")
-        raise ValueError(f"model: {name!r} is unknown; choose one of {', '.join(MODELS)}")
-    return MODELS.get(name) or _OWN[name]
+The function of a registered one takes ``input_shape``, ``num_classes``, ``neuron`` and its own options by
+name, and returns a network as `SpikingNetwork` describes it.
+"""
 
 
 def build(
@@ -85,7 +58,7 @@ def build(
     Raises:
         ValueError: unknown architecture, or options that it refuses.
     """
-    function = function_of(name)
+    function = MODELS[name]
     if num_classes < 1:
         raise ValueError(f"num_classes: {num_classes!r} must be at least 1")
     model = function(

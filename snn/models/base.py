@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from snn.convolution import Conv2d
-from snn.layers import SpikingLayer, Synapses, folded
+from snn.layers import Pointwise, SpikingLayer, Synapses, folded
 from snn.neurons import LIF, NeuronParameters
-from snn.torch_private import transforms_active
 
 
 class SpikingNetwork(nn.Module):
@@ -50,9 +47,8 @@ class SpikingNetwork(nn.Module):
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must be (T, B, {wanted})")
         if x_TB.shape[0] < 1:
             raise ValueError(f"input: shape {tuple(x_TB.shape)} must have at least one timestep")
-        # vmap knows no channels_last; outside of it the format changes speed, not the function.
-        if self.channels_last and x_TB.ndim == 5 and not transforms_active():
-            x_TB = folded(lambda x: x.contiguous(memory_format=torch.channels_last), x_TB)
+        if self.channels_last and x_TB.ndim == 5:  # by moves, as torch.func knows no memory formats
+            x_TB = folded(lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1), x_TB)
         return folded(self.readout, self.features(x_TB))
 
     def synapses(self) -> list[Synapses]:
@@ -86,9 +82,10 @@ def conv_layer(c_in: int, c_out: int, kernel: int, neuron: NeuronParameters, str
     return SpikingLayer(conv(c_in, c_out, kernel, stride), nn.BatchNorm2d(c_out), LIF(neuron))
 
 
-def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> Conv2d:
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded to keep the size at stride 1."""
-    return Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
+    kind = Pointwise if kernel == 1 else nn.Conv2d
+    return kind(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 def pooled_head(features: int, num_classes: int) -> nn.Sequential:

@@ -12,7 +12,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from snn.layers import Folded, Norm, Recomputable, Synapses, WeightLayer, folded
+from snn.activations import Recomputable
+from snn.layers import Folded, Norm, Synapses, WeightLayer, folded
 from snn.models.base import SpikingNetwork, conv, conv_layer, image_shape, pooled_head
 from snn.neurons import LIF, NeuronParameters
 

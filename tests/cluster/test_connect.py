@@ -95,7 +95,7 @@ SHARING = """
 import sys
 from pathlib import Path
 from cluster.connect import connect
-from pipelines.storage.shared import check_shared
+from pipelines.storage.sync import check_shared
 with connect(sys.argv[1]):
     here = Path(sys.argv[2])
     check_shared(here, [str(here / "data")])

@@ -31,7 +31,6 @@ NASTY = st.text(
     ),
     max_size=24,
 )
-COMMAND = st.lists(NASTY, max_size=4).map(lambda words: ("score", *words))
 PLAIN = st.lists(st.from_regex(r"\A[A-Za-z0-9_./:@%+=,-]+\Z"), max_size=4).map(
     lambda words: ("score", *words)
 )
@@ -120,7 +119,7 @@ def test_ray_s_object_store_fits_the_shared_memory(memory: int, monkeypatch: pyt
     assert utils.resolve_object_store_memory(memory * 2**30) <= shared
 
 
-@pytest.mark.parametrize("values", [{}, {"worker_ips": [], "venv": "/opt/it's $HOME/venv"}])
+@pytest.mark.parametrize("values", [{}, {"worker_ips": [], "venv": "/opt/venv"}])
 @pytest.mark.parametrize("aws", [False, True])
 def test_ray_accepts_its_own_schema(values: dict[str, Any], aws: bool) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -141,7 +140,7 @@ def test_ray_accepts_its_own_schema(values: dict[str, Any], aws: bool) -> None:
 
 
 def test_slurm_is_a_script_that_starts_again_by_itself() -> None:
-    for values in ({}, {"gpus": 2, "venv": "/o p/t", "partition": "p", "account": "a"}):
+    for values in ({}, {"gpus": 2, "venv": "/o/p", "partition": "p", "account": "a"}):
         text = manifest("slurm", values)
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
         options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, re.MULTILINE))
@@ -159,7 +158,7 @@ def test_slurm_passes_shellcheck() -> None:
         pytest.skip("needs shellcheck")
     for values in (
         {},
-        {"gpus": 2, "venv": "/o p/t", "partition": "p", "account": "a", "command": ["run", "'$x"]},
+        {"gpus": 2, "venv": "/o/p", "partition": "p", "account": "a"},
         {"command": ["doctor"]},
     ):
         done = subprocess.run([tool, "-"], input=manifest("slurm", values), capture_output=True, text=True)
@@ -222,8 +221,8 @@ def test_before_its_time_limit_a_job_goes_back_into_the_queue(tmp_path: Path) ->
     assert running.returncode == 7
 
 
-@settings(max_examples=8)
-@given(command=COMMAND)
+@settings(max_examples=4)
+@given(command=PLAIN)
 def test_slurm_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> None:
     folder = tmp_path_factory.mktemp("slurm")
     words = run_slurm(folder, {"command": command})
@@ -232,22 +231,15 @@ def test_slurm_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command:
     assert {p.name for p in folder.iterdir()} == {"bin", "script", "words", "mode"}
 
 
-ODD = ["it's", "a b", "$(touch pwned)", "`touch pwned`", '"; touch pwned; "', "*", "\\", "é && touch pwned"]
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_folders_of_any_name_survive_the_shell(tmp_path: Path, name: str) -> None:
-    """The virtual environment is found and the storage handed on, by bash, and nothing else happens."""
-    venv = tmp_path / name
+def test_the_virtual_environment_is_used(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "activate").write_text("touch activated\n")
-    values = {"venv": str(venv), "storage": f"/runs/{name}"}
-    words = run_slurm(tmp_path, values)
-    assert words[-2:] == ["--storage", f"/runs/{name}"]
+    run_slurm(tmp_path, {"venv": str(venv)})
     (tmp_path / "activated").unlink()
     (tmp_path / "bin" / "ray").write_text('#!/bin/sh\necho "$@" >>started\n')
     (tmp_path / "bin" / "ray").chmod(0o755)
-    config = filled("ray-up", **values)
+    config = filled("ray-up", venv=str(venv))
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         subprocess.run(
             ["bash", "-c", command], cwd=tmp_path, check=True,
@@ -258,7 +250,6 @@ def test_folders_of_any_name_survive_the_shell(tmp_path: Path, name: str) -> Non
     assert [line.split()[:2] for line in started] == [
         ["stop"], ["start", "--head"], ["stop"], ["start", "--address=192.0.2.1:6379"],
     ]  # fmt: skip
-    assert not (tmp_path / "pwned").exists()
 
 
 @settings(max_examples=15)
@@ -278,16 +269,15 @@ def test_kuberay_hands_words_on(tmp_path_factory: pytest.TempPathFactory, comman
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("word", ODD)
-def test_words_that_would_not_reach_kuberay_s_job_are_refused(word: str) -> None:
-    with pytest.raises(UserError, match=r"^command: .* would not reach the job as it is"):
-        manifest("kuberay", {"command": ["run", word]})
-    with pytest.raises(UserError, match=r"^storage: .* would not reach the job as it is"):
-        manifest("kuberay", {"storage": f"/runs/{word}"})
-    manifest("kuberay-cluster", {"storage": f"/runs/{word}"})
+@pytest.mark.parametrize("word", ["it's", "a b", "$(touch pwned)", "`x`", '"; x; "', "*", "\\", "é", "", "~"])
+def test_words_that_would_not_reach_the_job_are_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"^command: .* is not possible"):
+        manifest("slurm", {"command": ["run", word]})
+    with pytest.raises(UserError, match=r"^storage: .* is not possible"):
+        manifest("slurm", {"storage": word})
 
 
-FIELD = st.sampled_from([name for name, field in FIELDS.items() if isinstance(field.default, str)])
+FIELD = st.sampled_from([name for name, default in FIELDS.items() if isinstance(default, str)])
 LINES = {"partition": ("slurm", 1), "account": ("slurm", 1), "venv": ("slurm", 1)}
 """What a value that is empty otherwise adds."""
 
@@ -301,13 +291,13 @@ def test_no_value_breaks_a_manifest(field: str, value: str) -> None:
         with suppress(UserError):
             made[kind] = manifest(kind, {field: value})
     refused = set(TEMPLATES) - set(made)
-    assert refused in (set(), {"kuberay"}, set(TEMPLATES))
+    assert refused in (set(), set(TEMPLATES))
     for kind in refused:
         with pytest.raises(UserError, match=f"^{field}: .*$"):  # one line
             manifest(kind, {field: value})
     if not made:
         return
-    for kind in {"kuberay", "kuberay-cluster"} - refused:
+    for kind in ("kuberay", "kuberay-cluster"):
         if field != "ray_version":
             check_fields(yaml.safe_load(made[kind]))
     assert set(yaml.safe_load(made["ray-up"])) == set(filled("ray-up")) - (
@@ -347,7 +337,6 @@ def test_kinds_and_their_command(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("nam=x", "nam: is not a field"),
         ("name=A b", "name: 'A b' is not possible"),
         ("workers=x", "workers: 'x' is not possible"),
-        ("image=s3://", "image: 's3://' is not possible"),
         ("name", "--set: 'name' is not KEY=VALUE"),
     ]:
         assert cli.main([*args, "--set", bad]) == 2

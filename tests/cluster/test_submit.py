@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from cluster.jobs import Jobs
-from cluster.submit import collect, job_id, requirements, submit
+from cluster.submit import collect, job_id, submit
 from cluster.tokens import find_token
 
 WORD = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20)
@@ -77,8 +77,6 @@ def test_what_is_sent_is_listed(folder: Path) -> None:
     found = collect(folder)
     listed = "6 files, 2.0 MiB; largest: huge.npy (2.0 MiB), data/x.parquet (0.0 KiB), sub/b.yaml (0.0 KiB)"
     assert str(found) == listed
-    (folder / ".rayignore").write_text("huge.npy\n")
-    assert "2.0 MiB, less what .rayignore leaves out; largest" in str(collect(folder))
 
 
 def test_too_large_is_refused_with_the_largest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +153,3 @@ def test_a_module_that_hides_ours_is_refused(folder: Path, name: str) -> None:
 def test_ids_hold_nothing_odd(name: str) -> None:
     assert all(c.isalnum() or c in "._-" for c in job_id(name))
     assert job_id(name).isascii()
-
-
-def test_requirements_from_files(tmp_path: Path) -> None:
-    file = tmp_path / "r.txt"
-    file.write_text("# comment\n\nnir>=1.0\n")
-    assert requirements(["optuna", str(file)]) == ["optuna", "nir>=1.0"]
-    with pytest.raises(UserError, match="cannot be read"):
-        requirements(["none.txt"])
-    (tmp_path / "wheel.txt").write_bytes(b"PK\xff")
-    with pytest.raises(UserError, match=r"--pip: .*wheel.txt cannot be read \(it is not text\)"):
-        requirements([str(tmp_path / "wheel.txt")])

@@ -1,7 +1,6 @@
 """Batch statistics of weighted examples, against batches that repeat every example as often as it weighs."""
 
 import copy
-import threading
 from contextlib import nullcontext
 from functools import partial
 
@@ -16,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from snn.activations import keep_activations
 from snn.coding import direct
-from snn.kernels import cpu
 from snn.losses import rate_cross_entropy
 from snn.models import build
 from snn.weighted_norm import batch_statistics, weighted_statistics
@@ -64,18 +62,11 @@ def gradients(model, x_TB, labels, weights=None, repeats=None):
     affine=st.booleans(),
     mean=st.sampled_from([0.0, 3.0, -200.0]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
-    engine=st.sampled_from(["auto", "eager"]),
     seed=st.integers(0, 1000),
 )
 def test_an_example_of_weight_n_counts_as_n_examples(
-    repeats, T, C, space, channels_last, affine, mean, dtype, engine, seed
+    repeats, T, C, space, channels_last, affine, mean, dtype, seed
 ):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIKEPRUNE_ENGINE", engine)
-        check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed)
-
-
-def check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed):
     g = torch.Generator().manual_seed(seed)
     n, B = torch.tensor(repeats), len(repeats)
     exact = torch.randn(T, B, C, *space, generator=g, dtype=torch.float64) * 2 + mean
@@ -114,61 +105,6 @@ def check_repeats(repeats, T, C, space, channels_last, affine, mean, dtype, seed
     flat = each.detach().transpose(0, 1).flatten(1)
     torch.testing.assert_close(found[0].double(), flat.mean(1), **close)
     torch.testing.assert_close(found[1].double(), flat.var(1, unbiased=False), **close)
-
-
-@pytest.mark.skipif(cpu.ENGINE.unavailable() is not None, reason="the CPU engine cannot be built here")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(6, 1500), (4, 1500, 3, 3), (40, 5, 37), (300, 32, 9, 11), (2, 3, 64, 64)])
-def test_the_cpu_engine_computes_the_definition_on_any_number_of_threads(shape, dtype):
-    g = torch.Generator().manual_seed(0)
-    exact = torch.randn(shape, generator=g, dtype=torch.float64) * 2 + 30
-    share = torch.rand(shape[0], generator=g, dtype=torch.float64)
-    share /= share.sum() * exact[0, 0].numel()
-    by_row = share.view(-1, *[1] * (len(shape) - 1))
-    axes = [d for d in range(len(shape)) if d != 1]
-    mean = (by_row * exact).sum(axes)
-    square = (by_row * (exact - mean.view(1, -1, *[1] * (len(shape) - 2))).square()).sum(axes)
-    up = torch.randn(shape, generator=g, dtype=torch.float64)
-    scale, slope, shift = torch.randn(3, shape[1], generator=g, dtype=torch.float64)
-    c = lambda v: v.view(1, -1, *[1] * (len(shape) - 2))  # noqa: E731
-    gradient = c(scale) * up + by_row * (c(slope) * (exact - c(mean)) + c(shift))
-    formats = [torch.contiguous_format, *([torch.channels_last] if len(shape) == 4 else [])]
-    before = torch.get_num_threads()
-    try:
-        for memory_format in formats:
-            x, found = exact.to(dtype).contiguous(memory_format=memory_format), []
-            grad = up.to(dtype).contiguous(memory_format=memory_format)
-            for threads in (1, 3):
-                torch.set_num_threads(threads)
-                sums = [cpu.weighted_moment(x, share.to(dtype), m) for m in (None, mean.to(dtype))]
-                given = [v.to(dtype) for v in (share, mean, scale, slope, shift)]
-                back = cpu.weighted_gradient(grad, x, *given)
-                assert back.stride() == x.stride()
-                found.append((*sums, back))
-            tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-            for a, b, wanted in zip(*found, (mean, square, gradient), strict=True):
-                assert torch.equal(a, b)
-                torch.testing.assert_close(a.double(), wanted, rtol=tolerance, atol=tolerance)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(cpu.ENGINE.unavailable() is not None, reason="the CPU engine cannot be built here")
-def test_no_more_threads_work_than_torch_is_given():
-    x, used = torch.randn(64, 256, 16, 16), set()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        cpu.spread(lambda i: used.add(threading.get_ident()), [(i,) for i in range(50)], 2)
-        assert len(used) <= 2
-        assert cpu.spread(lambda i: i, [(i,) for i in range(7)], 3) == list(range(7))
-        pieces = []
-        cpu._spread_rows(lambda *piece: pieces.append((threading.get_ident(), piece)), cpu._by_rows(x)[0], x)
-        assert len(pieces) > 2
-        assert len({thread for thread, _ in pieces}) <= 2
-        assert sorted(piece for _, piece in pieces) == cpu._by_rows(x)[0]
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_equal_weights_of_float32_leave_no_rounding_in_a_norm_of_float64():

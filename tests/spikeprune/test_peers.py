@@ -57,18 +57,6 @@ def test_one_network(name: str) -> None:
         assert (a.neuron is None) == (b.neuron is None)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_leak_threshold_and_reset_are_read(name: str) -> None:
-    net, theirs = pair(name)
-    wanted = net.synapses()[0].neuron
-    found = theirs.synapses()[0].neuron
-    assert wanted is not None
-    assert found is not None
-    for field in ("beta", "theta", "reset", "decay_input"):
-        value, expected = getattr(found.constants, field), getattr(wanted.constants, field)
-        assert value == (expected if isinstance(expected, str) else pytest.approx(expected, rel=1e-5))
-
-
 class OneStep(nn.Module):
     """Takes and gives back its neurons' state, as the tutorials of norse and snntorch write networks."""
 

@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 
-from pipelines.data.sources.arrays import arrays, cifar, digits, mnist, mnist_sample
+from pipelines.data.sources.arrays import arrays, digits, mnist_sample, torchvision_set
 from pipelines.data.sources.base import Options, Source
-from pipelines.data.sources.event_sets import dvs_gesture, shd
 from pipelines.data.sources.folders import EVENT_SUFFIXES, event_folder, image_folder
+from pipelines.data.sources.recordings import dvs_gesture, shd
 from pipelines.data.sources.tables import parquet
 
 SOURCES: dict[str, Callable[[Options], Source]] = {
     "digits": digits,
     "mnist-sample": mnist_sample,
-    "cifar10": partial(cifar, "cifar10"),
-    "cifar100": partial(cifar, "cifar100"),
-    "mnist": partial(mnist, "mnist"),
-    "fashion-mnist": partial(mnist, "fashion-mnist"),
+    **{name: partial(torchvision_set, name) for name in ("cifar10", "cifar100", "mnist", "fashion-mnist")},
     "imagefolder": image_folder,
     "parquet": parquet,
     "huggingface": parquet,

@@ -1,15 +1,11 @@
-"""Examples that come as arrays: CIFAR, MNIST and Fashion-MNIST as torchvision lays them out on disk, files
-of NumPy, and two small datasets that ship inside Python packages.
-
-CIFAR's Python release is a set of pickles; they are read by an unpickler that knows NumPy arrays and
-nothing else, so a file from elsewhere cannot run code. The binary release is read where it is present.
+"""Examples that come as arrays: CIFAR, MNIST and Fashion-MNIST as torchvision reads them, files of NumPy,
+and two small datasets that ship inside Python packages.
 """
 
+import hashlib
 import io
-import pickle
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 
@@ -20,35 +16,22 @@ from pipelines.data.sources.base import (
     Options,
     Source,
     Split,
-    decompress,
     fingerprint,
-    first_existing,
     load_numpy,
     open_originals,
     split_of_files,
 )
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, short
+from pipelines.storage.paths import Folder, short, uri_of
 
 Load = Callable[[Folder, str], tuple[np.ndarray, np.ndarray]]
 """The examples ``[N, C, H, W]`` or ``[N, D]`` and labels ``[N]`` of a file."""
-_PYTHON = {
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]),
-    "cifar100": ("cifar-100-python", ["train"], ["test"]),
+_TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
 }
-_BINARY = {
-    "cifar10": ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
-    "cifar100": ("cifar-100-binary", ["train.bin"], ["test.bin"]),
-}
-_NAMES = {  # of the Python release (file, key) and of the binary one
-    "cifar10": ("batches.meta", "label_names", "batches.meta.txt"),
-    "cifar100": ("meta", "fine_label_names", "fine_label_names.txt"),
-}
-_LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # CIFAR-100: the coarse label, then the fine one
-_MNIST = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-_FASHION = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
 _DIGITS = tuple(str(k) for k in range(10))
 
 
@@ -60,156 +43,47 @@ def _read(load: Load, folder: Folder, file: str, low: int, high: int) -> Iterato
         yield Example(value, int(labels[row]), f"{file}#{row}")
 
 
-def cifar(name: str, options: Options) -> Source:
-    """CIFAR-10 or CIFAR-100 (fine labels), official split, in its files' order."""
-    if options.download:
-        _download(name, options)
-    folder = open_originals(options.input)
-    binary: Load = partial(_cifar_binary, _LABEL_BYTES[name])
-    for (below, train, test), kind, load in ((_BINARY[name], "bin", binary), (_PYTHON[name], "py", _cifar)):
-        for place in (folder.below(below), folder):
-            if place.exists(train[0]):
-                classes = _cifar_names(place, name, kind)
-                return _official(place, f"{name}-{kind}", train, test, load, classes)
-    raise UserError("--input", f"{folder} holds no {_PYTHON[name][0]} or {_BINARY[name][0]}{_hint(name)}")
+def torchvision_set(name: str, options: Options) -> Source:
+    """CIFAR-10 or CIFAR-100 (fine labels), MNIST or Fashion-MNIST; official split, in its files' order.
 
+    CIFAR's files are pickles: torchvision opens them only where their hashes are those of the published ones.
+    """
+    from torchvision import datasets
 
-def mnist(name: str, options: Options) -> Source:
-    """MNIST or Fashion-MNIST from its IDX files, packed or not; official split, in the files' order."""
-    if options.download:
-        _download(name, options)
-    folder, below = open_originals(options.input), _MNIST[name]
-    for place in (folder.below(f"{below}/raw"), folder.below("raw"), folder):
-        if any(place.exists(f"train-images-idx3-ubyte{gz}") for gz in ("", ".gz")):
-            break
-    else:
-        raise UserError("--input", f"{folder} holds no {below}/raw/train-images-idx3-ubyte{_hint(name)}")
-    train, test = (
-        first_existing(place, [f"{part}-images-idx3-ubyte{gz}" for gz in ("", ".gz")], f"{part} images")
-        for part in ("train", "t10k")
-    )
-    classes = _FASHION if name == "fashion-mnist" else _DIGITS
-    return _official(place, name, [train], [test], _idx_pair, classes)
-
-
-def _official(
-    folder: Folder, name: str, train: list[str], test: list[str], load: Load, classes: tuple[str, ...]
-) -> Source:
+    if options.input is None or uri_of(options.input) is not None:
+        raise UserError("--input", f"is needed: the local folder with {name}, or to --download it to")
+    if not options.download:
+        open_originals(options.input)
+    kind = getattr(datasets, _TORCHVISION[name])
     splits: dict[str, Split] = {}
-    for split, files in (("train", train), ("test", test)):
-        sizes = {}
-        for file in files:
-            labels = load(folder, first_existing(folder, [file], file))[1]
-            if labels.max(initial=0) >= len(classes) or labels.min(initial=0) < 0:
-                raise UserError(folder.at(file), f"label {labels.max()} is out of range")
-            sizes[file] = len(labels)
-        splits[split] = split_of_files(folder, sizes, partial(_read, load))
+    hashes: list[str] = []
+    try:
+        for split in ("train", "test"):
+            part = kind(options.input, train=split == "train", download=options.download)
+            images, labels = np.asarray(part.data), np.asarray(part.targets)
+            images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+            if len(labels) != len(images):
+                raise ValueError(f"{len(labels)} labels for {len(images)} images")
+            splits[split] = Split(len(images), partial(_rows, f"{name}-{split}", images, labels))
+            hashes += [hashlib.sha256(array.tobytes()).hexdigest() for array in (images, labels)]
+    except Exception as error:  # torchvision raises what it likes
+        what = f"{options.input} holds no whole {kind.__name__} ({short(error)})"
+        raise UserError(
+            "--input", f"{what}; --download fetches it, docs/datasets.md has the layout"
+        ) from None
     return Source(
         splits=splits,
-        class_names=classes,
-        fingerprint=fingerprint(folder.find([*train, *test]), name, classes),
+        class_names=_DIGITS if name == "mnist" else tuple(part.classes),
+        fingerprint=fingerprint((), name, hashes),
         notes={"split": "official", "order": "as in the files"},
     )
 
 
-def _cifar(folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = _unpickle(folder, file)
-    data = batch.get("data")
-    labels = batch.get("labels", batch.get("fine_labels"))
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or data.dtype != np.uint8:
-        raise UserError(folder.at(file), "is not a CIFAR batch: it has no uint8 data of 3,072 values a row")
-    if labels is None or len(labels) != len(data):
-        raise UserError(folder.at(file), f"has {len(labels or [])} labels for {len(data)} images")
-    return data.reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)
-
-
-def _cifar_binary(label_bytes: int, folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
-    data = np.frombuffer(folder.read(file), np.uint8)
-    size = label_bytes + 3072
-    if len(data) == 0 or len(data) % size:
-        raise UserError(folder.at(file), f"has {len(data)} bytes, no multiple of {size}; it is cut short")
-    rows = data.reshape(-1, size)
-    return rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1].astype(np.int64)
-
-
-def _idx_pair(folder: Folder, file: str) -> tuple[np.ndarray, np.ndarray]:
-    images = _idx(folder, file, 3)
-    other = file.removesuffix(".gz").replace("images-idx3", "labels-idx1")
-    name = first_existing(folder, [other, f"{other}.gz"], "labels")
-    labels = _idx(folder, name, 1)
-    if len(labels) != len(images):
-        raise UserError(folder.at(name), f"has {len(labels)} labels for {len(images)} images")
-    return images[:, None], labels.astype(np.int64)
-
-
-def _idx(folder: Folder, file: str, dimensions: int) -> np.ndarray:
-    data = folder.read(file)
-    try:
-        data = decompress(data) if file.endswith(".gz") else data
-    except ValueError as error:
-        raise UserError(folder.at(file), str(error)) from None
-    if data[:4] != bytes([0, 0, 8, dimensions]):
-        raise UserError(folder.at(file), f"is not an IDX file of bytes in {dimensions} dimensions")
-    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if len(values) != np.prod(shape):
-        what = f"has {len(values)} values, its header says {np.prod(shape)}; it is cut short"
-        raise UserError(folder.at(file), what)
-    return values.reshape(shape)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Knows what a pickled NumPy array consists of, and refuses everything else."""
-
-    _ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct", "_codecs.encode")
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")
-        if f"{module}.{name}" not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _unpickle(folder: Folder, file: str) -> dict[str, Any]:
-    try:
-        found = _ArraysOnly(io.BytesIO(folder.read(file)), encoding="latin1").load()
-    except Exception as error:  # a broken pickle may raise anything
-        raise UserError(folder.at(file), f"is not a CIFAR file ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(folder.at(file), "is not a CIFAR file (it holds no dictionary)")
-    return found
-
-
-def _cifar_names(folder: Folder, name: str, kind: str) -> tuple[str, ...]:
-    pickled, key, text = _NAMES[name]
-    if kind == "py":
-        names = _unpickle(folder, first_existing(folder, [pickled], "class names")).get(key)
-        if not isinstance(names, list):
-            raise UserError(folder.at(pickled), f"is not a CIFAR file (it holds no {key})")
-        return tuple(str(n) for n in names)
-    lines = folder.read(first_existing(folder, [text], "class names")).decode().split("\n")
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _hint(name: str) -> str:
-    return f"; --download fetches it, or see docs/datasets.md for the layout of {name}"
-
-
-def _download(name: str, options: Options) -> None:
-    from torchvision import datasets
-
-    if options.input is None or "://" in options.input:
-        raise UserError("--input", "is needed with --download: the local folder to download to")
-    try:
-        if name in _MNIST:
-            getattr(datasets, _MNIST[name])(options.input, download=True)
-        else:  # unlike torchvision's own reader, without unpickling what was fetched
-            of = getattr(datasets, name.upper())
-            datasets.utils.download_and_extract_archive(
-                of.url, options.input, filename=of.filename, md5=of.tgz_md5
-            )
-    except (OSError, RuntimeError) as error:
-        raise UserError("--download", f"{name} could not be fetched ({short(error)})") from None
+def _rows(
+    name: str, values: np.ndarray, labels: np.ndarray, start: int, stop: int
+) -> Iterator[Example | Bad]:
+    for row in range(start, stop):
+        yield Example(values[row], int(labels[row]), f"{name}#{row}")
 
 
 def arrays(options: Options) -> Source:

@@ -3,20 +3,19 @@
 Originals are what somebody else has put there: no pickles, no files that grow without end.
 """
 
-import gzip
 import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.events import Recording, Sensor
+from pipelines.data.events import By, Frames, Recording, Sensor, fault
 from pipelines.errors import UserError
 from pipelines.storage.paths import Entry, Folder, short
 
@@ -89,10 +88,32 @@ class Options:
     """Draws that share, and the order of class folders' files."""
     sensor: tuple[int, ...] | None = None
     """Width and height, for recordings that do not tell."""
-    columns: str | None = None
-    """Order of the columns of event arrays ``[E, 4]``, such as txyp."""
-    time_unit: str = "us"
-    """Of recorded times that carry no unit: us, ms, s or ns."""
+
+
+def framed(source: Source, *, T: int, by: By, size: tuple[int, ...] | None) -> Source:
+    """Recordings as event frames ``[T, P, H, W]``, uint8 (or wider where needed); see `Frames`."""
+    if source.sensor is None:
+        raise UserError("--T", "applies to recordings; this source has none")
+    frames = Frames.of(source.sensor, T=T, by=by, size=size, where="--size")
+    rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
+    return replace(
+        source,
+        splits={s: Split(r.rows, partial(_read_framed, r, frames)) for s, r in source.splits.items()},
+        sensor=None,
+        fingerprint=fingerprint((), source.fingerprint, rule),
+        notes={**source.notes, "frames": rule, "sensor_size": list(source.sensor)},
+    )
+
+
+def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> Iterator[Example | Bad]:
+    for row in recordings.read(start, stop):
+        if isinstance(row, Example) and isinstance(recording := row.value, Recording):
+            if (wrong := fault(recording, frames.sensor)) is not None:
+                row = Bad(row.path, wrong)
+            else:
+                counts = frames.count(recording)
+                row = row._replace(value=counts.astype(np.min_scalar_type(counts.max())))
+        yield row
 
 
 def open_originals(path: str | None) -> Folder:
@@ -160,21 +181,6 @@ def check_expansion(expanded: int, stored: int) -> None:
     """Refuse, by a ValueError, a file that grows beyond reason when it is decompressed."""
     if expanded > most_bytes(stored):
         raise ValueError(f"{stored:,} bytes would become {expanded:,}; that is no data")
-
-
-def decompress(data: bytes) -> bytes:
-    """A gzip file's content.
-
-    Raises:
-        ValueError: it is not whole, or grows beyond reason.
-    """
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(most_bytes(len(data)) + 1)
-    except Exception as error:  # zlib's own
-        raise ValueError(f"is not a whole gzip file ({error})") from None
-    check_expansion(len(found), len(data))
-    return found
 
 
 def load_numpy(data: bytes, name: str | None = None) -> Any:

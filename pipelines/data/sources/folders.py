@@ -1,7 +1,7 @@
 """Class folders: images in the ImageNet layout, and recordings in that of tonic and spikingjelly."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.decode import FORMATS
-from pipelines.data.events import Sensor
+from pipelines.data.events import Recording, Sensor
 from pipelines.data.sources.base import (
     Bad,
     Example,
@@ -20,7 +20,7 @@ from pipelines.data.sources.base import (
     open_originals,
     reading,
 )
-from pipelines.data.sources.recordings import Reader
+from pipelines.data.sources.recordings import read_recording
 from pipelines.errors import UserError
 from pipelines.storage.paths import Entry, Folder, short
 
@@ -31,11 +31,11 @@ EVENT_SUFFIXES = {
     "cifar10-dvs": ("aedat", "aedat4", "npz"),
     "aedat": ("aedat",),
     "aedat4": ("aedat4",),
-    "h5": ("h5", "hdf5"),
     "npy": ("npy", "npz"),
 }
 _DIGITS = re.compile(r"(\d+)")
 _SENSORS = {"n-mnist": Sensor(34, 34), "cifar10-dvs": Sensor(128, 128)}
+_Reader = Callable[[str, bytes], tuple[Recording, Sensor | None]]
 _Rows = tuple[pa.Array, np.ndarray]  # paths (in Arrow's compact form: there may be millions) and labels
 
 
@@ -51,20 +51,20 @@ def image_folder(options: Options) -> Source:
 
 def event_folder(name: str, options: Options) -> Source:
     """Recordings in class folders; ``name`` is a key of ``EVENT_SUFFIXES``."""
-    reader = Reader(columns=options.columns, time_unit=options.time_unit, cifar10_dvs=name == "cifar10-dvs")
+    reader = partial(read_recording, cifar10_dvs=name == "cifar10-dvs")
     sensor = Sensor(*options.sensor) if options.sensor else _SENSORS.get(name)
     return _open(name, options, EVENT_SUFFIXES[name], reader, sensor)
 
 
 def _open(
-    name: str, options: Options, suffixes: tuple[str, ...], reader: Reader | None, sensor: Sensor | None
+    name: str, options: Options, suffixes: tuple[str, ...], reader: _Reader | None, sensor: Sensor | None
 ) -> Source:
     folder, seed = open_originals(options.input), options.split_seed
     places = _places(folder)
     share = None if "test" in places else options.test_share
     listing = _Listing(folder, suffixes)
     entries = (entry for split, place in places.items() for entry in listing.add(split, place))
-    found = fingerprint(entries, name, reader, sensor, seed, share)
+    found = fingerprint(entries, name, sensor, seed, share)
     classes = listing.classes()
     if not classes:
         raise UserError("--input", f"{folder} holds no class folders with files {listing.globs}")
@@ -95,7 +95,7 @@ def _open(
 
 
 def _read(
-    folder: Folder, files: _Rows, reader: Reader | None, start: int, stop: int
+    folder: Folder, files: _Rows, reader: _Reader | None, start: int, stop: int
 ) -> Iterator[Example | Bad]:
     """One file per example; images are kept as they are."""
     paths, labels = files
@@ -104,7 +104,7 @@ def _read(
             data = folder.read(path)
             if not data:
                 raise ValueError("zero bytes")
-            value = data if reader is None else reader.read(path, data)[0]
+            value = data if reader is None else reader(path, data)[0]
         except (OSError, ValueError) as error:
             yield Bad(path, short(error))
         else:
@@ -185,11 +185,11 @@ def _held_out(rows: _Rows, share: float, rng: np.random.Generator) -> dict[str, 
     return {s: (paths.filter(pa.array(of)), labels[of]) for s, of in (("train", ~test), ("test", test))}
 
 
-def _sensor(folder: Folder, paths: pa.Array, reader: Reader) -> Sensor:
+def _sensor(folder: Folder, paths: pa.Array, reader: _Reader) -> Sensor:
     """The sensor that the first readable recording tells of."""
     for path in paths[:16].to_pylist():
         try:
-            sensor = reader.read(path, folder.read(path))[1]
+            sensor = reader(path, folder.read(path))[1]
         except (OSError, ValueError):
             continue
         if sensor is None:

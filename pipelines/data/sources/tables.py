@@ -1,11 +1,10 @@
-"""Parquet files, by the Hugging Face layout or our own, and recordings of our own as event frames."""
+"""Parquet files, by the Hugging Face layout or our own."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -14,21 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.decode import is_encoded, is_numeric
-from pipelines.data.events import By, Frames, Recording, Sensor, is_events, smallest
-from pipelines.data.scan import class_names, split_files
+from pipelines.data.events import Recording, Sensor, is_events
+from pipelines.data.scan import class_names
 from pipelines.data.sources.base import (
     Bad,
     Example,
     Options,
     Source,
-    Split,
     fingerprint,
     open_originals,
     reading,
     split_of_files,
 )
 from pipelines.errors import UserError
-from pipelines.storage.paths import Folder, name_of, open_parquet, short
+from pipelines.storage.paths import Folder, short
 
 READ_ROWS = 32  # at once; recordings are up to megabytes
 _WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
@@ -199,35 +197,3 @@ def _huggingface_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return tuple(str(n) for n in told["info"]["features"][label]["names"])
     return ()
-
-
-def _read_framed(recordings: Split, frames: Frames, start: int, stop: int) -> Iterator[Example | Bad]:
-    for row in recordings.read(start, stop):
-        if isinstance(row, Example) and isinstance(row.value, Recording):
-            try:
-                row = row._replace(value=smallest(frames.count(row.value)))
-            except ValueError as error:
-                row = Bad(row.path, str(error))
-        yield row
-
-
-def event_frames(folder: str, *, T: int, by: By, size: tuple[int, ...] | None) -> tuple[Source, Frames]:
-    """A dataset of recordings as frames, ``T`` of each; see `pipelines.data.events.Frames`."""
-    files = {split: split_files(folder, split) for split in ("train", "test")}
-    recordings = parquet(Options(input=folder))  # which names a file that cannot be read
-    with open_parquet(files["train"][0]) as file:
-        schema = file.schema_arrow
-    sensor = Sensor.of(schema)
-    if sensor is None or "image" not in schema.names or not is_events(schema.field("image").type):
-        raise UserError(folder, "holds no recordings of events, or does not tell their sensor_size")
-    frames = Frames.of(sensor, T=T, by=by, size=size, where="--size")
-    rule = {"T": T, "by": by, "height": frames.height, "width": frames.width}
-    names = [name_of(path) for paths in files.values() for path in paths]
-    source = Source(
-        splits={s: Split(r.rows, partial(_read_framed, r, frames)) for s, r in recordings.splits.items()},
-        class_names=recordings.class_names,
-        source_id=_kept_as(schema, "source_id"),
-        fingerprint=fingerprint(Folder.of(folder, "data.path").find(names), rule),
-        notes={"frames": rule, "sensor_size": list(sensor), "split": "as the recordings'"},
-    )
-    return source, frames

@@ -12,47 +12,16 @@ from pruning.examples.policies.drawn import El2n, Full, Infobatch, InfobatchMatc
 from pruning.examples.policies.repb import Repb, RepbMatched
 from pruning.examples.policies.seta import Seta, SetaMatched
 from pruning.examples.policies.settings import Settings
+from snn.registry import Registry
 
-__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "class_of", "make_policy", "register"]
+__all__ = ["POLICIES", "Cost", "Plan", "Policy", "Settings", "make_policy"]
 
-POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy
-    for policy in (
-        *(Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp),
-        *(Seta, SetaMatched, Repb, RepbMatched, Orderdp),
-    )
-}
+_OURS: tuple[type[Policy], ...] = (
+    *(Full, Random, Static, Infobatch, InfobatchMatched, El2n, Ucb, Loss, Sadp),
+    *(Seta, SetaMatched, Repb, RepbMatched, Orderdp),
+)
+POLICIES = Registry("policy", {policy.name: policy for policy in _OURS})
 """Every policy by its name."""
-_OWN: dict[str, type[Policy]] = {}
-
-
-def register(name: str, policy: type[Policy]) -> None:
-    """Register your own policy, named ``module:attribute``, for `make_policy`.
-
-    Raises:
-        ValueError: a name without a colon, or a class that is no `Policy`.
-    """
-    if ":" not in name:
-        raise ValueError(f"policy: {name!r} must have the form module:attribute")
-    if not (isinstance(policy, type) and issubclass(policy, Policy)):
-        raise ValueError(f"policy: {name!r} must be a subclass of Policy")
-    _OWN[name] = policy
-
-
-def class_of(name: str) -> type[Policy]:
-    """The policy of this name.
-
-    Raises:
-        ValueError: unknown policy.
-    """
-    if name in _OWN:
-        return _OWN[name]
-    if name not in POLICIES:
-        hint = (
-            "import it and call policies.register" if ":" in name else f"choose one of {', '.join(POLICIES)}"
-        )
-        raise ValueError(f"policy: {name!r} is unknown; {hint}")
-    return POLICIES[name]
 
 
 def make_policy(
@@ -80,7 +49,7 @@ def make_policy(
     Raises:
         ValueError: an unknown policy or option, or a value outside its range.
     """
-    cls = class_of(name)
+    cls = POLICIES[name]
     shared = {f: options.pop(f) for f in Settings.__dataclass_fields__ if f in options}
     own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
     unknown = sorted(set(options) - own)

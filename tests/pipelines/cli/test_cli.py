@@ -22,7 +22,7 @@ from pipelines.cli.main import VERBS
 from pipelines.config import field_paths
 from pipelines.config.load import load_config
 from pipelines.config.parser import leaf_hint, split_overrides
-from pipelines.search.config import SearchTree
+from pipelines.config.schema import SearchTree
 
 SURFACE = Path(__file__).parent / "assets" / "cli_surface.txt"
 
@@ -73,7 +73,7 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (["data", "ingest", "digits", "--output", "x", "--split-seed", "-1"], "--split-seed: -1 is not"),
         (
-            ["data", "frames", "x", "--T", "2", "--output", "y", "--size", "1", "2", "3"],
+            ["data", "ingest", "npy", "--T", "2", "--output", "y", "--size", "1", "2", "3"],
             "--size: (1, 2, 3) is",
         ),
         (["data", "ingest", "digit", "--output", "x"], "SOURCE: 'digit' is unknown; choose one of digits"),

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli.remote import remote_command
+from pipelines.cli.remote import RemoteCommand, remote_command
+from pipelines.config import Config
+from pipelines.config.load import load_tree
+from pipelines.config.schema import SearchTree
 from pipelines.errors import UserError
 
 AUTO = ("--cluster.address", "auto")
@@ -25,10 +28,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def sent(command: RemoteCommand, folder: Path) -> Config:
+    """The config that goes along, as the job reads it."""
+    ((name, content),) = command.extra
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return load_tree(SearchTree if "search" in command.words else Config, folder / name)
+
+
 def test_runs_and_searches_use_the_cluster_and_its_storage(project: Path) -> None:
     for verb, file, name in (("run", "my.yaml", "mine"), ("search", "search.yaml", "wide")):
         command = remote_command([verb, file], project, "~/there")
-        assert command.words == (*HERE, verb, file, "--storage", "~/there", *AUTO)
+        assert command.words == (*HERE, verb, f".spikeprune/{name}.yaml")
+        config = sent(command, project)
+        assert (config.storage, config.cluster.address) == ("~/there", "auto")
         assert command.run == f"~/there/{name}"
         assert command.name == name
         assert project / "data" in command.include
@@ -36,18 +49,25 @@ def test_runs_and_searches_use_the_cluster_and_its_storage(project: Path) -> Non
 
 def test_what_the_config_names_absolutely_stays(project: Path) -> None:
     command = remote_command(["run", "far.yaml"], project)
-    assert command.words == (*HERE, "run", "far.yaml", *AUTO)
+    assert sent(command, project).storage == "s3://b/runs?region=eu"
     assert command.run == "s3://b/runs/far?region=eu"
     alone = remote_command(["run", "my.yaml", "--cluster.engine", "local", "--cluster.workers", "1"], project)
-    assert "auto" not in alone.words
+    assert sent(alone, project).cluster.address is None
 
 
 def test_a_config_from_elsewhere_goes_along(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside") / "c.yaml"
     outside.write_text("data: {path: /data}\n")
-    command = remote_command(["train", str(outside)], project)
-    assert command.extra == ((".spikeprune/c.yaml", outside.read_bytes()),)
-    assert command.words[3] == ".spikeprune/c.yaml"
+    command = remote_command(["train", str(outside), "--train.lr", "0.7"], project)
+    assert sent(command, project).train.lr == 0.7
+    assert command.words == (*HERE, "train", ".spikeprune/run.yaml")
+
+
+def test_own_modules_are_told_from_where_they_are_sent(project: Path) -> None:
+    (project / "nets").mkdir()
+    (project / "nets" / "own.yaml").write_text("data: {path: /data}\nmodel: {name: 'my_net:net'}\n")
+    command = remote_command(["train", str(project / "nets" / "own.yaml")], project)
+    assert Path(sent(command, project).code or "").resolve() == project / "nets"
 
 
 def test_other_verbs(project: Path) -> None:
@@ -74,7 +94,7 @@ def test_an_address_belongs_before(project: Path, given: list[str]) -> None:
 
 def test_options_before_the_config_or_the_run(project: Path) -> None:
     several = remote_command(["run", "--seeds", "3", "my.yaml"], project, "~/there")
-    assert several.words[3:6] == ("--seeds", "3", "my.yaml")
+    assert several.words[3:] == ("--seeds", "3", ".spikeprune/mine.yaml")
     assert several.run == "~/there/mine-seed-*"
     assert remote_command(["prune", "--sparsity", "0.5", "/runs/mine"], project).run == "/runs/mine-pruned"
     kept = "/runs/mine/checkpoints/train.safetensors"

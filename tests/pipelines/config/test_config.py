@@ -166,19 +166,23 @@ def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Pa
 def test_a_file_of_version_1_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "train: {clip_norm: 1, accumulate: 2, ema: 0.9, norm_examples: 99}\nexamples: {ratio: 0.7}\n"
+        "train: {clip_norm: 1, accumulate: 2, norm_examples: 99}\nexamples: {ratio: 0.7}\n"
         "weights: {synops: 0.2}\ntrack: {tensorboard: true}\n"
     )
     config = load_config(path)
     train = config.train
-    assert (train.max_grad_norm, train.grad_accum_steps, train.ema_decay, train.bn_examples) == (
-        1,
-        2,
-        0.9,
-        99,
-    )
+    assert (train.max_grad_norm, train.grad_accum_steps, train.bn_examples) == (1, 2, 99)
     assert (config.data_pruning.ratio, config.weight_pruning.synops) == (0.7, 0.2)
     assert config.tracking.tensorboard
+
+
+def test_a_field_that_is_gone_may_have_had_no_effect(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {ema_decay: null, epochs: 5}\ndata_pruning: {overlap: false}\n")
+    assert load_config(path).train.epochs == 5
+    path.write_text("train: {ema: 0.99}\n")
+    with pytest.raises(UserError, match=r"c\.yaml: has train\.ema_decay '0\.99', which this version"):
+        load_config(path)
 
 
 def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,12 +245,12 @@ def test_split_overrides_keeps_other_words() -> None:
 
 
 def test_a_flag_takes_no_word(tmp_path: Path) -> None:
-    words = ["--data.augment.flip", "my.yaml", "--data-pruning.overlap=true", "--model.detach-reset=false"]
+    words = ["--data.augment.flip", "my.yaml", "--tracking.tensorboard=true", "--model.detach-reset=false"]
     overrides, rest = split_overrides(words)
     assert rest == ["my.yaml"]
     assert overrides == {
         "data.augment.flip": True,
-        "data_pruning.overlap": True,
+        "tracking.tensorboard": True,
         "model.detach_reset": False,
     }
 
@@ -327,7 +331,6 @@ def test_a_training_without_a_pruned_epoch_is_warned_of() -> None:
         ({"ratio": 0.3, "rescore_every": 2}, True),
         ({"ratio": 0.3, "rescore_every": 2, "score_timesteps": 2}, False),
         ({"ratio": 0.3, "rescore_every": 2, "rescore_who": "unselected"}, False),
-        ({"ratio": 0.5, "rescore_every": 1, "overlap": True}, False),
         ({"ratio": 0.5, "rescore_every": 1, "policy": "random"}, False),
     ],
 )

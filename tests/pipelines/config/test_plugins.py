@@ -16,7 +16,7 @@ from pipelines.config import Config, ModelConfig
 from pipelines.config.load import load_config
 from pipelines.config.plugins import check_unchanged, keep_copy, use_own_code
 from pipelines.errors import UserError
-from snn.interchange import read_architecture
+from snn.interchange import read_tensors
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics
 
@@ -55,7 +55,7 @@ def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
     example: Path, elsewhere: Path, digits: Path, tmp_path: Path, ray_session: None
 ) -> None:
     storage = tmp_path / "runs"
-    more = arguments(digits, storage, *SHORT, "--data-pruning.overlap", "--data-pruning.rescore_every", "1")
+    more = arguments(digits, storage, *SHORT, "--data-pruning.rescore_every", "1")
     more += ["--cluster.workers", "2"]
     assert cli.main(["run", str(example / "own.yaml"), *more]) == 0
     folder = storage / "own"
@@ -65,7 +65,8 @@ def test_own_code_runs_on_ray_and_every_verb_rebuilds_it(
     assert 1.5 < records[1]["max_weight"] <= 10  # drawn by importance, not uniformly
     pruned = json.loads((folder / "pruning.json").read_text())
     assert "spread" in json.dumps(pruned)
-    assert read_architecture(folder / "checkpoints" / "train.safetensors")["name"] == "my_net:two_leaks"
+    _, header = read_tensors(folder / "checkpoints" / "train.safetensors")
+    assert json.loads(header["spikeprune"])["architecture"]["name"] == "my_net:two_leaks"
     shutil.rmtree(example)  # what follows rebuilds the network from the run alone
     assert cli.main(["score", str(folder), "--output", str(tmp_path / "scores.parquet")]) == 0
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 1437
@@ -85,7 +86,7 @@ def test_a_run_resumes_only_with_the_code_it_started_with(
     check_that_a_checkpoint_alone_imports_nothing(tmp_path / "runs" / "own", example)
     (example / "my_net.py").write_text((example / "my_net.py").read_text() + "\n# changed\n")
     capsys.readouterr()
-    fails_with("my_net.py has changed since the run started", [*args, "--resume"], capsys)
+    fails_with("my_net.py is not what it was when the run started", [*args, "--resume"], capsys)
 
 
 def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> None:
@@ -99,7 +100,7 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
     env = {**os.environ, "PYTHONPATH": str(example)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     error, imported = json.loads(done.stdout)
-    assert "'my_net:two_leaks' is not registered" in error
+    assert "'my_net:two_leaks' is unknown; import it and register it" in error
     assert not imported
 
 
@@ -179,13 +180,9 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("field", "name", "line"),
     [
-        ("model.name", "late:net", "model.name: late:net failed: ValueError: no more (late.py, line 8)"),
+        ("model.name", "late:net", "code: ValueError: no more (late.py, line 8)"),
         ("model.name", "late:nans", "train.lr: training diverged: the loss is not finite from step 1 of"),
-        (
-            "data_pruning.policy",
-            "late:Odd",
-            "late:Odd failed: ZeroDivisionError: division by zero (late.py, line",
-        ),
+        ("data_pruning.policy", "late:Odd", "code: ZeroDivisionError: division by zero (late.py, line"),
     ],
 )
 def test_own_code_that_fails_while_training_is_named_with_its_line(
@@ -252,7 +249,7 @@ def test_a_current_folder_that_hides_ours_from_the_workers_is_refused(
 
 def test_two_folders_with_modules_of_one_name_do_not_mix(example: Path, tmp_path: Path) -> None:
     """Also what a worker does that serves one run after another."""
-    from snn.models import function_of
+    from snn.models import MODELS
 
     other = tmp_path / "other"
     shutil.copytree(example, other)
@@ -261,7 +258,7 @@ def test_two_folders_with_modules_of_one_name_do_not_mix(example: Path, tmp_path
     widths = []
     for folder in (example, other, example):
         use_own_code(load_config(folder / "own.yaml"))
-        widths.append(function_of("my_net:two_leaks").__kwdefaults__["width"])
+        widths.append(MODELS["my_net:two_leaks"].__kwdefaults__["width"])
     assert widths == [64, 32, 64]
 
 

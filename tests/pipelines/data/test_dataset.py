@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data import dataset
-from pipelines.data.dataset import check_examples, describe, read_split
+from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.ingest import ingest
 from pipelines.data.inputs import Inputs
@@ -48,11 +48,8 @@ def test_other_ids_are_refused_with_the_remedy_and_kept_when_ingested(
     shared_data: Path, tmp_path: Path
 ) -> None:
     folder = shared_data / "cifar10" / "small"
-    for on_bad_row in ("stop", "skip"):
-        with pytest.raises(
-            UserError, match=r"row 0: id \d+ is not its position, 0; .*`spikeprune data ingest"
-        ):
-            read_split(folder, "train", on_bad_row)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"row 0: id \d+ is not its position, 0; .*`spikeprune data ingest"):
+        read_split(folder, "train")
     ingest("parquet", tmp_path / "data", folder)
     train, test = read_split(tmp_path / "data", "train"), read_split(tmp_path / "data", "test")
     info = describe(train, test, tmp_path / "data")
@@ -203,13 +200,6 @@ def test_a_manifest_of_another_kind_is_refused(manifest: Any, tmp_path: Path) ->
         read_split(tmp_path, "train")
 
 
-def test_a_split_with_no_row_that_can_be_used(tmp_path: Path) -> None:
-    write(tmp_path, "train", image=pa.array([b"no image"] * 6))
-    split = read_split(tmp_path, "train", "skip")
-    with pytest.raises(UserError, match="none of the split's 6 rows can be used"):
-        check_examples(split)
-
-
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12])
 def test_the_first_rows_in_order_of_files(tmp_path: Path, rows: int) -> None:
     for file in (0, 1):  # two files of two row groups each
@@ -247,7 +237,9 @@ def test_statistics_that_cannot_be_are_refused(statistics: dict[str, Any], tmp_p
     write(tmp_path, "train")
     write(tmp_path, "test")
     (tmp_path / "manifest.json").write_text(json.dumps({"statistics": statistics}))
-    with pytest.raises(UserError, match=r"manifest.json: statistics\.(mean|std) must hold 1 finite numbers"):
+    with pytest.raises(
+        UserError, match=r"manifest.json: is damaged, .*(statistics must hold 1 finite|could not convert)"
+    ):
         describe(read_split(tmp_path, "train"), read_split(tmp_path, "test"), tmp_path)
 
 

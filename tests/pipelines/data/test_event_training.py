@@ -43,8 +43,8 @@ def nmnist(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def framed(nmnist: Path) -> Path:
     """The same as frames of 17x17."""
     out = nmnist.with_name("frames")
-    args = ["data", "frames", str(nmnist), "--T", "5", "--by", "count", "--size", "17", "--output", str(out)]
-    assert cli.main(args) == 0
+    frames = ["--T", "5", "--by", "count", "--size", "17"]
+    assert cli.main(["data", "ingest", "parquet", "--input", str(nmnist), *frames, "--output", str(out)]) == 0
     return out
 
 
@@ -147,7 +147,7 @@ def test_show(
     assert cli.main(["data", "show", str(folder), "--rows", "9", "--png", str(png)]) == 0
     out = capsys.readouterr().out
     assert f"{read_split(folder, 'train').num_examples:,} examples" in out
-    assert "events" in out or "values per channel" in out
+    assert "sensor_size" in out or "values per channel" in out
     pixels = np.asarray(Image.open(png).convert("RGB"))
     assert pixels.std() > 10
     assert min(pixels.shape[:2]) > 200
@@ -159,15 +159,12 @@ def test_verbs_name_what_is_wrong(
     digits: Path, nmnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for args, line in (
-        (
-            ["frames", str(digits), "--T", "4", "--output", str(tmp_path / "o")],
-            "holds no recordings of events",
-        ),
-        (["frames", str(nmnist), "--T", "0", "--output", str(tmp_path / "o")], "--T: 0 is not possible"),
+        (["ingest", "digits", "--T", "4", "--output", str(tmp_path / "o")], "--T: applies to recordings"),
+        (["ingest", "digits", "--T", "0", "--output", str(tmp_path / "o")], "--T: 0 is not possible"),
         (["verify", str(tmp_path)], "has no manifest.json"),
         (["show", str(tmp_path)], "has no file train*.parquet"),
         (["show", str(digits), "--rows", "0"], "--rows: 0 is not possible"),
-        (["dump"], "'dump' is not one of its verbs; use ingest, verify, frames, show"),
+        (["dump"], "'dump' is not one of its verbs; use ingest, verify, show"),
     ):
         assert cli.main(["data", *args]) == 2
         assert line in capsys.readouterr().err

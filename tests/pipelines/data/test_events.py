@@ -19,7 +19,6 @@ from pipelines.data.events import (
     Sensor,
     fault,
     from_arrow,
-    smallest,
     sort,
     to_arrow,
 )
@@ -121,13 +120,6 @@ def test_a_size_beyond_the_sensor_is_refused() -> None:
         Frames.of(Sensor(34, 34), T=4, by="time", size=(48,), where="data.frames.size")
     assert Frames.of(Sensor(34, 30), T=4, by="time", size=None, where="").shape == (4, 2, 30, 34)
     assert Frames.of(Sensor(34, 30), T=4, by="time", size=(8, 9), where="").shape == (4, 2, 8, 9)
-
-
-def test_counts_are_kept_in_the_smallest_type() -> None:
-    assert smallest(np.array([255])).dtype == np.uint8
-    assert smallest(np.array([256])).dtype == np.uint16
-    with pytest.raises(ValueError, match="65536 events in one cell"):
-        smallest(np.array([65536]))
 
 
 @pytest.mark.parametrize(

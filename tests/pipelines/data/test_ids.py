@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.ids import Ids
+from pipelines.data.layout import Ids
 
 
 @given(st.integers(1, 60), st.sets(st.integers(0, 59)), st.integers(-5, 70), st.integers(-5, 70), st.data())

@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.cli.data import SourceName
 from pipelines.config.load import load_config
 from pipelines.data.dataset import describe, read_split
-from pipelines.data.ingest import cache_frames, ingest
+from pipelines.data.ingest import ingest
 from pipelines.data.shards import Statistics
 from pipelines.data.sources import SOURCES
 from pipelines.errors import UserError
@@ -113,8 +113,6 @@ def test_an_output_within_the_input_is_refused(output: str, tmp_path: Path) -> N
     line = r"^--output: is, or lies in, the folder that is read; name one beside it"
     with pytest.raises(UserError, match=line):
         ingest("imagefolder", Path(f"{tmp_path}/{output}"), tmp_path / "in")
-    with pytest.raises(UserError, match=line):
-        cache_frames(tmp_path / "in", Path(f"{tmp_path}/{output}"), T=2)
     assert not list((tmp_path / "in").iterdir())
 
 

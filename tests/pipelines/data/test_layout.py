@@ -73,7 +73,7 @@ def test_columns_are_read_with_room_for_any_size(
                 assert np.array_equal(a, b)
     else:
         assert np.array_equal(got, expected)
-    assert rows.share(1, 2).table(np.array([3, 9])).column("image").to_pylist() == [values()[3], values()[9]]
+    assert rows.table(np.array([3, 9])).column("image").to_pylist() == [values()[3], values()[9]]
     assert read_rows(split.layout, np.zeros(0, np.int64)).schema == found.schema
 
 
@@ -92,10 +92,3 @@ def test_a_row_that_was_not_fetched_is_an_error(digits: Path) -> None:
     rows = Rows(pq.read_table(digits / "train-00000.parquet").slice(0, 10))
     with pytest.raises(KeyError, match="id 10 was not fetched"):
         rows.get(np.array([2, 10]))
-
-
-def test_shares_cover_all_rows_once(digits: Path) -> None:
-    rows = Rows(pq.read_table(digits / "test-00000.parquet"))
-    shares = [rows.share(rank, 3) for rank in range(3)]
-    assert sorted(np.concatenate([s.ids for s in shares])) == list(range(360))
-    assert np.array_equal(shares[1].get(shares[1].ids)[0], rows.get(shares[1].ids)[0])

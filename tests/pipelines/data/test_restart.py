@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.dataset import read_split
-from pipelines.data.ingest import Writing, cache_frames, ingest
+from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
 from pipelines.data.shards import OnBad
 from pipelines.data.sources.base import Options
@@ -154,29 +153,23 @@ def test_the_same_command_finds_the_dataset_and_any_other_is_refused(photos: Pat
         return ingest("imagefolder", out, source, options=Options(**options), writing=writing)
 
     manifest = again()
-    told = json.loads((out / "ingested.json").read_text())
-    assert told["options"]["input"] == photos.name
-    assert str(photos.parent) not in json.dumps(told), "whoever gets the dataset learns no paths of ours"
-    whole = {**told, "options": {**told["options"], "input": str(photos)}}
-    (out / "ingested.json").write_text(json.dumps(whole))  # as it was kept before
-    assert again() == manifest
+    told = (out / "ingested.json").read_text()
+    assert str(photos.parent) not in told, "whoever gets the dataset learns no paths of ours"
     before = contents(out)
-    assert again() == again(shard_rows=8192) == manifest
+    assert again() == manifest
     other = shutil.copytree(photos, tmp_path / "other")
     (other / "b" / "more.png").write_bytes((photos / "a" / "0.png").read_bytes())
     for changed, line in (
-        ({"size": (4,)}, "--size was not given, is 4 4"),
+        ({"size": (4,)}, "--size was not given, is 4"),
         ({"split_seed": 1}, "--split-seed was 0, is 1"),
         ({"test_share": 0.5}, "--test-share was 0.1, is 0.5"),
         ({"on_bad": "refuse"}, "--on-bad was skip, is refuse"),
-        ({"shard_rows": 4}, "--shard-rows was 8192, is 4"),
-        ({"source": other}, f"--input was {photos.name}, is {other.name}"),
+        ({"shard_rows": 4}, "--shard-rows was not given, is 4"),
+        ({"source": other}, "its originals are other files now, or newer ones"),
     ):
         with pytest.raises(UserError) as caught:
             again(**changed)
-        assert f"holds a dataset that was made otherwise ({line}); choose another --output, or" in str(
-            caught.value
-        )
+        assert f"holds a dataset that was made otherwise ({line}" in str(caught.value)
     (photos / "a" / "20.png").write_bytes((photos / "a" / "0.png").read_bytes())
     with pytest.raises(UserError, match=r"\(its originals are other files now, or newer ones\)"):
         again()
@@ -184,18 +177,9 @@ def test_the_same_command_finds_the_dataset_and_any_other_is_refused(photos: Pat
     moved = photos.rename(tmp_path / "moved")
     assert again(moved) == manifest  # the same files elsewhere
     assert again() == manifest  # gone, but named as before
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        again(tmp_path / "nowhere")
     assert contents(out) == before
     (out / "ingested.json").unlink()  # a dataset of before there were such records
     assert again(split_seed=1) == manifest
-
-
-def test_without_bad_rows_skipping_and_refusing_are_the_same(photos: Path, tmp_path: Path) -> None:
-    (photos / "a" / "bad.png").unlink()
-    modes: tuple[OnBad, ...] = ("skip", "refuse", "sort")
-    made = [ingest("imagefolder", tmp_path / "out", photos, writing=Writing(on_bad=mode)) for mode in modes]
-    assert made[0] == made[1] == made[2]
 
 
 def test_frames_of_another_dataset_are_refused(tmp_path: Path) -> None:
@@ -208,10 +192,11 @@ def test_frames_of_another_dataset_are_refused(tmp_path: Path) -> None:
         }
         class_folders(tmp_path / f"{name}-in", files)
         ingest("aedat", tmp_path / name, tmp_path / f"{name}-in", options=options, writing=alone)
-    made = cache_frames(tmp_path / "one", tmp_path / "frames", T=2, size=(8, 8), writing=alone)
-    assert cache_frames(tmp_path / "one", tmp_path / "frames", T=2, size=(8, 8), writing=alone) == made
+    frames = Writing(workers=1, T=2, size=(8, 8))
+    made = ingest("parquet", tmp_path / "frames", tmp_path / "one", writing=frames)
+    assert ingest("parquet", tmp_path / "frames", tmp_path / "one", writing=frames) == made
     with pytest.raises(UserError, match="its originals are other files now"):
-        cache_frames(tmp_path / "two", tmp_path / "frames", T=2, size=(8, 8), writing=alone)
+        ingest("parquet", tmp_path / "frames", tmp_path / "two", writing=frames)
 
 
 def test_a_killed_ingestion_does_not_go_on_with_another_split(photos: Path, tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """Originals that somebody else has made: nothing of theirs runs, and none of them fills the memory."""
 
-import gzip
 import io
 import os
 import pickle
 import struct
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,8 +13,8 @@ import pytest
 from pipelines.data.decode import decode_image
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources import base
-from pipelines.data.sources.base import decompress, load_numpy
-from pipelines.data.sources.recordings import Reader
+from pipelines.data.sources.base import load_numpy
+from pipelines.data.sources.recordings import read_recording
 from pipelines.errors import UserError
 from tests.pipelines.data.test_bad_input import good_images
 from tests.pipelines.data.writers import class_folders
@@ -50,35 +48,24 @@ def test_pickles_do_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     pickled = pickle.dumps({"data": Evil(marker), "labels": [0]})
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-    class_folders(tmp_path / "cifar", dict.fromkeys(names, pickled))
-    with pytest.raises(UserError, match=r"is not a CIFAR file \(it asks for posix\.system\)"):
+    class_folders(tmp_path / "cifar" / "cifar-10-batches-py", dict.fromkeys(names, pickled))
+    with pytest.raises(UserError, match="holds no whole CIFAR10"):
         ingest("cifar10", tmp_path / "out", tmp_path / "cifar", writing=ALONE)
     objects = io.BytesIO()
     np.save(objects, np.array([Evil(marker)], object), allow_pickle=True)
     for suffix, data in (("npy", objects.getvalue()), ("npz", saved(x=np.array([Evil(marker)], object)))):
         with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
-            Reader().read(f"a.{suffix}", data)
+            read_recording(f"a.{suffix}", data)
         (tmp_path / f"images.{suffix}").write_bytes(data)
     assert not marker.exists()
 
 
-def test_files_that_grow_without_end_are_refused(tmp_path: Path, small_floor: None) -> None:
+def test_files_that_grow_without_end_are_refused(small_floor: None) -> None:
     zeros = np.zeros(1 << 24, np.uint8)
-    bomb = gzip.compress(zeros.tobytes())
-    with pytest.raises(ValueError, match="that is no data"):
-        decompress(bomb)
     with pytest.raises(ValueError, match=r"16,777,\d+; that is no data"):
         load_numpy(saved(x=zeros))
-    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    class_folders(tmp_path / "mnist", {f"{name}-ubyte.gz": bomb for name in names})
-    with pytest.raises(UserError, match=r"idx[13]-ubyte\.gz: .*that is no data"):
-        ingest("mnist", tmp_path / "out", tmp_path / "mnist", writing=ALONE)
     rows = np.arange(40000).reshape(-1, 4)
     assert np.array_equal(load_numpy(saved(a=rows), "a"), rows)
-    whole = gzip.compress(rows.tobytes())
-    assert decompress(whole) == rows.tobytes()
-    with pytest.raises(ValueError, match="is not a whole gzip file"):
-        decompress(whole[:-19] + b"1234567890123456789")
 
 
 def test_aedat_packets_that_grow_without_end_are_refused(small_floor: None) -> None:
@@ -90,30 +77,7 @@ def test_aedat_packets_that_grow_without_end_are_refused(small_floor: None) -> N
         stream.write(bytes(1 << 20))
     zeros = sink.getvalue().to_pybytes()
     with pytest.raises(ValueError, match="that is no data"):
-        Reader().read("a.aedat4", data[:packets] + struct.pack("<ii", 0, len(zeros)) + zeros)
-
-
-def test_hdf5_stays_within_its_file(tmp_path: Path, small_floor: None) -> None:
-    with h5py.File(tmp_path / "secret.h5", "w") as file:
-        file["t"] = np.arange(9)
-    other = str(tmp_path / "secret.h5")
-    for link in ("events", "t"):
-        with h5py.File(tmp_path / "a.h5", "w") as file:
-            file[link] = h5py.ExternalLink(other, "/t")
-        with pytest.raises(ValueError, match=f"its {link} is a link to another file"):
-            Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("t", shape=(9,), dtype="i8", external=[(other, 0, 72)])
-    with pytest.raises(ValueError, match="its /t lies in another file"):
-        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["t"] = h5py.SoftLink("/gone")
-    with pytest.raises(ValueError, match="is not a whole HDF5 file"):
-        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("t", shape=(10**12,), dtype="i8", chunks=True)
-    with pytest.raises(ValueError, match="would become 8,000,000,000,000"):
-        Reader().read("a.h5", (tmp_path / "a.h5").read_bytes())
+        read_recording("a.aedat4", data[:packets] + struct.pack("<ii", 0, len(zeros)) + zeros)
 
 
 def test_no_program_is_run_for_an_image() -> None:

@@ -1,9 +1,12 @@
 """Writers of the original formats, made from their descriptions and without our readers' help."""
 
+import hashlib
+import pickle
 import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.data.events import Recording
 
@@ -63,6 +66,27 @@ def idx(array: np.ndarray) -> bytes:
     """MNIST's format: two zeros, the type (8: bytes), the number of dimensions, their sizes, the values."""
     head = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     return head + array.astype(np.uint8).tobytes()
+
+
+def cifar(
+    root: Path,
+    patch: pytest.MonkeyPatch,
+    kind: str,
+    batches: dict[str, tuple[np.ndarray, np.ndarray]],
+    names: list[str],
+) -> None:
+    """CIFAR10's or CIFAR100's pickles, which torchvision is made to take for the published ones."""
+    from torchvision import datasets
+
+    of = getattr(datasets, kind)
+    key = {"CIFAR10": "labels", "CIFAR100": "fine_labels"}[kind]
+    files = {f: pickle.dumps({"data": x, key: y.tolist()}, protocol=2) for f, (x, y) in batches.items()}
+    files[of.meta["filename"]] = pickle.dumps({of.meta["key"]: names}, protocol=2)
+    hashes = {file: hashlib.md5(data).hexdigest() for file, data in files.items()}
+    for listed in ("train_list", "test_list"):
+        patch.setattr(of, listed, [[file, hashes[file]] for file, _ in getattr(of, listed)])
+    patch.setattr(of, "meta", {**of.meta, "md5": hashes[of.meta["filename"]]})
+    class_folders(root / of.base_folder, files)
 
 
 def class_folders(root: Path, files: dict[str, bytes]) -> Path:

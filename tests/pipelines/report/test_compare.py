@@ -12,10 +12,8 @@ from pipelines import cli
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
-from pipelines.report.compare import Comparison, compare, compare_on, write_comparison
+from pipelines.report.compare import Comparison, compare, write_comparison
 from pipelines.runs.run import prune, run
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 QUIET = Console(quiet=True)
 CRITERIA = ("magnitude", "slamp", "uniform")
@@ -75,7 +73,7 @@ def test_synops_levels_are_shares_of_the_calibrated_synops(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["compare", str(trained), "--criteria", "lamp", "slamp", "--objective", "synops"]
-    assert cli.main([*args, "--levels", "0.5", "0.2", "--cluster.address", "null"]) == 0
+    assert cli.main([*args, "--levels", "0.5", "0.2"]) == 0
     stored = json.loads((trained / "compare-synops.json").read_text())
     assert stored["objective"] == "synops"
     shares = {(o["criterion"], o["level"]): o["figures"]["synops_of_dense"] for o in stored["outcomes"]}
@@ -113,22 +111,6 @@ def test_a_run_of_many_workers_is_compared_by_one_without_loading_its_data(
     monkeypatch.setattr("pipelines.training.engine.load_rows", refuse)
     done = compare(tmp_path, criteria=["slamp"], levels=[0.9], console=QUIET)
     assert done.outcomes == tuple(o for o in compared.outcomes if (o.criterion, o.level) == ("slamp", 0.9))
-
-
-@pytest.mark.slow
-def test_a_task_on_a_cluster_gives_the_same(compared: Comparison, trained: Path, ray_session: None) -> None:
-    done = compare_on("auto", trained, criteria=CRITERIA, levels=(0.9, 0.7), console=QUIET)
-    assert [(o.criterion, o.level, o.figures["connectivity"]) for o in done.outcomes] == [
-        (o.criterion, o.level, o.figures["connectivity"]) for o in compared.outcomes
-    ]
-    for there, here in zip(done.outcomes, compared.outcomes, strict=True):  # up to the number of threads
-        assert there.figures["accuracy"] == pytest.approx(here.figures["accuracy"], abs=0.01)
-        assert there.loss == pytest.approx(here.loss, rel=1e-3)
-    with pytest.raises(UserError, match=r"lamp at 0\.99: sparsity: 0\.99 cannot be reached"):
-        compare_on(
-            "auto", trained, criteria=["lamp"], levels=[0.99], overrides={"weight_pruning.min_keep": "100"},
-            console=QUIET,
-        )  # fmt: skip
 
 
 def test_mistakes(trained: Path) -> None:

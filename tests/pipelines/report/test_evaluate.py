@@ -17,7 +17,7 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.report.evaluate import evaluate_run
+from pipelines.report.network import evaluate_run
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
 
@@ -70,7 +70,7 @@ def test_the_verb_starts_no_ray(folder: Path) -> None:
 def test_what_cannot_be_measured_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["evaluate", str(folder), "--split", "nothing"]) == 2
+    assert cli.main(["evaluate", str(folder), "--data.test-split", "nothing"]) == 2
     assert "has no file nothing*.parquet" in capsys.readouterr().err
     assert cli.main(["evaluate", str(folder), "--checkpoint", str(tmp_path / "none")]) == 2
     assert "--checkpoint: " in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_what_cannot_be_measured_is_named(
         evaluate_run(tmp_path)
 
 
-def test_other_files_are_checked_as_the_test_split_is(folder: Path, digits: Path, tmp_path: Path) -> None:
+def test_other_files_take_the_test_split_s_place(folder: Path, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "digits")
     table = pq.read_table(digits / "test-00000.parquet").slice(0, 8)
     images = table.column("image").to_pylist()
@@ -94,9 +94,12 @@ def test_other_files_are_checked_as_the_test_split_is(folder: Path, digits: Path
     Image.new("L", (9, 9)).save(larger, "PNG")
     put("larger", [{**image, "bytes": larger.getvalue()} for image in images])
     put("broken", [{**images[0], "bytes": b"none"}, *images[1:]])
-    place = {"data.path": str(tmp_path / "digits")}
+
+    def measured(split: str) -> int:
+        fields = {"data.path": str(tmp_path / "digits"), "data.test_split": split}
+        return evaluate_run(folder, overrides=fields).examples
+
     with pytest.raises(UserError, match=r"larger-00000.parquet: examples have size \(9, 9\), those of train"):
-        evaluate_run(folder, split="larger", overrides=place)
+        measured("larger")
     with pytest.raises(UserError, match=r"broken-00000.parquet: row 0: .* cannot be decoded"):
-        evaluate_run(folder, split="broken", overrides=place)
-    assert evaluate_run(folder, split="broken", overrides={**place, "data.on_bad_row": "skip"}).examples == 7
+        measured("broken")

@@ -1,6 +1,5 @@
 """Exported files are the run's network: the same weights, the same outputs, the same counts."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.report import export
+from pipelines.report import network as export
 from pipelines.runs.run import prune, run
 from pruning.weights.masks import Masks
 from snn.interchange import load_checkpoint
@@ -57,16 +56,16 @@ def test_weights_masks_and_the_table(pruned: Path, tmp_path: Path) -> None:
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
     masks = Masks.load(tmp_path / "out" / "masks.safetensors")
     assert masks == Masks.load(pruned / "masks.safetensors")
-    rows = list(csv.DictReader((tmp_path / "out" / "layers.csv").open()))
     stored = json.loads((tmp_path / "out" / "layers.json").read_text())
+    rows = stored["layers"]
     records = [json.loads(line) for line in (pruned / "metrics.jsonl").read_text().splitlines()]
     assert [r["name"] for r in rows] == list(masks)
     assert stored["synops"] == pytest.approx(records[-1]["activity"]["synops"])
     assert stored["synops_before"] == pytest.approx(records[0]["dense_activity"]["synops"])
     assert stored["density"] == pytest.approx(0.03, abs=2e-3)
     for row, s in zip(rows, model.synapses(), strict=True):
-        assert int(row["surviving"]) == int((s.layer.weight != 0).sum())
-    assert rows[-1]["firing_rate"] == ""
+        assert row["surviving"] == int((s.layer.weight != 0).sum())
+    assert rows[-1]["firing_rate"] is None
 
 
 def test_nir_is_the_network(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +84,8 @@ def test_nir_is_the_network(pruned: Path, tmp_path: Path, capsys: pytest.Capture
 def test_a_trained_network_without_masks(dense: Path, tmp_path: Path) -> None:
     done = export.export(dense, tmp_path / "out")
     assert done.phase == "train"
-    assert {Path(p).name for p in done.files} == {"model.safetensors", "layers.csv", "layers.json"}
-    assert all(row.density > 0.99 and row.synops == row.synops_before for row in done.layers)
+    assert {Path(p).name for p in done.files} == {"model.safetensors", "layers.json"}
+    assert all(row["density"] > 0.99 and row["synops"] == row["synops_before"] for row in done.layers)
 
 
 def test_what_cannot_be_exported(

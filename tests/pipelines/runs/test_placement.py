@@ -16,7 +16,7 @@ from pipelines.config.load import load_config
 from pipelines.data.dataset import read_split
 from pipelines.data.inputs import choose_device
 from pipelines.errors import UserError
-from pipelines.runs.placement import assign_gpus, default_threads, placement, resolve_engine, resolve_reading
+from pipelines.runs.preflight import assign_gpus, default_threads, placement, resolve_engine, resolve_reading
 from pipelines.runs.run import prune
 
 QUICK = ("--train.epochs", "1", "--data-pruning.policy", "full", "--model.hidden", "16")

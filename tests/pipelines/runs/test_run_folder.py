@@ -1,7 +1,6 @@
 """Runs go on with the data that they began with, wherever these lie by then."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
 from pipelines.errors import UserError
 from pipelines.runs import run_folder
-from pipelines.runs.run_folder import create_run, read_config, read_metrics, run_path
+from pipelines.runs.run_folder import create_run, read_metrics, run_path
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import small
 
@@ -122,18 +121,6 @@ def test_the_commit_is_that_of_this_code_s_own_checkout(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(run_folder, "GIT_SECONDS", 0.2)
     assert run_folder._git_commit() is None
-
-
-def test_pipes_and_links_to_nothing_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("name: a\n")
-    (tmp_path / "checkpoints").mkdir()
-    (link := tmp_path / "checkpoints" / "train.safetensors").symlink_to("absent")
-    with pytest.raises(UserError, match=r"train\.safetensors: is no file or folder"):
-        read_config(tmp_path)
-    link.unlink()
-    os.mkfifo(link)
-    with pytest.raises(UserError, match=r"train\.safetensors: is no file or folder"):
-        read_config(tmp_path)
 
 
 def test_an_unknown_users_folder_is_no_storage() -> None:

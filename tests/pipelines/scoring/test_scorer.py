@@ -1,20 +1,15 @@
 """Blocks of rows to scores."""
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from pipelines.config import ClusterConfig
-from pipelines.data.ids import Ids
 from pipelines.data.inputs import Inputs
-from pipelines.data.layout import Layout
-from pipelines.errors import UserError
+from pipelines.data.layout import Ids, Layout
 from pipelines.scoring import scorer as scoring
-from pipelines.scoring.scorer import Scorer, Scorers, Scoring, ScoringPass, parts_of
+from pipelines.scoring.scorer import Scorer, Scoring, ScoringPass, parts_of
 from snn.interchange import describe
 from snn.models import build
 
@@ -26,6 +21,13 @@ BLOCK = pa.table(
         "label": np.arange(300) % 4,
     }
 )
+
+
+def written(folder, table):
+    """The table in row groups of 50 rows."""
+    pq.write_table(table, path := folder / "train.parquet", row_group_size=50)
+    at = np.arange(6)
+    return Layout((str(path),), 0 * at, at, at * 50, np.full(6, 50), at * 50)
 
 
 @pytest.fixture(scope="module")
@@ -41,41 +43,6 @@ def network():
         "weights": model.state_dict(),
         "scoring": what,
     }
-
-
-def scores(network, block=BLOCK, *, spare=False):
-    """Of every third row."""
-    pass_ = ScoringPass(**network, scorers=Scorers(spare=spare))
-    return pa.concat_tables(Scorer(pass_, np.arange(0, 300, 3), None)(block))
-
-
-def test_spare_time_gives_the_same_scores(network):
-    plain, spare = (scores(network, spare=s) for s in (False, True))
-    assert plain.num_rows == 100
-    assert plain.equals(spare)
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no idle scheduling class")
-def test_spare_time_binds_the_scoring_thread_alone(network, monkeypatch):
-    seen = []
-
-    def watched(*args, **kwargs):
-        seen.append((os.sched_getscheduler(0), torch.get_num_threads()))
-        return score_table(*args, **kwargs)
-
-    score_table = scoring.score_table
-    monkeypatch.setattr(scoring, "score_table", watched)
-    before = os.sched_getscheduler(0)
-    scores(network, spare=True)
-    scores(network, spare=False)
-    assert seen == [(os.SCHED_IDLE, 1), (before, 1)]
-    assert os.sched_getscheduler(0) == before
-
-
-def test_a_mistake_in_spare_time_is_told(network):
-    ragged = BLOCK.set_column(1, "image", pa.array([[1.0] * (12 + (i == 3)) for i in range(300)]))
-    with pytest.raises(UserError, match="id 3 has 13 values"):
-        scores(network, ragged, spare=True)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 96, 1024])
@@ -97,11 +64,7 @@ def test_a_small_dataset_is_not_torn_into_tasks():
 
 
 def test_scores_do_not_depend_on_the_parts(tmp_path, network):
-    path = tmp_path / "train.parquet"
-    pq.write_table(BLOCK, path, row_group_size=50)
-    at = np.arange(6)
-    layout = Layout((str(path),), 0 * at, at, at * 50, np.full(6, 50), at * 50)
-    found = []
+    layout, found = written(tmp_path, BLOCK), []
     for part_rows in (50, 100, 300):
         parts = list(layout.parts(part_rows))
         scorer = Scorer(ScoringPass(**network), Ids(300), parts)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.config.load import load_tree
-from pipelines.search.config import SearchTree
+from pipelines.config.schema import SearchTree
 from pipelines.search.plan import SETTINGS, Plan, make_plan, read_plan
 from pipelines.search.study import search
 from pipelines.search.trial import Trial, read_trials

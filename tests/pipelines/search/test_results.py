@@ -57,7 +57,7 @@ def test_figures_leave_the_style_of_other_plots_alone() -> None:
     names = ["accuracy", "examples", "synops"]
     before = dict(mpl.rcParams)
     drawn = figures(study_of(rng.random((12, 3)), names, params), [OBJECTIVES[n] for n in names])
-    assert len(drawn) == 3 + 2 * 3  # fronts of two; coordinates and importances of each
+    assert len(drawn) == 3 + 1 + 3  # fronts of two; coordinates of all; importances of each
     assert all(svg.startswith("<svg") for _, svg in drawn)
     assert dict(mpl.rcParams) == before
 

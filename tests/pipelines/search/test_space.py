@@ -10,8 +10,8 @@ import yaml
 from pipelines import cli
 from pipelines.config import field_paths
 from pipelines.config.load import dump_config, load_config, load_tree, with_values
+from pipelines.config.schema import SearchTree
 from pipelines.errors import UserError
-from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.space import READY_MADE, Space, make_space
 from pipelines.search.trial import stages_of
@@ -30,11 +30,11 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
     [
         (
             {"space": {"data_pruning.ration": [0.1]}},
-            "data_pruning.ration: is not a field of the config; did you mean data_pruning.ratio?",
+            "data_pruning.ration: is not a field; did you mean data_pruning.ratio?",
         ),
         (
             {"space": {"train.lr": {"low": 0.5, "high": 0.1}}},
-            "search.space.train.lr: is reversed or empty: low is 0.5 and high is 0.1",
+            "search.space.train.lr: low <= high must hold, but got (low=0.5, high=0.1).",
         ),
         (
             {"space": {"data_pruning.ratio": {"low": 0.1, "high": 1.5}}},
@@ -44,18 +44,18 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
             {"space": {"train.lr": {"low": 0, "high": 1, "log": True}}},
             "search.space.train.lr: low > 0 must hold for log=True, but got (low=0.0, high=1.0)",
         ),
-        ({"space": {"train.lr": {"low": 0.1}}}, "search.space.train.lr: needs high"),
+        ({"space": {"train.lr": {"low": 0.1}}}, "is not possible; give {low: , high: }, or step or log too"),
         ({"space": {"train.lr": {"low": "a", "high": 1}}}, "search.space.train.lr.low: 'a' is not possible"),
         (
             {"space": {"train.lr": {"lo": 0.1, "high": 1}}},
-            "'lo' is unknown; a range has low, high, log, step",
+            "is not possible; give {low: , high: }, or step or log too",
         ),
         ({"space": {"model.T": {"low": 1.5, "high": 4}}}, "it must be whole numbers"),
         (
             {"space": {"train.lr": {"low": 0.1, "high": 1, "step": 0.1, "log": True}}},
             "search.space.train.lr: The parameter step is not supported when log is true.",
         ),
-        ({"space": {"train.lr": {"low": 0.1, "high": 1, "step": 2}}}, "search.space.train.lr.step: 2 is not"),
+        ({"space": {"train.lr": {"low": 0.1, "high": 1, "step": 2}}}, "'step': 2} holds a single value"),
         ({"space": {"data_pruning.policy": {"low": 0, "high": 1}}}, "is no number and has no range; list"),
         ({"space": {"model.hidden": {"low": 16, "high": 32}}}, "is no number and has no range; list"),
         ({"space": {"data_pruning.policy": ["sadp", "sapd"]}}, "'sapd' is unknown; choose one of"),

@@ -16,14 +16,14 @@ import pytest
 from pipelines import cli
 from pipelines.config.load import dump_config, load_config, load_tree
 from pipelines.config.plugins import use_own_code
+from pipelines.config.schema import SearchTree
 from pipelines.errors import UserError
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
-from pipelines.search.config import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.results import read_results, write_results
 from pipelines.search.study import _this_machine, search, trials_at_once, write_settings
-from pipelines.storage.lock import run_lock
+from pipelines.storage.sync import run_lock
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.config.test_plugins import EXAMPLE
 from tests.pipelines.runs.test_run_folder import without_some
@@ -114,7 +114,7 @@ def test_plot_redraws_without_running(searched: SearchTree, capsys: pytest.Captu
     assert "8 trials: 6 finished, 2 failed; 3 different trainings before pruning" in printed
     assert str(folder / "best" / "balanced.yaml") in printed
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 5  # the front; of each objective parallel coordinates and importance
+    assert page.count("<svg") == 4  # the front; parallel coordinates; of each objective importance
     assert "http" not in page.split("</style>")[0]
     assert "src=" not in page
     assert "does not apply" in page
@@ -175,7 +175,7 @@ def test_a_search_goes_on_with_the_code_it_began_with(
     (mine / "my_policy.py").write_text((mine / "my_policy.py").read_text() + "# changed\n")
     args = ["search", str(path), "--resume"]
     kept = tmp_path / "begun" / "code"
-    line = f"my_policy.py has changed since the search started; resume with --code {kept}, or choose another"
+    line = f"my_policy.py is not what it was when the search started; resume with --code {kept}, or choose"
     fails_with(f"code: {line}", args, capsys)
     # The remedy leads on to what is looked at next.
     fails_with("data.path: ", [*args, "--code", str(kept), "--data.path", str(other)], capsys)

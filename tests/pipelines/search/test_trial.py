@@ -244,7 +244,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from pipelines.config.load import load_tree
-from pipelines.search.config import SearchTree
+from pipelines.config.schema import SearchTree
 from pipelines.search.plan import make_plan
 from pipelines.search.trial import read_trials
 from pipelines.search.study import search

@@ -75,26 +75,15 @@ def test_frames_go_from_bucket_to_bucket(server: dict[str, str], tmp_path: Path)
     for k in range(8):
         r = random_recording(k, width=8, height=8)
         buffer = io.BytesIO()
-        np.save(buffer, np.stack([r.t, r.x, r.y, r.p], axis=1).astype(np.int64))
-        files[f"train/{k % 2}/{k}.npy"] = files[f"test/{k % 2}/{k}.npy"] = buffer.getvalue()
+        np.savez(buffer, **r._asdict())
+        files[f"train/{k % 2}/{k}.npz"] = files[f"test/{k % 2}/{k}.npz"] = buffer.getvalue()
     class_folders(tmp_path / "originals", files)
-    words = [
-        "data",
-        "ingest",
-        "npy",
-        "--input",
-        str(tmp_path / "originals"),
-        "--sensor",
-        "8",
-        "8",
-        "--columns",
-        "txyp",
-    ]
+    words = ["data", "ingest", "npy", "--input", str(tmp_path / "originals"), "--sensor", "8", "8"]
     for place in (str(tmp_path / "events"), "s3://bucket/events"):
         assert cli.main([*words, "--output", place]) == 0
-    frames = ["--T", "3", "--output"]
-    assert cli.main(["data", "frames", str(tmp_path / "events"), *frames, str(tmp_path / "frames")]) == 0
-    assert cli.main(["data", "frames", "s3://bucket/events", *frames, "s3://bucket/frames"]) == 0
+    frames = ["data", "ingest", "parquet", "--T", "3", "--input"]
+    assert cli.main([*frames, str(tmp_path / "events"), "--output", str(tmp_path / "frames")]) == 0
+    assert cli.main([*frames, "s3://bucket/events", "--output", "s3://bucket/frames"]) == 0
     for path in (tmp_path / "frames").glob("*.parquet"):
         assert Folder.of("s3://bucket/frames").read(path.name) == path.read_bytes()
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipelines import cli
 from pipelines.cli.remote import remote_command
 from pipelines.config.load import load_config, load_tree
+from pipelines.config.schema import SearchTree
 from pipelines.errors import UserError
-from pipelines.search.config import SearchTree
 from pipelines.storage.paths import Folder, names_secret, secret_in, uri_of, why_unreadable
 
 SECRET = "s3cr3t0f+mine"

@@ -14,12 +14,12 @@ import pytest
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.runs.run_folder import create_run
-from pipelines.storage.lock import run_lock
+from pipelines.storage.sync import run_lock
 
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from pipelines.storage.lock import run_lock
+from pipelines.storage.sync import run_lock
 
 with run_lock(Path(sys.argv[1]), "run", "runs"):
     started = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL).pid

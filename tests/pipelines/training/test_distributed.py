@@ -15,12 +15,11 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
-from pipelines.data.ids import uniform_sample
 from pipelines.data.inputs import Inputs
-from pipelines.data.layout import Rows
+from pipelines.data.layout import Rows, uniform_sample
 from pipelines.errors import UserError
 from pipelines.runs.run import run
-from pipelines.storage.lock import run_lock
+from pipelines.storage.sync import run_lock
 from pipelines.training.engine import load_rows
 from pipelines.training.loop import NORM_STREAM
 from pipelines.training.score_table import fingerprint, hexadecimal
@@ -160,7 +159,7 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::TableActor", "ray::Beside"])
+@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::TableActor"])
 def test_a_killed_process_is_replaced_and_changes_nothing(
     victim: str, undisturbed: Path, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
@@ -172,15 +171,11 @@ def test_a_killed_process_is_replaced_and_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("overlap", "threads"), [("false", "1"), ("true", "2")])
+@pytest.mark.parametrize("threads", ["1", "2"])
 def test_one_worker_on_ray_equals_the_plain_process(
-    overlap: str, threads: str, tmp_path: Path, digits: Path, ray_session: None
+    threads: str, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
-    settings = {
-        "data_pruning.overlap": overlap,
-        "data_pruning.rescore_every": "1",
-        "cluster.threads": threads,
-    }
+    settings = {"data_pruning.rescore_every": "1", "cluster.threads": threads}
     here, there = (
         run(
             small(

@@ -62,16 +62,8 @@ def test_large_data_are_read_by_row_groups_without_being_asked(tmp_path: Path, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlap", ["false", "true"])
-def test_ray_reads_what_the_plain_process_reads(
-    overlap: str, tmp_path: Path, row_groups: Path, ray_session: None
-) -> None:
-    settings = {
-        **SHARDS,
-        "data_pruning.overlap": overlap,
-        "data_pruning.rescore_every": "1",
-        "cluster.workers": "1",
-    }
+def test_ray_reads_what_the_plain_process_reads(tmp_path: Path, row_groups: Path, ray_session: None) -> None:
+    settings = {**SHARDS, "data_pruning.rescore_every": "1", "cluster.workers": "1"}
     here, there = (
         run(small(tmp_path, row_groups, name=e, **{**settings, "cluster.engine": e}), console=QUIET)
         for e in ("local", "ray")

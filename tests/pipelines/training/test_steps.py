@@ -1,21 +1,18 @@
-"""Precision, accumulation, averaged weights, memory layout: what they change, and what they may not."""
+"""Precision and accumulation: what they change, and what they may not."""
 
 import shutil
 from math import cos, pi
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pipelines.config import ModelConfig, TrainConfig
 from pipelines.data.dataset import describe, read_split
 from pipelines.networks import is_channels_last, make_network
 from pipelines.runs.run import run
-from pipelines.training import steps
-from pipelines.training.steps import ScoreBuffer, WeightAverage, learning_rate, make_optimizer
+from pipelines.training.steps import learning_rate, make_optimizer
 from snn.interchange import load_checkpoint
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL, trained
@@ -68,49 +65,8 @@ def test_half_precision_learns_and_scores(precision: str, tmp_path: Path, digits
     assert half[1]["max_weight"] > 1.5
 
 
-def test_the_average_is_the_recursion_written_out() -> None:
-    model = nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
-    expected = model.weight.detach().double().clone()
-    for n in range(1, 40):
-        with torch.no_grad():
-            model.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(n)))
-        average.update()
-        decay = min(0.9, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * model.weight.detach().double()
-    own = model.weight.detach().clone()
-    with average.applied(keep=False):
-        torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model.weight, own)
-    with average.applied(keep=True):
-        pass
-    torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_averaged_weights_are_evaluated_kept_and_resumed(tmp_path: Path, digits: Path) -> None:
-    settings = {
-        **LOCAL,
-        "train.ema_decay": "0.9",
-        "train.grad_accum_steps": "2",
-        "train.max_grad_norm": "2",
-        "train.precision": "bf16",
-    }
-    config = small(tmp_path, digits, **settings, name="whole")
-    whole = run(config, console=QUIET)
-    expected = metrics(whole)
-    plain = metrics(
-        run(small(tmp_path, digits, **{**settings, "train.ema_decay": "null"}, name="plain"), console=QUIET)
-    )
-    for a, b in zip(expected[:3], plain[:3], strict=True):
-        assert a["train_loss"] == b["train_loss"]  # training itself is the same
-        assert a["test_loss"] != b["test_loss"]
-    checkpoints = sorted(p for p in (whole / "checkpoints").iterdir() if p.is_dir())
-    shutil.rmtree(checkpoints[-1])
-    assert metrics(run(config, resume=True, console=QUIET)) == expected
-
-
-def test_resuming_in_mid_phase_restores_the_average_and_the_loss_scale(tmp_path: Path, digits: Path) -> None:
-    settings = {**LOCAL, "train.ema_decay": "0.95", "train.precision": "fp16"}
+def test_resuming_in_mid_phase_restores_the_loss_scale(tmp_path: Path, digits: Path) -> None:
+    settings = {**LOCAL, "train.grad_accum_steps": "2", "train.max_grad_norm": "2", "train.precision": "fp16"}
     config = small(tmp_path, digits, **settings, name="whole")
     whole = run(config, "train", console=QUIET)
     expected = metrics(whole)
@@ -165,31 +121,3 @@ def test_optimizers_take_their_settings(name: str) -> None:
     assert type(optimizer).__name__.lower() == name
     assert optimizer.param_groups[0]["lr"] == 0.3
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, float, int]] = []
-        self.deliveries = 0
-
-    def observe(self, ids, scores, epoch, source, steps=None) -> None:
-        assert (epoch, source) == (3, "train")
-        self.deliveries += 1
-        self.seen += zip(ids.tolist(), scores.tolist(), steps.tolist(), strict=True)
-
-
-@pytest.mark.parametrize(("held", "deliveries"), [(1, 4), (5, 2), (100, 1)])
-def test_scores_reach_the_book_with_their_steps(monkeypatch, held: int, deliveries: int) -> None:
-    monkeypatch.setattr(steps, "DELIVERY", held)
-    book = Recorder()
-    buffer = ScoreBuffer(book, 3)
-    for step in range(2):
-        buffer.step = step
-        for half in range(2):  # accumulated parts of one step
-            ids = np.arange(3) + 6 * step + 3 * half
-            buffer.add(ids, torch.from_numpy(ids * 10.0), np.array([True, step == 0, True]))
-    buffer.flush()
-    buffer.flush()
-    expected = [(i, 10.0 * i, i // 6) for i in range(12) if i not in (7, 10)]
-    assert book.seen == expected
-    assert book.deliveries == deliveries

@@ -1,11 +1,9 @@
-"""Pace, progress, TensorBoard, MLflow and Ray's metrics show what metrics.jsonl holds."""
+"""Progress, TensorBoard, MLflow and Weights & Biases show what metrics.jsonl holds."""
 
 import io
 import json
 import shutil
 import struct
-import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,29 +15,11 @@ from rich.console import Console
 from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.training.metrics import pace, progress_line, scalars
+from pipelines.training.metrics import progress_line, scalars
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL
 
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-def record(examples: int, train: float, rescored: int = 0, score: float = 0.0) -> dict[str, Any]:
-    seconds = {"train": train, "score": score, "evaluate": 5.0, "total": train + score + 5.0}
-    return {"examples": examples, "rescored": rescored, "seconds": seconds}
-
-
-def test_pace_holds_pruned_epochs_against_full_ones() -> None:
-    full = record(1000, 10.0)
-    assert pace([], full, num_examples=1000) == {"examples_per_second": 100.0}
-    exact = record(500, 5.0, rescored=1000, score=3.1)
-    assert pace([full], exact, num_examples=1000)["achieved_over_theoretical"] == 1.0
-    half = record(500, 5.0, rescored=1000, score=1.55)
-    assert pace([full], half, num_examples=1000, scoring_share=0.5)["achieved_over_theoretical"] == 1.0
-    slow = record(500, 10.0)
-    assert pace([full], slow, num_examples=1000)["achieved_over_theoretical"] == 0.5
-    both = pace([full, record(500, 5.0)], slow, num_examples=1000)
-    assert both["achieved_over_theoretical"] == pytest.approx(10 / 15, abs=1e-3)
 
 
 def test_a_line_says_what_matters() -> None:
@@ -48,7 +28,7 @@ def test_a_line_says_what_matters() -> None:
             "test_accuracy": 0.9752,
             "examples": 1718,
             "mean_score_age": 1.0,
-            "speed": {"examples_per_second": 1234.4, "achieved_over_theoretical": 0.934},
+            "speed": {"examples_per_second": 1234.4},
         }
     )
     assert line == "test accuracy 97.52%, 1,234 examples/s"
@@ -176,41 +156,3 @@ def test_wandb_needs_a_login(tmp_path: Path, digits: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"tracking\.wandb: needs (the package wandb|a login)"):
         run(config, "train", console=QUIET)
     assert not (tmp_path / "unknown").exists()
-
-
-@pytest.mark.slow
-def test_ray_shows_gauges_while_a_run_goes_on(tmp_path: Path, digits: Path, ray_session: None) -> None:
-    """Read from the endpoint that Prometheus and with it the dashboard read."""
-    import threading
-
-    import ray
-
-    config = small(
-        tmp_path, digits, name="gauged", **{"train.epochs": "60", "weight_pruning.retrain_epochs": "0"}
-    )
-    thread = threading.Thread(target=_until_stopped, args=(config,))
-    (node,) = [n for n in ray.nodes() if n["Alive"]]
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    thread.start()
-    wanted = (
-        "epoch",
-        "accuracy",
-        "examples_per_second",
-        "achieved_over_theoretical_speedup",
-        "score_age_epochs",
-    )
-    deadline = time.monotonic() + 240
-    while True:
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
-        mine = [line for line in text.splitlines() if 'run="gauged"' in line.replace("Run", "run")]
-        if all(any(f"spikeprune_{name}" in line for line in mine) for name in wanted):
-            break
-        assert time.monotonic() < deadline, mine or "no gauge"
-        time.sleep(0.5)
-    thread.join()
-    accuracy = [float(line.rsplit(" ", 1)[1]) for line in mine if "spikeprune_accuracy" in line]
-    assert 0 < accuracy[0] <= 1
-
-
-def _until_stopped(config: Any) -> None:
-    run(config, "train", console=QUIET)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
-from pruning.weights.criteria import CRITERIA, LayerRule, register
+from pruning.weights.criteria import CRITERIA, LayerRule
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
 from snn.coding import direct
@@ -141,7 +141,7 @@ def test_shares_hold_in_rounds():
             for s, share in zip(synapses, (2.0, 1.0), strict=True)
         ]
 
-    register("shares:two_to_one", two_to_one)
+    CRITERIA.register("shares:two_to_one", two_to_one)
     masks = None
     for sparsity in (0.5, 0.65, 0.8):
         allocation = allocate(model, criterion="shares:two_to_one", sparsity=sparsity, previous=masks)

@@ -164,13 +164,3 @@ class _Turned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.neuron(x.flatten(1)).unflatten(1, x.shape[1:])
-
-
-def test_constants_that_are_not_told() -> None:
-    network = wrap(
-        nn.Sequential(nn.Linear(6, 8), Neurons(), nn.Linear(8, 3)), torch.rand(T, B, 6), neurons=["1"]
-    )
-    neuron = network.synapses()[0].neuron
-    assert neuron is not None
-    with pytest.raises(ValueError, match="1: Neurons does not tell its constants"):
-        _ = neuron.constants
