@@ -152,15 +152,11 @@ def rounds_rows(source: Path) -> Iterator[Row]:
             "weight_pruning.rounds": str(ROUNDS),
             "weight_pruning.retrain_epochs": str(EPOCHS // ROUNDS),
         }
-        cubic = outcome(source, f"{name} cubic", {**parts, **target, "weight_pruning.schedule": "cubic"})
+        cubic = outcome(source, f"{name} cubic", {**parts, **target})
         equal = outcome(
             source,
             f"{name} equal distortion",
-            {
-                **parts,
-                "weight_pruning.schedule": "equal_distortion",
-                "weight_pruning.budget": str(one["budget"]),
-            },
+            {**parts, "weight_pruning.budget": str(one["budget"])},
         )
         for row in (one, cubic, equal):
             yield {"part": "rounds", "level": level, **row, "method": row["method"].removeprefix(f"{name} ")}

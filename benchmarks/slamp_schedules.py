@@ -35,7 +35,6 @@ from benchmarks.slamp_tasks import BATCH, accuracy, one_cycle, scores, train
 from pruning.weights.allocation import allocate
 from pruning.weights.calibration import calibrate
 from pruning.weights.masks import Masks
-from pruning.weights.schedules import cubic_synops
 from snn.batchnorm import reestimate
 
 Row = dict[str, Any]
@@ -68,7 +67,8 @@ def pruned_row(bench: Bench, level: float, method: str) -> Row:
         "constant": (PEAK / 25, constant),
     }.get(method, (RETRAINING, one_cycle))
     masks: Masks | None = None
-    for fraction in cubic_synops(level, rounds):
+    for round_ in range(rounds):
+        fraction = level + (1 - level) * (1 - (round_ + 1) / rounds) ** 3
         calibration = calibrate(model, bench.sample(CALIBRATION))
         masks = allocate(model, calibration, synops_fraction=fraction, previous=masks).masks
         masks.apply_(model)

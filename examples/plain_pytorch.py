@@ -41,9 +41,10 @@ def fit(lr: float, masks=None) -> float:
             at, w = plan.ids[batch], weights[batch]
             with weighted_statistics(w), scorer.recording():
                 logits = model(direct(x[at], T))
-            scores = scorer.from_recording(logits, y[at], w)["sadp"]  # free: from the training step
+            losses = rate_cross_entropy(logits, y[at])
+            scores = scorer.from_losses(losses, logits, y[at], w)["sadp"]  # free: from the training step
             policy.observe(at, scores.numpy(), epoch, "train")
-            loss = (in_loss[batch] * rate_cross_entropy(logits, y[at])).sum() / 32
+            loss = (in_loss[batch] * losses).sum() / 32
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

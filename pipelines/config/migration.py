@@ -24,6 +24,7 @@ RENAMED: dict[int, dict[str, str | None]] = {
         "data_pruning.overlap": None,
         "train.ema_decay": None,
         "weight_pruning.diagnose_examples": None,
+        "weight_pruning.schedule": None,
     },
 }
 """By the version that renamed them: the old path of a field or group, and the new one; ``None`` for what

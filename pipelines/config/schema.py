@@ -103,10 +103,9 @@ class WeightPruningConfig(Checked):
     """Share of the dense network's synaptic operations to keep, in (0, 1) (short: --synops)."""
     budget_over: Literal["sum", "max_t"] = "sum"
     """sum bounds the distortion of all timesteps together, max_t that of every timestep."""
-    schedule: Literal["one_shot", "cubic", "equal_distortion"] = "one_shot"
-    """one_shot, cubic (towards a sparsity or a SynOps share) or equal_distortion (parts of a budget)."""
     rounds: Annotated[int, between(1, 40)] = 1
-    """Rounds of calibrating, pruning and retraining; more than one with cubic and equal_distortion."""
+    """Rounds of calibrating, pruning and retraining: cubic towards a sparsity or a SynOps share, large steps
+    first; equal parts of a budget."""
     calibration_examples: Annotated[int, at_least(1)] = 400
     """Training examples for calibration."""
     measure_examples: Annotated[int, at_least(4)] = 200
@@ -121,18 +120,12 @@ class WeightPruningConfig(Checked):
     """Peak learning rate of the retraining."""
 
     def check_together(self) -> None:
-        """One target, and a schedule that fits it."""
+        """One target."""
         given = [n for n in ("sparsity", "budget", "synops") if getattr(self, n) is not None]
         if len(given) > 1:
             raise UserError("weight_pruning", f"{' and '.join(given)} exclude one another; give one of them")
         if not given:
             self.sparsity = 0.9
-        if self.schedule == "one_shot":
-            allowed = "1, or choose another weight_pruning.schedule"
-            check(self.rounds == 1, "weight_pruning.rounds", self.rounds, allowed)
-        if (self.schedule == "equal_distortion") != (self.budget is not None) and self.rounds > 1:
-            allowed = "equal_distortion with a budget, cubic with a sparsity or a SynOps share"
-            check(False, "weight_pruning.schedule", self.schedule, allowed)
 
     @property
     def saves(self) -> Literal["weights", "synops"]:

@@ -23,7 +23,6 @@ from pipelines.training.evaluation import (
     reestimate_norm,
 )
 from pipelines.training.worker import Worker
-from pruning.weights import schedules
 from pruning.weights.allocation import Allocation, allocate
 from pruning.weights.calibration import Calibration, relative_spread
 from pruning.weights.calibration_sums import CalibrationSums, Measure
@@ -116,14 +115,16 @@ def target_of(weights: WeightPruningConfig, round_: int) -> dict[str, float]:
     """What a round of a schedule is to reach, as an argument of `allocate`.
 
     Sparsities are of the dense network, SynOps shares of all its weights at the round's own calibrated
-    activity; budgets are the round's own part.
+    activity, both cubic in the rounds: early ones prune much, late ones little (Zhu and Gupta 2017, arXiv
+    1710.01878). Budgets are the round's own part: equal shares, so equal factors of kept energy.
     """
     if weights.budget is not None:
-        return {"budget": schedules.equal_distortion(weights.budget, weights.rounds)[round_]}
+        return {"budget": weights.budget / weights.rounds}
+    left = (1 - (round_ + 1) / weights.rounds) ** 3
     if weights.synops is not None:
-        return {"synops_fraction": schedules.cubic_synops(weights.synops, weights.rounds)[round_]}
+        return {"synops_fraction": weights.synops + (1 - weights.synops) * left}
     assert weights.sparsity is not None
-    return {"sparsity": schedules.cubic(weights.sparsity, weights.rounds)[round_]}
+    return {"sparsity": weights.sparsity * (1 - left)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,10 +157,10 @@ class Stepper:
             logits_TBK = self.module(self.worker.inputs.training(some.x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
-        if scorer is not None:  # before the step changes the weights that made the spikes
-            found = scorer.from_recording(logits_TBK.detach(), labels, weights_B)
-            seen.append((ids, found[self._score], weights > 0, step))
         losses = self.loss(logits_TBK, labels, self.train.label_smoothing)
+        if scorer is not None:  # before the step changes the weights that made the spikes
+            found = scorer.from_losses(losses, logits_TBK, labels, weights_B)
+            seen.append((ids, found[self._score], weights > 0, step))
         loss_weights = tempered(weights, drawn.weight_power, drawn.mean_power)
         weighted = (to_device(loss_weights, device) * losses).sum()
         # Averaged over the workers this is the sum over the global batch by its nominal size.

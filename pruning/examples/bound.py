@@ -3,40 +3,23 @@
 In the symbols of docs/methods-sadp.md, where they are derived::
 
     h^2    = T^-2 sum_tt' <e[t], e[t']> (<r[t], r[t']> + 1)          exact for the head's weights and bias
-    g[t]   = dL/ds[t] = W^T e[t] / T                                  through a pooled head by its transpose
-    d[t]   = phi[t] g[t] + beta dv[t]/du[t] d[t+1]                    dL/du[t], and dL/dI[t] = k d[t]
-    v      = sum_tp ||k G d[t, :, p]|| sqrt(||x[t, field of p]||^2 + 1)
+    v      = sum_tp ||G delta[t, p]|| sqrt(||x[t, field of p]||^2 + 1)     delta = dL/d(current), by autograd
     score  = sqrt(h^2 + v^2)
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from snn.kernels import lif
-from snn.layers import Norm, Synapses, WeightLayer, is_static
-from snn.losses import LOSSES
-from snn.neurons import NeuronParameters
+from snn.layers import Norm, Synapses, WeightLayer
 from snn.weighted_norm import batch_statistics, wide
 
 Call = tuple[Tensor, Tensor]
 """Input and output of a module."""
-_LINEAR = (nn.Linear, nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout)
-
-
-def errors(logits_TBK: Tensor, labels_B: Tensor, loss: str, label_smoothing: float = 0.0) -> Tensor:
-    """``e[t]``: ``T`` times the loss's gradient at the logits, ``[T, B, K]``, or ``[1, B, K]`` if constant.
-
-    By autograd, so that it is what a training step finds on its way back, to the last bit.
-    """
-    with torch.enable_grad():
-        z = logits_TBK.detach().mean(0, keepdim=True) if loss == "rate_ce" else logits_TBK.detach()
-        value = LOSSES[loss](z.requires_grad_(), labels_B, label_smoothing).sum()
-    return torch.autograd.grad(value, z)[0] * len(z)
 
 
 def gradients(losses_B: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -63,43 +46,6 @@ def head_squared(e_TBK: Tensor, r_TBN: Tensor, bias: bool) -> Tensor:
     e, r = e_TBK.transpose(0, 1), r_TBN.transpose(0, 1)
     products = (e @ e.mT) * (r @ r.mT + bias)
     return products.sum((1, 2)).clamp(min=0) / len(r_TBN) ** 2
-
-
-def readout_gradient(readout: nn.Sequential, x_TB: Tensor, e_TBK: Tensor) -> Tensor:
-    """``g``: the loss's gradient at the readout's input ``x_TB``, or its first step if it is constant.
-
-    The readout is all modules from the last spikes to the logits; dropout counts as the identity.
-    """
-    T, B = x_TB.shape[:2]
-    head = readout[-1]
-    assert isinstance(head, nn.Linear)
-    if len(readout) == 1 and x_TB.ndim == 3:
-        return e_TBK @ (head.weight.detach().to(e_TBK.dtype) / T)
-    # The transpose of a linear readout does not depend on where it is taken; of another it does.
-    linear = all(isinstance(m, _LINEAR) for m in readout)
-    point = x_TB[: len(e_TBK)] if linear else x_TB
-    e = e_TBK if linear else e_TBK.expand(T, -1, -1)
-    with torch.enable_grad():
-        x = point.detach().flatten(0, 1).requires_grad_()
-        path = nn.Sequential(*(m for m in readout if not isinstance(m, nn.Dropout)))
-        # In half precision small errors would vanish on the way back.
-        y = functional_call(path, {name: p.detach().to(x.dtype) for name, p in path.named_parameters()}, x)
-        (g,) = torch.autograd.grad(y, x, (e / T).flatten(0, 1).to(y.dtype))
-    return g.unflatten(0, (len(point), B))
-
-
-def current_gradient(current_TB: Tensor, g_TB: Tensor, neuron: NeuronParameters) -> Tensor:
-    """``k d[t]``: the loss's gradient at the current into the last hidden neurons, ``[T, B, ...]``.
-
-    ``g_TB`` is its gradient at the spikes; the potentials are computed again from the current.
-    """
-    current = current_TB.detach()
-    if is_static(current):  # its gradient would be summed over time
-        current = current.clone(memory_format=torch.contiguous_format)
-    with torch.enable_grad():
-        spikes = lif(current.requires_grad_(), neuron)
-    (gradient,) = torch.autograd.grad(spikes, current, g_TB.expand_as(spikes))
-    return gradient
 
 
 def norm_slope(
@@ -165,46 +111,49 @@ def layer_bound(delta: Tensor, squares: Tensor, slope: Tensor | None, layer: Wei
     if norms.shape != squares.shape:
         raise ValueError(
             f"layer {layer}: currents of shape {tuple(delta.shape)} are not its output; "
-            "what follows the last neurons belongs in the readout"
+            "a layer runs on [T*B, ...] or [T, B, ...]"
         )
     return (norms.sqrt_() * (squares + 1).sqrt()).view(len(delta), -1).sum(1)
 
 
 class GraphBound:
-    """The same bound in any network, from the graph of its loss: whatever lies before the logits.
+    """The bound in any network, from the graph of its loss: whatever lies before the logits.
 
     Records what its modules are given until `bound` is asked for, which asks autograd for the errors at the
     outputs of the readout and the last hidden layer.
 
     Args:
-        synapses: of the network, the head last.
-        cut: begin the graph behind the last hidden layer: for passes that need no other gradients.
+        synapses: of the network, the head last; of one without a hidden layer, or the head alone, the bound
+            is the readout's norm, exactly.
     """
 
-    def __init__(self, synapses: Sequence[Synapses], *, cut: bool = False) -> None:
+    def __init__(self, synapses: Sequence[Synapses]) -> None:
         self._head = synapses[-1]
         self._hidden = synapses[-2] if len(synapses) > 1 else None
-        self._cut = cut
-        self.on = True
-        """Whether calls (with gradients) are recorded."""
+        self._cut_at = self._head.layer if self._hidden is None else self._hidden.norm or self._hidden.layer
         self.calls: dict[nn.Module, list[Call]] = {}
-        of = (self._head.layer, *((self._hidden.layer, self._hidden.norm) if self._hidden else ()))
-        self.modules = {module for module in of if module is not None}
-        self._handles = [module.register_forward_hook(self._keep) for module in self.modules]
+        """What was recorded, by module."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy of the network takes along hooks that record nothing."""
-        return _off, ()
+    @property
+    def modules(self) -> set[nn.Module]:
+        """Those whose calls are recorded."""
+        return {self._head.layer, self._cut_at, *([self._hidden.layer] if self._hidden else [])}
 
-    def close(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+    @contextmanager
+    def recording(self, *, cut: bool = False) -> Iterator[None]:
+        """Within it calls (with gradients) are recorded.
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not (self.on and torch.is_grad_enabled()):
-            return None
-        cut = self._cut and self._hidden is not None and module is (self._hidden.norm or self._hidden.layer)
+        With ``cut`` the graph begins behind the last hidden layer: for passes that need no other gradients.
+        """
+        with ExitStack() as hooks:
+            for module in self.modules:
+                keep = partial(self._keep, cut and module is self._cut_at)
+                hooks.callback(module.register_forward_hook(keep).remove)
+            yield
+
+    def _keep(
+        self, cut: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
         kept = output.detach().requires_grad_() if cut else output
         self.calls.setdefault(module, []).append((inputs[0], kept))
         return kept if cut else None
@@ -220,7 +169,7 @@ class GraphBound:
         calls, self.calls = self.calls, {}
         heads = calls.get(self._head.layer, [])
         hidden = self._hidden
-        normed = [] if hidden is None else calls.get(hidden.norm or hidden.layer, [])
+        normed = [] if hidden is None else calls.get(self._cut_at, [])
         found = gradients(losses_B, [output for _, output in (*heads, *normed)])
         B = len(losses_B)
         with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
@@ -238,12 +187,6 @@ class GraphBound:
                     parts.append(_call_bound(hidden, delta, x, slope, B))
                 squared = squared + torch.stack(parts).sum(0).square()
             return squared.sqrt()
-
-
-def _off() -> GraphBound:
-    bound = GraphBound.__new__(GraphBound)
-    bound.on = False
-    return bound
 
 
 def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
-from pruning.examples.sampling import POWER_UNIT, Doubles, Ints, draw, power_sum, shuffled, tempered
+from pruning.examples.sampling import Doubles, Ints, draw, mean_power, shuffled, tempered
 from pruning.examples.scores import LossName
 from snn.losses import LOSSES
 from snn.observing import evaluating
@@ -242,8 +242,7 @@ def _batches(
     subset = draw(probabilities, size=size, seed=seed, epoch=epoch)
     order = np.searchsorted(subset.ids, shuffled(subset.ids, seed=seed, epoch=epoch))
     ids, weights = subset.ids[order], subset.weights[order]
-    mean = power_sum(weights, step.weight_power) / POWER_UNIT / len(weights)
-    in_loss = tempered(weights, step.weight_power, mean)
+    in_loss = tempered(weights, step.weight_power, mean_power(weights, step.weight_power))
     for part in np.array_split(np.arange(size), max(1, round(size / step.batch_size))):
         yield ids[part], weights[part], in_loss[part]
 

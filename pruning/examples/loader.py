@@ -66,8 +66,6 @@ class DataPruner(Indexed):
         drop_last: the loader leaves out a last, short batch: the plan then ends with whole batches. Needs
             ``batch_size``.
         encode: inputs of a batch to the network's ``x_TB``; for scoring passes (``rescore_every``) only.
-        rank: of this process; as ``torch.distributed`` says at the time when not given.
-        world_size: number of processes; likewise.
         options: further fields of `pruning.examples.policies.settings.Settings` and options of the policy.
 
     Raises:
@@ -87,8 +85,6 @@ class DataPruner(Indexed):
         batch_size: int | None = None,
         drop_last: bool = False,
         encode: Callable[[Tensor], Tensor] | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(dataset)
@@ -122,8 +118,6 @@ class DataPruner(Indexed):
             made,
             batch_size=batch_size or 0,
             drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
             before=self._rescored,
             begins=lambda: self._scores.put_on(),
         )

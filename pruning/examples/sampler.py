@@ -40,8 +40,6 @@ class PlanSampler(Sampler[int]):
         policy: plans, from the scores that it is given.
         batch_size: of one rank's loader; 0 for the largest batch met so far.
         drop_last: leave out what does not fill a batch.
-        rank: of this process; as ``torch.distributed`` says at the time when not given.
-        world_size: number of processes, which all plan alike; likewise.
         before: called with the epoch before it is planned; returns scores of a pass, if there was one.
         begins: called when a loader begins.
     """
@@ -52,14 +50,10 @@ class PlanSampler(Sampler[int]):
         *,
         batch_size: int = 0,
         drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
         before: Callable[[int], Scored | None] = lambda epoch: None,
         begins: Callable[[], None] = lambda: None,
     ) -> None:
-        self.policy, self._rank, self._world_size = policy, rank, world_size
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank: {rank!r} must be from 0 to world_size - 1, {self.world_size - 1}")
+        self.policy = policy
         self.batch_size = self._wanted_size = batch_size
         """The nominal one."""
         self._drop_last = drop_last
@@ -77,17 +71,13 @@ class PlanSampler(Sampler[int]):
 
     @property
     def rank(self) -> int:
-        """Of this process."""
-        if self._rank is None:
-            return distributed.get_rank() if _running() else 0
-        return self._rank
+        """Of this process, as ``torch.distributed`` says at the time."""
+        return distributed.get_rank() if _running() else 0
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
-        if self._world_size is None:
-            return distributed.get_world_size() if _running() else 1
-        return self._world_size
+        """Number of processes, which all plan alike."""
+        return distributed.get_world_size() if _running() else 1
 
     @property
     def epoch(self) -> int | None:

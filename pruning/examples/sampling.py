@@ -23,8 +23,6 @@ BLOCK = 1 << 16
 """Ids per block of the canonical order; block ``k`` holds the ids from ``k * BLOCK``."""
 UNIT = 1 << 40
 """Inclusion probabilities count in multiples of ``1 / UNIT``."""
-POWER_UNIT = 1 << 32
-"""Powers of weights are summed in multiples of ``1 / POWER_UNIT``."""
 
 # What a hash is for; different uses of one id in one epoch must not agree by construction.
 STREAM_POISSON, STREAM_ORDER, STREAM_BLOCKS, STREAM_START = range(4)
@@ -119,11 +117,11 @@ def draw(
     return Subset(at, weights, picked)
 
 
-def power_sum(weights: NDArray[np.float32], power: float) -> int:
-    """Sum of ``w^power`` in units of ``1 / POWER_UNIT``; the sums of a subset's parts add up exactly."""
-    parts = (weights[at : at + BLOCK] for at in range(0, len(weights), BLOCK))
-    powers = (np.power(part, power, dtype=np.float64) * POWER_UNIT for part in parts)
-    return sum(int(p.astype(np.int64).sum()) for p in powers)
+def mean_power(weights: NDArray[np.float32], power: float) -> float:
+    """Mean of ``w^power``; 1 at power 1, and of none."""
+    if power == 1 or not len(weights):
+        return 1.0
+    return float(np.power(weights, power, dtype=np.float64).mean())
 
 
 def tempered(weights: NDArray[np.float32], power: float, mean: float) -> NDArray[np.float32]:

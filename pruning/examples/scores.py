@@ -13,9 +13,8 @@ its batch. With batch norm in training mode, or scores from the training step, t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -23,19 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from pruning.examples.bound import (
-    GraphBound,
-    current_gradient,
-    errors,
-    field_squares,
-    gradients,
-    head_squared,
-    layer_bound,
-    norm_slope,
-    readout_gradient,
-)
-from snn.adapters.network import Adapted
-from snn.layers import Folded, Synapses
+from pruning.examples.bound import GraphBound
 from snn.losses import LOSSES
 from snn.observing import evaluating
 from snn.weighted_norm import wide
@@ -49,13 +36,11 @@ class Evidence:
 
     logits: Tensor
     """float32 (or float64), ``[T, B, K]``."""
-    errors: Tensor
-    """``T`` times the training loss's gradient at the logits, ``[T, B, K]`` or ``[1, B, K]`` if constant."""
+    labels: Tensor
+    """int64 ``[B]``."""
     losses: Tensor
     """The training loss, ``[B]``."""
-    labels: Tensor | None
-    """int64 ``[B]``; ``None`` where only losses are known."""
-    bound: Tensor | None = None
+    bound: Tensor | None
     """The bound of the gradient norm, ``[B]``, where it is wanted."""
 
     def probabilities(self) -> Tensor:
@@ -64,14 +49,13 @@ class Evidence:
 
 
 def _el2n(evidence: Evidence) -> Tensor:
-    if evidence.labels is None:
-        return evidence.errors.mean(0).norm(dim=-1)
-    return errors(evidence.logits, evidence.labels, "rate_ce")[0].norm(dim=-1)
+    with torch.enable_grad():  # as a training step finds it on its way back, to the last bit
+        mean = evidence.logits.mean(0, keepdim=True).requires_grad_()
+        value = LOSSES["rate_ce"](mean, evidence.labels).sum()
+    return torch.autograd.grad(value, mean)[0][0].norm(dim=-1)
 
 
 def _margin(evidence: Evidence) -> Tensor:
-    if evidence.labels is None:
-        raise ValueError("score margin: needs labels, which losses alone do not tell; use a scoring pass")
     p = evidence.probabilities()
     label = evidence.labels.unsqueeze(1)
     return 1 + p.scatter(1, label, -1.0).amax(1) - p.gather(1, label).squeeze(1)
@@ -95,7 +79,7 @@ class ExampleScorer:
     """Scores of a network's examples, in a pass of their own or beside a training step.
 
     Args:
-        model: a `SpikingNetwork`, or any module with ``readout`` and ``synapses()`` as it has them, or one of
+        model: for ``sadp`` a `SpikingNetwork`, any module with ``synapses()`` as it has them, or one of
             another library (`snn.adapters.wrap`); the inner module of ``DistributedDataParallel``.
         names: the scores wanted, of ``SCORES``.
         loss: the training loss.
@@ -105,7 +89,7 @@ class ExampleScorer:
             scores of event frames need all of them.
 
     Raises:
-        ValueError: an unknown score or loss, a value outside its range, more layers than there are.
+        ValueError: an unknown score or loss, a value outside its range, or a network that has no such score.
     """
 
     def __init__(
@@ -134,36 +118,18 @@ class ExampleScorer:
         self.loss: LossName = loss
         self.label_smoothing = label_smoothing
         self.timesteps = timesteps
-        self._hidden: Synapses | None = None
-        self._watched: dict[str, nn.Module] = {}
-        self._captured: dict[str, Tensor] = {}
-        if "sadp" in self.names and not isinstance(model, Adapted):
-            self._watch(tail_depth)
-
-    def _watch(self, tail_depth: int) -> None:
-        """Find the modules whose inputs the bound is made of."""
-        model: Any = self.model
-        if not (hasattr(model, "synapses") and hasattr(model, "readout")):
-            raise ValueError(
-                f"model: {type(model).__name__} must have readout and synapses() for sadp, or be shown by"
-                " snn.adapters.wrap"
-            )
-        self._path = _path(model)
-        if not isinstance(self._path[-1], nn.Linear):
-            raise ValueError("readout: must be nn.Linear, or nn.Sequential that ends in one, for sadp")
-        self._watched = {"spikes": self._path[0], "head": self._path[-1]}
-        if tail_depth:
-            hidden = model.synapses()[:-1]
-            if not hidden:
-                raise ValueError("tail_depth: 1 needs a hidden layer, and the model has none")
-            self._hidden = hidden[-1]
-            assert self._hidden.neuron is not None
-            self._watched |= {"layer": self._hidden.layer, "neuron": self._hidden.neuron}
-            if self._hidden.norm is not None:
-                self._watched["norm"] = self._hidden.norm
+        self._bound: GraphBound | None = None
+        if "sadp" in self.names:
+            if not hasattr(model, "synapses"):
+                raise ValueError(
+                    f"model: {type(model).__name__} must have synapses() for sadp, or be shown by"
+                    " snn.adapters.wrap"
+                )
+            synapses: Any = model.synapses
+            self._bound = GraphBound(synapses()[-1 - tail_depth :])
 
     def score(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """All scores of a batch from one forward pass in eval mode; the model's modes are restored.
+        """All scores of a batch from one forward pass in eval mode; the model is left as it was.
 
         Args:
             x_TB: the model's input, ``[T, B, ...]``.
@@ -174,40 +140,26 @@ class ExampleScorer:
         """
         if self.timesteps is not None:
             x_TB = x_TB[: self.timesteps]
-        if isinstance(self.model, Adapted):
-            return self._adapted(x_TB, labels_B)
-        with evaluating(self.model), torch.no_grad():
-            with self.recording():
+        with evaluating(self.model), _frozen(self.model), torch.enable_grad():
+            with self.recording(cut=True):
                 logits_TBK = self.model(x_TB)
-            return self.from_recording(logits_TBK, labels_B)
-
-    def _adapted(self, x_TB: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-        """`score` by the graph of the loss."""
-        graph = GraphBound(self.model.synapses(), cut=True)  # type: ignore[operator]
-        with closing(graph), evaluating(self.model), torch.enable_grad():
-            logits_TBK = self.model(x_TB)
             losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
-            bound = graph.bound(losses_B) if "sadp" in self.names else None
-        with torch.no_grad():
-            logits_TBK = wide(logits_TBK.detach())
-            e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
-            return self._scores(Evidence(logits_TBK, e_TBK, losses_B.detach(), labels_B, bound), None)
+            return self.from_losses(losses_B, logits_TBK, labels_B)
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Within it one forward pass of the model is recorded, for `from_recording`."""
-        self._captured = {}
-        with ExitStack() as hooks:
-            for key, module in self._watched.items():
-                hooks.callback(module.register_forward_pre_hook(partial(self._capture, key)).remove)
-            yield
+    def recording(self, *, cut: bool = False) -> AbstractContextManager[None]:
+        """Within it one forward pass of the model is recorded, for `from_losses`; see `GraphBound`."""
+        if self._bound is None:
+            return nullcontext()
+        self._bound.calls = {}
+        return self._bound.recording(cut=cut)
 
-    def from_recording(
-        self, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None = None
+    def from_losses(
+        self, losses_B: Tensor, logits_TBK: Tensor, labels_B: Tensor, weights_B: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Scores of the batch whose forward pass was recorded, in float32 whatever autocast says.
 
         Args:
+            losses_B: the training loss of the logits, whose graph is kept for the step's own backward pass.
             logits_TBK: the recorded pass's result.
             labels_B: int64.
             weights_B: of the examples in the batch statistics, where the pass ran in training mode within
@@ -216,96 +168,27 @@ class ExampleScorer:
 
         Returns:
             float32 ``[B]`` by name.
-        """
-        with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
-            logits_TBK = wide(logits_TBK.detach())
-            e_TBK = errors(logits_TBK, labels_B, self.loss, self.label_smoothing)
-            losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
-            return self._scores(Evidence(logits_TBK, e_TBK, losses_B, labels_B), weights_B)
-
-    def from_losses(
-        self, losses_B: Tensor, logits_TBK: Tensor, weights_B: Tensor | None = None, *, constant: bool
-    ) -> dict[str, Tensor]:
-        """As `from_recording`, by any loss and without labels.
-
-        Args:
-            losses_B: made of the logits; their graph is kept for the step's own backward pass.
-            logits_TBK: the recorded pass's result.
-            weights_B: see `from_recording`.
-            constant: whether the gradient is the same at all timesteps, as of a loss of the mean logits.
-
-        Returns:
-            float32 ``[B]`` by name. ``el2n`` is the norm of the loss's gradient at the mean logits.
 
         Raises:
-            ValueError: losses that do not come from these logits; the score ``margin``.
+            ValueError: losses that do not come from the recorded pass.
         """
-        (e_TBK,) = gradients(losses_B, [logits_TBK])
+        bound = None if self._bound is None else self._bound.bound(losses_B, weights_B)
         with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
-            e_TBK = wide(e_TBK[:1] if constant else e_TBK) * len(logits_TBK)
-            evidence = Evidence(wide(logits_TBK.detach()), e_TBK, wide(losses_B.detach()), None)
-            return self._scores(evidence, weights_B)
-
-    def _capture(self, key: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if key in self._captured:
-            raise ValueError(f"model: its {key} ran twice in one recorded forward pass")
-        self._captured[key] = inputs[0].detach()
-
-    def _scores(self, evidence: Evidence, weights_B: Tensor | None) -> dict[str, Tensor]:
-        if "sadp" in self.names and evidence.bound is None:
-            evidence.bound = self._bound(evidence.errors, len(evidence.logits), weights_B)
-        return {name: SCORES[name](evidence).float() for name in self.names}
-
-    def _bound(self, e_TBK: Tensor, T: int, weights_B: Tensor | None) -> Tensor:
-        """``sqrt(h^2 + v^2)`` of the recorded pass, ``[B]``."""
-        seen, self._captured = self._captured, {}
-        if "head" not in seen:
-            raise ValueError("sadp: no forward pass was recorded; run the model within recording()")
-        r_TBN = _unfold(wide(seen["head"]), T, e_TBK.shape[1])
-        squared = head_squared(e_TBK, r_TBN, self._path[-1].bias is not None)
-        if self._hidden is not None:
-            squared = squared + self._last_hidden(self._hidden, seen, e_TBK, T, weights_B).square()
-        return squared.sqrt()
-
-    def _last_hidden(
-        self, synapses: Synapses, seen: dict[str, Tensor], e_TBK: Tensor, T: int, weights_B: Tensor | None
-    ) -> Tensor:
-        """``v``: the last hidden layer's part of the bound, ``[B]``."""
-        assert synapses.neuron is not None
-        B = e_TBK.shape[1]
-        current_TB = wide(seen["neuron"])
-        g_TB = readout_gradient(self._path, _unfold(wide(seen["spikes"]), T, B), e_TBK)
-        if g_TB[0].numel() != current_TB[0].numel():
-            raise ValueError(
-                f"readout: takes {tuple(g_TB.shape[2:])} per example, but the last neurons give "
-                f"{tuple(current_TB.shape[2:])}; whatever pools or selects in between belongs in the readout"
-            )
-        g_TB = g_TB.reshape(len(g_TB), *current_TB.shape[1:])
-        delta_TB = current_gradient(current_TB, g_TB, synapses.neuron.constants)
-        squares = field_squares(wide(seen["layer"]), synapses.layer)
-        if len(squares) == B < T * B:  # all timesteps alike
-            squares = squares.repeat(T, *[1] * (squares.ndim - 1))
-        squares = _unfold(squares, T, B).flatten(0, 1)
-        slope = norm_slope(synapses.norm, seen.get("norm"), weights_B)
-        return layer_bound(delta_TB.flatten(0, 1), squares, slope, synapses.layer).view(T, B).sum(0)
+            evidence = Evidence(wide(logits_TBK.detach()), labels_B, wide(losses_B.detach()), bound)
+            return {name: SCORES[name](evidence).float() for name in self.names}
 
 
-def _path(model: Any) -> nn.Sequential:
-    """From the last spikes to the logits: stateless layers that end ``features``, then the readout."""
-    readout, features = model.readout, getattr(model, "features", None)
-    modules = list(readout) if isinstance(readout, nn.Sequential) else [readout]
-    for layer in reversed(features) if isinstance(features, nn.Sequential) else ():
-        if not isinstance(layer, Folded):
-            break
-        modules.insert(0, layer.module)
-    return nn.Sequential(*modules)
-
-
-def _unfold(x: Tensor, T: int, B: int) -> Tensor:
-    """``[T B, ...]`` to ``[T, B, ...]``."""
-    if len(x) != T * B:
-        raise ValueError(f"model: a recorded module ran on {len(x)} rows, not on T B = {T} x {B}")
-    return x.unflatten(0, (T, B))
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient, so that no graph is kept of them."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def score_dataset(

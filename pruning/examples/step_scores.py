@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pruning.examples.bound import GraphBound, gradients
-from pruning.examples.scores import ExampleScorer
 from snn.adapters import Adapted, Trace, library_of
 from snn.adapters.network import first_tensor, synapses_of
 from snn.weighted_norm import BatchNorm, weighted_statistics
@@ -29,8 +28,7 @@ class StepScores:
     Args:
         model: the network itself, not a wrapper of it: one of ours, or of another library, whose structure
             is then traced in the first step, or as `snn.adapters.wrap` sees it.
-        score: ``sadp``, ``el2n`` or ``loss``; for networks of ours any of `pruning.examples.scores.SCORES`
-            that needs no labels; ``None`` for none.
+        score: ``sadp``, ``el2n`` or ``loss``; ``None`` for none.
         weights: gives the next batch's weights in batch statistics, ``[B]``; ``None`` if they are all 1.
         due: whether there is a next batch; where there is none, a forward pass is not one of training.
 
@@ -124,51 +122,14 @@ def _idle() -> StepScores:
 def _recorder(model: nn.Module, score: str | None) -> Any:
     if score in (None, "loss"):
         return None
-    own = hasattr(model, "readout") if score == "sadp" else not isinstance(model, Adapted)
-    try:
-        if own and hasattr(model, "synapses"):
-            return _Own(model, str(score))
-        if score == "sadp":
+    if score == "sadp":
+        try:
             return _Graph(model)
-    except ValueError as error:
-        raise ValueError(f"{error}; {WITHOUT_READOUT}" if score == "sadp" else str(error)) from None
+        except ValueError as error:
+            raise ValueError(f"{error}; {WITHOUT_READOUT}") from None
     if score == "el2n":
         return _Outputs()
-    raise ValueError(
-        f"score: {score!r} of a training step is for networks of ours; choose sadp, el2n or loss"
-    )
-
-
-class _Own:
-    """A network with ``readout`` and ``synapses()``, by `ExampleScorer`."""
-
-    def __init__(self, model: nn.Module, score: str) -> None:
-        self._scorer = ExampleScorer(model, (score,))
-        self._score = score
-        self._logits: Tensor | None = None
-        self._constant: bool | None = None
-
-    def begin(self, step: ExitStack) -> None:
-        step.enter_context(self._scorer.recording())
-
-    def end(self, output: Any) -> None:
-        self._logits = output
-
-    def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
-        logits_TBK, self._logits = self._logits, None
-        if logits_TBK is None:
-            raise ValueError("loss: the network has not run in training mode since the last batch")
-        constant = self._constant
-        if constant is None:  # asked no longer than needed: on a GPU the answers are waited for
-            (found,) = gradients(losses_B, [logits_TBK])
-            constant = bool((found == found[:1]).all())
-            # Logits that are all alike, as of silent neurons, have like gradients whatever the loss.
-            if len(found) == 1 or not constant or (logits_TBK != logits_TBK[:1]).any():
-                self._constant = constant
-        return self._scorer.from_losses(losses_B, logits_TBK, weights_B, constant=constant)[self._score]
-
-    def remove(self) -> None:
-        self._logits = None
+    raise ValueError(f"score: {score!r} of a training step is unknown; choose sadp, el2n or loss")
 
 
 class _Graph:
@@ -178,21 +139,20 @@ class _Graph:
         self._model = model
         self._trace: Trace | None = None
         self._bound: GraphBound | None = None
-        if isinstance(model, Adapted):
-            self._bound = GraphBound(model.synapses())
-            self._bound.on = False
+        if hasattr(model, "synapses"):
+            synapses: Any = model.synapses
+            self._bound = GraphBound(synapses())
         else:
             self._library = library_of(model)
 
     def begin(self, step: ExitStack) -> None:
-        if self._bound is None and self._trace is None:
-            self._trace = Trace(self._model, self._library)
         if self._bound is not None:
-            self._bound.on = True
+            step.enter_context(self._bound.recording())
+        elif self._trace is None:
+            self._trace = Trace(self._model, self._library)
 
     def end(self, output: Any) -> None:
-        if self._bound is not None:
-            self._bound.on = False
+        pass
 
     def scores(self, losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
         if self._bound is None:
@@ -206,13 +166,11 @@ class _Graph:
                 for path, module in self._model.named_modules()
                 if path in trace.calls and module in self._bound.modules
             }
-            self._bound.on = False
         return self._bound.bound(losses_B, weights_B)
 
     def remove(self) -> None:
-        for hooked in (self._trace, self._bound):
-            if hooked is not None:
-                hooked.close()
+        if self._trace is not None:
+            self._trace.close()
 
 
 class _Outputs:

@@ -1,1 +1,1 @@
-"""Which weights to keep: calibration, criteria, exact allocation, masks, schedules."""
+"""Which weights to keep: calibration, criteria, exact allocation, masks."""

@@ -7,7 +7,7 @@ prefix is the optimum (docs/methods-slamp.md, section 4); the predicted distorti
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, isfinite
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,6 @@ def allocate(
     sparsity: float | None = None,
     synops_fraction: float | None = None,
     min_keep: int = 1,
-    max_layer_sparsity: float = 1.0,
     exclude: Sequence[str] = (),
     previous: Masks | None = None,
     budget_over: BudgetOver = "sum",
@@ -116,7 +115,6 @@ def allocate(
             weights is the nearest whole number.
         synops_fraction: of the dense network's SynOps at the calibrated activity, to keep at most, (0, 1].
         min_keep: surviving weights that every layer keeps at least.
-        max_layer_sparsity: share of a layer's weights that may be pruned at most, in [0, 1].
         exclude: names of layers to leave alone.
         previous: masks of an earlier round: pruned weights stay pruned, budgets count from the survivors'
             energy, sparsity and fraction from the dense network.
@@ -140,7 +138,6 @@ def allocate(
         sparsity=sparsity,
         synops_fraction=synops_fraction,
         min_keep=min_keep,
-        max_layer_sparsity=max_layer_sparsity,
         exclude=exclude,
         previous=previous,
         budget_over=budget_over,
@@ -216,7 +213,6 @@ def check_request(
     sparsity: float | None = None,
     synops_fraction: float | None = None,
     min_keep: int = 1,
-    max_layer_sparsity: float = 1.0,
     exclude: Sequence[str] = (),
     previous: Masks | None = None,
     budget_over: str = "sum",
@@ -242,24 +238,17 @@ def check_request(
         raise ValueError(f"sparsity: {sparsity!r} must be in [0, 1)")
     if synops_fraction is not None and not 0 < synops_fraction <= 1:
         raise ValueError(f"synops_fraction: {synops_fraction!r} must be in (0, 1]")
-    protected = _protected(model.synapses(), min_keep, max_layer_sparsity, exclude)
+    protected = _protected(model.synapses(), min_keep, exclude)
     if previous is not None:
         previous.check(model)
     return protected
 
 
-def _protected(
-    synapses: Sequence[Synapses], min_keep: int, max_layer_sparsity: float, exclude: Sequence[str]
-) -> dict[str, int]:
+def _protected(synapses: Sequence[Synapses], min_keep: int, exclude: Sequence[str]) -> dict[str, int]:
     """Surviving weights that each layer keeps at least, by name."""
     if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 1:
         raise ValueError(f"min_keep: {min_keep!r} must be a whole number of at least 1")
-    if not 0 <= max_layer_sparsity <= 1:
-        raise ValueError(f"max_layer_sparsity: {max_layer_sparsity!r} must be in [0, 1]")
-    found = {}
-    for s in synapses:
-        numel = s.layer.weight.numel()
-        found[s.name] = max(min_keep, numel - floor(max_layer_sparsity * numel + 1e-9))
+    found = {s.name: min_keep for s in synapses}
     for name in exclude:
         if name not in found:
             raise ValueError(f"exclude: layer {name!r} is unknown; the model has {', '.join(found)}")

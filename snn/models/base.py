@@ -59,7 +59,8 @@ class SpikingNetwork(nn.Module):
             if isinstance(m, SpikingLayer)
         ]
         head = self.readout[-1]
-        assert isinstance(head, nn.Linear)
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"readout: must end in nn.Linear, not {type(head).__name__}")
         return [*found, Synapses(f"readout.{len(self.readout) - 1}", head, None, None)]
 
 

@@ -155,7 +155,7 @@ def test_scores_of_a_training_step(name: str, weighted: bool) -> None:
     for _ in range(2):
         with weighted_statistics(weights), scorer.recording():
             logits = net(x)
-        wanted = scorer.from_recording(logits, y, weights)["sadp"]
+        wanted = scorer.from_losses(mean_loss(logits, y), logits, y, weights)["sadp"]
         from spikingjelly.activation_based import functional
 
         functional.reset_net(model)

@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 
 from pruning.examples.inclusion import inclusion_probabilities
 from pruning.examples.policies.settings import Settings
-from pruning.examples.sampling import (
-    POWER_UNIT,
-    STREAM_RESCORE,
-    Doubles,
-    Ints,
-    draw,
-    power_sum,
-    tempered,
-    uniform,
-)
+from pruning.examples.sampling import STREAM_RESCORE, Doubles, Ints, draw, mean_power, tempered, uniform
 
 Source = Literal["pass", "train"]
 _NEVER = -1
@@ -53,9 +44,7 @@ class Plan:
     @property
     def mean_power(self) -> float:
         """Mean over the subset of the weights to their power."""
-        if self.weight_power == 1 or not len(self.weights):
-            return 1.0
-        return power_sum(self.weights, self.weight_power) / POWER_UNIT / len(self.weights)
+        return mean_power(self.weights, self.weight_power)
 
     @property
     def loss_weights(self) -> NDArray[np.float32]:

@@ -126,7 +126,6 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
             "wrong:batch_first",
             "cannot be counted: readout.0: ran on (2, 4, 128), where T=4",
         ),
-        ("model.name", "wrong:ends_otherwise", "cannot be scored by sadp: readout: must be nn.Linear, or"),
         (
             "data_pruning.policy",
             "my_policy:np",
@@ -162,12 +161,6 @@ def test_mistakes_are_one_line(
         "def no_network(*, input_shape, num_classes, neuron, **options):\n    return {}\n\n\n"
         "def fails(*, input_shape, num_classes, neuron, **options):\n    return {}['x']\n\n\n"
         "class Odd(Policy):\n    score = 'odd'\n\n\n"
-        "def ends_otherwise(*, input_shape, num_classes, neuron, width=0):\n"
-        "    net = build('mlp', input_shape=input_shape, num_classes=num_classes)\n"
-        "    synapses = net.synapses()\n"
-        "    net.readout.append(nn.Identity())\n"
-        "    net.synapses = lambda: synapses\n"
-        "    return net\n\n\n"
         "def batch_first(*, input_shape, num_classes, neuron, width=0):\n"
         "    net = build('mlp', input_shape=input_shape, num_classes=num_classes)\n"
         "    net.forward = lambda x: net.readout(net.features(x).transpose(0, 1)).transpose(0, 1)\n"

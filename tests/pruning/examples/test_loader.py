@@ -38,11 +38,12 @@ def by_hand(model: nn.Module, policy_name: str) -> list[tuple[int, Tensor, Tenso
             w = torch.from_numpy(plan.weights)[rows]
             with weighted_statistics(w), scorer.recording():
                 logits = model(direct(x[at], T))
-            scores = scorer.from_recording(logits, y[at], w)
+            losses = losses_of(logits, y[at])
+            scores = scorer.from_losses(losses, logits, y[at], w)
             steps = np.full(len(at), step)
             policy.observe(at.numpy(), scores[scorer.names[0]].numpy(), epoch, "train", steps)
             in_loss = torch.from_numpy(plan.loss_weights)[rows]
-            value = (in_loss * losses_of(logits, y[at])).sum() / B
+            value = (in_loss * losses).sum() / B
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -230,14 +231,14 @@ def test_what_is_not_of_the_plan_is_not_recorded() -> None:
     x = direct(dataset().tensors[0], T)
     for _ in range(3):
         model.train()(x)
-    assert held._logits is None
+    assert not held._found
     loader = DataLoader(pruner, batch_size=B, sampler=pruner.sampler)
     for epoch in range(2, EPOCHS):
         for images, y, index in loader:
             assert pruner.sampler.epoch == epoch
             pruner.loss(losses_of(model(direct(images, T)), y), index)
     model(x)
-    assert pruner._scores._record._logits is None
+    assert not pruner._scores._record._found
 
 
 def test_a_pruner_that_went_back_trains_with_its_hooks_again() -> None:
@@ -315,5 +316,5 @@ def test_bad_datasets_and_networks() -> None:
         pruner_of(network(), epochs=1)
     conv = network()
     conv.readout = nn.Sequential(nn.Conv1d(12, 4, 1))
-    with pytest.raises(ValueError, match=r"readout: .*for sadp; .* loss, el2n, infobatch and repb"):
+    with pytest.raises(ValueError, match=r"readout: must end in nn.Linear.*; .* loss, el2n, infobatch"):
         pruner_of(conv)

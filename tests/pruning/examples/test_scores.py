@@ -79,6 +79,10 @@ def forward_quantities(net, x):
     return spikes.mean(0).norm(dim=-1), spikes.sum(-1).sqrt()
 
 
+def error_norm(net, x, y):
+    return (net.eval()(x).mean(0).softmax(-1) - nn.functional.one_hot(y, 4)).norm(dim=-1)
+
+
 def without_head_bias(net):
     head = net.readout[-1]
     net.readout[-1] = nn.Linear(head.in_features, head.out_features, bias=False).double()
@@ -92,7 +96,7 @@ def test_two_sided_chain_of_the_spike_count(name, T):
     net = without_head_bias(NETS[name](theta=0.2))  # no layer is silent
     x, y = batch(net, T=T, B=24)
     with torch.no_grad():
-        error = bound.errors(net.eval()(x), y, "rate_ce")[0].norm(dim=-1)
+        error = error_norm(net, x, y)
         r, roots_TB = forward_quantities(net, x)
     head_norm = norms_by_loop(net, x, y, head(net))
     torch.testing.assert_close(error * r, head_norm, rtol=1e-9, atol=1e-12)
@@ -112,7 +116,7 @@ def test_same_spikes_in_every_step_make_the_spike_count_exact():
     x, y = batch(net, B=24)
     x = direct(x[0], 5)
     with torch.no_grad():
-        error = bound.errors(net.eval()(x), y, "rate_ce")[0].norm(dim=-1)
+        error = error_norm(net, x, y)
         spikes = net.features(x)
         r, roots_TB = forward_quantities(net, x)
     assert (spikes == spikes[0]).all()
@@ -141,7 +145,7 @@ def test_static_input_to_the_covered_layer():
     view = sadp(net, direct(x[0], 4), y)
     norms = norms_by_loop(net, x.repeat(4, 1, 1), y, [*net.synapses()[0].layer.parameters(), *head(net)])
     assert (view >= norms * (1 - 1e-6)).all()
-    torch.testing.assert_close(view, copies, rtol=1e-6, atol=0)
+    assert (view <= copies * (1 + 1e-6)).all()  # one outer product in place of T
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -220,7 +224,7 @@ def test_fewer_timesteps():
         ({"tail_depth": 2}, "tail_depth"),
         ({"tail_depth": -1}, "tail_depth"),
         ({"timesteps": 0}, "timesteps"),
-        ({"model": nn.Linear(2, 2)}, "readout"),
+        ({"model": nn.Linear(2, 2)}, "synapses"),
     ],
 )
 def test_refuses(options, match):

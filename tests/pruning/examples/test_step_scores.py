@@ -108,7 +108,7 @@ def test_scores_are_of_the_loss_that_is_trained(loss: Callable[[Tensor, Tensor],
             losses = loss(model.train()(direct(part, T)), labels)
             parts = [torch.autograd.grad(v, list(head.parameters()), retain_graph=True) for v in losses]
             squares = torch.stack([torch.stack([g.square().sum() for g in p]).sum() for p in parts])
-            pruner._scores._record._scorer._hidden = None  # the readout alone
+            pruner._scores._record._bound._hidden = None  # the readout alone
             pruner.loss(losses, index)
             found = dict(zip(index.tolist(), squares.sqrt(), strict=True))
         pruner.sampler.share_scores()
@@ -139,7 +139,7 @@ def test_evaluation_and_passes_without_gradients_are_left_alone() -> None:
     assert torch.equal(model.eval()(x), plain.eval()(x))
     with torch.no_grad():
         assert torch.equal(model.train()(x), plain.train()(x))
-    assert pruner._scores._record._logits is None
+    assert not pruner._scores._record._bound.calls
     pruner.close()
     assert not model._forward_hooks
     assert not model._forward_pre_hooks

@@ -43,27 +43,22 @@ def test_no_layer_is_emptied_and_the_largest_goes_last(seed, sparsity):
 @given(
     rows,
     st.integers(1, 6),
-    st.floats(0, 1),
     st.lists(st.booleans(), min_size=4, max_size=4),
     st.sampled_from(sorted(CRITERIA)),
     st.floats(0, 0.99),
 )
-def test_protection_holds_and_the_reachable_limit_is_exact(
-    values, min_keep, cap, excluded, criterion, sparsity
-):
+def test_protection_holds_and_the_reachable_limit_is_exact(values, min_keep, excluded, criterion, sparsity):
     model = Weights(values)
     calibration = calibration_of(model)
     names = [s.name for s in model.synapses()]
     exclude = [name for name, out in zip(names, excluded, strict=False) if out]
     room = [
-        0 if name in exclude else max(0, min(len(row) - min_keep, int(cap * len(row) + 1e-9)))
-        for name, row in zip(names, values, strict=True)
+        0 if name in exclude else max(0, len(row) - min_keep) for name, row in zip(names, values, strict=True)
     ]
     N = sum(map(len, values))
     arguments = {
         "criterion": criterion,
         "min_keep": min_keep,
-        "max_layer_sparsity": cap,
         "exclude": exclude,
         "sparsity": sparsity,
     }
@@ -128,7 +123,6 @@ def network():
         ({"sparsity": 0.5, "exclude": ["layers.7"]}, r"exclude: layer 'layers.7' is unknown.*layers.0"),
         ({"sparsity": 0.5, "min_keep": 0}, "min_keep"),
         ({"sparsity": 0.5, "min_keep": 1.5}, "min_keep"),
-        ({"sparsity": 0.5, "max_layer_sparsity": 1.1}, "max_layer_sparsity"),
     ],
 )
 def test_refusals_name_the_field_and_the_remedy(arguments, message):
