@@ -125,9 +125,7 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
     words = [w for k, v in settings.items() for w in (f"--{k}", str(v))]
     started = time.perf_counter()
     with (folder / "log").open("w") as log:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "train", *words], stderr=log, stdout=log
-        )
+        run = subprocess.Popen([sys.executable, "-m", "spikeprune", "train", *words], stderr=log, stdout=log)
         watch = Watch(run.pid, WORKERS)
         code = run.wait()
     peaks = watch.stop()
@@ -225,7 +223,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
 def select(folder: Path, rows: int) -> dict[str, Any]:
     """A tenth of a table of ids and scores by passes, and the same draw in memory."""
     from cluster.connect import connect
-    from pipelines.scoring.poisson import PoissonDraw, poisson_pass, rows_in_order
+    from pipelines.scoring.select import PoissonDraw, poisson_pass, rows_in_order
     from pruning.examples.inclusion import inclusion_probabilities
     from pruning.examples.sampling import draw
 

@@ -43,7 +43,7 @@ def execute(mode: str, folder: Path) -> Row:
 
 def spikeprune(*words: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "pipelines.cli", *words]
+    command = [sys.executable, "-m", "spikeprune", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -18,3 +18,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
+
+
+def mistake(error: BaseException) -> UserError | None:
+    """The user's mistake that a failure of Ray's stems from, if one does."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return UserError(seen.where, seen.what)
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

@@ -112,7 +112,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
         "worker_ips": ", ".join(f'"{ip}"' for ip in values["worker_ips"]) or " ",  # no value drops a line
         "worker_count": str(len(values["worker_ips"])),
         "command": " ".join(words),
-        "entrypoint": " ".join(["python", "-m", "pipelines.cli", *words]),
+        "entrypoint": " ".join(["python", "-m", "spikeprune", *words]),
         "resume": "--resume" if resumable else "",
         "signal": "B:USR1@120" if resumable else "",
     }

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cluster.errors import UserError
 from pipelines.config import ModelConfig, is_own
 from pipelines.config.plugins import line_in_own_code
 from pipelines.data.dataset import DatasetInfo
-from pipelines.errors import UserError
 from pruning.examples.scores import ExampleScorer
 from snn import activity
 from snn.interchange import build_described, describe

@@ -155,7 +155,7 @@ def test_so_do_processes(base: Path, tmp_path: Path) -> None:
         with a_case(kind, number, base, tmp_path) as (case, folder):
             if any("\0" in word for word in case.words):  # no process can be given it
                 continue
-            command = [sys.executable, "-m", "pipelines.cli", *case.words]
+            command = [sys.executable, "-m", "spikeprune", *case.words]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=STOPPED_S, env=environment, check=False
             )

@@ -46,7 +46,7 @@ class Command:
     def __init__(self, folder: Path, config: Path, *more: str) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "run", str(config), *more],
+            [sys.executable, "-m", "spikeprune", "run", str(config), *more],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

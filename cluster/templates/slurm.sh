@@ -44,7 +44,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 # shellcheck disable=SC2016  # the words behind -- are meant as they stand
 srun --ntasks=@{workers} --ntasks-per-node=1 ray symmetric-run \
     --address "$head_ip:$port" --min-nodes @{workers} --num-cpus=@{cpus} --num-gpus=@{num_gpus} -- \
-    python -m pipelines.cli @{command} ${again[@]+"${again[@]}"} &
+    python -m spikeprune @{command} ${again[@]+"${again[@]}"} &
 step=$! code=0
 wait "$step" || code=$?
 while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cluster.errors import UserError
 from pipelines.config.checks import check
 from pipelines.console import progress, results, write
-from pipelines.errors import UserError
 from pipelines.storage.sync import named
 
 SourceName = Literal[

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import get_type_hints
 
+from cluster.errors import UserError
 from cluster.manifest import RESUMABLE
-from pipelines.cli import cluster, data, reports, runs
+from pipelines.cli import cluster, data, runs
 from pipelines.config.checks import shown, shown_word
 from pipelines.config.load import read_command
 from pipelines.config.parser import parse
 from pipelines.console import say, write
-from pipelines.errors import UserError
 from pipelines.runs.interrupts import TERMINATED, end_on_sigterm, was_terminated
 
 VERBS: dict[str, Callable[..., int | None]] = {
@@ -25,13 +25,13 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "score": runs.score,
     "train": runs.train,
     "prune": runs.prune,
-    "compare": reports.compare,
+    "compare": runs.compare,
     "run": runs.run,
-    "evaluate": reports.evaluate,
+    "evaluate": runs.evaluate,
     "search": runs.search,
-    "export": reports.export,
-    "report": reports.report,
-    "bench": reports.bench,
+    "export": runs.export,
+    "report": runs.report,
+    "bench": runs.bench,
     "submit": cluster.submit,
     "jobs list": cluster.jobs_list,
     "jobs status": cluster.jobs_status,

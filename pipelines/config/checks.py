@@ -6,7 +6,7 @@ from functools import cache
 from math import inf
 from typing import Any, ClassVar, get_type_hints
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.paths import secret_in
 
 _SHOWN = 80

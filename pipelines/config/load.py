@@ -13,11 +13,11 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from cluster.errors import UserError
 from pipelines.config.checks import is_own, shown
 from pipelines.config.migration import FIELD, VERSION, migrate
 from pipelines.config.parser import Plain, is_null, option, parse, split_overrides
 from pipelines.config.schema import Config, field_paths
-from pipelines.errors import UserError
 from pipelines.storage.paths import real_path
 
 TARGETS = ("weight_pruning.sparsity", "weight_pruning.budget", "weight_pruning.synops")

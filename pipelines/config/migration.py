@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from cluster.errors import UserError
 from pipelines.config.checks import shown
-from pipelines.errors import UserError
 
 VERSION = 4
 """Of the config's fields; `pipelines.config.load.dump_config` writes it into every run's config."""

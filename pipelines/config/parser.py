@@ -19,10 +19,10 @@ import yaml
 from tyro import _errors
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from cluster.errors import UserError
 from pipelines.config.checks import is_own, shown, shown_word
 from pipelines.config.migration import new_name
 from pipelines.config.schema import Config, field_paths
-from pipelines.errors import UserError
 
 C = TypeVar("C")
 SHORT = {

@@ -21,9 +21,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.errors import UserError
 from cluster.submit import shadows
 from pipelines.config import Config, is_own
-from pipelines.errors import UserError
 
 OURS = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 _LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from cluster.errors import UserError
 from pipelines.config.checks import (
     CLOSED,
     FINITE,
@@ -23,7 +24,6 @@ from pipelines.config.checks import (
     check_no_secret,
 )
 from pipelines.config.training import MOST_EPOCHS, DataConfig, ModelConfig, TrainConfig
-from pipelines.errors import UserError
 
 LEAST_ALPHA = 1e-6
 DEVICE = Allowed("auto, cpu, cuda or cuda:N", lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, ClassVar, Literal
 
+from cluster.errors import UserError
 from pipelines.config.checks import (
     CLOSED,
     FINITE,
@@ -16,7 +17,6 @@ from pipelines.config.checks import (
     between,
     check_no_secret,
 )
-from pipelines.errors import UserError
 
 MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 65_536

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import UserError
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
 from pipelines.data.layout import Ids, Layout, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, class_names, read_manifest, scan
-from pipelines.errors import UserError
 from pipelines.storage.atomic import well_formed
 from pipelines.storage.paths import below
 from pruning.examples.sampling import uniform

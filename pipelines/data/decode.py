@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import UserError
 from pipelines.data.events import EventBatch, from_arrow, is_events
-from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

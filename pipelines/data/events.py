@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 
 _INTEGERS = {"t": pa.int32(), "x": pa.uint16(), "y": pa.uint16(), "p": pa.uint8()}
 EVENTS = pa.struct([(name, pa.list_(kind)) for name, kind in _INTEGERS.items()])

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError, mistake
 from pipelines.data.events import By
 from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, verify
 from pipelines.data.scan import MANIFEST, read_manifest
 from pipelines.data.shards import Format, OnBad, Shard, ShardReport, first_shape, write_shard
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Source, framed
-from pipelines.errors import UserError, mistake
 from pipelines.storage.atomic import (
     check_new_folder,
     check_outside,

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.errors import UserError
 from pipelines.config import AugmentConfig
 from pipelines.data.dataset import DatasetInfo
 from pipelines.data.decode import Examples
 from pipelines.data.events import EventBatch, Frames
-from pipelines.errors import UserError
 from pruning.examples.sampling import uniform
 from snn.coding import direct
 

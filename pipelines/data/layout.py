@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
 from pipelines.data.decode import ExampleError, Examples, decode
-from pipelines.errors import UserError
 from pipelines.storage.paths import open_parquet, short
 from pruning.examples.sampling import uniform
 

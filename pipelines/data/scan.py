@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
 from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, group_bytes, unreadable
-from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json_below, well_formed
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
 

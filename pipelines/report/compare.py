@@ -9,11 +9,11 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
+from cluster.errors import UserError
 from pipelines.config import Config, CriterionName
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.plugins import own_failures_named
 from pipelines.console import bars, messages, table
-from pipelines.errors import UserError
 from pipelines.report.network import LOCAL, local_worker
 from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
 from pipelines.report.plots import SPLITS, new_figure, to_svg

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.console import table
-from pipelines.errors import UserError
 from pipelines.runs.preflight import CheckedData, check_data, check_same_validation, window_rows
 from pipelines.runs.run_folder import CODE, CONFIG, read_config, read_metrics
 from pipelines.storage.atomic import (

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.report.summary import RunSummary, kind_of
-from pipelines.training.metrics import accuracies
+from pipelines.training.worker import accuracies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,10 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.load import values_of
 from pipelines.console import table
-from pipelines.errors import UserError
 from pipelines.runs.run_folder import read_config, read_metrics, read_provenance
 from pipelines.storage.atomic import write_json
 from pipelines.storage.paths import below

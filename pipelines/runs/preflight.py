@@ -1,5 +1,6 @@
-"""Before a run: what it decides once and keeps, and everything that can be known to go wrong."""
+"""Before a run: what it decides once and keeps, everything that can be known to go wrong, and `doctor`."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import attrgetter
@@ -8,7 +9,9 @@ from typing import Literal
 
 import torch
 
-from cluster.connect import check_cluster_answers, usable_cpus
+from cluster.checks import Line, check_bytecode, check_dashboard, check_nodes, check_token
+from cluster.connect import check_cluster_answers, connect, local_cpus, usable_cpus
+from cluster.errors import UserError
 from pipelines.config import ClusterConfig, Config, DataConfig, is_own
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
 from pipelines.data.dataset import (
@@ -22,13 +25,13 @@ from pipelines.data.dataset import (
 )
 from pipelines.data.inputs import choose_device
 from pipelines.data.scan import split_files
-from pipelines.errors import UserError
 from pipelines.networks import check_own_network, make_network
 from pipelines.runs.run_folder import CODE, CONFIG, check_same_data, read_config, read_provenance, run_path
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import real_path, uri_of
-from pipelines.training.metrics import check_trackers
+from pipelines.storage.sync import check_shared
 from pipelines.training.score_table import check_size
+from pipelines.training.worker import check_trackers
 from pruning.examples.policies import POLICIES
 from pruning.examples.policies.settings import FORWARD_COST, Settings
 
@@ -284,3 +287,67 @@ def check_cluster(config: Config, cpus: float, gpus: float) -> None:
             "cluster.gpus_per_worker",
             f"{c.workers} workers of {c.gpus_per_worker:g} GPUs{scorer} do not fit the cluster's {gpus:g}",
         )
+
+
+def examine(
+    config: Config,
+    *,
+    address: str | None = None,
+    dashboard: str | None = None,
+    token_file: Path | None = None,
+) -> Iterator[Line]:
+    """All checks, in the order in which they would bite.
+
+    They hold the cluster at ``address`` (``auto`` or ``host:port``), or this machine where there is none,
+    against a run's config, and look at the job server at ``dashboard``.
+    """
+    yield check_bytecode()
+    yield _line("own modules", "nothing hides ours", refuse_shadowing, Path.cwd(), OURS, "the current folder")
+    yield check_token(token_file)
+    if dashboard is not None:
+        yield check_dashboard(dashboard, token_file)
+    if address is not None:
+        try:
+            with connect(address, token_file=token_file) as cluster:
+                yield Line("cluster", True, f"{address}: {cluster.nodes} nodes")
+                yield from check_nodes()
+                yield from _needs(config, "ray", cluster.cpus, cluster.gpus, everywhere=True)
+        except UserError as error:
+            yield Line("cluster", False, str(error))
+    elif dashboard is None:
+        import torch
+
+        yield from _needs(config, config.cluster.launcher, local_cpus(), torch.cuda.device_count())
+
+
+def _needs(
+    config: Config, engine: Literal["ray", "local"], cpus: float, gpus: float, *, everywhere: bool = False
+) -> Iterator[Line]:
+    """What a run of the config needs, by the checks that the run itself begins with."""
+    there = f"{cpus:g} CPUs and {gpus:g} GPUs suffice"
+    yield _line("resources", there, _check_resources, config, engine, cpus, gpus)
+    yield _line("storage", f"{config.storage} can be written", check_storage, config.storage)
+    read = f"{config.data.path} can be read" + (", as storage, from every node" if everywhere else "")
+    yield _line("data", read, _check_places, config, everywhere)
+
+
+def _check_resources(config: Config, engine: Literal["ray", "local"], cpus: float, gpus: float) -> None:
+    config = replace(config, cluster=replace(config.cluster, engine=engine))
+    check_locations(config)
+    if engine == "ray":
+        check_cluster(assign_gpus(config, gpus), cpus, gpus)
+
+
+def _check_places(config: Config, everywhere: bool) -> None:
+    files = check_data(config).files
+    if everywhere:
+        check_shared(uri_of(config.storage) or run_path(config).parent, files)
+
+
+def _line(name: str, found: str, check: Callable[..., object], *args: object) -> Line:
+    """A line of what is found, or of the mistake that a check raises."""
+    try:
+        check(*args)
+    except UserError as error:
+        return Line(name, False, str(error))
+    return Line(name, True, found)

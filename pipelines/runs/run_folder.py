@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.checks import packages
+from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config, values_of
 from pipelines.config.plugins import OwnCode, keep_copy
-from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, well_formed, write_beside, write_json
 from pipelines.storage.paths import Folder, below, uri_of
 from pipelines.storage.sync import local_file, working_copy

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from cluster.connect import connect
+from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.plugins import own_failures_named, use_own_code
 from pipelines.console import Told, progress
 from pipelines.data.dataset import Split, describe, read_split
 from pipelines.data.inputs import Inputs, choose_device
 from pipelines.data.layout import with_source_ids
-from pipelines.errors import UserError
 from pipelines.networks import architecture, make_network
 from pipelines.scoring.scorer import (
     Scoring,

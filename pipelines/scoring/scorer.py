@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 
 from cluster.connect import prepare_data, usable_cpus
+from cluster.errors import mistake
 from pipelines.config import ClusterConfig, LossName, plugins
 from pipelines.data.inputs import Inputs, to_device
 from pipelines.data.layout import Ids, Layout, Rows, naming_rows, read_rows
-from pipelines.errors import mistake
 from pipelines.networks import in_layout, is_channels_last
 from pruning.examples.scores import ExampleScorer
 from snn.interchange import build_described

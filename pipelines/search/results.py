@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines.config.load import dump_config
 from pipelines.console import table
-from pipelines.errors import UserError
 from pipelines.report.page import DEFINITIONS, html_details, html_figure, html_list, html_page, html_table
 from pipelines.report.plots import to_svg
-from pipelines.search.plan import OBJECTIVES, Objective, Plan, read_plan
-from pipelines.search.space import as_yaml
+from pipelines.search.plan import OBJECTIVES, Objective, Plan, as_yaml, read_plan
 from pipelines.search.trial import TRAINING, Trial, read_trials, study_of, trial_of
 from pipelines.storage.atomic import write_beside
 

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import local_cpus, usable_cpus
+from cluster.errors import UserError
 from pipelines.config.load import dump_config
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.config.schema import SearchTree
 from pipelines.console import messages
-from pipelines.errors import UserError
 from pipelines.runs.preflight import CheckedData, check_cluster, check_inputs, resolve_reading
 from pipelines.runs.run import prepare_engines, start_ray
 from pipelines.runs.run_folder import CODE, check_same_config, exists, run_path, write_provenance

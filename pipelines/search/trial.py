@@ -19,13 +19,12 @@ import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines.config import ClusterConfig, Config, WeightPruningConfig
 from pipelines.config.load import dump_config
-from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.search.plan import RECORDED, Plan, measure
-from pipelines.search.space import field_value
+from pipelines.search.plan import RECORDED, Plan, field_value, measure
 
 FAILURE = "failure"
 """Reported by a trial of an impossible config: why."""

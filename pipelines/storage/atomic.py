@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.paths import Folder, below, parent, real_path, short, uri_of
 
 if TYPE_CHECKING:

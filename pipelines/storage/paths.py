@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

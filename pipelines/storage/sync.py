@@ -24,7 +24,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from cluster.checks import on_every_node
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.atomic import write_json
 from pipelines.storage.paths import Entry, Folder, below, name_of, short, uri_of, why_unreadable
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.atomic import read_json, well_formed, write_json
 from pipelines.training.phases import Phase
 from pipelines.training.score_table import ScoreTable

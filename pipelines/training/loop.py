@@ -18,14 +18,12 @@ from pipelines.networks import make_network
 from pipelines.scoring.scorer import Scoring
 from pipelines.storage.sync import storage_explained
 from pipelines.training import checkpoint
-from pipelines.training.diagnosis import diagnose_scores
 from pipelines.training.engine import LocalEngine
-from pipelines.training.evaluation import evaluate, measure_activity, reestimate_norm
-from pipelines.training.metrics import Clock
+from pipelines.training.evaluation import diagnose_scores, evaluate, measure_activity, reestimate_norm
 from pipelines.training.phases import Phase, RunSpec
 from pipelines.training.prune import prune, retrained
 from pipelines.training.steps import Stepper, diverged, make_optimizer
-from pipelines.training.worker import Worker, start
+from pipelines.training.worker import Clock, Worker, start
 from pruning.examples.policies.settings import FORWARD_COST
 from snn.kernels.allocator import tune_allocator
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.errors import UserError
 from pipelines.config import WeightPruningConfig
 from pipelines.data.layout import Rows, uniform_sample
-from pipelines.errors import UserError
 from pipelines.storage.atomic import read_json, write_json
 from pipelines.training.engine import Engine
 from pipelines.training.evaluation import (

@@ -20,8 +20,8 @@ import torch
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
+from cluster.errors import mistake
 from pipelines.data.layout import Layout, read_rows
-from pipelines.errors import mistake
 from pipelines.networks import architecture
 from pipelines.scoring.scorer import Scoring, ScoringPass, score_into, scorers_of
 from pipelines.training.engine import Engine, Shared

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.errors import UserError
 from pipelines.config.plugins import OwnCode, activate
 from pipelines.data.layout import MOST_IDS, Ids
-from pipelines.errors import UserError
 from pruning.examples.policies import Policy, make_policy
 from pruning.examples.policies.base import Source
 from pruning.examples.sampling import hash64

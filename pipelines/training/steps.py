@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cluster.errors import UserError
 from pipelines.config import TrainConfig
 from pipelines.data.inputs import to_device
-from pipelines.errors import UserError
 from pipelines.scoring.scorer import Scoring
 from pipelines.training.feed import Feed, Part, decoded
 from pipelines.training.phases import Phase

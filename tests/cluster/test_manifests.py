@@ -226,7 +226,7 @@ def test_before_its_time_limit_a_job_goes_back_into_the_queue(tmp_path: Path) ->
 def test_slurm_hands_words_on(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> None:
     folder = tmp_path_factory.mktemp("slurm")
     words = run_slurm(folder, {"command": command})
-    assert words[words.index("--") + 1 :] == ["python", "-m", "pipelines.cli", *command]
+    assert words[words.index("--") + 1 :] == ["python", "-m", "spikeprune", *command]
     assert words[words.index("--address") + 1] == "192.0.2.9:20017"
     assert {p.name for p in folder.iterdir()} == {"bin", "script", "words", "mode"}
 
@@ -265,7 +265,7 @@ def test_kuberay_hands_words_on(tmp_path_factory: pytest.TempPathFactory, comman
     last = subprocess.run(
         ["sh", "-c", f"printf '%s\\0' {rejoined}"], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.split("\0")[:-1]
-    assert last == ["python", "-m", "pipelines.cli", *command]
+    assert last == ["python", "-m", "spikeprune", *command]
     assert not list(folder.iterdir())
 
 

@@ -9,6 +9,7 @@ from functools import cache, partial
 
 import numpy as np
 
+from cluster.errors import UserError
 from pipelines.config.training import MOST_WIDTH
 from pipelines.data.sources.base import (
     Bad,
@@ -21,7 +22,6 @@ from pipelines.data.sources.base import (
     open_originals,
     split_of_files,
 )
-from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short, uri_of
 
 Load = Callable[[Folder, str], tuple[np.ndarray, np.ndarray]]

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import UserError
 from pipelines.data.events import By, Frames, Recording, Sensor, fault
-from pipelines.errors import UserError
 from pipelines.storage.paths import Entry, Folder, short
 
 MOST_TIMES, FLOOR_BYTES = 200, 256 << 20

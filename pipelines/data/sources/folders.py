@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import UserError
 from pipelines.data.decode import FORMATS
 from pipelines.data.events import Recording, Sensor
 from pipelines.data.sources.base import (
@@ -21,7 +22,6 @@ from pipelines.data.sources.base import (
     reading,
 )
 from pipelines.data.sources.recordings import read_recording
-from pipelines.errors import UserError
 from pipelines.storage.paths import Entry, Folder, short
 
 TRAIN = ("train", "Train", "training")

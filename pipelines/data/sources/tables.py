@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.errors import UserError
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import Recording, Sensor, is_events
 from pipelines.data.scan import class_names
@@ -25,7 +26,6 @@ from pipelines.data.sources.base import (
     reading,
     split_of_files,
 )
-from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, short
 
 READ_ROWS = 32  # at once; recordings are up to megabytes

@@ -283,7 +283,7 @@ def test_help_of_a_group_lists_its_verbs(group: str, capsys: pytest.CaptureFixtu
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
-    code = f"{shlex.quote(sys.executable)} -m pipelines.cli train --help | head -1"
+    code = f"{shlex.quote(sys.executable)} -m spikeprune train --help | head -1"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.stdout.startswith("usage: spikeprune train")
     assert done.stderr == ""

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli.remote import RemoteCommand, remote_command
+from cluster.errors import UserError
+from pipelines.cli.cluster import RemoteCommand, remote_command
 from pipelines.config import Config
 from pipelines.config.load import load_tree
 from pipelines.config.schema import SearchTree
-from pipelines.errors import UserError
 
 AUTO = ("--cluster.address", "auto")
-HERE = ("-m", "pipelines.cli")
+HERE = ("-m", "spikeprune")
 
 
 @pytest.fixture

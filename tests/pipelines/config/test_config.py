@@ -6,12 +6,12 @@ from typing import Any, get_args
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines import config as tree
 from pipelines.config import Config, DataPruningConfig, migration
 from pipelines.config.load import dump_config, load_config
 from pipelines.config.migration import VERSION
 from pipelines.config.parser import split_overrides
-from pipelines.errors import UserError
 from pipelines.runs.preflight import advice
 
 

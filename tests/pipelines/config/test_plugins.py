@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config, ModelConfig
 from pipelines.config.load import load_config
 from pipelines.config.plugins import check_unchanged, keep_copy, use_own_code
-from pipelines.errors import UserError
 from snn.interchange import read_tensors
 from tests.pipelines.cli.test_cli import fails_with
 from tests.pipelines.training.conftest import metrics

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.data.dataset import read_split
 from pipelines.data.events import Frames, Sensor
 from pipelines.data.ingest import Writing, ingest
@@ -25,7 +26,6 @@ from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Split, _read_framed, split_of_files
 from pipelines.data.sources.recordings import _read_spikes
 from pipelines.data.sources.tables import Columns
-from pipelines.errors import UserError
 from pipelines.storage.paths import Folder
 from tests.pipelines.data import writers
 from tests.pipelines.data.writers import class_folders, random_recording
@@ -175,7 +175,7 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from pipelines.data.ingest import Writing, ingest
-from pipelines.errors import UserError
+from cluster.errors import UserError
 ingest("imagefolder", Path(sys.argv[2]).with_name("before"), sys.argv[1])  # imports all there is to import
 os.setgid(65534); os.setuid(65534)
 try:
@@ -203,7 +203,7 @@ FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pipelines.data.ingest import Writing, ingest
-from pipelines.errors import UserError
+from cluster.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 try:
     ingest("imagefolder", sys.argv[2], sys.argv[1], writing=Writing(workers=1, shard_rows=64))
@@ -228,7 +228,7 @@ ON_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
 from pipelines.data.ingest import Writing, ingest
-from pipelines.errors import UserError
+from cluster.errors import UserError
 source, disk = sys.argv[1], Path(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
 try:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.data.dataset import check_examples, read_split
-from pipelines.errors import UserError
 from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, small
 

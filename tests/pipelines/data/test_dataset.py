@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.data import dataset
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.decode import decode
 from pipelines.data.ingest import ingest
 from pipelines.data.inputs import Inputs
-from pipelines.errors import UserError
 
 
 def write(folder: Path, split: str, n: int = 6, **columns: Any) -> Path:

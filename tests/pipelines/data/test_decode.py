@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.errors import UserError
 from pipelines.data.decode import decode, pack, unpack, unpack_rows
-from pipelines.errors import UserError
 
 
 def column(values: list[bytes]) -> pa.Array:

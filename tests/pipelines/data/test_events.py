@@ -12,17 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.events import (
-    EventBatch,
-    Frames,
-    Recording,
-    Sensor,
-    fault,
-    from_arrow,
-    sort,
-    to_arrow,
-)
-from pipelines.errors import UserError
+from cluster.errors import UserError
+from pipelines.data.events import EventBatch, Frames, Recording, Sensor, fault, from_arrow, sort, to_arrow
 
 TONIC = os.environ.get("SPIKEPRUNE_TONIC_PYTHON", sys.executable)
 """A Python that has tonic (GPL, so never a dependency): its own environment, or this one."""

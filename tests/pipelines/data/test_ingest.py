@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.cli.data import SourceName
 from pipelines.config.load import load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.ingest import ingest
 from pipelines.data.shards import Statistics
 from pipelines.data.sources import SOURCES
-from pipelines.errors import UserError
 
 
 def test_digits_are_the_real_ones(digits: Path) -> None:

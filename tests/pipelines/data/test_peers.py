@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.data.events import Recording
-from pipelines.data.sources.aedat import read_aedat
-from pipelines.data.sources.recordings import read_nmnist
+from pipelines.data.sources.recordings import read_aedat, read_nmnist
 from tests.pipelines.data import writers
 from tests.pipelines.data.sources.test_events import ASSETS
 from tests.pipelines.data.test_events import TONIC, real

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources.base import Options
-from pipelines.errors import UserError
 from tests.pipelines.data import writers
 from tests.pipelines.data.object_stores import BUCKET, object_store
 from tests.pipelines.data.writers import class_folders

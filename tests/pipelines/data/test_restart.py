@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.data.dataset import read_split
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
 from pipelines.data.shards import OnBad
 from pipelines.data.sources.base import Options
-from pipelines.errors import UserError
 from tests.pipelines.data.writers import aedat2, class_folders, random_recording
 from tests.pipelines.training.conftest import kill_process
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.errors import UserError
 from pipelines.data.decode import decode_image
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources import base
 from pipelines.data.sources.base import load_numpy
 from pipelines.data.sources.recordings import read_recording
-from pipelines.errors import UserError
 from tests.pipelines.data.test_bad_input import good_images
 from tests.pipelines.data.writers import class_folders
 

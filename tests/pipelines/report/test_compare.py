@@ -8,10 +8,10 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import Split
-from pipelines.errors import UserError
 from pipelines.report.compare import Comparison, compare, write_comparison
 from pipelines.runs.run import prune, run
 

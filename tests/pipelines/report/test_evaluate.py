@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.errors import UserError
 from pipelines.report.network import evaluate_run
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run

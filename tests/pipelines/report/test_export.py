@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.errors import UserError
 from pipelines.report import network as export
 from pipelines.runs.run import prune, run
 from pruning.weights.masks import Masks

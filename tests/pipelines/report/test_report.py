@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.errors import UserError
 from pipelines.report.page import STYLE, html_figure, write_comparison, write_page
 from pipelines.report.plots import COLOURS, new_figure, to_svg
 from pipelines.report.summary import PhaseSummary, phase_cells, summarise

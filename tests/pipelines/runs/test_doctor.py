@@ -13,7 +13,7 @@ from cluster.checks import PACKAGES, check_nodes
 from cluster.connect import local_cpus
 from pipelines import cli
 from pipelines.config.load import load_config
-from pipelines.runs.doctor import examine
+from pipelines.runs.preflight import examine
 from pipelines.storage.paths import Folder
 from tests.cluster.heads import Head, environment, running_head, spikeprune
 from tests.object_store import s3_server

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import dump_config
 from pipelines.data.ingest import ingest
-from pipelines.errors import UserError
 from pipelines.runs import run_folder
 from pipelines.runs.run_folder import create_run, read_metrics, run_path
 from tests.pipelines.cli.test_cli import fails_with

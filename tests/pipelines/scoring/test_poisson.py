@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import UserError
-from pipelines.scoring import poisson as poisson_pass
+from cluster.errors import UserError
+from pipelines.scoring import select as poisson_pass
 from pipelines.scoring import select as selection
-from pipelines.scoring.poisson import PoissonDraw
-from pipelines.scoring.select import select_subset
+from pipelines.scoring.select import PoissonDraw, select_subset
 from pruning.examples.inclusion import inclusion_probabilities, subset_size
 from pruning.examples.sampling import draw
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.data.decode import decode
-from pipelines.errors import UserError
 from pipelines.runs.run import network_of, run
 from pipelines.scoring.rank import rank
 from pipelines.scoring.select import select_subset

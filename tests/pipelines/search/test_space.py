@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import field_paths
 from pipelines.config.load import dump_config, load_config, load_tree, with_values
 from pipelines.config.schema import SearchTree
-from pipelines.errors import UserError
-from pipelines.search.plan import make_plan
-from pipelines.search.space import READY_MADE, Space, make_space
+from pipelines.search.plan import READY_MADE, Space, make_plan, make_space
 from pipelines.search.trial import stages_of
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import dump_config, load_config, load_tree
 from pipelines.config.plugins import use_own_code
 from pipelines.config.schema import SearchTree
-from pipelines.errors import UserError
 from pipelines.report.summary import summarise
 from pipelines.runs.run import run
 from pipelines.search.plan import make_plan
@@ -242,7 +242,7 @@ def test_a_trial_that_never_fits_is_refused(
 def test_without_the_extra_the_command_to_install_it_is_named(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.search.space.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.search.plan.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"search: needs the extra search: pip install"):
         search(tree(tmp_path, digits, {}))
 
@@ -264,7 +264,7 @@ def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
     path = tmp_path / "search.yaml"
     path.write_text(dump_config(killed))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "search", str(path)],
+        [sys.executable, "-m", "spikeprune", "search", str(path)],
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

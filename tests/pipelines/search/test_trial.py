@@ -36,7 +36,7 @@ def test_the_example_ends_in_time_with_the_front_of_plain_runs(tmp_path: Path, d
     args = ["--data.path", str(digits), "--storage", str(tmp_path)]
     example = str(ROOT / "examples" / "search-digits.yaml")
     subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "search", example, *args],
+        [sys.executable, "-m", "spikeprune", "search", example, *args],
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         check=True,
         timeout=600,
@@ -133,7 +133,7 @@ def test_sigterm_ends_a_search_which_goes_on_later(tmp_path: Path, digits: Path,
     path = tmp_path / "settings.yaml"
     path.write_text(dump_config(found))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "search", str(path)],
+        [sys.executable, "-m", "spikeprune", "search", str(path)],
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

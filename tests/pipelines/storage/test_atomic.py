@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.atomic import read_json, well_formed
 
 

@@ -122,7 +122,7 @@ def test_a_report_fetches_no_checkpoints_and_leaves_nothing_here(
 
     def spikeprune(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *words],
+            [sys.executable, "-m", "spikeprune", *words],
             env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

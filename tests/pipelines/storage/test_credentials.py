@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import UserError
 from pipelines import cli
-from pipelines.cli.remote import remote_command
+from pipelines.cli.cluster import remote_command
 from pipelines.config.load import load_config, load_tree
 from pipelines.config.schema import SearchTree
-from pipelines.errors import UserError
 from pipelines.storage.paths import Folder, names_secret, secret_in, uri_of, why_unreadable
 
 SECRET = "s3cr3t0f+mine"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines.config.load import load_config
-from pipelines.errors import UserError
 from pipelines.runs.run_folder import create_run
 from pipelines.storage.sync import run_lock
 

@@ -9,7 +9,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.storage.paths import Folder, below, name_of, parent, uri_of, why_unreadable
 from pipelines.storage.sync import STATE, Mirror
 from tests.object_store import s3_server

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from cluster.errors import UserError
 from pipelines.config.load import dump_config, load_config
 from pipelines.data.dataset import describe, read_split
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows, uniform_sample
-from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.storage.sync import run_lock
 from pipelines.training.engine import load_rows
@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
     path.write_text(dump_config(config))
     folder = tmp_path / "killed"
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(path)],
+        [sys.executable, "-m", "spikeprune", "run", str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_quietly_and_says_how_to_go_on(tmp_path: Path, digits: Path)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(small(tmp_path, digits, name="stopped", **{"train.epochs": "40"})))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        [sys.executable, "-m", "spikeprune", "train", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.load import dump_config
-from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.training.checkpoint import check_whole, latest_checkpoint
 from pipelines.training.distributed import mend
@@ -122,7 +122,7 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        [sys.executable, "-m", "spikeprune", "train", str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -227,7 +227,7 @@ def test_the_end_of_rays_own_processes_is_told_at_once(server: str, tmp_path: Pa
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(job(tmp_path, digits, {}, name="lost", **{"train.epochs": "60"})))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "train", str(path)],
+        [sys.executable, "-m", "spikeprune", "train", str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

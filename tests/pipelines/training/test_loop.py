@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines.config.load import dump_config
-from pipelines.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_config
 from pipelines.training.checkpoint import latest_checkpoint

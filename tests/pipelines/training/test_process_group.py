@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import ray
 
-from pipelines.training.process_group import choose_interface, interface_of
+from pipelines.training.distributed import choose_interface, interface_of
 
 
 def with_variables(**variables: str) -> "mock._patch_dict":

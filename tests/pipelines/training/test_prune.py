@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from cluster.errors import UserError
 from pipelines.config import WeightPruningConfig
 from pipelines.config.load import load_config
-from pipelines.errors import UserError
 from pipelines.report.page import write_page
 from pipelines.report.summary import summarise
 from pipelines.runs.run import prune, run

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config
-from pipelines.errors import UserError
 from pipelines.runs.run import fetch_run, run
 from pipelines.runs.run_folder import check_run, run_path, run_uri
 from pipelines.storage.paths import Folder
@@ -72,7 +72,7 @@ def killed_after_two_epochs(config: Config, temporary: Path, log: Path) -> bool:
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "TMPDIR": str(temporary),
     }
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(log.with_suffix(".yaml"))]
+    command = [sys.executable, "-m", "spikeprune", "run", str(log.with_suffix(".yaml"))]
     with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as driver:
         wait_for(lambda: len(metrics(run_path(config))) >= 2 or driver.poll() is not None, "2 records")
         driver.kill()

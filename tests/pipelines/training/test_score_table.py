@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors import UserError
 from pipelines.data.layout import Ids
-from pipelines.errors import UserError
 from pipelines.training import score_table
 from pipelines.training.checkpoint import load_table
 from pipelines.training.score_table import ScoreTable

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.errors import UserError
+from cluster.errors import UserError
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_metrics
-from pipelines.training.metrics import progress_line, scalars
+from pipelines.training.worker import progress_line, scalars
 from tests.pipelines.training.conftest import QUIET, metrics, small
 from tests.pipelines.training.test_loop import LOCAL
 

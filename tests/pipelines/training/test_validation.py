@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.data.dataset import Split
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows, read_rows
-from pipelines.errors import UserError
 from pipelines.report.compare import compare
 from pipelines.report.page import write_page
 from pipelines.report.summary import phase_rows, summarise

@@ -55,7 +55,7 @@ def test_two_runs_at_once_on_one_cluster_do_not_disturb_each_other(
     path = tmp_path / "other.yaml"
     path.write_text(dump_config(other))
     beside = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(path)],
+        [sys.executable, "-m", "spikeprune", "run", str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

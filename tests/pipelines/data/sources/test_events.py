@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines.data.events import Recording
 from pipelines.data.ingest import Writing, ingest
-from pipelines.data.sources.aedat import read_aedat
 from pipelines.data.sources.base import Options
-from pipelines.data.sources.recordings import read_recording
-from pipelines.errors import UserError
+from pipelines.data.sources.recordings import read_aedat, read_recording
 from tests.pipelines.data import writers
 from tests.pipelines.data.sources.reading import ALONE, check_events, written
 from tests.pipelines.data.writers import class_folders, random_recording, same

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import UserError
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options
-from pipelines.errors import UserError
 from tests.pipelines.data.sources.reading import ALONE, image, written
 from tests.pipelines.data.writers import class_folders
 

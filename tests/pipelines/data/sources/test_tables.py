@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from pipelines.data.decode import decode
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.sources.base import Options
 from pipelines.data.sources.tables import split_of
-from pipelines.errors import UserError
 from tests.pipelines.data.sources.reading import ALONE, image, written
 from tests.pipelines.data.writers import same
 

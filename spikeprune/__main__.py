@@ -1,4 +1,4 @@
-"""``python -m pipelines.cli`` is ``spikeprune``."""
+"""``python -m spikeprune`` is ``spikeprune``."""
 
 import sys
 
