@@ -9,8 +9,7 @@ one process, in turn, round after round, on one thread; a figure is the median o
 time, which waiting does not enter; CUDA: of wall time with synchronisation) beside its spread. Ratios of
 one run are what may be compared.
 
-Every variant has the same weights, folded convolutions and input; the neurons differ, and ours have the
-convolutions of `snn.convolution`, the others torch's own:
+Every variant has the same weights, folded convolutions and input; the neurons differ:
 
 - ``ours``: this package's engine as the model comes (VGG in channels_last), static first layer computed
   once; ``ours, NCHW`` or ``ours, channels_last``: the other memory format; ``ours, weighted``: batch

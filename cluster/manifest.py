@@ -23,6 +23,11 @@ RESUMABLE = ("run", "train", "prune", "search")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=,-]+", re.ASCII)
 """What is itself to every shell, YAML parser and joining of words on a value's way."""
+_FORMS = {
+    "storage": (r"/.*|[a-z][a-z0-9+.-]+://.+", "an absolute path or a URI"),
+    "venv": (r"/.*|", "an absolute path"),
+    "ssh_user": (r"[^-].*", "a user's name"),
+}
 
 FIELDS: dict[str, Any] = {
     "name": "spikeprune",  # of the cluster or job
@@ -89,10 +94,14 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     if type(value) is not type(default):
         kind = "text" if isinstance(default, str) else "a whole number"
         raise UserError(name, f"{value!r:.80} is not possible; it must be {kind}")
-    if isinstance(value, int) and value < 0:
-        raise UserError(name, f"{value!s:.80} is not possible; it must be zero or more")
-    if value != default and not _PLAIN.fullmatch(str(value)):
-        what = "it must be of letters, digits and _./:@%+=,-"
+    if isinstance(value, int) and value < (least := 0 if name == "gpus" else 1):
+        raise UserError(name, f"{value!s:.80} is not possible; it must be at least {least}")
+    what = "it must be of letters, digits and _./:@%+=,-"
+    fits = value == default or _PLAIN.fullmatch(str(value)) is not None
+    if name in _FORMS:
+        form, said = _FORMS[name]
+        fits, what = fits and re.fullmatch(form, value) is not None, f"{what}: {said}"
+    if not fits:
         raise UserError(name, f"{value!r:.80} is not possible; {what}")
     return value
 

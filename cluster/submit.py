@@ -78,6 +78,7 @@ def submit(
             (Path(folder) / path).symlink_to(source)
         for path, content in extra:
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).unlink(missing_ok=True)  # a link to the user's own
             (Path(folder) / path).write_bytes(content)
         environment: dict[str, Any] = {"working_dir": folder, "env_vars": dict(env or {})}
         if pip:

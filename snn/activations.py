@@ -144,7 +144,7 @@ def _recomputed(module: Recomputable, x_TB: Tensor) -> Tensor:
         with weighted_statistics(weights), _unseen(norms):
             return module.run(x_TB)
 
-    y: Tensor = checkpoint(run, x_TB, use_reentrant=False, preserve_rng_state=False)
+    y: Tensor = checkpoint(run, x_TB, use_reentrant=False, preserve_rng_state=True)
     return y
 
 
@@ -153,7 +153,10 @@ def _unseen(norms: list[BatchNorm]) -> Iterator[None]:
     """What batch norms compute on their batch is not counted in their running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        norm.num_batches_tracked = (
+            None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        )
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, architecture: Mapping[st
         header = json.dumps({"format": FORMAT, "architecture": dict(architecture)}, sort_keys=True)
     except TypeError as error:
         raise ValueError(f"architecture: must be plain values: {error}") from None
-    if MODELS.knows(architecture.get("name")):  # another one cannot be built here
+    if MODELS.knows(str(architecture.get("name"))):  # another one cannot be built here
         with torch.device("meta"):
             _fit(build_described(json.loads(header)["architecture"]), model.state_dict(), "the model")
     write_tensors(path, model.state_dict(), {_KEY: header})

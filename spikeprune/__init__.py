@@ -3,7 +3,7 @@
 Nothing is loaded until a name is used.
 """
 
-from pkgutil import resolve_name
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'spikeprune' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return resolve_name(f"{_MODULES[name]}.{name}")
+    if name == "adapters":
+        return import_module("snn.adapters")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

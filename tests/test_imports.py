@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,16 @@ def test_workers_do_not_load_torchvision() -> None:
 def test_help_and_config_errors_load_neither_torch_nor_ray(argv: list[str]) -> None:
     loaded = _modules_after(f"from pipelines.cli import main\nmain({argv!r})")
     assert not loaded & {"torch", "ray", "numpy", "pyarrow"}
+
+
+PRIVATE_OF_TORCH = re.compile(
+    r"\btorch\._(?!_)|\btorch\.(?:\w+\.)+_(?!_)|from torch[\w.]* import .*\b_\w|super\(\)\._(?!_)"
+    r"|\b\w+\._(?:(?:forward|backward)_(?:pre_)?hooks|parameters|buffers|modules)\b"
+)
+
+
+def test_no_private_names_of_torch() -> None:
+    floors = ("snn", "pruning", "pipelines", "spikeprune")
+    files = [path for floor in floors for path in (ROOT / floor).rglob("*.py")]
+    assert files
+    assert not [path.name for path in files if PRIVATE_OF_TORCH.search(path.read_text())]

@@ -259,6 +259,8 @@ def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
     o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
+    if files := [text for text in o.pip if text.endswith(".txt")]:
+        raise UserError("--pip", f"{files[0]} is a file; give its requirements themselves")
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
     env, id = job_variables(o.env, os.environ), job_id(command.name, o.id)
     jobs = _jobs(o.address, o.token_file)

@@ -137,6 +137,8 @@ def _check_ingest(o: IngestCommand) -> None:
         check(value is None or value >= 1, option, value, "at least 1")
     if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
         raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
+    if o.by != "time" and o.T is None:
+        raise UserError("--by", "applies to event frames, of which --T says how many; give both")
 
 
 def verify(o: VerifyCommand) -> None:

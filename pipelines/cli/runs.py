@@ -10,6 +10,7 @@ import tyro
 from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.load import dump_config, load_config, load_tree
+from pipelines.config.parser import is_null
 from pipelines.config.schema import SearchTree
 from pipelines.console import messages, results, write
 from pipelines.storage.atomic import check_storage, well_formed
@@ -81,6 +82,13 @@ class SearchCommand:
     """Folder of a search whose table, configs and report are made again; nothing runs."""
     settings: Annotated[SearchTree, tyro.conf.arg(name="")] = field(default_factory=SearchTree)
     """Config."""
+
+
+NOT_COMPARED = (
+    "cluster.address",
+    *(f"weight_pruning.{name}" for name in ("sparsity", "budget", "synops", "criterion", "retrain_epochs")),
+)
+"""Fields, with short options, that another verb would take."""
 
 
 def train(o: RunCommand, overrides: dict[str, Any]) -> None:
@@ -176,7 +184,7 @@ class CompareCommand:
     objective: Literal["weights", "synops"] = "weights"
     """What to save: surviving weights, or synaptic operations."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """Config: the source run's, and what is set here; without cluster.address this process compares."""
+    """Config: the source run's, and what is set here; this process compares."""
 
 
 @dataclass(kw_only=True)
@@ -228,6 +236,11 @@ def compare(o: CompareCommand, overrides: dict[str, Any]) -> None:
     from pipelines.report import compare as comparing
     from pipelines.runs.run import checkpoint_of
 
+    for name in NOT_COMPARED:
+        if not is_null(overrides.get(name)):
+            raise UserError(
+                name, "is not used by compare, which has --criteria and --levels and this process"
+            )
     source = local_copy(o.source)
     folder = checkpoint_of(source)[1]
     check_storage(folder)

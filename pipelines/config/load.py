@@ -154,6 +154,8 @@ def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, An
     """The values of a tree by dotted path."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
+        if "." in str(key):
+            raise UserError(f"{prefix}{key}", "has a dot; in a file, fields stand below their group's name")
         hint = get_type_hints(cls).get(key)
         if is_dataclass(hint) and isinstance(value, Mapping):
             found |= _leaves(value, hint, f"{prefix}{key}.")

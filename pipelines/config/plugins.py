@@ -44,6 +44,7 @@ class OwnCode:
 
 
 _active: OwnCode | None = None
+_looked_in: list[str] = []  # folders of own code in this process
 """The code that this process uses."""
 
 
@@ -112,7 +113,11 @@ def own_failures_named() -> Iterator[None]:
 
 def line_in_own_code(error: BaseException) -> str:
     """Where in own code an error was raised: `` (my_net.py, line 3)``; empty where nowhere there."""
-    names = tuple(f"/{name}" for name in _active.files) if _active is not None else ()
+    if _active is None:
+        return ""
+    modules = (sys.modules.get(name.partition(":")[0]) for name in _active.names.values())
+    installed = {str(getattr(module, "__file__", None)) for module in modules} if not _active.files else ()
+    names = (*(f"/{name}" for name in _active.files), *installed)
     for path, line in reversed(_FRAME.findall("".join(traceback.format_exception(error)))):
         if path.endswith(names):
             return f" ({Path(path).name}, line {line})"
@@ -175,8 +180,13 @@ def _python_files(folder: Path) -> Iterator[Path]:
 
 def _look_in(folder: str, files: Iterable[str]) -> None:
     """Put a folder first on the path, and import the modules of these files of it again."""
+    _looked_in.append(folder)
     for file in {*files} - {"__main__.py"}:
-        sys.modules.pop(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."), None)
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = sys.modules.get(name)
+        where = Path(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [""]))))
+        if any(where.is_relative_to(own) for own in _looked_in):  # no module of somebody else's
+            del sys.modules[name]
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
 

@@ -148,7 +148,7 @@ class ClusterConfig(Checked):
     """Training workers."""
     min_workers: int | None = None
     """Minimum number of workers (elastic training): with nodes lost, a run continues with as few and grows
-    back when they return; without it a run waits for all. The batch of a step stays the same."""
+    back when they return; without it a run waits for all. The size of a step's batch stays the same."""
     cpus_per_worker: Annotated[float, FINITE] = 0.5
     """Logical CPUs that each training worker reserves; scoring needs one more beside them."""
     threads: Annotated[int | None, at_least(1)] = None

@@ -157,7 +157,10 @@ def unpack(data: bytes) -> np.ndarray:
     Raises:
         ValueError: not .npy, objects in it, or fewer values than its shape asks for.
     """
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except MemoryError:  # by its header alone
+        raise ValueError("claims more values than there is memory for") from None
 
 
 def unpack_rows(column: pa.Array) -> np.ndarray | None:
@@ -176,6 +179,7 @@ def unpack_rows(column: pa.Array) -> np.ndarray | None:
     except ValueError:  # each of them is refused by `unpack`, and named
         return None
     start = size - first.nbytes
-    if first.tobytes() != rows[0, start:].tobytes() or (rows[:, :start] != rows[0, :start]).any():
+    plain = first.flags.c_contiguous and first.tobytes() == rows[0, start:].tobytes()
+    if not plain or (rows[:, :start] != rows[0, :start]).any():
         return None
     return np.ascontiguousarray(rows[:, start:]).view(first.dtype).reshape(len(rows), *first.shape)

@@ -30,11 +30,12 @@ from pipelines.storage.atomic import (
     upload_folder,
     write_json,
 )
-from pipelines.storage.paths import Folder, uri_of
+from pipelines.storage.paths import Folder, name_of, uri_of
 from pipelines.storage.sync import working_copy
 
 IMAGE_ROWS = (8192, 1024)  # of a shard and of a row group; 65,536 (a block of the draw) is a multiple
 EVENT_ROWS = (512, 32)  # recordings are up to megabytes
+FRAME_BYTES = 16 << 20  # of a row group of event frames
 SMALL = 20_000  # rows below which starting Ray takes longer than the work
 
 Told = Callable[[int, int], None]
@@ -91,14 +92,17 @@ def ingest(
             return found
         return framed(found, T=writing.T, by=writing.by, size=writing.size)
 
-    return _write_or_find(source, opened, output, writing, told, _asked(chosen, writing))
+    given = None if input is None else name_of(input)
+    return _write_or_find(source, opened, output, writing, told, _asked(chosen, writing), given)
 
 
 def _asked(*said: Options | Writing) -> dict[str, Any]:
     """What a user said that decides on the dataset, as JSON has it; of places the originals tell."""
     told = {name: value for part in said for name, value in vars(part).items()}
-    places = ("input", "download", "workers", "address")
-    return json.loads(json.dumps({name: value for name, value in told.items() if name not in places}))
+    other = ("input", "download", "workers", "address")
+    if told["size"] is not None:
+        told["size"] = (told["size"][0], told["size"][-1])
+    return json.loads(json.dumps({name: value for name, value in told.items() if name not in other}))
 
 
 def _write_or_find(
@@ -108,6 +112,7 @@ def _write_or_find(
     writing: Writing,
     told: Told,
     asked: dict[str, Any],
+    given: str | None,
 ) -> dict[str, Any]:
     """The manifest of a source's dataset, which is written unless it is there.
 
@@ -117,12 +122,12 @@ def _write_or_find(
     if (manifest := read_manifest(output)) is not None:
         if manifest.get("source") != name:
             raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
-        check_request(output, asked, lambda: opened(False))
+        check_request(output, asked, given, lambda: opened(False))
         return verify(output)
     source = opened(True)
     check_new_folder("--output", output)
     if uri_of(output) is None:
-        return _write_here(name, source, Path(output), writing, told, asked)
+        return _write_here(name, source, Path(output), writing, told, asked, given)
     if writing.address is not None:
         what = f"cannot be used for {output}, which is written here first; leave it out"
         raise UserError("--address", what)
@@ -132,7 +137,7 @@ def _write_or_find(
     try:
         if (here / MANIFEST).exists():  # an upload that was cut off
             shutil.rmtree(here)
-        manifest = _write_here(name, source, here, writing, told, asked)
+        manifest = _write_here(name, source, here, writing, told, asked, given)
         upload_folder(here, there, last=MANIFEST)
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -142,17 +147,28 @@ def _write_or_find(
 
 
 def _write_here(
-    name: str, source: Source, output: Path, writing: Writing, told: Told, asked: dict[str, Any]
+    name: str,
+    source: Source,
+    output: Path,
+    writing: Writing,
+    told: Told,
+    asked: dict[str, Any],
+    given: str | None,
 ) -> dict[str, Any]:
     if source.sensor is not None and writing.size is not None:
         what = "applies to images and, with --T, to event frames; recordings get theirs by data.frames.size"
         raise UserError("--size", what)
-    shard_rows, group_rows = EVENT_ROWS if source.sensor or writing.T else IMAGE_ROWS
+    shard_rows, group_rows = EVENT_ROWS if source.sensor else IMAGE_ROWS
+    if writing.T is not None:
+        frames: Any = source.notes["frames"]
+        fitting = max(FRAME_BYTES // (2 * frames["T"] * frames["height"] * frames["width"]), 1)
+        group_rows = min(group_rows, 1 << (fitting.bit_length() - 1))
+        shard_rows = 8 * group_rows
     writing = replace(
         writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
     )
     with _staging(output) as staging:
-        record = {"fingerprint": source.fingerprint, "asked": asked}
+        record = {"fingerprint": source.fingerprint, "asked": asked, "input": given}
         _keep_finished(staging, record)
         format, shards = _format(source, writing), list(_shards(source, writing))
         refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
@@ -196,11 +212,16 @@ def _writable(output: Path) -> Iterator[None]:
 def _keep_finished(staging: Path, record: dict[str, Any]) -> None:
     """Remove what an ingestion of something else left in the folder, and what processes that died wrote."""
     known = staging / REQUEST
-    same = known.exists() and read_json(known) == record
+    same = known.exists() and _decisive(read_json(known)) == _decisive(record)
     for file in staging.iterdir():
         if file.name != "lock" and (not same or ".partial-" in file.name):
             file.unlink()
     write_json(known, record)
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """What shards depend on: what is bad is left out of them in any case."""
+    return {**record, "asked": {**record["asked"], "on_bad": None}}
 
 
 def _format(source: Source, writing: Writing) -> Format:
@@ -240,7 +261,7 @@ def _write_all(
     told(done, total)
     alone = writing.workers == 1 or len(left) < 2
     if writing.workers is None and writing.address is None:
-        alone = alone or rows_left * (50 if source.sensor else 1) < SMALL
+        alone = alone or rows_left * (50 if source.sensor or writing.T else 1) < SMALL
     for shard, report in (_one_by_one if alone else _on_ray)(source, left, format, staging, writing):
         reports[shard] = report
         done += shard.rows

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +157,13 @@ def summary(manifest: Mapping[str, Any]) -> str:
     return f"{rows} examples" + (f", {bad} bad ones skipped" if bad else "")
 
 
-def check_request(folder: str, asked: Mapping[str, Any], opened: Callable[[], Source]) -> None:
+def check_request(
+    folder: str, asked: Mapping[str, Any], given: str | None, opened: Callable[[], Source]
+) -> None:
     """Refuse a request that would have made another dataset than the one that is there.
 
-    Datasets that are older than such records pass. Where the originals are gone, the same words as before are
-    taken for the same request.
+    Datasets that are older than such records pass. Where the originals are gone, the same words as before,
+    with an input of the same name (``given``), are taken for the same request.
     """
     found = read_json_below(folder, REQUEST) or {}
     if (before := found.get("asked")) is None:
@@ -172,9 +173,12 @@ def check_request(folder: str, asked: Mapping[str, Any], opened: Callable[[], So
         for name, value in asked.items()
         if before.get(name) != value
     ]
-    with suppress(UserError):
+    try:
         if not differ and opened().fingerprint != found["fingerprint"]:
             differ.append("its originals are other files now, or newer ones")
+    except UserError:
+        if found.get("input") != given:
+            raise
     if differ:
         raise UserError(
             folder,

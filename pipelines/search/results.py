@@ -237,6 +237,7 @@ def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]
     drawn: list[tuple[str, Any]] = []
     with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style for the whole process
         warnings.simplefilter("ignore")
+        study.set_metric_names([o.title for o in objectives])
         for (i, a), (j, b) in combinations(enumerate(objectives), 2):
             axes = draw.plot_pareto_front(
                 study,

@@ -248,10 +248,12 @@ class Folder:
 
     def open(self, path: str) -> Any:
         """A file to read from any place."""
+        self.refuse_pipe(path)
         return self.filesystem.open_input_file(self.at(path))
 
     def read(self, path: str) -> bytes:
         """A file's content."""
+        self.refuse_pipe(path)
         if self.is_local:
             with open(self.at(path), "rb", buffering=0) as plain:  # a third of the time for small files
                 return plain.readall()
@@ -297,6 +299,11 @@ class Folder:
             return short(error)
         return None if same else "what is read there is not what was written"
 
+    def refuse_pipe(self, path: str) -> None:
+        """Refuse, by an OSError, what is no file: into a pipe nobody may ever write."""
+        if self.is_local and os.path.exists(self.at(path)) and not os.path.isfile(self.at(path)):
+            raise OSError("not a file")
+
     def _put(self, name: str, content: BinaryIO) -> None:
         target = self.at(name)
         if self.filesystem.type_name in WHOLE_WRITES:
@@ -326,6 +333,7 @@ def open_parquet(file: str | Path) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     folder, name = Folder.holding(file)
+    folder.refuse_pipe(name)
     return pq.ParquetFile(folder.at(name), filesystem=folder.filesystem)
 
 

@@ -53,7 +53,9 @@ def train_on_ray(spec: RunSpec, *, watch: Callable[[dict[str, object]], None]) -
         UserError: a mistake that only the workers could see, or Ray Train's controller was killed.
     """
     prepare_data()
-    train = None if spec.shards else ray.put(load_rows(spec.train))
+    # On any node, and read again where that one is lost.
+    load = ray.remote(load_rows).options(scheduling_strategy="DEFAULT")
+    train = None if spec.shards else load.remote(spec.train)
     cluster = spec.config.cluster
     name = f"score-table-{Path(spec.folder).name}-{uuid4().hex}"
     actor: Any = ray.remote(TableActor)

@@ -262,6 +262,8 @@ class StreamedRows:
         return self._head
 
     def _tables(self) -> Iterator[pa.Table]:
+        if not len(self):  # fewer rows than workers
+            return
         ends = np.cumsum(self._counts)
         mine = np.flatnonzero((ends > self._low) & (ends - self._counts < self._high))
         ahead = None

@@ -45,7 +45,7 @@ class RayEngine(Engine):
 
     def __init__(self, spec: RunSpec, train: Any, table: Any) -> None:
         context = ray.train.get_context()
-        rows = None if train is None else ray.get(train)
+        rows = None if train is None else _result(train)
         place = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
         super().__init__(spec, cast(ScoreTable, RemoteTable(table)), get_device(), rows, **place)
         self._actor = table

@@ -48,6 +48,7 @@ class ScoreTable:
         self._policy: Policy | None = None
         self._drawn: Drawn | None = None
         self._chosen: tuple[np.ndarray, np.ndarray] | None = None
+        self._drawn_by: tuple[int, np.ndarray | None] | None = None
 
     def begin(self, settings: Mapping[str, Any]) -> tuple[str, bool] | None:
         """Start a phase with a fresh policy, made of the arguments of `make_policy`.
@@ -59,7 +60,7 @@ class ScoreTable:
         """
         ids = self._ids
         self._policy = policy = make_policy(num_examples=ids.end, present=ids.present(), **settings)
-        self._drawn = self._chosen = None
+        self._drawn = self._chosen = self._drawn_by = None
         if policy.score is None:
             return None
         s = policy.settings
@@ -82,6 +83,7 @@ class ScoreTable:
     ) -> None:
         """Scores by the weights of ``epoch``, from a scoring ``pass`` or, with steps, as they ``train``."""
         self._current().observe(ids, scores, epoch, source, steps)
+        self._drawn_by = None
 
     def scores(self, ids: np.ndarray) -> np.ndarray:
         """What is known of these examples, NaN where nothing is."""
@@ -97,6 +99,7 @@ class ScoreTable:
     def draw(self, epoch: int) -> Drawn:
         """Decide on the epoch's examples and weights; asked again, the same ones."""
         if self._drawn is None or self._drawn.epoch != epoch:
+            self._drawn_by = None
             plan = self._current().plan(epoch)
             self._chosen = None if plan.full else (plan.ids, plan.weights)
             found = hexadecimal(fingerprint(plan.ids, plan.weights))
@@ -146,19 +149,24 @@ class ScoreTable:
         """
         self._current().load(state)
 
-    def rows(self, epoch: int) -> dict[str, np.ndarray] | None:
-        """What ``epoch`` is drawn by, as columns; ``None`` where the policy has no scores.
+    def rows(self, epoch: int, low: int, high: int) -> dict[str, np.ndarray] | None:
+        """What ``epoch`` is drawn by: columns of the examples with ids in ``[low, high)``.
 
-        Columns: id, score, epoch of the weights that made it (-1: none) and inclusion probability.
+        Columns: id, score, epoch of the weights that made it (-1: none) and inclusion probability; ``None``
+        where the policy has no scores. Asked part by part, so that the whole is in no other process.
         """
-        policy, ids = self._current(), self._ids.array()
+        policy = self._current()
         if policy.score is None:
             return None
+        if self._drawn_by is None or self._drawn_by[0] != epoch:  # eight bytes per id, until scores come in
+            self._drawn_by = epoch, None if policy.is_full(epoch) else policy.inclusion(epoch)[0]
+        probabilities = self._drawn_by[1]
+        ids = self._ids.array(low, high)
         return {
             "id": ids,
             "score": policy.scores[ids],
             "scored_at": np.where(policy.stamps[ids] < 0, -1, policy.stamps[ids] // 2).astype(np.int32),
-            "probability": np.ones(len(ids)) if policy.is_full(epoch) else policy.inclusion(epoch)[0][ids],
+            "probability": np.ones(len(ids)) if probabilities is None else probabilities[ids],
         }
 
     def _current(self) -> Policy:

@@ -36,6 +36,7 @@ from snn.models import SpikingNetwork
 
 _log = logging.getLogger(__name__)
 EXPERIMENT = "spikeprune"
+TABLE_IDS = 1 << 20  # of scores.parquet that pass through a worker at once
 _WITHOUT_SERVER = ("offline", "disabled")  # values of WANDB_MODE
 
 
@@ -158,6 +159,7 @@ class TensorBoard(Tracker):
         """All numbers, at step ``index``."""
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, index)
+        self._writer.flush()  # the checkpoint is there already: a killed run does not tell it again
 
     def close(self) -> None:
         """Close the file."""
@@ -312,9 +314,14 @@ class Worker:
 
     def keep_scores(self, epoch: int) -> None:
         """Write scores.parquet: what ``epoch``, just drawn, was drawn by. Others must not train meanwhile."""
-        rows = self.engine.table.rows(epoch) if self.engine.rank == 0 else None
-        if rows is not None:
-            write_parquet(Path(self.spec.folder) / "scores.parquet", [pa.table(rows)])
+        ids = self.spec.ids
+        if self.engine.rank != 0 or self.engine.table.rows(epoch, 0, 0) is None:
+            return
+        parts = (
+            pa.table(self.engine.table.rows(epoch, low, min(low + TABLE_IDS, ids.end)))
+            for low in range(0, ids.end, TABLE_IDS)
+        )
+        write_parquet(Path(self.spec.folder) / "scores.parquet", parts)
 
 
 def start(spec: RunSpec, engine: Engine, resume: Path | None) -> Worker:

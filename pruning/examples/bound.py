@@ -33,13 +33,15 @@ def gradients(losses_B: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]
     try:
         return torch.autograd.grad(losses_B.sum(), outputs, retain_graph=True)
     except RuntimeError as error:
-        raise ValueError(f"loss: does not come from the network's last forward pass ({error})") from None
+        told = f"does not come from the network's last forward pass ({error})"
+        remedy = "a network under torch.compile takes el2n or loss"
+        raise ValueError(f"loss: {told}; {remedy}") from None
 
 
 def head_squared(e_TBK: Tensor, r_TBN: Tensor, bias: bool) -> Tensor:
     """``h^2``: the squared norm of the gradient of the head's weights (and bias), exactly, ``[B]``.
 
-    ``e_TBK`` are the `errors`, ``r_TBN`` the head's input.
+    ``e_TBK`` are T times the loss's gradients at the head's output, ``r_TBN`` the head's input.
     """
     if len(e_TBK) == 1:
         return e_TBK[0].square().sum(-1) * (r_TBN.mean(0).square().sum(-1) + bias)
@@ -154,9 +156,10 @@ class GraphBound:
     def _keep(
         self, cut: bool, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> Tensor | None:
+        cut = cut or (module is self._cut_at and torch.is_grad_enabled() and not output.requires_grad)
         kept = output.detach().requires_grad_() if cut else output
         self.calls.setdefault(module, []).append((inputs[0], kept))
-        return kept if cut else None
+        return kept.clone() if cut else None  # which whatever follows may change in place
 
     def bound(self, losses_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
         """``sqrt(h^2 + v^2)`` of the pass since the last call that made the losses, ``[B]``.
@@ -174,7 +177,8 @@ class GraphBound:
         B = len(losses_B)
         with torch.no_grad(), torch.autocast(losses_B.device.type, enabled=False):
             e_TBK = _over_time([wide(g) for g in found[: len(heads)]], B)
-            e_TBK = e_TBK * len(e_TBK)
+            T = len(e_TBK)
+            e_TBK = e_TBK * T
             r_TBN = _over_time([wide(x) for x, _ in heads], B)
             bias = self._head.layer.bias is not None
             squared = head_squared(e_TBK, r_TBN.expand(len(e_TBK), *r_TBN.shape[1:]), bias)
@@ -183,25 +187,29 @@ class GraphBound:
                 for delta, (x, _), (y, _) in zip(
                     found[len(heads) :], calls[hidden.layer], normed, strict=True
                 ):
-                    slope = norm_slope(hidden.norm, _folded(y, hidden.norm, B), weights_B)
-                    parts.append(_call_bound(hidden, delta, x, slope, B))
+                    slope = norm_slope(hidden.norm, _folded(y, hidden.norm, B, T), weights_B)
+                    parts.append(_call_bound(hidden, delta, x, slope, B, T))
                 squared = squared + torch.stack(parts).sum(0).square()
             return squared.sqrt()
 
 
-def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int) -> Tensor:
+def _call_bound(s: Synapses, delta: Tensor, x: Tensor, slope: Tensor | None, B: int, T: int) -> Tensor:
     """``sum_tp ||G delta[t, p]|| sqrt(squares + 1)`` of one call of a layer, ``[B]``."""
-    delta, x = (_folded(wide(part), s.layer, B) for part in (delta, x))
+    delta, x = _folded(wide(delta), s.norm or s.layer, B, T), _folded(wide(x), s.layer, B, T)
+    if isinstance(s.norm, nn.BatchNorm1d) and isinstance(s.layer, nn.Linear) and delta.ndim == 3:
+        delta = delta.mT  # a norm on tokens has channels before them
     squares = field_squares(x, s.layer)
     if len(delta) % B:
         raise ValueError(f"{s.name}: ran on {len(delta)} rows, no multiple of B = {B}")
     return layer_bound(delta, squares, slope, s.layer).view(-1, B).sum(0)
 
 
-def _folded(x: Tensor, module: nn.Module | None, B: int) -> Tensor:
+def _folded(x: Tensor, module: nn.Module | None, B: int, T: int) -> Tensor:
     """``[T, B, ...]`` to ``[T*B, ...]`` where a module took it so; tokens ``[T*B, P, N]`` stay."""
     images = isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    return x.flatten(0, 1) if x.ndim >= (5 if images else 3) and x.shape[1] == B else x
+    if x.ndim < (5 if images else 3) or x.shape[1] != B or (not images and T > 1 and len(x) != T):
+        return x
+    return x.flatten(0, 1)
 
 
 def _over_time(parts: Sequence[Tensor], B: int) -> Tensor:

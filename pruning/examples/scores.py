@@ -142,7 +142,7 @@ class ExampleScorer:
             x_TB = x_TB[: self.timesteps]
         with evaluating(self.model), _frozen(self.model), torch.enable_grad():
             with self.recording(cut=True):
-                logits_TBK = self.model(x_TB)
+                logits_TBK = wide(self.model(x_TB))
             losses_B = LOSSES[self.loss](logits_TBK, labels_B, self.label_smoothing)
             return self.from_losses(losses_B, logits_TBK, labels_B)
 

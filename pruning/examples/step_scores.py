@@ -139,6 +139,8 @@ class _Graph:
         self._model = model
         self._trace: Trace | None = None
         self._bound: GraphBound | None = None
+        self._whole = hasattr(model, "synapses") and not isinstance(model, Adapted)
+        """One call is one pass: others may be called once for each timestep."""
         if hasattr(model, "synapses"):
             synapses: Any = model.synapses
             self._bound = GraphBound(synapses())
@@ -147,6 +149,8 @@ class _Graph:
 
     def begin(self, step: ExitStack) -> None:
         if self._bound is not None:
+            if self._whole:  # what an unscored pass left
+                self._bound.calls = {}
             step.enter_context(self._bound.recording())
         elif self._trace is None:
             self._trace = Trace(self._model, self._library)
@@ -171,6 +175,8 @@ class _Graph:
     def remove(self) -> None:
         if self._trace is not None:
             self._trace.close()
+        if self._bound is not None:
+            self._bound.calls = {}
 
 
 class _Outputs:

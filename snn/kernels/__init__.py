@@ -48,7 +48,12 @@ def lif(
     chosen = choose(current_TB, engine)
     if chosen == "eager":
         return eager.lif(current_TB, None, parameters, beta)[0]
-    return fused.lif(_FUSED[chosen], current_TB, parameters, beta)
+    try:
+        return fused.lif(_FUSED[chosen], current_TB, parameters, beta)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):  # how torch refuses it where something else is transformed
+            raise
+        return eager.lif(current_TB, None, parameters, beta)[0]
 
 
 def choose(current_TB: Tensor, engine: str | None = None) -> str:
@@ -92,6 +97,8 @@ def _unsupported(engine: fused.Engine, current_TB: Tensor) -> str | None:
         return f"a tensor on {current_TB.device.type}"
     if current_TB.dtype not in engine.dtypes:
         return f"dtype {current_TB.dtype}"
+    if len(current_TB) > engine.most_timesteps:
+        return f"more than {engine.most_timesteps} timesteps"
     if torch.compiler.is_compiling():
         return "inside torch.compile"
     if type(current_TB) not in (Tensor, torch.nn.Parameter):

@@ -34,6 +34,7 @@ class Engine:
     """Device types it runs on."""
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of the currents it takes."""
+    most_timesteps = 1 << 30
 
     def unavailable(self) -> str | None:
         """Why the engine cannot run on this machine, or ``None``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from snn.kernels import cpu, cpu_library
 
 DTYPES = (torch.float32, torch.float64)
+MOST_PLANS = 4  # shapes of inputs of a layer that are remembered
 _SOURCES = ("sparse.c", "sparse.h")
 _FLAGS = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 _NAMES = {torch.float32: "float", torch.float64: "double"}
@@ -101,6 +102,8 @@ class Survivors:
             y, x = self._ky * dy, self._kx * dx
             phase = x % sx * (plan.row // sx)
             found = self._channel * plan.plane + y * plan.row + phase + x // sx * plan.group
+            if len(self._offsets) >= MOST_PLANS:
+                del self._offsets[next(iter(self._offsets))]
             self._offsets[plan] = found.to(torch.int32)
         return self._offsets[plan]
 

@@ -19,6 +19,7 @@ _EXACT: dict[str, Any] = {} if _INTERPRETED else {"enable_fp_fusion": False}
 class _Engine(Engine):
     devices = ("cuda", "cpu") if _INTERPRETED else ("cuda",)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    most_timesteps = 32  # the loop is unrolled: 64 take most of a minute to compile
 
     def unavailable(self) -> str | None:
         return _why_unavailable()

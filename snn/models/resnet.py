@@ -139,7 +139,8 @@ class MSResNet(SpikingNetwork):
             elif isinstance(module, Folded):
                 waiting.append((f"{path}.module.0", *_weights_and_norm(module.module)))
         head = self.readout[-1]
-        assert isinstance(head, nn.Linear)
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"readout: must end in nn.Linear, not {type(head).__name__}")
         return [*found, Synapses(f"readout.{len(self.readout) - 1}", head, None, None)]
 
 

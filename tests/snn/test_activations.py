@@ -124,7 +124,21 @@ def test_learned_decays_get_their_gradient_from_recomputed_layers():
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
-def test_a_watched_layer_shows_its_calls_once():
+def test_a_layer_with_something_random_in_it_has_the_gradients_of_what_was_kept():
+    torch.manual_seed(0)
+    net = build("mlp", input_shape=(12,), num_classes=4, hidden=(8, 8)).double()
+
+    def drop(net):
+        layer = next(m for m in net.modules() if isinstance(m, SpikingLayer)).weight_layer
+        layer.register_forward_pre_hook(lambda module, inputs: (nn.functional.dropout(inputs[0], 0.5),))
+        torch.manual_seed(1)
+
+    kept, other = (trained(net, how, 2, watch=drop) for how in ("keep", "recompute"))
+    for a, b in zip(kept, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_a_watched_neuron_shows_its_calls_once():
     torch.manual_seed(0)
     net = build("mlp", input_shape=(12,), num_classes=4, hidden=(8, 8)).double()
     calls = []
@@ -189,7 +203,6 @@ def test_less_is_kept(name, recompute, monkeypatch):
     net = build(name, input_shape=(3, 32, 32), num_classes=4, **({"width": 8} if "resnet" in name else {}))
     x = direct(torch.rand(2, 3, 32, 32), 4)
     kept = {how: kept_bytes(net, how, x, monkeypatch) for how in ACTIVATIONS}
-    print(kept)
     assert kept["pack"] < 0.75 * kept["keep"]
     assert kept["recompute"] < recompute * kept["pack"]
 

@@ -330,3 +330,17 @@ def test_triton_in_its_interpreter(pytestconfig):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "7 passed" in done.stdout
+
+
+def test_currents_of_many_timesteps_are_not_for_a_loop_that_is_unrolled(monkeypatch):
+    monkeypatch.setattr(type(kernels.cpu.ENGINE), "most_timesteps", 4)
+    assert kernels.choose(torch.zeros(5, 1)) == "eager"
+    with pytest.raises(ValueError, match="cannot run here: more than 4 timesteps"):
+        kernels.choose(torch.zeros(5, 1), "cpu")
+
+
+def test_what_is_not_transformed_within_a_transform_is_run_as_well():
+    current = torch.rand(3, 4)
+    expected = kernels.lif(current, NeuronParameters())
+    found = torch.func.vmap(lambda w: w * kernels.lif(current, NeuronParameters()))(torch.ones(2))
+    assert torch.equal(found, expected.expand(2, 3, 4))

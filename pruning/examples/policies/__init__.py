@@ -50,6 +50,8 @@ def make_policy(
         ValueError: an unknown policy or option, or a value outside its range.
     """
     cls = POLICIES[name]
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        raise ValueError(f"policy: {name} must be a subclass of pruning.examples.policies.base.Policy")
     shared = {f: options.pop(f) for f in Settings.__dataclass_fields__ if f in options}
     own = set(inspect.signature(cls.__init__).parameters) - {"self", "settings"}
     unknown = sorted(set(options) - own)

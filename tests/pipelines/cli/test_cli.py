@@ -108,6 +108,12 @@ def fails_with(line: str, args: list[str], capsys: pytest.CaptureFixture[str]) -
             ["cluster", "manifest", "slurm", "--set", "command=[trian, my.yaml]"],
             "command: 'trian' is not a verb",
         ),
+        (["cluster", "manifest", "kuberay", "--set", "storage=runs"], "storage: 'runs' is not possible"),
+        (["cluster", "manifest", "slurm", "--set", "workers=0"], "workers: 0 is not possible; it must be at"),
+        (["compare", "x", "--address", "auto"], "cluster.address: is not used by compare"),
+        (["compare", "x", "--sparsity", "0.5"], "weight_pruning.sparsity: is not used by compare"),
+        (["data", "ingest", "npy", "--output", "y", "--by", "count"], "--by: applies to event frames, of"),
+        (["submit", "--pip", "r.txt", "--", "doctor"], "--pip: r.txt is a file; give its requirements"),
         (["train", "--model.channels", "3"], "model.channels: (3,) does not apply: mlp has no such layers"),
     ],
 )

@@ -339,3 +339,10 @@ def test_passes_that_cost_more_than_half_of_what_they_save_are_warned_of(setting
     assert (warning is not None) == warned
     if warning:
         assert warning.startswith(f"data_pruning.rescore_every {settings['rescore_every']}: ")
+
+
+def test_a_dotted_key_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {epochs: 5}\ntrain.epochs: 3\n")
+    with pytest.raises(UserError, match=r"train\.epochs: has a dot; in a file, fields stand below"):
+        load_config(path)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import UserError
-from pipelines.data.decode import decode, pack, unpack, unpack_rows
+from pipelines.data.decode import ExampleError, decode, pack, unpack, unpack_rows
 
 
 def column(values: list[bytes]) -> pa.Array:
@@ -55,3 +55,26 @@ def test_an_empty_row_does_not_move_the_others_up(kind: pa.DataType) -> None:
     value = {c: [0, 1] for c in "txyp"} if pa.types.is_struct(kind) else [0, 1]
     with pytest.raises(UserError, match="image: id 6 is empty"):
         decode(pa.array([value, None, value, None], kind), np.array([3, 6, 8, 9]))
+
+
+def test_arrays_in_fortran_order_are_what_they_were_also_side_by_side() -> None:
+    values = [
+        np.zeros((1, 4, 3), np.uint8),
+        *np.random.default_rng(0).integers(0, 256, (3, 1, 4, 3), np.uint8),
+    ]
+    rows = []
+    for value in values:
+        buffer = io.BytesIO()
+        np.save(buffer, np.asfortranarray(value))
+        rows.append(buffer.getvalue())
+    found = decode(pa.array(rows, pa.binary()), np.arange(4))
+    assert np.array_equal(found, np.stack(values))
+
+
+def test_a_header_that_claims_too_much_is_an_error_of_its_row() -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": (1, 10**15, 1)}
+    )
+    with pytest.raises(ExampleError, match="id 0 "):
+        decode(pa.array([buffer.getvalue() + b"0" * 9], pa.binary()), np.arange(1))

@@ -66,7 +66,7 @@ def test_ranges_add_up_and_a_restored_table_draws_the_same(
         np.save(folder / f"book-{key}.npy", array)
     load_table(folder, again)
     assert again.draw(epoch) == drawn
-    if (rows := table.rows(epoch)) is not None:
+    if (rows := table.rows(epoch, 0, N)) is not None:
         chosen, weights = table.chosen(np.array([[100, 200]]))
         assert rows["id"].tolist() == list(range(N))
         if name == "sadp":
@@ -85,7 +85,7 @@ def test_the_design_is_what_an_epoch_is_drawn_with() -> None:
         ratio, alpha = table.design(epoch)
         found.append((ratio, alpha))
         expected = inclusion_probabilities(scores, subset_size(N, ratio), alpha=alpha)
-        rows = table.rows(epoch)
+        rows = table.rows(epoch, 0, N)
         assert rows is not None
         assert np.array_equal(rows["probability"], expected)
     assert found == [(0.5, 0.1), (0.9, 0.3)]

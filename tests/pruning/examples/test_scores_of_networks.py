@@ -128,10 +128,11 @@ class OnTokens(nn.Module):
         return self.head(self.neuron(currents).mean(2))
 
 
+@pytest.mark.parametrize("tokens", [3, 6])  # as many as there are examples, too
 @pytest.mark.parametrize("folded", [True, False])
-def test_every_example_has_the_score_of_its_own_tokens(folded):
+def test_every_example_has_the_score_of_its_own_tokens(folded, tokens):
     torch.manual_seed(0)
-    x, y = 3 * torch.randn(4, 6, 3, 5), torch.randint(0, 3, (6,))
+    x, y = 3 * torch.randn(4, 6, tokens, 5), torch.randint(0, 3, (6,))
     scorer = ExampleScorer(wrap(OnTokens(folded), x, neurons=[LIF]))
     alone = [scorer.score(x[:, i : i + 1], y[i : i + 1])["sadp"] for i in range(6)]
     torch.testing.assert_close(scorer.score(x, y)["sadp"], torch.cat(alone))

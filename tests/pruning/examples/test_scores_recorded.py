@@ -135,6 +135,37 @@ def test_half_precision_networks_score_in_float32(name, dtype):
     assert torch.corrcoef(torch.stack([exact, half]))[0, 1] > 0.8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_confident_examples_of_half_precision_networks_keep_their_scores(dtype):
+    net = mlp()
+    x, y = batch(net)
+    head = net.synapses()[-1].layer
+    with torch.no_grad():
+        y = net.eval()(x).mean(0).argmax(1)
+        head.weight.mul_(30)
+    exact = ExampleScorer(net, ("sadp", "loss")).score(x, y)
+    half = ExampleScorer(net.to(dtype), ("sadp", "loss")).score(x.to(dtype), y)
+    for name in exact:
+        assert (half[name] >= 0).all()
+        assert torch.corrcoef(torch.stack([exact[name], half[name]]))[0, 1] > 0.9
+
+
+def test_a_frozen_backbone_is_scored_all_the_same():
+    net = mlp().eval()
+    x, y = batch(net)
+    expected = sadp(net, x, y)
+    for parameter in net.features.parameters():
+        parameter.requires_grad_(False)
+    scorer = ExampleScorer(net)
+    with scorer.recording():
+        logits = net(x)
+    losses = LOSSES["rate_ce"](logits, y)
+    found = scorer.from_losses(losses, logits, y)["sadp"]
+    torch.testing.assert_close(found, expected, check_dtype=False)
+    losses.sum().backward()
+    assert net.synapses()[-1].layer.weight.grad is not None
+
+
 def test_refuses_what_was_not_recorded():
     net = mlp()
     x, y = batch(net)
