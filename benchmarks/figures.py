@@ -92,9 +92,9 @@ def slamp_quality() -> "Figure":
         _level(a, [r["accuracy"] for r in own if r["part"] == "dense"], "dense")
         mine = [r for r in own if r["part"] == part and r["objective"] == part]
         for criterion, of in _grouped(mine, "criterion").items():
-            if criterion not in CRITERIA:
-                continue
             levels = _grouped(of, "level")
+            if criterion not in CRITERIA or len(levels) < 2:  # candidates at one level are in a table
+                continue
             xs = [level if part == "synops" else 1 - level for level in levels]
             _with_spread(a, xs, _accuracies(levels), _named(criterion), CRITERIA.index(criterion))
         a.set_xscale("log")

@@ -18,6 +18,14 @@ Row = dict[str, Any]
 
 SHOWN = {"lamp": "lamp", "slamp": "slamp", "slamp_curve": "slamp_curve", "version 0.1": "root"}
 """Predictions of distortion in the table, by the name that `spread_of_logs` gives them."""
+CANDIDATES = {
+    "lamp": "lamp",
+    "s itself": "gradient_root",
+    "measured response": "response",
+    "membrane": "membrane",
+    "slamp_curve": "slamp_curve",
+}
+"""For the default coefficient: criteria of the rows, by what the table calls them."""
 
 
 def tables(rows: list[Row]) -> str:
@@ -34,7 +42,36 @@ def tables(rows: list[Row]) -> str:
             lines += ["", *_cost(task, found)]
         lines.append("")
     lines += _small([row for row in rows if row["task"] not in DEEP])
+    lines += ["", *_candidates([row for row in rows if row["part"] == "synops"])]
     return "\n".join([*lines, *_distortion([row for row in rows if row["part"] == "distortion"])])
+
+
+def _candidates(rows: list[Row]) -> list[str]:
+    """A column per task, at a tenth of the SynOps after 2 epochs of retraining: candidates beside SLAMP."""
+    rows = [r for r in rows if (r["level"], r["objective"], r["retrain_epochs"]) == (0.1, "synops", 2)]
+    by: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        by.setdefault((row["task"], row["criterion"]), {})[row["seed"]] = row
+    tasks = [t for t in dict.fromkeys(row["task"] for row in rows) if (t, "response") in by]
+    if not tasks:
+        return []
+    means = (f"{100 * _mean([*by[t, 'slamp'].values()], 'accuracy'):.1f}" for t in tasks)
+    energies = (f"{_mean([*by[t, 'slamp'].values()], 'energy_nj'):,.0f}" for t in tasks)
+    lines = [
+        f"| 10% of the SynOps | {' | '.join(tasks)} |",
+        f"|---|{'---|' * len(tasks)}",
+        f"| slamp: accuracy, % | {' | '.join(means)} |",
+        f"| slamp: energy, nJ | {' | '.join(energies)} |",
+    ]
+    for shown, name in CANDIDATES.items():
+        cells = []
+        for task in tasks:
+            slamp, own = by[task, "slamp"], by.get((task, name), {})
+            points = [100 * (r["accuracy"] - slamp[s]["accuracy"]) for s, r in own.items() if s in slamp]
+            more = [r["energy_nj"] / slamp[s]["energy_nj"] - 1 for s, r in own.items() if s in slamp]
+            cells.append(f"{difference(points)}, {statistics.mean(more):+.0%}" if points else "")
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _small(rows: list[Row]) -> list[str]:
