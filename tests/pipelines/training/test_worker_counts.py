@@ -33,7 +33,7 @@ def test_any_number_of_workers_draws_the_same_and_survives_a_kill(
     spread = run(small(tmp_path, digits, **{**settings, **uniform}, name="spread"), "train", console=QUIET)
     assert drawn(spread) == drawn(plain)
     a, b = metrics(spread), metrics(plain)
-    assert a[0]["train_loss"] == pytest.approx(b[0]["train_loss"], rel=0.05)  # batch norm sees other batches
+    assert a[0]["train_loss"] == pytest.approx(b[0]["train_loss"], rel=0.1)  # other batches
 
     whole = run(small(tmp_path, digits, **settings, name="whole"), "train", console=QUIET)
     assert [r["workers"] for r in metrics(whole)] == [int(workers)] * 4
