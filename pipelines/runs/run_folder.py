@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cluster.checks import packages
 from cluster.errors import UserError
 from pipelines.config import Config
+from pipelines.config.checks import shown_word
 from pipelines.config.load import dump_config, load_config, values_of
 from pipelines.config.plugins import OwnCode, keep_copy
 from pipelines.storage.atomic import read_json, well_formed, write_beside, write_json
@@ -100,7 +101,7 @@ def create_run(
 def read_config(folder: Path) -> Config:
     """The config of a run."""
     if not (folder / CONFIG).exists():
-        raise UserError(str(folder), f"is not a run: it has no {CONFIG}")
+        raise UserError(shown_word(str(folder)), f"is not a run: it has no {CONFIG}")
     return load_config(folder / CONFIG)
 
 
