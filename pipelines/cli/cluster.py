@@ -140,7 +140,7 @@ def _training(
     cluster = replace(config.cluster, address="auto" if auto else config.cluster.address)
     sent = replace(config, storage=storage, cluster=cluster)
     code, root = Path(config.code or "/").resolve(), working_dir.resolve()
-    if code.is_relative_to(root):  # a file's `code` is told from where the file lies
+    if code.is_relative_to(root):  # relative to the config file's folder
         sent.code = f"../{code.relative_to(root)}"
     file = f".spikeprune/{config.name}.yaml"
     return RemoteCommand(

@@ -27,13 +27,15 @@ def test_any_number_of_workers_draws_the_same_and_survives_a_kill(
     workers: str, tmp_path: Path, digits: Path, ray_session: None
 ) -> None:
     settings = {**SHORT, "cluster.workers": workers, "cluster.cpus_per_worker": "0.5"}
-    local = {"cluster.engine": "local", "cluster.workers": "1"}
+    local = {"cluster.engine": "local", "cluster.workers": "1", "train.grad_accum_steps": workers}
     uniform = {**SHORT, "data_pruning.policy": "random"}
     plain = run(small(tmp_path, digits, **{**uniform, **local}, name="plain"), "train", console=QUIET)
     spread = run(small(tmp_path, digits, **{**settings, **uniform}, name="spread"), "train", console=QUIET)
     assert drawn(spread) == drawn(plain)
     a, b = metrics(spread), metrics(plain)
-    assert a[0]["train_loss"] == pytest.approx(b[0]["train_loss"], rel=0.1)  # other batches
+    assert a[0]["train_loss"] == pytest.approx(
+        b[0]["train_loss"], rel=0.05
+    )  # norms see as many examples, in another order
 
     whole = run(small(tmp_path, digits, **settings, name="whole"), "train", console=QUIET)
     assert [r["workers"] for r in metrics(whole)] == [int(workers)] * 4
