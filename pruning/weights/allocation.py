@@ -21,9 +21,6 @@ from pruning.weights.targets import BudgetOver, Target
 from snn.layers import Synapses
 from snn.observing import Network
 
-CACHED_WEIGHTS = 1 << 24
-"""Up to this many weights the sorted layers stay in memory between passes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAllocation:
@@ -190,7 +187,6 @@ def _rankings(
     protected: dict[str, int],
     previous: Masks | None,
 ) -> list[LayerRanking]:
-    cached = sum(s.layer.weight.numel() for s in synapses) <= CACHED_WEIGHTS
     return [
         LayerRanking(
             s.name,
@@ -198,7 +194,6 @@ def _rankings(
             None if previous is None else previous[s.name].cpu().flatten().numpy(),
             protected[s.name],
             price=float(divisor),
-            cached=cached,
         )
         for s, rule, divisor in zip(synapses, rules, divisors, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Budget, sparsity and SynOps targets as limits on the common order of all layers.
+"""Budget, sparsity and SynOps targets as prefixes of the common order of all layers.
 
 Budgets that hold at every timestep, where the distortion is ``D_t = sum_l D_lt``, put Lagrange weights ``w``
 on the steps, by mirror ascent on the dual (docs/methods-slamp.md, section 4).
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from pruning.weights.criteria import LayerRule, Objective
-from pruning.weights.order import Array, LayerRanking, Limit, Prefix, select
+from pruning.weights.order import Array, LayerRanking, Order, Prefix
 
 BudgetOver = Literal["sum", "max_t"]
 
@@ -37,7 +37,7 @@ class Steps:
 
 
 class Target:
-    """Turns each kind of target into limits on the common order of ``layers``.
+    """Turns each kind of target into a prefix of the common order of ``layers``.
 
     By layer, in forward order: weights of the dense layer (``numel``), SynOps per weight (``price``, with a
     calibration), and whether it may be pruned at all (``included``). ``max_t`` needs rules with curves.
@@ -67,7 +67,7 @@ class Target:
         epsilon = budget * self.total * _SLACK
         steps = None
         if self.budget_over == "sum":
-            prefix = select(self.layers, Limit("distortion", np.ones((self.T, 1)), np.array([epsilon])))
+            prefix = Order(self.layers).within(epsilon)
         else:
             worth = np.ones(len(self.layers))
             if objective == "synops" and self.price is not None:
@@ -98,11 +98,8 @@ class Target:
             return None
         return float(self.price @ (self.survivors - prefix.counts) / (self.price @ self.numel))
 
-    def _count(self, most: float) -> Limit:
-        return Limit("count", np.ones((len(self.layers), 1)), np.array([most]))
-
     def _smallest_budget(self) -> str:
-        one = select(self.layers, self._count(1.0))
+        one = Order(self.layers).first(1)
         if not one.counts.any():
             return "the protected layers leave nothing to prune"
         return f"the nearest possible is {self.spent(one) * (1 + 6e-6):.6g}"
@@ -120,35 +117,34 @@ class Target:
                 f"sparsity: {sparsity:g} cannot be reached with the protected weights and layers;"
                 f" the largest possible is {floor((before + reachable) / N * 1e6) / 1e6:.6f}"
             )
-        return self._reach(self._count(float(wanted)))
+        return self._reach(lambda order: wanted)
 
     def synops(self, fraction: float) -> tuple[Prefix, Steps | None]:
         """The shortest prefix that leaves at most the wanted SynOps."""
-        assert self.price is not None
-        dense = self.price @ self.numel
-        needed = self.price @ self.survivors - fraction * dense
+        price = self.price
+        assert price is not None
+        dense = price @ self.numel
+        needed = price @ self.survivors - fraction * dense
         if needed <= dense * 1e-12:
-            L = len(self.layers)
-            return Prefix(np.zeros(L, dtype=np.int64), np.zeros((L, self.T)), None), None
-        least = self.price @ (self.survivors - self.candidates)
+            return Order(self.layers).first(0), None
+        least = price @ (self.survivors - self.candidates)
         if least > fraction * dense * _SLACK:
             raise ValueError(
                 f"synops_fraction: {fraction:g} cannot be reached with the protected weights and layers;"
                 f" the smallest possible is {np.ceil(least / dense * 1e6) / 1e6:.6f}"
             )
-        # The longest prefix that still removes too little, and one weight more.
-        below = Limit("count", self.price[:, None], np.array([needed * (1 - 1e-12)]), strict=True)
-        return self._reach(below, one_more=True)
 
-    def _reach(self, limit: Limit, *, one_more: bool = False) -> tuple[Prefix, Steps | None]:
+        def length(order: Order) -> int:
+            """The longest prefix that still removes too little, and one weight more."""
+            removed = np.cumsum(price[order.owner])
+            return int(np.searchsorted(removed, needed * (1 - 1e-12))) + 1
+
+        return self._reach(length)
+
+    def _reach(self, length: Callable[[Order], int]) -> tuple[Prefix, Steps | None]:
         def choose(weights: Array | None) -> Prefix:
-            prefix = select(self.layers, limit, weights)
-            if not one_more or prefix.next_layer is None:
-                return prefix
-            counts, spent, i = prefix.counts.copy(), prefix.spent.copy(), prefix.next_layer
-            counts[i] += 1
-            spent[i] = self.layers[i].ranked(weights).spent(counts[i : i + 1])[0]
-            return Prefix(counts, spent, None)
+            order = Order(self.layers, weights)
+            return order.first(length(order))
 
         if self.budget_over == "sum":
             return choose(None), None
@@ -177,11 +173,10 @@ def within_steps(
     The dual bound: for any weights, masks within every step's limit are within the weighted sum of the
     limits, for which the prefix is the optimum (up to one weight where SynOps are the worth).
     """
-    everywhere = Limit("distortion", np.eye(T), np.full(T, each))
 
     def judge(w: Array) -> Judged:
-        feasible = select(layers, everywhere, w)
-        relaxed = select(layers, Limit("distortion", w[:, None], np.array([each])), w)
+        order = Order(layers, w)
+        feasible, relaxed = order.within_each(each), order.within(each, w)
         # Minus what is removed, so that both problems minimise; the ascent follows the relaxed one's steps.
         return feasible, relaxed.spent.sum(0), -float(feasible.counts @ worth), -float(relaxed.counts @ worth)
 
