@@ -10,7 +10,7 @@ from cluster.errors import UserError
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
-from pipelines.data.layout import Ids, Layout, naming_rows, read_rows
+from pipelines.data.layout import Ids, Layout, first_rows, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, class_names, read_manifest, scan
 from pipelines.storage.atomic import well_formed
 from pipelines.storage.paths import below
@@ -79,13 +79,8 @@ class Split:
         return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * rows / self.num_examples))
 
     def head(self, rows: int) -> pa.Table:
-        """At least its first ``rows`` rows in order of file (or all there are), encoded."""
-        parts: list[pa.Table] = []
-        for part in self.layout.parts(rows):
-            parts.append(read_rows(part, self.ids))
-            if sum(p.num_rows for p in parts) >= rows:
-                break
-        return pa.concat_tables(parts).slice(0, rows)
+        """Its first ``rows`` rows in order of file (or all there are), encoded."""
+        return first_rows((read_rows(part, self.ids) for part in self.layout.parts(rows)), rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,6 +173,16 @@ def read_rows(layout: Layout, wanted: np.ndarray | Ids) -> pa.Table:
     return pa.concat_tables(found) if found else next(read_pieces(layout.take([0]), np.zeros(0, np.int64)))
 
 
+def first_rows(tables: Iterable[pa.Table], rows: int) -> pa.Table:
+    """The first ``rows`` rows of tables one after the other, or all there are; no more tables are read."""
+    found: list[pa.Table] = []
+    for table in tables:
+        found.append(table)
+        if sum(t.num_rows for t in found) >= rows:
+            break
+    return pa.concat_tables(found).slice(0, rows)
+
+
 def read_pieces(layout: Layout, wanted: np.ndarray | Ids) -> Iterator[pa.Table]:
     """As `read_rows`, a part of a row group after the other; those without wanted rows are empty tables."""
     for number in np.unique(layout.file):

@@ -5,19 +5,21 @@ and reading ahead, change nothing but time. A feed holds two windows at most.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
-from pipelines.data.layout import Layout, Rows, chunked, naming_rows, read_rows
+from pipelines.data.layout import Layout, Rows, chunked, first_rows, naming_rows, read_rows
 from pruning.examples.sampling import hash64, shuffled
 
 STREAM_PIECES = 105
+Result = TypeVar("Result")
 AHEAD = 2  # batches that are decoded before they are trained on
 TEST_ROWS = 8192  # of the test split that are read together
 
@@ -111,6 +113,27 @@ Reader = Callable[[Layout, np.ndarray], Callable[[], pa.Table]]
 """Begins to read the rows with these ids from row groups; the result waits for them."""
 
 
+def ahead(begun: Iterable[Callable[[], Result]], count: int = 1) -> Iterator[Result]:
+    """Results in order, each waited for once ``count`` more of them are begun."""
+    waiting: deque[Callable[[], Result]] = deque()
+    for result in begun:
+        waiting.append(result)
+        if len(waiting) > count:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a batch's examples, decoded."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    x: Examples
+    labels: np.ndarray
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step's examples on one worker, decoded when asked for."""
@@ -124,30 +147,16 @@ class Batch:
     layout: Layout
     """Where rows lie, to name those that cannot be decoded."""
 
-    def parts(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and weights in at most ``count`` parts of nearly equal size."""
-        count = min(count, len(self.ids))
-        ids, weights = np.array_split(self.ids, count), np.array_split(self.weights, count)
-        return list(zip(ids, weights, strict=True))
-
-    def get(self, ids: np.ndarray) -> tuple[Examples, np.ndarray]:
-        """Some of its examples, decoded, and their labels.
+    def decoded(self, count: int) -> list[Part]:
+        """Its examples in at most ``count`` parts of nearly equal size.
 
         Raises:
             UserError: an example that cannot be decoded, with its file and row.
         """
+        count = min(count, len(self.ids))
+        ids, weights = np.array_split(self.ids, count), np.array_split(self.weights, count)
         with naming_rows(self.layout):
-            return self.rows.get(ids)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of a batch's examples, decoded."""
-
-    ids: np.ndarray
-    weights: np.ndarray
-    x: Examples
-    labels: np.ndarray
+            return [Part(i, w, *self.rows.get(i)) for i, w in zip(ids, weights, strict=True)]
 
 
 def decoded(feed: "Feed", count: int) -> Iterator[list[Part]]:
@@ -156,18 +165,8 @@ def decoded(feed: "Feed", count: int) -> Iterator[list[Part]]:
     Raises:
         UserError: an example that cannot be decoded, once its batch is due.
     """
-
-    def decode(batch: Batch) -> list[Part]:
-        return [Part(ids, weights, *batch.get(ids)) for ids, weights in batch.parts(count)]
-
     with ThreadPoolExecutor(1, "decode") as thread:
-        waiting: deque[Future[list[Part]]] = deque()
-        for batch in feed:
-            waiting.append(thread.submit(decode, batch))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ahead((thread.submit(batch.decoded, count).result for batch in feed), AHEAD)
 
 
 class Feed:
@@ -184,7 +183,7 @@ class Feed:
         real, given = self._order.real, 0
         ids, weights = np.zeros(0, np.int64), np.zeros(0, np.float32)
         left: pa.Table | None = None
-        for next_ids, next_weights, table in self._windows():
+        for next_ids, next_weights, table in ahead(map(self._begin, self._order.windows)):
             rows = Rows(table if left is None else pa.concat_tables([left.select(table.column_names), table]))
             ids, weights = np.concatenate([ids, next_ids]), np.concatenate([weights, next_weights])
             while real and len(ids) >= real and given < self.steps:
@@ -206,17 +205,7 @@ class Feed:
             weights = np.concatenate([weights, np.zeros(missing, np.float32)])
         return Batch(ids, weights, rows, self._layout)
 
-    def _windows(self) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
-        ahead = None
-        for window in self._order.windows:
-            begun = self._begin(window)
-            if ahead is not None:
-                yield ahead[0], ahead[1], ahead[2]()
-            ahead = begun
-        if ahead is not None:
-            yield ahead[0], ahead[1], ahead[2]()
-
-    def _begin(self, window: Window) -> tuple[np.ndarray, np.ndarray, Callable[[], pa.Table]]:
+    def _begin(self, window: Window) -> Callable[[], tuple[np.ndarray, np.ndarray, pa.Table]]:
         pieces = self._layout.take(window.pieces)
         ids, weights = self._chosen(pieces.ranges)
         by_id = np.argsort(ids)
@@ -226,7 +215,8 @@ class Feed:
         if not self._order.rows:
             weights = np.zeros_like(weights)
         wanted = np.sort(ids)
-        return ids, weights, self._read(pieces.holding(wanted), wanted)
+        table = self._read(pieces.holding(wanted), wanted)
+        return lambda: (ids, weights, table())
 
 
 class StreamedRows:
@@ -234,13 +224,13 @@ class StreamedRows:
 
     def __init__(self, split: Split, rank: int, world_size: int, read: Reader) -> None:
         self._layout, self._ids, self._read = split.layout, split.ids, read
-        self._counts = split.ids.counts(self._layout.ranges)
-        n = int(self._counts.sum())
-        self._low, self._high = n * rank // world_size, n * (rank + 1) // world_size
-        self._head: Rows | None = None
+        n = len(split.ids)
+        low, high = n * rank // world_size, n * (rank + 1) // world_size
+        self._rows = high - low
+        self._range = split.ids.first(low).end, split.ids.first(high).end
 
     def __len__(self) -> int:
-        return self._high - self._low
+        return self._rows
 
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Examples, np.ndarray]]:
         """Ids, decoded examples and labels in ascending order of the ids."""
@@ -249,31 +239,17 @@ class StreamedRows:
                 yield from Rows(table).batches(batch_size)
 
     def head(self, rows: int) -> Rows:
-        """The first ``rows`` rows, or all there are; kept."""
-        if self._head is None or len(self._head) < min(rows, len(self)):
-            tables: list[pa.Table] = []
-            for table in self._tables():
-                tables.append(table)
-                if sum(t.num_rows for t in tables) >= rows:
-                    break
-            if not tables:  # fewer rows than workers
-                tables = [read_rows(self._layout, self._ids.array(0, 0))]
-            self._head = Rows(pa.concat_tables(tables).slice(0, rows))
-        return self._head
+        """The first ``rows`` rows, or all there are."""
+        if not len(self):  # fewer rows than workers
+            return Rows(read_rows(self._layout, self._ids.array(0, 0)))
+        return Rows(first_rows(self._tables(), rows))
 
     def _tables(self) -> Iterator[pa.Table]:
-        if not len(self):  # fewer rows than workers
-            return
-        ends = np.cumsum(self._counts)
-        mine = np.flatnonzero((ends > self._low) & (ends - self._counts < self._high))
-        ahead = None
-        for part in chunked(self._counts[mine], TEST_ROWS):
-            pieces = self._layout.take(mine[part])
-            ids = np.concatenate([self._ids.array(a, b) for a, b in pieces.ranges.tolist()])
-            first = int(ends[mine[part[0]]] - self._counts[mine[part[0]]])
-            begun = self._read(pieces, ids[max(self._low - first, 0) : self._high - first])
-            if ahead is not None:
-                yield ahead()
-            ahead = begun
-        if ahead is not None:
-            yield ahead()
+        ranges = self._layout.ranges
+        mine = np.flatnonzero(self._ids.counts(ranges.clip(*self._range)))
+        parts = chunked(self._ids.counts(ranges[mine]), TEST_ROWS)
+        return ahead(self._begin(self._layout.take(mine[part])) for part in parts)
+
+    def _begin(self, pieces: Layout) -> Callable[[], pa.Table]:
+        own = pieces.ranges.clip(*self._range).tolist()
+        return self._read(pieces, np.concatenate([self._ids.array(low, high) for low, high in own]))

@@ -78,8 +78,9 @@ def test_every_chosen_row_once_with_its_own_content(
     assert {len(p) for p in parts} == {-(-len(plan[0]) // batch)}
     every = [b for p in parts for b in p]
     for b in every:
-        assert np.array_equal(b.get(b.ids)[0], np.repeat(b.ids[:, None], 3, 1))
-        assert np.array_equal(b.get(b.ids)[1], b.ids % 7)
+        (part,) = b.decoded(1)
+        assert np.array_equal(part.x, np.repeat(b.ids[:, None], 3, 1))
+        assert np.array_equal(part.labels, b.ids % 7)
     ids = np.concatenate([b.ids[b.weights > 0] for b in every])
     weights = np.concatenate([b.weights[b.weights > 0] for b in every])
     order = np.argsort(ids)
