@@ -23,15 +23,16 @@ from snn.losses import LOSSES
 BATCH = 256
 ACTIVITY_EXAMPLES = 1024
 PROBE_STREAM = 104
-FIGURE_HEADINGS = (
-    "connectivity",
-    "SynOps of dense",
-    "SynOps",
-    "MACs",
-    "energy, nJ",
-    "accuracy",
-    "drop, points",
-)
+_FIGURES = {
+    "connectivity": "{connectivity:.2%}",
+    "SynOps of dense": "{synops_of_dense:.1%}",
+    "SynOps": "{synops:,.0f}",
+    "MACs": "{macs:,.0f}",
+    "energy, nJ": "{energy_nj:,.1f}",
+    "accuracy": "{accuracy:.2%}",
+    "drop, points": "{points:+.2f}",
+}
+FIGURE_HEADINGS = tuple(_FIGURES)
 """Of `figure_cells`."""
 
 
@@ -107,15 +108,8 @@ def pruned_figures(
 
 def figure_cells(figures: Mapping[str, float]) -> tuple[str, ...]:
     """As text, in the order of `FIGURE_HEADINGS`."""
-    return (
-        f"{figures['connectivity']:.2%}",
-        f"{figures['synops_of_dense']:.1%}",
-        f"{figures['synops']:,.0f}",
-        f"{figures['macs']:,.0f}",
-        f"{figures['energy_nj']:,.1f}",
-        f"{figures['accuracy']:.2%}",
-        f"{100 * figures['accuracy_drop']:+.2f}",
-    )
+    points = 100 * figures["accuracy_drop"]
+    return tuple(text.format(**figures, points=points) for text in _FIGURES.values())
 
 
 def diagnose_scores(
