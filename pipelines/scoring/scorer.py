@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -109,11 +109,6 @@ class Scorers:
     """CPUs of each task."""
 
 
-def scorers_of(cluster: ClusterConfig) -> Scorers:
-    """As the config says."""
-    return Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer)
-
-
 def scorers_without_training(cluster: ClusterConfig) -> Scorers:
     """As the config says, where nobody else computes on the cluster.
 
@@ -123,7 +118,8 @@ def scorers_without_training(cluster: ClusterConfig) -> Scorers:
     import ray
 
     cpus, tasks = ray.cluster_resources().get("CPU", 1.0), cluster_cores() + 1
-    return replace(scorers_of(cluster), cpus=max(1.0, math.floor(cpus / tasks * 1e4) / 1e4))
+    share = max(1.0, math.floor(cpus / tasks * 1e4) / 1e4)
+    return Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer, cpus=share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +177,7 @@ def _scored(numbers: Any, pass_: ScoringPass, what: Any) -> Any:
         return numbers.map_batches(_score_block, fn_kwargs=given, num_cpus=scorers.cpus, **shared)
     return numbers.map_batches(
         _ScoringActor,
-        fn_constructor_kwargs=given,
+        fn_kwargs=given,
         compute=ray.data.ActorPoolStrategy(size=scorers.actors),
         **({"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}),
         **shared,
@@ -219,18 +215,9 @@ class Scorer:
             yield score_layout(self._parts[part], self._wanted, self._model, self._scoring, self._device)
 
 
-class _ScoringActor(Scorer):
-    """A member of a pool of scoring actors."""
-
-    def __init__(self, given: list[Any]) -> None:
-        import ray
-
-        super().__init__(*ray.get(given[0]))
-
-
 @lru_cache(maxsize=1)
 def _scorer(given: Any) -> Scorer:
-    """A task's process keeps the network for the pass's other blocks."""
+    """The process keeps the network for the pass's other blocks."""
     import ray
 
     return Scorer(*ray.get(given))
@@ -238,3 +225,10 @@ def _scorer(given: Any) -> Scorer:
 
 def _score_block(block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
     return _scorer(given[0])(block)
+
+
+class _ScoringActor:
+    """A member of a pool: Ray Data asks for a class."""
+
+    def __call__(self, block: pa.Table, given: list[Any]) -> Iterator[pa.Table]:
+        return _score_block(block, given)

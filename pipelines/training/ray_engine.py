@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cluster.errors import mistake
 from pipelines.data.layout import Layout, read_rows
 from pipelines.networks import architecture
-from pipelines.scoring.scorer import Scoring, ScoringPass, score_into, scorers_of
+from pipelines.scoring.scorer import Scorers, Scoring, ScoringPass, score_into
 from pipelines.training.engine import Engine, Shared
 from pipelines.training.phases import RunSpec
 from pipelines.training.score_table import RemoteTable, ScoreTable
@@ -67,14 +67,14 @@ class RayEngine(Engine):
 
     def rescore(self, model: SpikingNetwork, scoring: Scoring, epoch: int) -> int:
         """By Ray Data, from a process that needs no CPU of its own."""
-        spec, ids = self.spec, self.table.rescore(epoch)
+        spec, ids, cluster = self.spec, self.table.rescore(epoch), self.spec.config.cluster
         if ids is None:
             return 0
         pass_ = ScoringPass(
             weights={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
             architecture=architecture(spec.config.model, spec.info),
             scoring=scoring,
-            scorers=scorers_of(spec.config.cluster),
+            scorers=Scorers(actors=cluster.scorers, gpus=cluster.gpus_per_scorer),
         )
         score = ray.remote(score_into).options(num_cpus=0, scheduling_strategy="DEFAULT")
         _result(score.remote(self._actor, epoch, spec.train.layout, ids, pass_))
