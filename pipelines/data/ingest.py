@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError, mistake
+from pipelines.console import Told
 from pipelines.data.events import By
 from pipelines.data.manifest import REQUEST, check_request, publish, refuse_bad, verify
 from pipelines.data.scan import MANIFEST, read_manifest
@@ -37,9 +39,6 @@ IMAGE_ROWS = (8192, 1024)  # of a shard and of a row group; 65,536 (a block of t
 EVENT_ROWS = (512, 32)  # recordings are up to megabytes
 FRAME_BYTES = 16 << 20  # of a row group of event frames
 SMALL = 20_000  # rows below which starting Ray takes longer than the work
-
-Told = Callable[[int, int], None]
-"""Called with the rows that are done and all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,7 @@ def ingest(
         source: a key of ``SOURCES``.
         output: folder or URI to write.
         input: where the source lies, for those that read files; it replaces the one in ``options``.
+        told: is called with the rows that are done and all rows.
     """
     if source not in SOURCES:
         raise UserError("source", f"{source!r} is unknown; choose one of {', '.join(SOURCES)}")
@@ -92,8 +92,21 @@ def ingest(
             return found
         return framed(found, T=writing.T, by=writing.by, size=writing.size)
 
-    given = None if input is None else name_of(input)
-    return _write_or_find(source, opened, output, writing, told, _asked(chosen, writing), given)
+    output = uri_of(output) or str(Path(output).absolute())
+    request = {"asked": _asked(chosen, writing), "input": None if input is None else name_of(input)}
+    if (manifest := read_manifest(output)) is not None:
+        if manifest.get("source") != source:
+            raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
+        check_request(output, request, lambda: opened(False))
+        return verify(output)
+    write = partial(_write, source, opened(True), writing, told, request)
+    check_new_folder("--output", output)
+    if uri_of(output) is None:
+        return write(Path(output))
+    if writing.address is not None:
+        what = f"cannot be used for {output}, which is written here first; leave it out"
+        raise UserError("--address", what)
+    return _write_there(output, write)
 
 
 def _asked(*said: Options | Writing) -> dict[str, Any]:
@@ -105,39 +118,15 @@ def _asked(*said: Options | Writing) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in told.items() if name not in other}))
 
 
-def _write_or_find(
-    name: str,
-    opened: Callable[[bool], Source],
-    output: Path | str,
-    writing: Writing,
-    told: Told,
-    asked: dict[str, Any],
-    given: str | None,
-) -> dict[str, Any]:
-    """The manifest of a source's dataset, which is written unless it is there.
-
-    For a URI all is written here first, and uploaded at the end. ``opened`` downloads the source if told to.
-    """
-    output = uri_of(output) or str(Path(output).absolute())
-    if (manifest := read_manifest(output)) is not None:
-        if manifest.get("source") != name:
-            raise UserError(output, f"holds {manifest.get('source')!r} already; choose another --output")
-        check_request(output, asked, given, lambda: opened(False))
-        return verify(output)
-    source = opened(True)
-    check_new_folder("--output", output)
-    if uri_of(output) is None:
-        return _write_here(name, source, Path(output), writing, told, asked, given)
-    if writing.address is not None:
-        what = f"cannot be used for {output}, which is written here first; leave it out"
-        raise UserError("--address", what)
+def _write_there(output: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Write all here first, and upload it at the end; the manifest."""
     there = Folder.of(output, "--output")
     check_storage(output, "--output")
     here = working_copy(output)
     try:
         if (here / MANIFEST).exists():  # an upload that was cut off
             shutil.rmtree(here)
-        manifest = _write_here(name, source, here, writing, told, asked, given)
+        manifest = write(here)
         upload_folder(here, there, last=MANIFEST)
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -146,14 +135,8 @@ def _write_or_find(
     return manifest
 
 
-def _write_here(
-    name: str,
-    source: Source,
-    output: Path,
-    writing: Writing,
-    told: Told,
-    asked: dict[str, Any],
-    given: str | None,
+def _write(
+    name: str, source: Source, writing: Writing, told: Told, request: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     if source.sensor is not None and writing.size is not None:
         what = "applies to images and, with --T, to event frames; recordings get theirs by data.frames.size"
@@ -164,13 +147,10 @@ def _write_here(
         fitting = max(FRAME_BYTES // (2 * frames["T"] * frames["height"] * frames["width"]), 1)
         group_rows = min(group_rows, 1 << (fitting.bit_length() - 1))
         shard_rows = 8 * group_rows
-    writing = replace(
-        writing, shard_rows=writing.shard_rows or shard_rows, group_rows=writing.group_rows or group_rows
-    )
     with _staging(output) as staging:
-        record = {"fingerprint": source.fingerprint, "asked": asked, "input": given}
-        _keep_finished(staging, record)
-        format, shards = _format(source, writing), list(_shards(source, writing))
+        _keep_finished(staging, {"fingerprint": source.fingerprint, **request})
+        format = _format(source, writing, writing.group_rows or group_rows)
+        shards = list(_shards(source, writing.shard_rows or shard_rows))
         refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
         reports = _write_all(source, shards, format, staging, writing, told)
         bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
@@ -224,26 +204,24 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "asked": {**record["asked"], "on_bad": None}}
 
 
-def _format(source: Source, writing: Writing) -> Format:
-    assert writing.group_rows is not None
+def _format(source: Source, writing: Writing, group_rows: int) -> Format:
     size = None if writing.size is None or writing.T else (writing.size[0], writing.size[-1])
     return Format(
         class_names=source.class_names,
         sensor=source.sensor,
-        group_rows=writing.group_rows,
+        group_rows=group_rows,
         size=size,
         shape=None if source.sensor else first_shape(source.splits["train"], size),
         source_id=source.source_id,
     )
 
 
-def _shards(source: Source, writing: Writing) -> Iterator[Shard]:
-    assert writing.shard_rows is not None
+def _shards(source: Source, shard_rows: int) -> Iterator[Shard]:
     for split, rows in source.splits.items():
         if rows.rows == 0:
             raise UserError(split, "the source has no rows")
-        for number, start in enumerate(range(0, rows.rows, writing.shard_rows)):
-            yield Shard(split, number, start, min(start + writing.shard_rows, rows.rows))
+        for number, start in enumerate(range(0, rows.rows, shard_rows)):
+            yield Shard(split, number, start, min(start + shard_rows, rows.rows))
 
 
 def _write_all(
@@ -262,18 +240,12 @@ def _write_all(
     alone = writing.workers == 1 or len(left) < 2
     if writing.workers is None and writing.address is None:
         alone = alone or rows_left * (50 if source.sensor or writing.T else 1) < SMALL
-    for shard, report in (_one_by_one if alone else _on_ray)(source, left, format, staging, writing):
+    here = ((s, write_shard(source.splits[s.split], s, staging, format)) for s in left)
+    for shard, report in here if alone else _on_ray(source, left, format, staging, writing):
         reports[shard] = report
         done += shard.rows
         told(done, total)
     return [reports[s] for s in shards]
-
-
-def _one_by_one(
-    source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing
-) -> Iterator[tuple[Shard, ShardReport]]:
-    for shard in shards:
-        yield shard, write_shard(source.splits[shard.split], shard, staging, format)
 
 
 def _on_ray(

@@ -157,27 +157,25 @@ def summary(manifest: Mapping[str, Any]) -> str:
     return f"{rows} examples" + (f", {bad} bad ones skipped" if bad else "")
 
 
-def check_request(
-    folder: str, asked: Mapping[str, Any], given: str | None, opened: Callable[[], Source]
-) -> None:
+def check_request(folder: str, request: Mapping[str, Any], opened: Callable[[], Source]) -> None:
     """Refuse a request that would have made another dataset than the one that is there.
 
     Datasets that are older than such records pass. Where the originals are gone, the same words as before,
-    with an input of the same name (``given``), are taken for the same request.
+    with an input of the same name, are taken for the same request.
     """
     found = read_json_below(folder, REQUEST) or {}
     if (before := found.get("asked")) is None:
         return
     differ = [
         f"--{name.replace('_', '-')} was {_said(before.get(name))}, is {_said(value)}"
-        for name, value in asked.items()
+        for name, value in request["asked"].items()
         if before.get(name) != value
     ]
     try:
         if not differ and opened().fingerprint != found["fingerprint"]:
             differ.append("its originals are other files now, or newer ones")
     except UserError:
-        if found.get("input") != given:
+        if found.get("input") != request["input"]:
             raise
     if differ:
         raise UserError(
