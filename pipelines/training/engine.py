@@ -8,7 +8,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -143,10 +143,7 @@ class LocalEngine(Engine):
         train = None if spec.shards else load_rows(spec.train)
         super().__init__(spec, ScoreTable(spec.ids), device, train)
         self._checkpoints, self._watch, self._on_record = checkpoints, watch, on_record
-
-    @cached_property
-    def _ahead(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
 
     def read(self, layout: Layout, ids: np.ndarray) -> Callable[[], pa.Table]:
         """By a thread."""

@@ -131,8 +131,6 @@ def diagnose_scores(
         seed=worker.spec.config.seed,
         epoch=0,  # the same probe all along
         stream=PROBE_STREAM,
-        rank=0,
-        world_size=1,
     )
     scores = worker.engine.table.scores(ids)
     if not np.isfinite(scores).all():

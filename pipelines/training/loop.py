@@ -213,19 +213,15 @@ class _Trainer:
         """Fresh scores of the examples that the policy asks for; how many those were."""
         if self.scoring is None:
             return 0
-        rescored = 0
-        if self.engine.rank == 0:
-            self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
-            rescored = self.engine.rescore(self.worker.model, self.scoring, epoch)
-        return int(self.engine.share(rescored))
+        self.engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "scoring"})
+        first = self.engine.rank == 0
+        return self.engine.share(self.engine.rescore(self.worker.model, self.scoring, epoch) if first else 0)
 
     def _diagnose(self, epoch: int) -> dict[str, float] | None:
         """How far the scores that were drawn by are from exact gradient norms, on a probe."""
         examples, engine = self.phase.data_pruning, self.engine
         if self.scoring is None or not examples.diagnose_every or epoch % examples.diagnose_every:
             return None
-        found = None
-        if engine.rank == 0:
-            engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "diagnosing"})
-            found = diagnose_scores(self.worker, self.train, examples, epoch)
+        engine.progress({"phase": self.phase.name, "epoch": epoch, "doing": "diagnosing"})
+        found = diagnose_scores(self.worker, self.train, examples, epoch) if engine.rank == 0 else None
         return engine.share(found)

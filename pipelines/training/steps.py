@@ -153,7 +153,8 @@ class Stepper:
         recording = nullcontext() if scorer is None else scorer.recording()
         # Equal weights are told here: on a GPU the question would wait for the device.
         weights_B = None if (weights == 1).all() else to_device(weights, device)
-        with recording, self._autocast(), weighted_statistics(weights_B):
+        half = torch.autocast(device.type, dtype=self._half, enabled=self._half is not None)
+        with recording, half, weighted_statistics(weights_B):
             logits_TBK = self.module(self.worker.inputs.training(some.x, ids, drawn.epoch, device))
         if self._half is not None:
             logits_TBK = logits_TBK.float()
@@ -173,11 +174,6 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.worker.model.parameters(), self.train.max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-
-    def _autocast(self) -> Any:
-        if self._half is None:
-            return nullcontext()
-        return torch.autocast(self.engine.device.type, dtype=self._half)
 
     def _unsynchronised(self) -> Any:
         """Gradients stay with the worker: only a step's last part averages them."""
