@@ -29,11 +29,12 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from benchmarks.about import about
 from benchmarks.ingest import SETS, SHARED, extract
 from pipelines.data import decode as decoding
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.decode import decode
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows, read_rows, select
+from pipelines.data.scan import read_split
 from pipelines.storage.atomic import write_json
 
 BATCH = 256

@@ -153,8 +153,9 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         import ray
 
         from pipelines.config import ClusterConfig, ModelConfig
-        from pipelines.data.dataset import describe, read_split
+        from pipelines.data.dataset import describe
         from pipelines.data.inputs import Inputs
+        from pipelines.data.scan import read_split
         from pipelines.networks import architecture, make_network
         from pipelines.scoring.scorer import (
             Scoring,

@@ -1,6 +1,6 @@
-"""A folder of Parquet files as a dataset: its splits, their columns, and what a run must know of them."""
+"""A folder of Parquet files as a dataset: what a run must know of its splits, and whether they fit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,77 +10,16 @@ from cluster.errors import UserError
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
-from pipelines.data.layout import Ids, Layout, first_rows, naming_rows, read_rows
-from pipelines.data.scan import MANIFEST, class_names, read_manifest, scan
+from pipelines.data.layout import naming_rows, read_rows
+from pipelines.data.scan import MANIFEST, Split, class_names, read_manifest
 from pipelines.storage.atomic import well_formed
 from pipelines.storage.paths import below
-from pruning.examples.sampling import uniform
 
 STATISTICS_ROWS = 2048
 STATISTICS_FRAMES = 256  # recordings that scale event frames; frames are larger than images
 CHECKED_ROWS = 1024  # examples that are decoded together
 MOST_ABSENT = 10  # classes by the highest label over labels that occur, from which on a label is a mistake
-VALIDATION_STREAM = 106
 CHEAP_BYTES = 256 << 20  # data up to this size are looked through before a run
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """One split of a dataset, checked. What it holds grows with row groups and rows that are left out."""
-
-    files: tuple[str, ...]
-    schema: pa.Schema
-    """Of the first file."""
-    ids: Ids
-    layout: Layout
-    num_bytes: int
-    """Of its rows in memory, still encoded."""
-    class_counts: dict[int, int]
-    """Rows of each label that occurs."""
-
-    @property
-    def num_examples(self) -> int:
-        """Examples that exist and are not left out."""
-        return len(self.ids)
-
-    @property
-    def max_label(self) -> int:
-        """The highest label."""
-        return max(self.class_counts)
-
-    def without(self, ids: np.ndarray) -> "Split":
-        """The split without these examples."""
-        return replace(self, ids=self.ids.without(ids)) if len(ids) else self
-
-    def parted(self, share: float, seed: int) -> tuple["Split", "Split"]:
-        """The split without a share of its examples, and that share, drawn by a hash of (seed, id).
-
-        Raises:
-            UserError: one of the two is empty.
-        """
-        drawn = np.concatenate(
-            [ids[uniform(seed, 0, ids, VALIDATION_STREAM) < share] for ids in self.ids.blocks()]
-        )
-        rest = self.without(drawn)
-        if not 0 < len(drawn) < self.num_examples:
-            raise UserError(
-                "data.val_share",
-                f"{share:g} of {self.num_examples:,} examples leaves {rest.num_examples:,} to train on and "
-                f"{len(drawn):,} to validate on; each needs some",
-            )
-        return rest, self.without(rest.ids.array())
-
-    def first(self, rows: int | None) -> "Split":
-        """The split of its first ``rows`` examples in order of file (all for ``None``); its classes stay."""
-        if rows is None or rows >= self.num_examples:
-            return self
-        ids = self.ids.first(rows)
-        layout = self.layout.take(np.flatnonzero(self.layout.low < ids.end))
-        return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * rows / self.num_examples))
-
-    def head(self, rows: int) -> pa.Table:
-        """Its first ``rows`` rows in order of file (or all there are), encoded."""
-        return first_rows((read_rows(part, self.ids) for part in self.layout.parts(rows)), rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +38,6 @@ class DatasetInfo:
     """How recordings of events become frames; ``None`` for all other data."""
     timesteps: int | None = None
     """Frames per example where the dataset holds frames; ``None`` for all other data."""
-
-
-def read_split(folder: Path | str, split: str) -> Split:
-    """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
-
-    Raises:
-        UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
-            ids that are not the rows' positions, or a bad label, each with its file.
-    """
-    found = scan(folder, split)
-    return Split(
-        files=found.files,
-        schema=found.schema,
-        ids=Ids(found.end),
-        layout=found.layout,
-        num_bytes=found.num_bytes,
-        class_counts=dict(found.class_counts),
-    )
 
 
 def describe(

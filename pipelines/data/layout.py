@@ -116,6 +116,16 @@ class Layout:
     low: np.ndarray
     """Id of its first row, int64 ``[P]``, ascending; those of the others follow."""
 
+    @classmethod
+    def of(cls, files: tuple[str, ...], rows: Sequence[np.ndarray], low: int = 0) -> "Layout":
+        """Of files whose row groups have so many ``rows`` each, with ids from ``low`` on."""
+        file = np.repeat(np.arange(len(files)), [len(own) for own in rows])
+        group = np.concatenate([np.arange(len(own), dtype=np.int32) for own in rows])
+        start = np.concatenate([np.cumsum(own) - own for own in rows])
+        all_rows = np.concatenate(rows)
+        every = cls(files, file, group, start, all_rows, low + np.cumsum(all_rows) - all_rows)
+        return every.take(np.flatnonzero(all_rows))
+
     def __len__(self) -> int:
         return len(self.rows)
 

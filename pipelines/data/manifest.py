@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from pipelines.data.dataset import read_split
-from pipelines.data.scan import MANIFEST, read_manifest
+from pipelines.data.scan import MANIFEST, read_manifest, read_split
 from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, sha256_of, write_rows
 from pipelines.data.sources.base import Source
 from pipelines.storage.atomic import read_json_below, well_formed, write_json

@@ -1,8 +1,8 @@
-"""Looking through a split before a run: its files, where its rows lie, and that they can be used."""
+"""A split of a dataset, looked through before a run: its files, where its rows lie, that they can be used."""
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,25 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from pipelines.data.decode import is_encoded, is_numeric
 from pipelines.data.events import is_events
-from pipelines.data.layout import COLUMNS, UNREADABLE, Layout, group_bytes, unreadable
+from pipelines.data.layout import (
+    COLUMNS,
+    UNREADABLE,
+    Ids,
+    Layout,
+    first_rows,
+    group_bytes,
+    read_rows,
+    unreadable,
+)
 from pipelines.storage.atomic import read_json_below, well_formed
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, short, uri_of
+from pruning.examples.sampling import uniform
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 REMEDY = "`spikeprune data ingest` writes a dataset's files"
 NUMBER = "ids count the rows of a split from 0; `spikeprune data ingest parquet` numbers them"
+VALIDATION_STREAM = 106
 SCANNED_ROWS = 1 << 18  # ids and labels that are looked at together
 
 
@@ -62,64 +73,104 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     return manifest
 
 
-@dataclass
-class Scan:
-    """What is known of a split, file by file."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """One split of a dataset, checked. What it holds grows with row groups and rows that are left out."""
 
     files: tuple[str, ...]
-    schema: pa.Schema | None = None
+    schema: pa.Schema
     """Of the first file."""
-    layouts: list[Layout] = field(default_factory=list)
-    """Of each file's row groups."""
-    num_bytes: int = 0
-    """Of all rows in memory, still encoded."""
-    class_counts: Counter[int] = field(default_factory=Counter)
-    """Rows of each label."""
-    end: int = 0
-    """Rows so far, and with it the next id."""
-
-    def read(self, file: str) -> None:
-        """Look through the columns id and label of the next file, a bounded number of rows at a time."""
-        parquet, schema = _opened(file)
-        _check_schema(file, schema, self.schema)
-        self.schema = self.schema or schema
-        classes = len(class_names(self.schema))
-        with parquet:
-            groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
-            rows = np.array([g.num_rows for g in groups], dtype=np.int64)
-            at, starts = np.arange(len(rows), dtype=np.int32), np.cumsum(rows) - rows
-            layout = Layout((file,), np.zeros_like(at), at, starts, rows, self.end + starts)
-            layout = layout.take(np.flatnonzero(rows))
-            for part in layout.parts(SCANNED_ROWS):
-                self.class_counts.update(_checked_labels(part, _ids_and_labels(parquet, part), classes))
-        self.layouts.append(layout)
-        self.num_bytes += sum(group_bytes(g) for g in groups)
-        self.end += int(rows.sum())
+    ids: Ids
+    layout: Layout
+    num_bytes: int
+    """Of its rows in memory, still encoded."""
+    class_counts: dict[int, int]
+    """Rows of each label that occurs."""
 
     @property
-    def layout(self) -> Layout:
-        """Where all rows lie."""
-        file = np.repeat(np.arange(len(self.files), dtype=np.int32), [len(part) for part in self.layouts])
-        columns = (
-            np.concatenate([getattr(part, name) for part in self.layouts])
-            for name in ("group", "start", "rows", "low")
+    def num_examples(self) -> int:
+        """Examples that exist and are not left out."""
+        return len(self.ids)
+
+    @property
+    def max_label(self) -> int:
+        """The highest label."""
+        return max(self.class_counts)
+
+    def without(self, ids: np.ndarray) -> "Split":
+        """The split without these examples."""
+        return replace(self, ids=self.ids.without(ids)) if len(ids) else self
+
+    def parted(self, share: float, seed: int) -> tuple["Split", "Split"]:
+        """The split without a share of its examples, and that share, drawn by a hash of (seed, id).
+
+        Raises:
+            UserError: one of the two is empty.
+        """
+        drawn = np.concatenate(
+            [ids[uniform(seed, 0, ids, VALIDATION_STREAM) < share] for ids in self.ids.blocks()]
         )
-        return Layout(self.files, file, *columns)
+        rest = self.without(drawn)
+        if not 0 < len(drawn) < self.num_examples:
+            raise UserError(
+                "data.val_share",
+                f"{share:g} of {self.num_examples:,} examples leaves {rest.num_examples:,} to train on and "
+                f"{len(drawn):,} to validate on; each needs some",
+            )
+        return rest, self.without(rest.ids.array())
+
+    def first(self, rows: int | None) -> "Split":
+        """The split of its first ``rows`` examples in order of file (all for ``None``); its classes stay."""
+        if rows is None or rows >= self.num_examples:
+            return self
+        ids = self.ids.first(rows)
+        layout = self.layout.take(np.flatnonzero(self.layout.low < ids.end))
+        return replace(self, ids=ids, layout=layout, num_bytes=int(self.num_bytes * rows / self.num_examples))
+
+    def head(self, rows: int) -> pa.Table:
+        """Its first ``rows`` rows in order of file (or all there are), encoded."""
+        return first_rows((read_rows(part, self.ids) for part in self.layout.parts(rows)), rows)
 
 
-def scan(folder: Path | str, split: str) -> Scan:
-    """A split's files, which must all be there and hold rows that can be used."""
+def read_split(folder: Path | str, split: str) -> Split:
+    """Check a split's schema, ids and labels by reading those two columns, a bounded number at a time.
+
+    Raises:
+        UserError: a missing or unreadable file or row group, a missing or mistyped column, no rows,
+            ids that are not the rows' positions, or a bad label, each with its file.
+    """
     files = split_files(folder, split)
     listed = (read_manifest(folder) or {}).get("splits", {}).get(split, {}).get("files", [])
     if gone := {file["path"] for file in listed} - {name_of(file) for file in files}:
         what = f"is missing, {MANIFEST} lists it; restore it or ingest again"
         raise UserError(below(folder, min(gone)), what)
-    found = Scan(files)
+    first: pa.Schema | None = None
+    row_groups: list[np.ndarray] = []
+    counts: Counter[int] = Counter()
+    num_bytes = end = 0
     for file in files:
-        found.read(file)
-    if not found.end:
+        parquet, schema = _opened(file)
+        _check_schema(file, schema, first)
+        first = first or schema
+        classes = len(class_names(first))
+        with parquet:
+            groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
+            rows = np.array([g.num_rows for g in groups], dtype=np.int64)
+            for part in Layout.of((file,), [rows], end).parts(SCANNED_ROWS):
+                counts.update(_checked_labels(part, _ids_and_labels(parquet, part), classes))
+        row_groups.append(rows)
+        num_bytes += sum(group_bytes(g) for g in groups)
+        end += int(rows.sum())
+    if not end:
         raise UserError(files[0], f"split {split!r} has no rows")
-    return found
+    return Split(
+        files=files,
+        schema=first,
+        ids=Ids(end),
+        layout=Layout.of(files, row_groups),
+        num_bytes=num_bytes,
+        class_counts=dict(counts),
+    )
 
 
 def _ids_and_labels(parquet: pq.ParquetFile, part: Layout) -> pa.Table:

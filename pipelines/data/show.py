@@ -9,11 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.errors import UserError
-from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Frames, Sensor
 from pipelines.data.layout import read_rows, uniform_sample
-from pipelines.data.scan import MANIFEST, class_names, read_manifest
+from pipelines.data.scan import MANIFEST, class_names, read_manifest, read_split
 from pipelines.storage.atomic import well_formed, write_beside
 from pipelines.storage.paths import below
 

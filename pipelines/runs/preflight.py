@@ -14,17 +14,9 @@ from cluster.connect import check_cluster_answers, connect, local_cpus, usable_c
 from cluster.errors import UserError
 from pipelines.config import ClusterConfig, Config, DataConfig, is_own
 from pipelines.config.plugins import OURS, OwnCode, check_unchanged, refuse_shadowing, use_own_code
-from pipelines.data.dataset import (
-    CHEAP_BYTES,
-    DatasetInfo,
-    Split,
-    check_examples,
-    check_labels,
-    describe,
-    read_split,
-)
+from pipelines.data.dataset import CHEAP_BYTES, DatasetInfo, check_examples, check_labels, describe
 from pipelines.data.inputs import choose_device
-from pipelines.data.scan import split_files
+from pipelines.data.scan import Split, read_split, split_files
 from pipelines.networks import check_own_network, make_network
 from pipelines.runs.run_folder import CODE, CONFIG, check_same_data, read_config, read_provenance, run_path
 from pipelines.storage.atomic import check_storage

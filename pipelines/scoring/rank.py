@@ -13,9 +13,10 @@ from cluster.errors import UserError
 from pipelines.config import Config
 from pipelines.config.plugins import own_failures_named, use_own_code
 from pipelines.console import Told, progress
-from pipelines.data.dataset import Split, describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.inputs import Inputs, choose_device
 from pipelines.data.layout import with_source_ids
+from pipelines.data.scan import Split, read_split
 from pipelines.networks import architecture, make_network
 from pipelines.scoring.scorer import (
     Scoring,

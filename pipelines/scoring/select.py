@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from cluster.connect import connect, prepare_data
 from cluster.errors import UserError
-from pipelines.data.dataset import read_split
 from pipelines.data.layout import MOST_IDS, with_source_ids
-from pipelines.data.scan import split_files
+from pipelines.data.scan import read_split, split_files
 from pipelines.storage.atomic import check_beside, check_new_folder, write_beside, write_parquet
 from pipelines.storage.paths import Folder, below, name_of, open_parquet, real_path, short, uri_of
 from pruning.examples.inclusion import (

@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.dataset import Split
 from pipelines.data.inputs import choose_device
 from pipelines.data.layout import Layout, Rows, read_rows, select
+from pipelines.data.scan import Split
 from pipelines.scoring.scorer import Scoring, parts_of, score_layout
 from pipelines.training import checkpoint
 from pipelines.training.feed import Feed, StreamedRows, shard_order

@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.dataset import Split
 from pipelines.data.decode import Examples
 from pipelines.data.layout import Layout, Rows, chunked, first_rows, naming_rows, read_rows
+from pipelines.data.scan import Split
 from pruning.examples.sampling import hash64, shuffled
 
 STREAM_PIECES = 105

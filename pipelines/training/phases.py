@@ -5,8 +5,9 @@ from typing import Literal
 
 from pipelines.config import Config, DataPruningConfig, TrainConfig
 from pipelines.config.plugins import OwnCode
-from pipelines.data.dataset import DatasetInfo, Split
+from pipelines.data.dataset import DatasetInfo
 from pipelines.data.layout import Ids
+from pipelines.data.scan import Split
 from pruning.examples.policies import POLICIES
 
 Command = Literal["run", "train", "prune"]

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from pipelines.data.dataset import read_split
 from pipelines.data.events import Frames, Sensor
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
+from pipelines.data.scan import read_split
 from pipelines.data.shards import Format, Shard, write_shard
 from pipelines.data.sources import SOURCES
 from pipelines.data.sources.base import Options, Split, _read_framed, split_of_files

@@ -13,7 +13,8 @@ import pytest
 
 from cluster.errors import UserError
 from pipelines import cli
-from pipelines.data.dataset import check_examples, read_split
+from pipelines.data.dataset import check_examples
+from pipelines.data.scan import read_split
 from pipelines.runs.run import run
 from tests.pipelines.training.conftest import QUIET, small
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 from cluster.errors import UserError
 from pipelines.data import dataset
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.decode import decode
 from pipelines.data.ingest import ingest
 from pipelines.data.inputs import Inputs
+from pipelines.data.scan import read_split
 
 
 def write(folder: Path, split: str, n: int = 6, **columns: Any) -> Path:

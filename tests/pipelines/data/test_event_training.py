@@ -12,9 +12,9 @@ from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import load_config
-from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.inputs import Inputs
+from pipelines.data.scan import read_split
 from pipelines.runs.preflight import check_data
 from pipelines.runs.run import run
 from pipelines.runs.run_folder import read_config

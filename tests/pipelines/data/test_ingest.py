@@ -14,8 +14,9 @@ from PIL import Image
 from cluster.errors import UserError
 from pipelines.cli.data import SourceName
 from pipelines.config.load import load_config
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.ingest import ingest
+from pipelines.data.scan import read_split
 from pipelines.data.shards import Statistics
 from pipelines.data.sources import SOURCES
 

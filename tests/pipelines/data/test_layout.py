@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import layout as reading
-from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode, pack
 from pipelines.data.events import EVENTS, EventBatch
 from pipelines.data.layout import Rows, read_rows
+from pipelines.data.scan import read_split
 
 ROWS = 10
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from pipelines.data.dataset import read_split
 from pipelines.data.ingest import Writing, ingest
 from pipelines.data.manifest import verify
+from pipelines.data.scan import read_split
 from pipelines.data.shards import OnBad
 from pipelines.data.sources.base import Options
 from tests.pipelines.data.writers import aedat2, class_folders, random_recording

@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config.load import dump_config, load_config
-from pipelines.data.dataset import Split
+from pipelines.data.scan import Split
 from pipelines.report.compare import Comparison, compare, write_comparison
 from pipelines.runs.run import prune, run
 

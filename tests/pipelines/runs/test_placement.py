@@ -14,8 +14,8 @@ from rich.console import Console
 from cluster.errors import UserError
 from pipelines.config import ClusterConfig, Config
 from pipelines.config.load import load_config
-from pipelines.data.dataset import read_split
 from pipelines.data.inputs import choose_device
+from pipelines.data.scan import read_split
 from pipelines.runs.preflight import assign_gpus, default_threads, placement, resolve_engine, resolve_reading
 from pipelines.runs.run import prune
 

@@ -15,9 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from cluster.errors import UserError
 from pipelines.config.load import dump_config, load_config
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows, uniform_sample
+from pipelines.data.scan import read_split
 from pipelines.runs.run import run
 from pipelines.storage.sync import run_lock
 from pipelines.training.engine import load_rows

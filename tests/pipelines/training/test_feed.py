@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from pipelines.config import Config, DataConfig
-from pipelines.data.dataset import Split, describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.layout import Ids, read_rows, uniform_sample
+from pipelines.data.scan import Split, read_split
 from pipelines.training import feed as feeds
 from pipelines.training.engine import LocalEngine
 from pipelines.training.feed import Batch, StreamedRows, decoded, shard_order

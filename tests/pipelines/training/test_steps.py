@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.config import ModelConfig, TrainConfig
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
+from pipelines.data.scan import read_split
 from pipelines.networks import is_channels_last, make_network
 from pipelines.runs.run import run
 from pipelines.training.steps import learning_rate, make_optimizer

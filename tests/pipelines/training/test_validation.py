@@ -12,9 +12,9 @@ from cluster.errors import UserError
 from pipelines import cli
 from pipelines.config import Config
 from pipelines.config.load import load_config
-from pipelines.data.dataset import Split
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Rows, read_rows
+from pipelines.data.scan import Split
 from pipelines.report.compare import compare
 from pipelines.report.page import write_page
 from pipelines.report.summary import phase_rows, summarise

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.data.dataset import read_split
 from pipelines.data.decode import decode
 from pipelines.data.events import EventBatch, Recording
 from pipelines.data.ingest import Writing
 from pipelines.data.manifest import verify
+from pipelines.data.scan import read_split
 from tests.pipelines.data.writers import same
 
 ALONE = Writing(workers=1)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from cluster.errors import UserError
-from pipelines.data.dataset import describe, read_split
+from pipelines.data.dataset import describe
 from pipelines.data.ingest import Writing, ingest
+from pipelines.data.scan import read_split
 from tests.pipelines.data import writers
 from tests.pipelines.data.sources.reading import ALONE, written
 from tests.pipelines.data.writers import class_folders
