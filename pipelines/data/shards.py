@@ -3,9 +3,10 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,13 +68,11 @@ class Statistics:
         """Add images or frames ``[n, C, H, W]`` of integers, or features ``[n, D]`` of floats."""
         self.framed = self.framed or framed
         kind = int if x.dtype.kind in "iu" else float
-        sums: list[list[float]] = [[], [], []]
+        sums = []
         for channel in x.swapaxes(0, 1) if x.ndim == 4 else [x]:
             wide = channel.astype(np.float64).ravel()  # whole numbers below 2^53: exact in any order
-            sums[0].append(wide.size)
-            sums[1].append(kind(wide.sum()))
-            sums[2].append(kind(np.square(wide, out=wide).sum()))
-        self._add(str(len(sums[0])), sums)
+            sums.append((wide.size, kind(wide.sum()), kind(np.square(wide).sum())))
+        self._add(str(len(sums)), list(zip(*sums, strict=True)))
 
     def merge(self, other: "Statistics") -> None:
         """Add another shard's sums."""
@@ -98,7 +97,7 @@ class Statistics:
         mean = first / count * (not self.framed)
         return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(second / count - mean**2, 0)).tolist()}
 
-    def _add(self, channels: str, sums: list[list[float]]) -> None:
+    def _add(self, channels: str, sums: Sequence[Sequence[float]]) -> None:
         old = np.array(self.channels.get(channels, 0), object)  # Python's own numbers, which have no limit
         self.channels[channels] = (old + np.array(sums, object)).tolist()
 
@@ -184,16 +183,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _groups(rows: Iterator[Example | Bad], report: ShardReport, format: Format) -> Iterator[pa.Table]:
-    good: list[Example] = []
     checker = _Checker(report, format)
-    for row in rows:
-        if (found := checker.check(row)) is not None:
-            good.append(found)
-        if len(good) == format.group_rows:
-            yield _table(good, format)
-            good = []
-    if good:
-        yield _table(good, format)
+    good = (found for row in rows if (found := checker.check(row)) is not None)
+    while group := list(islice(good, format.group_rows)):
+        yield _table(group, format)
     checker.flush()
 
 
