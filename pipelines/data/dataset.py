@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from cluster.errors import UserError
 from pipelines.config import DataConfig
 from pipelines.data.decode import ExampleError, Examples, decode
 from pipelines.data.events import EventBatch, Frames, Sensor, fault, is_events
-from pipelines.data.layout import naming_rows, read_rows
+from pipelines.data.layout import Rows, naming_rows, read_rows
 from pipelines.data.scan import MANIFEST, Split, class_names, read_manifest
 from pipelines.storage.atomic import well_formed
 from pipelines.storage.paths import below
@@ -151,26 +150,19 @@ def check_examples(split: Split) -> None:
     sensor = Sensor.of(split.schema)
     for piece in range(len(split.layout)):
         part = split.layout.take([piece])
-        rows = read_rows(part, split.ids)
-        for start in range(0, rows.num_rows, CHECKED_ROWS):
-            some = rows.slice(start, CHECKED_ROWS)
-            with naming_rows(part):
-                size = _check(some.column("image"), some.column("id").to_numpy(), size, sensor)
+        with naming_rows(part):
+            for ids, x, _ in Rows(read_rows(part, split.ids)).batches(CHECKED_ROWS):
+                size = size or _size(x)
+                _check(ids, x, size, sensor)
 
 
-def _check(
-    images: pa.ChunkedArray, ids: np.ndarray, size: tuple[int, ...] | None, sensor: Sensor | None
-) -> tuple[int, ...]:
-    """Their size, which must be that of those before."""
-    x = decode(images, ids)
-    found = _size(x)
-    if found != (size or found):
+def _check(ids: np.ndarray, x: Examples, size: tuple[int, ...], sensor: Sensor | None) -> None:
+    if (found := _size(x)) != size:
         raise ExampleError(int(ids[0]), f"has shape {found}, others {size}; make them equal")
     if isinstance(x, EventBatch) and sensor is not None:
         for k in np.flatnonzero(np.diff(x.offsets)).tolist():  # ones without events make no frames
             if (what := fault(x[k], sensor)) is not None:
                 raise ExampleError(int(ids[k]), what)
-    return found
 
 
 def _size(x: Examples) -> tuple[int, ...]:

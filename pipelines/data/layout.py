@@ -50,10 +50,7 @@ class Ids:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All ids, int64, ascending, a bounded number at a time."""
-        for low in range(0, self.end, BLOCK):
-            ids = self.array(low, low + BLOCK)
-            if len(ids):
-                yield ids
+        return (self.array(low, low + BLOCK) for low in range(0, self.end, BLOCK))
 
     def counts(self, ranges: np.ndarray) -> np.ndarray:
         """How many ids there are in ranges ``[low, high)``, int64 ``[P, 2]``: int64 ``[P]``."""

@@ -62,12 +62,11 @@ def score_table(
     """
     rows = Rows(table)
     scorer = scoring.scorer(model)
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in scoring.scores}
-    for _, x, labels in rows.batches(CHUNK):
-        found = scorer.score(scoring.inputs(x, device), to_device(labels, device))
-        for name in scoring.scores:
-            parts[name].append(found[name])  # left on its device: rows are decoded while a GPU computes
-    scores = {name: torch.cat(part).float().cpu().numpy() for name, part in parts.items()}
+    found = [  # left on their device: rows are decoded while a GPU computes
+        scorer.score(scoring.inputs(x, device), to_device(labels, device))
+        for _, x, labels in rows.batches(CHUNK)
+    ]
+    scores = {n: torch.cat([part[n] for part in found]).float().cpu().numpy() for n in scoring.scores}
     return pa.table({"id": rows.ids, **scores})
 
 

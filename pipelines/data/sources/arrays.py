@@ -36,11 +36,7 @@ _DIGITS = tuple(str(k) for k in range(10))
 
 
 def _read(load: Load, folder: Folder, file: str, low: int, high: int) -> Iterator[Example | Bad]:
-    values, labels = load(folder, file)
-    for row in range(low, high):
-        value = np.asarray(values[row])
-        value = value.astype(np.float32) if value.ndim == 1 else value
-        yield Example(value, int(labels[row]), f"{file}#{row}")
+    yield from _rows(file, *load(folder, file), low, high)
 
 
 def torchvision_set(name: str, options: Options) -> Source:
@@ -83,7 +79,9 @@ def _rows(
     name: str, values: np.ndarray, labels: np.ndarray, start: int, stop: int
 ) -> Iterator[Example | Bad]:
     for row in range(start, stop):
-        yield Example(values[row], int(labels[row]), f"{name}#{row}")
+        value = np.asarray(values[row])
+        value = value.astype(np.float32) if value.ndim == 1 else value
+        yield Example(value, int(labels[row]), f"{name}#{row}")
 
 
 def arrays(options: Options) -> Source:
