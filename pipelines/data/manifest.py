@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from pipelines.data.scan import MANIFEST, read_manifest, read_split
-from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, sha256_of, write_rows
+from pipelines.data.shards import OnBad, Shard, ShardReport, Statistics, write_rows
 from pipelines.data.sources.base import Source
-from pipelines.storage.atomic import read_json_below, well_formed, write_json
+from pipelines.storage.atomic import read_json_below, sha256_of, well_formed, write_json
 from pipelines.storage.paths import Folder, below, short
 
 REQUEST = "ingested.json"

@@ -1,6 +1,5 @@
 """One shard: a span of a source's rows, checked, written beside and renamed, and a report of it."""
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import pyarrow as pa
 from pipelines.data.decode import decode_image, pack
 from pipelines.data.events import Recording, Sensor, fault, is_events, to_arrow
 from pipelines.data.sources.base import Bad, Example, Split, Value
-from pipelines.storage.atomic import write_json, write_parquet
+from pipelines.storage.atomic import sha256_of, write_json, write_parquet
 
 OnBad = Literal["refuse", "skip"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -174,12 +173,6 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": ["label", *(name.format(c) for c in "xyp")],
         "column_encoding": {name.format("t"): "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _groups(rows: Iterator[Example | Bad], report: ShardReport, format: Format) -> Iterator[pa.Table]:

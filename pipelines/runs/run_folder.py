@@ -20,7 +20,7 @@ from pipelines.config import Config
 from pipelines.config.checks import shown_word
 from pipelines.config.load import dump_config, load_config, values_of
 from pipelines.config.plugins import OwnCode, keep_copy
-from pipelines.storage.atomic import read_json, well_formed, write_beside, write_json
+from pipelines.storage.atomic import read_json, sha256_of, well_formed, write_beside, write_json
 from pipelines.storage.paths import Folder, below, uri_of
 from pipelines.storage.sync import local_file, working_copy
 
@@ -166,8 +166,8 @@ def start_of(verb: str, network: str | None) -> dict[str, str | None]:
     """What a run does and the network (a path or a URI) that it starts from, by which it is known again."""
     if network is None:
         return {"verb": verb, "network_sha256": None}
-    with local_file(network) as path, path.open("rb") as file:
-        return {"verb": verb, "network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with local_file(network) as path:
+        return {"verb": verb, "network_sha256": sha256_of(path)}
 
 
 def check_same_start(folder: Path, start: Mapping[str, str | None]) -> None:

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, here or on other filesystems."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -140,6 +141,12 @@ def well_formed(path: Path | str) -> Iterator[None]:
         reason = f"{type(error).__name__}: {short(error)}"
         what = f"is damaged, or not what belongs there ({reason}); bring it back from a copy"
         raise UserError(str(path), what) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a local file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """A run's state at the end of an epoch, as files that need no unpickling of objects."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from pipelines.storage.atomic import read_json, well_formed, write_json
+from pipelines.storage.atomic import read_json, sha256_of, well_formed, write_json
 from pipelines.training.phases import Phase
 from pipelines.training.score_table import ScoreTable
 from pruning.weights.masks import Masks
@@ -77,16 +76,11 @@ def _fault(folder: Path) -> str | None:
         if any((folder / name).stat().st_size != size for name, size in written["files"].items()):
             return "is incomplete"
         hashes = written.get("sha256", {})  # earlier versions wrote none
-        return DAMAGED if any(_sha256(folder / n) != known for n, known in hashes.items()) else None
+        return DAMAGED if any(sha256_of(folder / n) != known for n, known in hashes.items()) else None
     except (OSError, UserError, KeyError):
         return "is incomplete"
     except (AttributeError, TypeError, ValueError):
         return DAMAGED
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(
@@ -116,7 +110,7 @@ def save(
             "epoch": progress.epoch,
             "history": progress.history,
             "files": {p.name: p.stat().st_size for p in files},
-            "sha256": {p.name: _sha256(p) for p in files},
+            "sha256": {p.name: sha256_of(p) for p in files},
         },
     )
 
