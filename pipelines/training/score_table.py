@@ -102,7 +102,7 @@ class ScoreTable:
             self._drawn_by = None
             plan = self._current().plan(epoch)
             self._chosen = None if plan.full else (plan.ids, plan.weights)
-            found = hexadecimal(fingerprint(plan.ids, plan.weights))
+            found = fingerprint(plan.ids, plan.weights)
             powers = plan.weight_power, plan.mean_power
             self._drawn = Drawn(epoch, len(plan.ids), plan.full, found, asdict(summarise(plan)), *powers)
         return self._drawn
@@ -228,12 +228,7 @@ class TableActor(ScoreTable):
         return list(self._events.values())
 
 
-def fingerprint(ids: np.ndarray, weights: np.ndarray) -> int:
-    """A number that changes with any example or weight; those of parts add up (modulo 2^64)."""
+def fingerprint(ids: np.ndarray, weights: np.ndarray) -> str:
+    """A number that changes with any example or weight, as text."""
     bits = np.ascontiguousarray(weights, np.float32).view(np.uint32).astype(np.uint64)
-    return int((hash64(0, 0, ids) * (2 * bits + 1)).sum(dtype=np.uint64))
-
-
-def hexadecimal(number: int) -> str:
-    """A fingerprint as text."""
-    return f"{number % (1 << 64):016x}"
+    return f"{(hash64(0, 0, ids) * (2 * bits + 1)).sum(dtype=np.uint64):016x}"

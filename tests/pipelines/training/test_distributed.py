@@ -23,7 +23,7 @@ from pipelines.runs.run import run
 from pipelines.storage.sync import run_lock
 from pipelines.training.engine import load_rows
 from pipelines.training.loop import NORM_STREAM
-from pipelines.training.score_table import fingerprint, hexadecimal
+from pipelines.training.score_table import fingerprint
 from pruning.examples.sampling import draw
 from pruning.weights.masks import Masks
 from snn.batchnorm import reestimate
@@ -74,7 +74,7 @@ def test_the_table_of_scores_is_what_was_drawn_by(undisturbed: Path) -> None:
     table = pq.read_table(undisturbed / "scores.parquet")
     pi = table.column("probability").to_numpy()
     drawn = draw(pi, size=718, seed=0, epoch=2, design="systematic", population=1437)
-    assert hexadecimal(fingerprint(drawn.ids, drawn.weights)) == metrics(undisturbed)[2]["subset"]
+    assert fingerprint(drawn.ids, drawn.weights) == metrics(undisturbed)[2]["subset"]
     assert max(table.column("scored_at").to_pylist()) == 1
 
 
