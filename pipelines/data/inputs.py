@@ -62,10 +62,6 @@ class Augmentation:
     settings: AugmentConfig
     seed: int
 
-    def __bool__(self) -> bool:
-        s = self.settings
-        return bool(s.crop or s.flip or s.cutout or s.roll or s.drop_time)
-
     def move(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
         """Crop, roll and flip ``[B, ..., H, W]`` before normalisation; pixels from outside are 0."""
         s, (height, width) = self.settings, x.shape[-2:]
@@ -148,7 +144,7 @@ class Inputs:
     @classmethod
     def of(cls, info: DatasetInfo, T: int, augmentation: Augmentation | None = None) -> "Inputs":
         """For a dataset's statistics."""
-        return cls(info.mean, info.std, T, info.frames, augmentation or None)
+        return cls(info.mean, info.std, T, info.frames, augmentation)
 
     def __call__(self, x_B: Examples, device: torch.device | str = "cpu") -> Tensor:
         """Images, features, frames (see `decode`) or recordings to currents ``[T, B, ...]``, float32."""

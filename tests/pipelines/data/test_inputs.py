@@ -89,7 +89,7 @@ def test_scoring_sees_the_image_as_it_is() -> None:
     plain = inputs(None)
     assert torch.equal(inputs(Augmentation(ALL, 5))(x), plain(x))
     assert torch.equal(plain.training(x, IDS, 2), plain(x))
-    assert not Augmentation(AugmentConfig(), 0)
+    assert torch.equal(inputs(Augmentation(AugmentConfig(), 0)).training(x, IDS, 2), plain(x))
 
 
 def test_frames_move_together_over_time() -> None:
