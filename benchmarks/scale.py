@@ -152,7 +152,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
     with connect():
         import ray
 
-        from pipelines.config import ClusterConfig, ModelConfig
+        from pipelines.config import ClusterConfig, DataPruningConfig, ModelConfig, TrainConfig
         from pipelines.data.dataset import describe
         from pipelines.data.inputs import Inputs
         from pipelines.data.scan import read_split
@@ -173,9 +173,7 @@ def scoring(folder: Path, rows: int, repeats: int, hidden: tuple[int, ...], T: i
         model = make_network(config, info, 0)
         weights = {k: v.detach() for k, v in model.state_dict().items()}
         inputs = Inputs.of(info, config.T)
-        settings = Scoring(
-            scores=("sadp",), loss="rate_ce", label_smoothing=0.0, tail_depth=1, timesteps=None, inputs=inputs
-        )
+        settings = Scoring(scores=("sadp",), train=TrainConfig(), examples=DataPruningConfig(), inputs=inputs)
         layout = split.layout.take(np.arange(min(len(split.layout), rows // GROUP)))
         n = int(layout.rows.sum())
 

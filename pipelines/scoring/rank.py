@@ -80,10 +80,8 @@ def rank(
         raise UserError("--checkpoint", str(error)) from None
     scoring = Scoring(
         scores=tuple(names),
-        loss=config.train.loss,
-        label_smoothing=config.train.label_smoothing,
-        tail_depth=config.data_pruning.tail_depth,
-        timesteps=config.data_pruning.score_timesteps,
+        train=config.train,
+        examples=config.data_pruning,
         inputs=Inputs.of(info, config.model.T),
     )
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import torch
 
 from cluster.connect import prepare_data, usable_cpus
 from cluster.errors import mistake
-from pipelines.config import ClusterConfig, LossName, plugins
+from pipelines.config import ClusterConfig, DataPruningConfig, TrainConfig, plugins
 from pipelines.data.inputs import Inputs, to_device
 from pipelines.data.layout import Ids, Layout, Rows, naming_rows, read_rows
 from pipelines.networks import in_layout, is_channels_last
@@ -30,14 +30,12 @@ CHUNK = 256  # rows per forward: tensors stay below the size at which the C libr
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """Which scores, of which loss, on which inputs."""
+    """Which scores, of which training, on which inputs."""
 
     scores: tuple[str, ...]
     """Names of `pruning.examples.scores.SCORES`."""
-    loss: LossName
-    label_smoothing: float
-    tail_depth: int
-    timesteps: int | None
+    train: TrainConfig
+    examples: DataPruningConfig
     inputs: Inputs
 
     def scorer(self, model: SpikingNetwork) -> ExampleScorer:
@@ -45,10 +43,10 @@ class Scoring:
         return ExampleScorer(
             model,
             self.scores,
-            loss=self.loss,
-            label_smoothing=self.label_smoothing,
-            tail_depth=self.tail_depth,
-            timesteps=self.timesteps,
+            loss=self.train.loss,
+            label_smoothing=self.train.label_smoothing,
+            tail_depth=self.examples.tail_depth,
+            timesteps=self.examples.score_timesteps,
         )
 
 

@@ -131,15 +131,7 @@ def _begin(worker: Worker, phase: Phase) -> tuple[Scoring | None, bool]:
     if wanted is None:
         return None, False
     score, in_training = wanted
-    scoring = Scoring(
-        scores=(score,),
-        loss=phase.train.loss,
-        label_smoothing=phase.train.label_smoothing,
-        tail_depth=phase.data_pruning.tail_depth,
-        timesteps=phase.data_pruning.score_timesteps,
-        inputs=worker.inputs,
-    )
-    return scoring, in_training
+    return Scoring(scores=(score,), train=phase.train, examples=examples, inputs=worker.inputs), in_training
 
 
 class _Trainer:

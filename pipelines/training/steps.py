@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
 from math import cos, pi
 from typing import Any
 
@@ -20,7 +19,6 @@ from pipelines.training.phases import Phase
 from pipelines.training.score_table import Drawn
 from pipelines.training.worker import Worker
 from pruning.examples.sampling import tempered
-from pruning.examples.scores import ExampleScorer
 from snn.activations import keep_activations
 from snn.losses import LOSSES
 from snn.weighted_norm import weighted_statistics
@@ -76,9 +74,7 @@ class Stepper:
         self._half = _HALF.get(phase.train.precision)
         self._scaler = torch.amp.GradScaler(worker.engine.device.type, enabled=self._half is torch.float16)
         self._score = "" if scoring is None else scoring.scores[0]
-        self._scorer: ExampleScorer | None = None
-        if scoring is not None:
-            self._scorer = replace(scoring, timesteps=None).scorer(worker.model)
+        self._scorer = None if scoring is None else scoring.scorer(worker.model)
 
     def epoch(self, drawn: Drawn, feed: Feed) -> float:
         """All steps of an epoch; the weighted sum of the losses over all workers."""

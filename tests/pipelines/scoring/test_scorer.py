@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import ClusterConfig
+from pipelines.config import ClusterConfig, DataPruningConfig, TrainConfig
 from pipelines.data.inputs import Inputs
 from pipelines.data.layout import Ids, Layout
 from pipelines.scoring import scorer as scoring
@@ -35,9 +35,7 @@ def network():
     shape = {"input_shape": (12,), "num_classes": 4, "hidden": [8]}
     model = build("mlp", **shape)
     inputs = Inputs(mean=(0.0,), std=(1.0,), T=3)
-    what = Scoring(
-        scores=("sadp",), loss="rate_ce", label_smoothing=0.0, tail_depth=1, timesteps=None, inputs=inputs
-    )
+    what = Scoring(scores=("sadp",), train=TrainConfig(), examples=DataPruningConfig(), inputs=inputs)
     return {
         "architecture": describe("mlp", **shape),
         "weights": model.state_dict(),
