@@ -145,8 +145,16 @@ def stream_scores(layout: Layout, wanted: np.ndarray | Ids, pass_: ScoringPass) 
     prepare_data()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     parts = list(parts_of(layout.holding(wanted), cluster_cores()))
-    numbers = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(len(parts))])  # a block each
-    scored = _scored(numbers, pass_, ray.put((pass_, wanted, parts)))
+    # A block each.
+    numbers: Any = ray.data.from_arrow([pa.table({"id": [part]}) for part in range(len(parts))])
+    scorers, given = pass_.scorers, {"given": [ray.put((pass_, wanted, parts))]}
+    shared: Any = {"fn_kwargs": given, "batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
+    if scorers.actors:
+        share = {"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}
+        pool = ray.data.ActorPoolStrategy(size=scorers.actors)
+        scored = numbers.map_batches(_ScoringActor, compute=pool, **share, **shared)
+    else:
+        scored = numbers.map_batches(_score_block, num_cpus=scorers.cpus, **shared)
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
             if table.num_rows:
@@ -162,23 +170,6 @@ def score_into(table: Any, epoch: int, layout: Layout, wanted: np.ndarray, pass_
     for part in stream_scores(layout, wanted, pass_):
         scores = part.column(pass_.scoring.scores[0]).to_numpy()
         ray.get(table.observe.remote(part.column("id").to_numpy(), scores, epoch, "pass"))
-
-
-def _scored(numbers: Any, pass_: ScoringPass, what: Any) -> Any:
-    """A dataset of the scores of numbered parts."""
-    import ray
-
-    scorers, given = pass_.scorers, {"given": [what]}
-    shared = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
-    if not scorers.actors:
-        return numbers.map_batches(_score_block, fn_kwargs=given, num_cpus=scorers.cpus, **shared)
-    return numbers.map_batches(
-        _ScoringActor,
-        fn_kwargs=given,
-        compute=ray.data.ActorPoolStrategy(size=scorers.actors),
-        **({"num_gpus": scorers.gpus} if scorers.gpus else {"num_cpus": 1}),
-        **shared,
-    )
 
 
 def cluster_cores() -> int:
