@@ -151,10 +151,10 @@ def _write(
         _keep_finished(staging, {"fingerprint": source.fingerprint, **request})
         format = _format(source, writing, writing.group_rows or group_rows)
         shards = list(_shards(source, writing.shard_rows or shard_rows))
-        refuse_bad(source, shards, [], staging, writing.on_bad)  # before work that would be in vain
-        reports = _write_all(source, shards, format, staging, writing, told)
-        bad = refuse_bad(source, shards, reports, staging, writing.on_bad)
-        manifest = publish(name, source, shards, reports, format.group_rows, staging)
+        refuse_bad(source, [], staging, writing.on_bad)  # before work that would be in vain
+        written = _write_all(source, shards, format, staging, writing, told)
+        bad = refuse_bad(source, written.values(), staging, writing.on_bad)
+        manifest = publish(name, source, written, format.group_rows, staging)
         if bad:
             manifest["bad"] = bad
         write_json(staging / MANIFEST, manifest)
@@ -226,8 +226,8 @@ def _shards(source: Source, shard_rows: int) -> Iterator[Shard]:
 
 def _write_all(
     source: Source, shards: list[Shard], format: Format, staging: Path, writing: Writing, told: Told
-) -> list[ShardReport]:
-    """A report of each shard; those of an earlier start are kept."""
+) -> dict[Shard, ShardReport]:
+    """A report of each shard, in order; those of an earlier start are kept."""
     reports: dict[Shard, ShardReport] = {}
     for shard in shards:
         path = staging / shard.file
@@ -245,7 +245,7 @@ def _write_all(
         reports[shard] = report
         done += shard.rows
         told(done, total)
-    return [reports[s] for s in shards]
+    return {shard: reports[shard] for shard in shards}
 
 
 def _on_ray(

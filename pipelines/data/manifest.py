@@ -6,7 +6,7 @@ The request is not in the manifest: the same data written from other places have
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ REQUEST = "ingested.json"
 
 
 def refuse_bad(
-    source: Source, shards: list[Shard], reports: list[ShardReport], staging: Path, on_bad: OnBad
+    source: Source, reports: Collection[ShardReport], staging: Path, on_bad: OnBad
 ) -> dict[str, Any]:
     """What was bad, for the manifest; refused unless it is to be skipped."""
     rows = sum(r.bad_rows for r in reports) + len(source.bad)
@@ -38,27 +38,23 @@ def refuse_bad(
             (staging / report.file).with_suffix(".json").unlink()
     first = "; ".join(f"{b.path}: {b.what}" for b in named[:5])
     write_json(staging / "bad.json", listed)
+    total = sum(split.rows for split in source.splits.values())
     raise UserError(
         "--input",
-        f"{rows} of {sum(s.rows for s in shards)} examples are bad, nothing is published ({first}"
+        f"{rows} of {total} examples are bad, nothing is published ({first}"
         f"{'; ...' if rows > 5 else ''}); {staging / 'bad.json'} names them; mend them, or --on-bad skip",
     )
 
 
 def publish(
-    name: str,
-    source: Source,
-    shards: list[Shard],
-    reports: list[ShardReport],
-    group_rows: int,
-    staging: Path,
+    name: str, source: Source, written: Mapping[Shard, ShardReport], group_rows: int, staging: Path
 ) -> dict[str, Any]:
     """The manifest, after shards behind a skipped row were renumbered."""
     splits: dict[str, Any] = {}
     for split in source.splits:
         total, next_id = Statistics(), 0
         files: list[dict[str, Any]] = []
-        for shard, report in zip(shards, reports, strict=True):
+        for shard, report in written.items():
             if shard.split != split:
                 continue
             if report.statistics.rows == 0:
