@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.storage.paths import Folder, below, parent, real_path, short, uri_of
+from pipelines.storage.paths import Folder, below, parent, real_path, short, uri_of, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,17 +26,11 @@ def write_beside(path: Path | str, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory(prefix="spikeprune-") as here:
             write(Path(here) / name)
             return upload_folder(Path(here), there)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
+        with whole_file(Path(path)) as partial:
+            write(partial)
     except OSError as error:
         raise UserError(str(path), f"cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager

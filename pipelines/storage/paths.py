@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -112,36 +112,38 @@ class Entry(NamedTuple):
     """Nanoseconds; 0 where unknown."""
 
 
-def _local_files(root: str) -> Iterator[Entry]:
-    """Files and links to nothing below a local folder; a link back to a folder above it is not followed."""
+def _local_files(folder: str, above: tuple[str, ...], prefix: str = "") -> Iterator[Entry]:
+    """Files and links to nothing below a local folder; a link back to a folder above it is not followed.
 
-    def refuse(error: OSError) -> None:
-        raise error
+    ``above`` are the real paths of the folder and of those that it was reached through.
+    """
+    for child in os.listdir(folder):
+        path, name = os.path.join(folder, child), f"{prefix}{child}"
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            if os.path.islink(path):  # else it has gone meanwhile
+                yield Entry(name, -1, 0)
+            continue
+        if stat.S_ISREG(found.st_mode):
+            yield Entry(name, found.st_size, found.st_mtime_ns)
+        elif stat.S_ISDIR(found.st_mode):
+            real = os.path.realpath(path)
+            if not any(f"{way}/".startswith(f"{real.rstrip('/')}/") for way in above):
+                yield from _local_files(path, (*above, real), f"{name}/")
 
-    if not os.path.isdir(root):
-        if os.path.islink(root):
-            yield Entry("", -1, 0)
-        return
-    above = {root: [os.path.realpath(root)]}
-    for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        way = above.pop(place)
-        for name in list(folders):
-            real = os.path.realpath(os.path.join(place, name))
-            if any(f"{folder}/".startswith(f"{real.rstrip('/')}/") for folder in way):
-                folders.remove(name)
-            else:
-                above[os.path.join(place, name)] = [*way, real]
-        for name in names:
-            path = os.path.join(place, name)
-            name = path[len(root) :].replace(os.sep, "/").lstrip("/")
-            try:
-                found = os.stat(path)
-            except FileNotFoundError:
-                if os.path.islink(path):  # else it has gone meanwhile
-                    yield Entry(name, -1, 0)
-                continue
-            if stat.S_ISREG(found.st_mode):
-                yield Entry(name, found.st_size, found.st_mtime_ns)
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to fill, which takes its place at the end, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,13 @@ class Folder:
 
         Of originals, hidden files are left out, and links to nothing are listed: something is missing.
         """
-        found = _local_files(self.root) if self.is_local else self._remote_files()
+        found: Iterable[Entry]
+        if not self.is_local:
+            found = self._remote_files()
+        elif os.path.isdir(self.root):
+            found = _local_files(self.root, (os.path.realpath(self.root),))
+        else:
+            found = [Entry("", -1, 0)] if os.path.islink(self.root) else []
         if originals:
             return sorted(e for e in found if not e.path.rpartition("/")[2].startswith("."))
         return sorted(e for e in found if e.size >= 0)
@@ -271,14 +279,9 @@ class Folder:
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to here, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            with self.filesystem.open_input_stream(self.at(name)) as file, partial.open("wb") as out:
-                shutil.copyfileobj(file, out, BLOCK)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        there = self.filesystem.open_input_stream(self.at(name))
+        with there as file, whole_file(path) as partial, partial.open("wb") as out:
+            shutil.copyfileobj(file, out, BLOCK)
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
