@@ -1,6 +1,6 @@
 """Runs condensed to the rows of their tables, one by one and over seeds, and these in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
@@ -86,11 +86,8 @@ def summarise(folder: Path) -> RunSummary:
 
 
 def write_summary(run: RunSummary) -> Path:
-    """Write ``report.json`` into the run's folder: what its table says, with command, commit and versions.
-
-    Returns:
-        its path.
-    """
+    """Write ``report.json`` into the run's folder: what its table says, with command, commit and versions;
+    its path."""
     path = run.folder / "report.json"
     told = read_provenance(run.folder)
     phases = [asdict(p) for p in run.phases]
@@ -160,29 +157,19 @@ def _target(config: Config) -> str:
     return f"{weights.sparsity:.0%} sparsity"
 
 
-def phase_cells(p: PhaseSummary) -> tuple[str, ...]:
-    """A phase as text, under `HEADINGS`."""
-    return (
-        p.title,
-        f"{p.test_accuracy:.2%}" if p.test_accuracy is not None else "-",
-        f"{p.val_accuracy:.2%}" if p.val_accuracy is not None else "-",
-        f"{p.examples:,}" if p.examples else "-",
-        f"{p.seconds:.1f}" if p.examples else "-",
-        f"{p.density:.1%}" if p.density is not None else "-",
-        f"{p.synops:,.0f}" if p.synops is not None else "-",
-    )
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
-VALIDATION = "validation accuracy"
-HEADINGS = (
-    "",
-    "test accuracy",
-    VALIDATION,
-    "examples processed",
-    "training seconds",
-    "density",
-    "SynOps per inference",
-)
+COLUMNS: dict[str, Callable[[PhaseSummary], str]] = {
+    "test accuracy": lambda p: _shown(p.test_accuracy, ".2%"),
+    "validation accuracy": lambda p: _shown(p.val_accuracy, ".2%"),
+    "examples processed": lambda p: _shown(p.examples or None, ","),
+    "training seconds": lambda p: _shown(p.seconds if p.examples else None, ".1f"),
+    "density": lambda p: _shown(p.density, ".1%"),
+    "SynOps per inference": lambda p: _shown(p.synops, ",.0f"),
+}
+"""What the tables of phases say of each, beside its title."""
 
 
 def phase_rows(runs: Sequence[RunSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -190,14 +177,15 @@ def phase_rows(runs: Sequence[RunSummary]) -> tuple[tuple[str, ...], list[tuple[
 
     Without validation in any of them its column is left out.
     """
-    validated = any(p.val_accuracy is not None for run in runs for p in run.phases)
-    shown = [i for i, heading in enumerate(HEADINGS) if heading != VALIDATION or validated]
-    rows = [(run.config.name, phase_cells(p)) for run in runs for p in run.phases]
-    several = len(runs) > 1
-    return (
-        (*(("run", "phase") if several else ("",)), *(HEADINGS[i] for i in shown[1:])),
-        [(*((name,) if several else ()), *(cells[i] for i in shown)) for name, cells in rows],
-    )
+    shown = dict(COLUMNS)
+    if all(p.val_accuracy is None for run in runs for p in run.phases):
+        del shown["validation accuracy"]
+    rows = [
+        (run.config.name, p.title, *(cell(p) for cell in shown.values())) for run in runs for p in run.phases
+    ]
+    if len(runs) > 1:
+        return ("run", "phase", *shown), rows
+    return ("", *shown), [row[1:] for row in rows]
 
 
 def phase_table(runs: Sequence[RunSummary]) -> Table:

@@ -19,7 +19,7 @@ from pipelines import cli
 from pipelines.config.load import load_config
 from pipelines.report.page import STYLE, html_figure, write_comparison, write_page
 from pipelines.report.plots import COLOURS, new_figure, to_svg
-from pipelines.report.summary import PhaseSummary, phase_cells, summarise
+from pipelines.report.summary import PhaseSummary, phase_rows, summarise
 from pipelines.runs.run import run
 
 
@@ -54,8 +54,10 @@ def test_the_summary_adds_up_the_records(folder: Path) -> None:
         assert p.synops == of[-1]["activity"]["synops"]
     train = summary.of("train")
     assert train is not None
-    assert phase_cells(train)[0] == "SADP at ratio 0.5"
-    assert phase_cells(train)[3] == f"{1437 + 718 + 718 + 1437:,}"
+    headings, rows = phase_rows([summary])
+    row = dict(zip(headings, rows[1], strict=True))
+    assert row[""] == "SADP at ratio 0.5"
+    assert row["examples processed"] == f"{1437 + 718 + 718 + 1437:,}"
 
 
 def test_diagnoses_are_recorded_for_pruned_epochs(folder: Path) -> None:
@@ -90,8 +92,8 @@ def test_the_page_stands_alone_and_draws_all_plots(folder: Path) -> None:
     assert page.tags.count("script") == 1
     assert page.tags.count("figure") == page.tags.count("svg") == 5
     assert not re.search(r"url\(\s*['\"]?https?:", text)
-    for p in summarise(folder).phases:
-        assert f">{phase_cells(p)[1]}</td>" in text
+    for row in phase_rows([summarise(folder)])[1]:
+        assert f">{row[1]}</td>" in text
 
 
 def test_the_page_says_where_the_run_comes_from_and_what_an_epoch_took(folder: Path) -> None:
