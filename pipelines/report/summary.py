@@ -69,6 +69,10 @@ class RunSummary:
         """The summary of a phase, if the run has finished any of it."""
         return next((p for p in self.phases if p.phase == phase), None)
 
+    def records_of(self, phase: str) -> list[dict[str, Any]]:
+        """The records of a phase's epochs."""
+        return [r for r in self.records if r["phase"] == phase]
+
 
 def summarise(folder: Path) -> RunSummary:
     """Read a run's folder."""
@@ -241,31 +245,23 @@ def write_seeds(found: dict[str, Any], config: Config) -> Path:
 
 def print_seeds(found: dict[str, Any], name: str, console: Console) -> None:
     """A row per phase: mean and sd, and what differs from the first phase."""
-    console.print(table(_seeds_title(found, name), *_seeds_rows(found)))
+    title = f"{name} over {len(found['seeds'])} seeds: mean ± sd"
+    console.print(table(title, *_seeds_rows(found)))
     if found["differences"]:
         console.print(BRACKETS, highlight=False)
 
 
-def _seeds_title(found: dict[str, Any], name: str) -> str:
-    return f"{name} over {len(found['seeds'])} seeds: mean ± sd"
-
-
 def _seeds_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row of texts per phase."""
-    phases, differences = found["phases"], {d["phase"]: d for d in found["differences"]}
+    phases = found["phases"]
     shown = [f for f in FIGURES if any(f in p for p in phases)]
     headings = ["", *(f.replace("_", " ").replace("val ", "validation ") for f in shown)]
-    if differences:
+    rows = [[p["title"], *(_text(f, p[f]) if f in p else "-" for f in shown)] for p in phases]
+    if found["differences"]:
+        points = [[f"{100 * d[x]:+.2f}" for x in ("mean", "low", "high")] for d in found["differences"]]
+        column = ["-", *(f"{middle} [{low}, {high}]" for middle, low, high in points)]
         headings.append(f"points from {phases[0]['title']}")
-    rows = []
-    for p in phases:
-        cells = [p["title"], *(_text(figure, p[figure]) if figure in p else "-" for figure in shown)]
-        if differences:
-            d = differences.get(p["phase"])
-            cells.append(
-                f"{100 * d['mean']:+.2f} [{100 * d['low']:+.2f}, {100 * d['high']:+.2f}]" if d else "-"
-            )
-        rows.append(cells)
+        rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
     return headings, rows
 
 
@@ -274,7 +270,7 @@ def _over_phase(runs: Sequence[RunSummary], phase: str, title: str) -> dict[str,
     for figure in FIGURES:
         values = _values(runs, phase, figure)
         if None not in values:
-            told[figure] = {"values": values, "mean": mean(values), "sd": stdev(values)}
+            told[figure] = _spread(values)
     return told
 
 
@@ -282,8 +278,12 @@ def _difference(runs: Sequence[RunSummary], phase: str, first: str) -> dict[str,
     pairs = zip(_values(runs, phase, "test_accuracy"), _values(runs, first, "test_accuracy"), strict=True)
     values = [a - b for a, b in pairs]
     half = t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
-    told = {"phase": phase, "less": first, "values": values, "mean": mean(values), "sd": stdev(values)}
-    return {**told, "low": mean(values) - half, "high": mean(values) + half}
+    interval = {"low": mean(values) - half, "high": mean(values) + half}
+    return {"phase": phase, "less": first, **_spread(values), **interval}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"values": values, "mean": mean(values), "sd": stdev(values)}
 
 
 def _values(runs: Sequence[RunSummary], phase: str, figure: str) -> list[Any]:
