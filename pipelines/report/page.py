@@ -137,11 +137,7 @@ FIGURES = {
 
 
 def write_page(run: RunSummary, path: Path | None = None) -> Path:
-    """Write a run's page, ``report.html`` in its folder unless told otherwise.
-
-    Returns:
-        its path.
-    """
+    """Write a run's page, ``report.html`` in its folder unless told otherwise; its path."""
     to = path or run.folder / "report.html"
     write_beside(to, lambda p: p.write_text(_page(run)))
     return to
@@ -176,11 +172,7 @@ def _legible_width(svg: str) -> int:
 
 
 def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
-    """Write one page of several runs side by side.
-
-    Returns:
-        ``path``.
-    """
+    """Write one page of several runs side by side; its path."""
     write_beside(path, lambda p: p.write_text(_comparison(runs)))
     return path
 
@@ -246,24 +238,18 @@ def _costs(run: RunSummary) -> list[str]:
     scored = [f"{p.scored:,} ({p.title})" for p in run.phases if p.scored]
     if scored:
         lines.append(f"Examples scored in passes of their own: {', '.join(scored)}.")
-    epochs = [
-        f"{median(seconds):.1f} ({p.title})"
-        for p in run.phases
-        if (
-            seconds := [
-                r["seconds"]["total"] for r in run.records if r["phase"] == p.phase and "seconds" in r
-            ]
-        )
-    ]
+    epochs = []
+    for p in run.phases:
+        if seconds := [r["seconds"]["total"] for r in run.records_of(p.phase) if "seconds" in r]:
+            epochs.append(f"{median(seconds):.1f} ({p.title})")
     if epochs:
         lines.append(f"Median seconds of an epoch, evaluation included: {', '.join(epochs)}.")
     full, pruned = run.of("baseline"), run.of("train")
-    costs = next((r for r in run.records if r["phase"] == "train" and "theoretical_speedup" in r), None)
+    costs = next((r for r in run.records_of("train") if "theoretical_speedup" in r), None)
     if full is not None and pruned is not None and costs is not None and pruned.seconds > 0:
         lines.append(
             f"{pruned.title}: trained {full.seconds / pruned.seconds:.2f} times as fast as on full data; "
-            "examples and "
-            f"scoring passes alone would make it {costs['theoretical_speedup']:.2f}. "
+            f"examples and scoring passes alone would make it {costs['theoretical_speedup']:.2f}. "
             f"Uniform sampling without scores costs as much at ratio {costs['equal_compute_ratio']:.2f}."
         )
     return lines

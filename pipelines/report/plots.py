@@ -1,8 +1,8 @@
 """The report's plots, as SVG text."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -29,20 +29,18 @@ def accuracy_plot(runs: Sequence[RunSummary]) -> str | None:
     """
     from matplotlib import colormaps
 
-    if not any(map(_trained, runs)):
+    if not any(p.examples for run in runs for p in run.phases):  # runs that prune alone
         return None
-    figure, axes = _figure("examples processed", _accuracy_name(runs))
+    splits = sorted({next(iter(accuracies(run.records[0]))) for run in runs})  # that every epoch measures
+    figure, axes = _figure("examples processed", f"{' or '.join(SPLITS[s] for s in splits)} accuracy")
     dashes = {"baseline": "--", "train": "-", "retrain": ":"}
     for i, run in enumerate(runs):
-        for p in run.phases:
-            records = [r for r in run.records if r["phase"] == p.phase]
-            examples = np.cumsum([r.get("examples", 0) for r in records])
-            if examples[-1] == 0:
-                continue
+        for p in (p for p in run.phases if p.examples):
+            records = run.records_of(p.phase)
             kind, several = kind_of(p.phase), len(runs) > 1
             axes.plot(
-                examples,
-                [_accuracy(r) for r in records],
+                np.cumsum([r.get("examples", 0) for r in records]),
+                [next(iter(accuracies(r).values())) for r in records],
                 dashes[kind] if several else "-" if p.phase == kind else ":",
                 marker="o",
                 markersize=3,
@@ -71,21 +69,6 @@ def loss_plot(run: RunSummary) -> str | None:
     return to_svg(figure)
 
 
-def _accuracy(record: Mapping[str, Any]) -> float:
-    """What every epoch of the run measures."""
-    return next(iter(accuracies(record).values()))
-
-
-def _accuracy_name(runs: Sequence[RunSummary]) -> str:
-    splits = {next(iter(accuracies(run.records[0]))) for run in runs}
-    return " or ".join(SPLITS[s] for s in sorted(splits)) + " accuracy"
-
-
-def _trained(run: RunSummary) -> bool:
-    """Whether any phase has processed examples (not a run that prunes alone)."""
-    return any(r.get("examples") for r in run.records)
-
-
 def inclusion_plot(run: RunSummary) -> str | None:
     """Distribution of the inclusion probabilities of the last pruned epoch; ``None`` without scores."""
     path = run.folder / "scores.parquet"
@@ -109,7 +92,7 @@ def inclusion_plot(run: RunSummary) -> str | None:
 
 def variance_plot(run: RunSummary) -> str | None:
     """Variance of the gradient (fixed norm statistics) and its bias in training; ``None`` undiagnosed."""
-    diagnosed = [r for r in run.records if r["phase"] == "train" and r.get("diagnosis")]
+    diagnosed = [r for r in run.records_of("train") if r.get("diagnosis")]
     if not diagnosed:
         return None
     figure, (variance, bias) = new_figure(2, 2.6)
