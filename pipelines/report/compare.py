@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -74,11 +74,6 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     """By level, and by criterion in the order that was asked for."""
 
-    @property
-    def criteria(self) -> list[str]:
-        """Names, in the order that was asked for."""
-        return list(dict.fromkeys(o.criterion for o in self.outcomes))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -134,12 +129,11 @@ def compare(
         weights = {name: value.clone() for name, value in worker.model.state_dict().items()}
         bar.advance(task)
         outcomes = []
-        for level in levels:
-            for criterion in criteria:
-                bar.update(task, description=f"{criterion} at {level:g}")
-                worker.model.load_state_dict(weights)
-                outcomes.append(_outcome(worker, sample, calibrated, criterion, level, objective, of_dense))
-                bar.advance(task)
+        for level, criterion in product(levels, criteria):
+            bar.update(task, description=f"{criterion} at {level:g}")
+            worker.model.load_state_dict(weights)
+            outcomes.append(_outcome(worker, sample, calibrated, criterion, level, objective, of_dense))
+            bar.advance(task)
     return Comparison(
         checkpoint=checkpoint,
         config=config,
@@ -152,11 +146,8 @@ def compare(
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
-    """Write ``compare.json`` and ``compare.html`` (``compare-synops`` for that objective) into ``folder``.
-
-    Returns:
-        their paths.
-    """
+    """Write ``compare.json`` and ``compare.html`` (``compare-synops`` for that objective) into ``folder``;
+    their paths."""
     name = "compare" if comparison.objective == "weights" else f"compare-{comparison.objective}"
     values, page = folder / f"{name}.json", folder / f"{name}.html"
     write_json(values, comparison.to_dict())
@@ -246,7 +237,7 @@ changes the accuracies, and often their order.</p>
 
 def _plot(comparison: Comparison) -> str:
     figure, axes = new_figure(2, 3.4)
-    for i, criterion in enumerate(comparison.criteria):
+    for i, criterion in enumerate(dict.fromkeys(o.criterion for o in comparison.outcomes)):
         of = [o for o in comparison.outcomes if o.criterion == criterion]
         style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i // len(_COLOURS) % 3]}
         for a, field in zip(axes, ("connectivity", "synops_of_dense"), strict=True):

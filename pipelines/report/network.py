@@ -76,21 +76,16 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
         if pruning and masks and pruning["allocation"]["fingerprint"] != masks.fingerprint():
             raise UserError(str(run / "pruning.json"), "is of other masks than those beside it")
     with filled_folder(output, "--output") as folder:
-        names = ["model.safetensors"]
-        save_checkpoint(folder / names[0], model, architecture)
+        save_checkpoint(folder / "model.safetensors", model, architecture)
         if masks is not None:
-            names.append("masks.safetensors")
-            masks.save(folder / names[-1])
+            masks.save(folder / "masks.safetensors")
         if graph is not None:
             import nir as package
 
-            names.append("model.nir")
-            write_beside(folder / names[-1], lambda p: package.write(p, graph))
-        if code is not None and code.files:
-            keep_copy(code, folder / CODE)
-            names += [f"{CODE}/{name}" for name in code.files]
-        names.append("layers.json")
+            write_beside(folder / "model.nir", lambda p: package.write(p, graph))
+        keep_copy(code, folder / CODE)
         write_json(folder / "layers.json", _json(run, phase, rows))
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return Exported(files=tuple(below(output, n) for n in names), phase=phase, layers=rows)
 
 
@@ -174,15 +169,15 @@ def _rows(
 
 
 def _json(run: Path, phase: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def total(name: str) -> float:
-        return sum(row[name] for row in rows)
-
+    total = {
+        name: sum(row[name] for row in rows) for name in ("weights", "surviving", "synops_before", "synops")
+    }
     return {
         "run": run.name,
         "phase": phase,
-        "density": total("surviving") / total("weights"),
-        "synops_before": total("synops_before"),
-        "synops": total("synops"),
+        "density": total["surviving"] / total["weights"],
+        "synops_before": total["synops_before"],
+        "synops": total["synops"],
         "layers": rows,
     }
 
