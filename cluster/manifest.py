@@ -2,8 +2,7 @@
 
 import platform
 import re
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from textwrap import indent
@@ -21,6 +20,8 @@ TEMPLATES = {
 RESUMABLE = ("run", "train", "prune", "search")
 """Commands that take ``--resume``, and are told which cluster and storage to use."""
 
+_PLACEHOLDER = re.compile(r"@\{([a-z_]+)\}")
+"""Of the templates: dollars belong to shells, and ``B:USR1@120`` to SLURM."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=,-]+", re.ASCII)
 """What is itself to every shell, YAML parser and joining of words on a value's way."""
 _FORMS = {
@@ -53,21 +54,15 @@ FIELDS: dict[str, Any] = {
 """Values of the templates, by default; their types are those of the values."""
 
 
-class _Template(string.Template):
-    """Placeholders are ``@{name}`` alone: dollars belong to shells, and ``B:USR1@120`` to SLURM."""
-
-    pattern = r"@\{(?:(?P<braced>[a-z_]+)\}|(?P<invalid>))(?P<named>(?!))?(?P<escaped>(?!))?"  # type: ignore[assignment]
-
-
 def manifest(kind: str, given: Mapping[str, Any]) -> str:
     """The template of a kind, filled; lines whose value is empty are left out."""
     values = _texts(read_values(given))
     text = _template(kind)
     if kind == "kuberay":  # a job, and the cluster that it is to have
         text += indent(_template("kuberay-cluster").partition("\nspec:\n")[2], "  ")
-    empty = [f"@{{{name}}}" for name, value in values.items() if not value]
-    lines = [line for line in text.splitlines(keepends=True) if not any(e in line for e in empty)]
-    return _Template("".join(lines)).substitute(values)
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if all(values[name] for name in _PLACEHOLDER.findall(line))]
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], "".join(kept))
 
 
 def _template(kind: str) -> str:
@@ -108,10 +103,12 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     """What the placeholders stand for."""
-    words, resumable = _words(values), values["command"][0] in RESUMABLE
-    texts = {name: str(value) for name, value in values.items()}
+    words, resumable = list(values["command"]), values["command"][0] in RESUMABLE
+    if resumable:  # told to use the cluster that it is on, and the shared storage
+        given = any(word == "--storage" or word.startswith("--storage=") for word in words)
+        words += ["--cluster.address", "auto", *([] if given else ["--storage", values["storage"]])]
     return {
-        **texts,
+        **{name: str(value) for name, value in values.items()},
         "ray_version": values["ray_version"] or version("ray"),
         "python_version": values["python_version"] or platform.python_version(),
         "gpus": str(values["gpus"] or ""),
@@ -125,14 +122,3 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
         "resume": "--resume" if resumable else "",
         "signal": "B:USR1@120" if resumable else "",
     }
-
-
-def _words(values: Mapping[str, Any]) -> Sequence[str]:
-    """The command, told to use the cluster that it is on and the shared storage."""
-    command: tuple[str, ...] = values["command"]
-    if command[0] not in RESUMABLE:
-        return command
-    added: tuple[str, ...] = ("--cluster.address", "auto")
-    if not any(w == "--storage" or w.startswith("--storage=") for w in command):
-        added += ("--storage", values["storage"])
-    return (*command, *added)
