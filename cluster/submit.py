@@ -1,7 +1,6 @@
 """Send a command to a cluster as a Ray job, with the files of a folder that it needs."""
 
 import fnmatch
-import os
 import re
 import secrets
 import shlex
@@ -151,18 +150,16 @@ def megabytes(size: float) -> str:
 
 
 def _files(folder: Path, left_out: tuple[str, ...]) -> dict[str, Path]:
-    kept = _not_ignored(folder)
-    found: dict[str, Path] = {}
-    for root, folders, names in os.walk(folder):
-        here = Path(root).relative_to(folder)
-        folders[:] = [d for d in folders if not _matches((here / d).as_posix(), left_out)]
-        for name in names:
-            relative = (here / name).as_posix()
-            path = Path(root) / name
-            if _matches(relative, left_out) or (kept is not None and relative not in kept):
-                continue
-            if path.is_file() and path.resolve().is_relative_to(folder):
-                found[relative] = path
+    names = _not_ignored(folder)
+    if names is None:
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    found = {}
+    for name in names:
+        path, above = folder / name, PurePosixPath(name).parents[:-1]
+        if any(_matches(str(place), left_out) for place in (name, *above)):
+            continue
+        if path.is_file() and path.resolve().is_relative_to(folder):
+            found[name] = path
     return found
 
 
