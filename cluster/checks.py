@@ -65,18 +65,16 @@ def packages() -> dict[str, str | None]:
     return found
 
 
-def check_nodes() -> list[Line]:
+def check_nodes() -> Line:
     """Whether all nodes of the connected cluster have the versions of this process."""
     here = packages()
-    bad = {}
-    for ip, there in on_every_node(packages).items():
-        if different := [n for n in here if there[n] != here[n]]:
-            bad[ip] = [f"{n} {there[n] or 'missing'} (here {here[n]})" for n in different]
+    bad = {ip: there for ip, there in on_every_node(packages).items() if there != here}
     if not bad:
-        return [Line("versions", True, f"{', '.join(f'{n} {v}' for n, v in here.items())} on every node")]
-    ip = next(iter(bad))
+        return Line("versions", True, f"{', '.join(f'{n} {v}' for n, v in here.items())} on every node")
+    ip, there = next(iter(bad.items()))
+    different = [f"{n} {there[n] or 'missing'} (here {here[n]})" for n in here if there[n] != here[n]]
     more = f" (and {len(bad) - 1} nodes more)" if len(bad) > 1 else ""
-    return [Line("versions", False, f"node {ip} has {', '.join(bad[ip])}{more}; install the same there")]
+    return Line("versions", False, f"node {ip} has {', '.join(different)}{more}; install the same there")
 
 
 def check_bytecode() -> Line:

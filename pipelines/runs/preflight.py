@@ -302,7 +302,7 @@ def examine(
         try:
             with connect(address, token_file=token_file) as cluster:
                 yield Line("cluster", True, f"{address}: {cluster.nodes} nodes")
-                yield from check_nodes()
+                yield check_nodes()
                 yield from _needs(config, "ray", cluster.cpus, cluster.gpus, everywhere=True)
         except UserError as error:
             yield Line("cluster", False, str(error))

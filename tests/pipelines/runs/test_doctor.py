@@ -110,12 +110,12 @@ def test_a_node_with_other_versions_is_named(there: str | None, monkeypatch: pyt
     well = checks.packages()
     answers = {"192.0.2.1": well, "192.0.2.2": {**well, "spikeprune": there}}
     monkeypatch.setattr(checks, "on_every_node", lambda task: answers)
-    [found] = check_nodes()
+    found = check_nodes()
     assert not found.ok
     assert found.what.startswith("node 192.0.2.2 has ")
     assert f"spikeprune {there or 'missing'} (here " in found.what
     monkeypatch.setattr(checks, "on_every_node", lambda task: dict.fromkeys(answers, well))
-    [found] = check_nodes()
+    found = check_nodes()
     assert found.ok
     assert all(name in found.what for name in PACKAGES)
 
