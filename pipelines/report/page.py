@@ -258,14 +258,11 @@ def _costs(run: RunSummary) -> list[str]:
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts."""
     head = "".join(f"<th scope=col>{escape(h)}</th>" for h in headings)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-column="{escape(h)}">{escape(c)}</td>' for h, c in zip(headings, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for row in rows:
+        cells = zip(headings, row, strict=True)
+        line = "".join(f'<td data-column="{escape(h)}">{escape(cell)}</td>' for h, cell in cells)
+        body += f"<tr>{line}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
