@@ -12,7 +12,7 @@ from pipelines.config import Config
 from pipelines.config.load import load_config
 from pipelines.config.plugins import keep_copy, use_own_code
 from pipelines.console import table
-from pipelines.runs.preflight import CheckedData, check_data, check_same_validation, window_rows
+from pipelines.runs.preflight import CheckedData, check_data, check_same_validation
 from pipelines.runs.run_folder import CODE, CONFIG, read_config, read_metrics
 from pipelines.storage.atomic import (
     check_new_folder,
@@ -25,7 +25,6 @@ from pipelines.storage.atomic import (
 from pipelines.storage.paths import below
 from pipelines.training.engine import LocalEngine
 from pipelines.training.evaluation import evaluate, measure_activity
-from pipelines.training.phases import RunSpec
 from pipelines.training.worker import Worker, start
 from pruning.weights.masks import Masks
 from snn.interchange import Architecture, load_checkpoint, save_checkpoint
@@ -238,17 +237,7 @@ def evaluate_run(
 
 def local_worker(config: Config, checkpoint: Path, checked: CheckedData) -> Worker:
     """A worker in this process with the network of a checkpoint file, for whatever measures it."""
-    spec = RunSpec(
-        config=config,
-        info=checked.info,
-        phases=(),
-        folder=str(checkpoint.parent),
-        train=checked.train,
-        test=checked.test,
-        val=checked.val,
-        window_rows=window_rows(config, checked.train),
-        initial=str(checkpoint),
-    )
+    spec = checked.spec(config, phases=(), folder=str(checkpoint.parent), initial=str(checkpoint))
     engine = LocalEngine(spec, checkpoints=checkpoint.parent, watch=lambda event: None)
     return start(spec, engine, None)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from pipelines.runs.run_folder import CODE, CONFIG, check_same_data, read_config
 from pipelines.storage.atomic import check_storage
 from pipelines.storage.paths import real_path, uri_of
 from pipelines.storage.sync import check_shared
+from pipelines.training.phases import RunSpec
 from pipelines.training.score_table import check_size
 from pipelines.training.worker import check_trackers
 from pruning.examples.policies import POLICIES
@@ -108,6 +109,11 @@ class CheckedData:
         """All files that a run reads."""
         return (*self.train.files, *(self.val.files if self.val else ()), *self.test.files)
 
+    def spec(self, config: Config, **more: Any) -> RunSpec:
+        """What the workers of a run on these data need to know; ``more`` are further fields of it."""
+        rows = window_rows(config, self.train)
+        return RunSpec(config=config, **vars(self), window_rows=rows, **more)
+
 
 def check_inputs(
     config: Config, folder: Path, kind: Literal["run", "search"], *, on_ray: bool
@@ -155,11 +161,10 @@ def check_data(config: Config) -> CheckedData:
 
 def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
     """Training, validation and test examples, checked; no file holds examples of two of them."""
-    rows = {"train_split": data.train_rows, "val_split": None, "test_split": data.test_rows}
-    prefixes = {field: getattr(data, field) for field in rows if getattr(data, field) is not None}
+    fields = ("train_split", "val_split", "test_split")
+    prefixes = {field: prefix for field in fields if (prefix := getattr(data, field)) is not None}
     files = {
-        field: {real_path(file) for file in split_files(data.path, prefix)}
-        for field, prefix in prefixes.items()
+        f: {real_path(file) for file in split_files(data.path, prefix)} for f, prefix in prefixes.items()
     }
     for a, b in combinations(files, 2):
         if shared := files[a] & files[b]:
@@ -168,15 +173,17 @@ def _splits(data: DataConfig, seed: int) -> tuple[Split, Split | None, Split]:
                 f"data.{b}",
                 f"{both}; what is trained on must not be evaluated on: name a split of other files",
             )
-    found = {field: read_split(data.path, prefix).first(rows[field]) for field, prefix in prefixes.items()}
-    check_size(found["train_split"].num_examples)
-    if sum(s.num_bytes for s in found.values()) <= CHEAP_BYTES:
-        for split in found.values():
+    train = read_split(data.path, data.train_split).first(data.train_rows)
+    val = None if data.val_split is None else read_split(data.path, data.val_split)
+    test = read_split(data.path, data.test_split).first(data.test_rows)
+    check_size(train.num_examples)
+    found = [split for split in (train, val, test) if split is not None]
+    if sum(s.num_bytes for s in found) <= CHEAP_BYTES:
+        for split in found:
             check_examples(split)
-    train, val = found["train_split"], found.get("val_split")
     if data.val_share is not None:
         train, val = train.parted(data.val_share, seed)
-    return train, val, found["test_split"]
+    return train, val, test
 
 
 def check_same_validation(source: Config, config: Config) -> None:

@@ -31,7 +31,6 @@ from pipelines.runs.preflight import (
     placement,
     resolve_engine,
     resolve_reading,
-    window_rows,
 )
 from pipelines.runs.run_folder import (
     CONFIG,
@@ -187,16 +186,11 @@ def _checked(config: Config, command: Command, console: Console) -> tuple[RunSpe
     code, data = check_inputs(config, folder, "run", on_ray=on_ray)
     if command != "prune" and (warning := advice(config)) is not None:
         console.print(warning, highlight=False, soft_wrap=True)
-    spec = RunSpec(
-        config=resolve_reading(config, data.train, folder),
-        info=data.info,
+    spec = data.spec(
+        resolve_reading(config, data.train, folder),
         phases=phases_of(config, command),
         folder=str(folder),
         remote=run_uri(config),
-        train=data.train,
-        test=data.test,
-        val=data.val,
-        window_rows=window_rows(config, data.train),
         code=code,
     )
     return spec, data
