@@ -133,7 +133,7 @@ FIGURES = {
     "Density and SynOps per layer": "Surviving weights over all weights, and mean synaptic operations per "
     "held-out example, before and after weight pruning and retraining.",
 }
-"""What each plot shows, under its title."""
+"""What each plot of a run shows, by its title, in the page's order; several runs have the first alone."""
 
 
 def write_page(run: RunSummary, path: Path | None = None) -> Path:
@@ -183,20 +183,14 @@ def _comparison(runs: Sequence[RunSummary]) -> str:
         ("field", *(run.config.name for run in runs)), [(field, *values) for field, values in settings]
     )
     body = f"""<div class="wide">{html_table(*phase_rows(runs))}</div>
-{_figures((("Accuracy over examples processed", accuracy_plot(runs)),))}
+{_figures([accuracy_plot(runs)])}
 <h2>What differs</h2><div class="wide">{table}</div>
 {_definitions()}"""
     return html_page(f"spikeprune: {', '.join(run.config.name for run in runs)}", body)
 
 
 def _page(run: RunSummary) -> str:
-    plots = (
-        ("Accuracy over examples processed", accuracy_plot([run])),
-        ("Loss", loss_plot(run)),
-        ("Inclusion probabilities in the last pruned epoch", inclusion_plot(run)),
-        ("Variance and bias of the gradient on a probe", variance_plot(run)),
-        ("Density and SynOps per layer", layers_plot(run)),
-    )
+    plots = [accuracy_plot([run]), loss_plot(run), inclusion_plot(run), variance_plot(run), layers_plot(run)]
     body = f"""<div class="wide">{html_table(*phase_rows([run]))}</div>
 {_pruned(run)}{"".join(f"<p>{escape(line)}</p>" for line in _costs(run))}
 {_figures(plots)}
@@ -214,8 +208,10 @@ def _pruned(run: RunSummary) -> str:
     return f'<h2>Pruned network</h2><div class="wide">{table}</div>'
 
 
-def _figures(plots: Sequence[tuple[str, str | None]]) -> str:
-    return "".join(html_figure(title, svg, FIGURES[title]) for title, svg in plots if svg is not None)
+def _figures(plots: Sequence[str | None]) -> str:
+    """Those that there are, of plots in the order of `FIGURES`."""
+    drawn = zip(FIGURES.items(), plots, strict=False)
+    return "".join(html_figure(title, svg, what) for (title, what), svg in drawn if svg is not None)
 
 
 def _definitions() -> str:

@@ -130,16 +130,11 @@ def layers_plot(run: RunSummary) -> str | None:
     left.set_yticks(y, [layer["name"] for layer in layers])
     left.set_xlim(0, 1)
     left.set_xlabel("density")
-    dense = [layer["synops"] for layer in before["layers"]] if before else None
-    if dense is not None:
+    if before:
+        dense = [layer["synops"] for layer in before["layers"]]
         right.barh(y + 0.2, dense, 0.4, color=COLOURS["train"], label="before")
-    right.barh(
-        y - 0.2 * (dense is not None),
-        [layer["synops"] for layer in layers],
-        0.4,
-        color=COLOURS["retrain"],
-        label="after",
-    )
+    synops = [layer["synops"] for layer in layers]
+    right.barh(y - 0.2 if before else y, synops, 0.4, color=COLOURS["retrain"], label="after")
     right.set_yticks(y, [""] * len(layers))
     right.set_xlabel("SynOps per inference")
     right.legend(frameon=False)
