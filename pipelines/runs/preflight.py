@@ -314,8 +314,6 @@ def examine(
         except UserError as error:
             yield Line("cluster", False, str(error))
     elif dashboard is None:
-        import torch
-
         yield from _needs(config, config.cluster.launcher, local_cpus(), torch.cuda.device_count())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
 from cluster.connect import Cluster, connect, local_cpus
 from cluster.errors import UserError
@@ -61,22 +61,14 @@ Event = dict[str, Any]
 
 
 class TrainingProgress:
-    """Shows the events that training sends; a context manager. A line fits 80 columns."""
+    """Shows the events that training sends, a bar for a phase. A line fits 80 columns."""
 
-    def __init__(self, phases: Sequence[Phase], console: Console) -> None:
-        self._console = console
+    def __init__(self, phases: Sequence[Phase], shown: Progress) -> None:
+        self._bars = shown
         self._phases = {p.name: p for p in phases}
-        self._bars = bars(console, "{task.fields[status]}")
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, str] = {}
         self._seen: dict[tuple[str, object], Event] = {}
-
-    def __enter__(self) -> "TrainingProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event; ones that were seen already change nothing."""
@@ -93,10 +85,10 @@ class TrainingProgress:
         self._bars.update(self._tasks[name], completed=done)
         left = self._left(self._tasks[name])
         place = f"{event['epoch'] + 1}/{phase.epochs}" if phase.epochs else ""
-        if not self._console.is_terminal:
+        if not self._bars.console.is_terminal:
             if ended:
                 what = f"{name}{place and f' epoch {place}'}: {event['doing']}{left}"
-                self._console.print(what, highlight=False, soft_wrap=True)
+                self._bars.console.print(what, highlight=False, soft_wrap=True)
             return
         if "finished" in event:
             self._last[name] = event["doing"]
@@ -165,8 +157,8 @@ def run(
             if mirror is not None:
                 with storage_errors(mirror.remote):
                     mirror.push()
-            watch = stack.enter_context(TrainingProgress(spec.phases, console))
-            launch(replace(spec, initial=initial), watch=watch)
+            shown = stack.enter_context(bars(console, "{task.fields[status]}"))
+            launch(replace(spec, initial=initial), watch=TrainingProgress(spec.phases, shown))
             if mirror is not None:
                 with storage_errors(mirror.remote):
                     mirror.pull(beside_checkpoints)  # what other machines have written
