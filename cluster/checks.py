@@ -110,12 +110,8 @@ def check_dashboard(url: str, token_file: Path | None) -> Line:
     except UserError as error:
         return Line("dashboard", False, str(error))
     if jobs.token is not None and readable_on_its_way(jobs.url):
-        return Line(
-            "dashboard",
-            False,
-            f"{jobs.url} takes the token unencrypted; use https, or ssh -L 8265:127.0.0.1:8265 HEAD and "
-            "http://127.0.0.1:8265",
-        )
+        remedy = "use https, or ssh -L 8265:127.0.0.1:8265 HEAD and http://127.0.0.1:8265"
+        return Line("dashboard", False, f"{jobs.url} takes the token unencrypted; {remedy}")
     return Line("dashboard", True, f"{jobs.url} takes jobs, Ray {jobs.version}")
 
 

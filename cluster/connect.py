@@ -16,12 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.ray_private import (
-    head_client,
-    loopback_only,
-    node_addresses,
-    refresh,
-)
+from cluster.ray_private import head_client, loopback_only, node_addresses, refresh
 from cluster.tokens import MODE, PLACES, TOKEN, TOKEN_PATH, Token, find_token
 from cluster.watch import servers, watch
 
@@ -78,13 +73,9 @@ def connect(
             check_cluster_answers(address, token_file=token_file)
         yield _describe()
         return
-    stop, before = threading.Event(), servers()
-
-    def started() -> dict[int, str]:
-        return {pid: name for pid, name in servers().items() if pid not in before}
-
+    stop = threading.Event()
     if address is None and lost is not None:  # from the beginning: a server may end while others start
-        threading.Thread(target=watch, args=(started, lost, stop), daemon=True).start()
+        threading.Thread(target=watch, args=(servers(), lost, stop), daemon=True).start()
     try:
         _join(address, token_file)
         yield _describe()

@@ -6,7 +6,7 @@ Without its head, Ray's client waits for a minute wherever it is called, then en
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,15 +25,15 @@ def servers() -> dict[int, str]:
     return found
 
 
-def watch(find: Callable[[], Mapping[int, str]], lost: Callable[[str], None], stop: threading.Event) -> None:
-    """Call ``lost`` with the name of the first process that ends before ``stop`` is set.
+def watch(before: Container[int], lost: Callable[[str], None], stop: threading.Event) -> None:
+    """Call ``lost`` with the name of the first server that ends before ``stop`` is set.
 
-    ``find`` tells the processes, which may start later than the watch. What the others have started is killed
-    before: Ray's agents do not end without its head.
+    Servers may start later than the watch; those of ``before`` are not watched. What the others have started
+    is killed first: Ray's agents do not end without its head.
     """
     processes: dict[int, str] = {}
     while not stop.wait(SECONDS):
-        processes |= find()
+        processes |= {pid: name for pid, name in servers().items() if pid not in before}
         for pid, name in processes.items():
             if _has_ended(pid) and not stop.is_set():
                 for other in processes:

@@ -20,7 +20,7 @@ def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ign
         found = servers()
         assert {p.pid: name for name, p in started.items()} == {k: found[k] for k in found}
         told, stop = [], threading.Event()
-        thread = threading.Thread(target=watch.watch, args=(lambda: found, told.append, stop))
+        thread = threading.Thread(target=watch.watch, args=((), told.append, stop))
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
@@ -28,7 +28,7 @@ def test_a_server_that_ends_is_told_by_name(tmp_path, monkeypatch):  # type: ign
         thread.join(10)
         assert told == ["gcs_server"]
         stop.set()
-        watch.watch(lambda: found, told.append, stop)
+        watch.watch((), told.append, stop)
         assert told == ["gcs_server"], "told to stop, it tells no more"
     finally:
         for process in (*started.values(), other):
@@ -41,14 +41,14 @@ def test_what_the_other_server_has_started_ends_too(tmp_path, monkeypatch):  # t
     (tmp_path / "raylet").symlink_to("/bin/bash")
     command = "/bin/sleep 60 & echo $!; wait"
     raylet = subprocess.Popen([str(tmp_path / "raylet"), "-c", command], stdout=subprocess.PIPE, text=True)
-    gone = subprocess.Popen(["/bin/true"])
+    (tmp_path / "gcs_server").symlink_to("/bin/true")
+    gone = subprocess.Popen([str(tmp_path / "gcs_server")])
     try:
         assert raylet.stdout is not None
         child = Path(f"/proc/{int(raylet.stdout.readline())}/stat")
         assert child.exists()
         told: list[str] = []
-        found = {raylet.pid: "raylet", gone.pid: "gcs_server"}
-        watch.watch(lambda: found, told.append, threading.Event())
+        watch.watch((), told.append, threading.Event())
         assert told == ["gcs_server"]
         assert raylet.wait(10) is not None  # it had nothing left to wait for
         assert not child.exists()
@@ -60,12 +60,7 @@ def test_what_the_other_server_has_started_ends_too(tmp_path, monkeypatch):  # t
 def test_a_server_that_starts_later_is_watched_too(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
     monkeypatch.setattr(watch, "SECONDS", 0.02)
     told: list[str] = []
-    before = servers()
-
-    def started() -> dict[int, str]:
-        return {pid: name for pid, name in servers().items() if pid not in before}
-
-    thread = threading.Thread(target=watch.watch, args=(started, told.append, threading.Event()))
+    thread = threading.Thread(target=watch.watch, args=(servers(), told.append, threading.Event()))
     thread.start()
     (tmp_path / "gcs_server").symlink_to("/bin/sleep")
     late = subprocess.Popen([str(tmp_path / "gcs_server"), "60"])
