@@ -230,7 +230,7 @@ def _page(comparison: Comparison) -> str:
 <p>Each row prunes the same trained network anew and re-estimates its batch norm statistics; retraining
 changes the accuracies, and often their order.</p>
 {html_figure("Accuracy over surviving weights, and over SynOps; dashed: dense", _plot(comparison))}
-<h2>Definitions</h2>{html_list(item for item in DEFINITIONS if item[0] in names)}
+<h2>Definitions</h2>{html_list((name, DEFINITIONS[name]) for name in names)}
 {html_details("Config", dump_config(comparison.config))}""",
     )
 

@@ -81,36 +81,20 @@ for (const table of document.querySelectorAll("table")) {
 }
 """
 
-DEFINITIONS = (
-    (
-        "test accuracy",
-        "share of test examples whose time-averaged logits peak at their label, at the phase's end; with "
-        "validation, nothing before it has seen them",
-    ),
-    (
-        "validation accuracy",
-        "as test accuracy, of the validation examples, by which every choice is made",
-    ),
-    (
-        "examples processed",
-        "examples trained on, summed over epochs; scoring passes are listed below the table",
-    ),
-    (
-        "training seconds",
-        "wall time of scoring, selecting, optimiser steps and batch norm re-estimation, without evaluation",
-    ),
-    ("density", "surviving weights / all weights of the weight layers; also called connectivity"),
-    (
-        "SynOps per inference",
-        "nonzero inputs times the surviving weights they meet, over all timesteps, mean over held-out "
-        "examples; a first layer on analog pixels counts multiply-accumulates",
-    ),
-    (
-        "energy",
-        f"{AC_PICOJOULES} pJ an accumulate and {MAC_PICOJOULES} pJ a multiply-accumulate (45 nm CMOS, "
-        "Horowitz 2014); memory traffic is left out",
-    ),
-)
+DEFINITIONS = {
+    "test accuracy": "share of test examples whose time-averaged logits peak at their label, at the phase's "
+    "end; with validation, nothing before it has seen them",
+    "validation accuracy": "as test accuracy, of the validation examples, by which every choice is made",
+    "examples processed": "examples trained on, summed over epochs; scoring passes are listed below the "
+    "table",
+    "training seconds": "wall time of scoring, selecting, optimiser steps and batch norm re-estimation, "
+    "without evaluation",
+    "density": "surviving weights / all weights of the weight layers; also called connectivity",
+    "SynOps per inference": "nonzero inputs times the surviving weights they meet, over all timesteps, mean "
+    "over held-out examples; a first layer on analog pixels counts multiply-accumulates",
+    "energy": f"{AC_PICOJOULES} pJ an accumulate and {MAC_PICOJOULES} pJ a multiply-accumulate (45 nm CMOS, "
+    "Horowitz 2014); memory traffic is left out",
+}
 
 TEXT_PIXELS = 11
 """Size of a plot's smallest text on the narrowest screen, where the plot scrolls sideways instead."""
@@ -215,7 +199,7 @@ def _figures(plots: Sequence[str | None]) -> str:
 
 
 def _definitions() -> str:
-    return f"<h2>Definitions</h2>{html_list(DEFINITIONS)}"
+    return f"<h2>Definitions</h2>{html_list(DEFINITIONS.items())}"
 
 
 def _about(run: RunSummary) -> str:

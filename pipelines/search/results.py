@@ -223,7 +223,7 @@ def _page(found: Found) -> str:
         made = html_table((*headings, "status"), rows)
         parts.append(f'<h2>Other trials</h2><div class="wide">{made}</div>')
     parts += [html_details(f"Best by {kind}", best_config(found, kind)) for kind in found.best]
-    parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS, *_EXPLAINED))}")
+    parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS.items(), *_EXPLAINED))}")
     parts.append(html_details("Settings", dump_config(plan.tree)))
     return html_page(f"spikeprune search: {plan.tree.name}", "\n".join(parts))
 
