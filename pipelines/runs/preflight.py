@@ -223,14 +223,11 @@ def check_locations(config: Config) -> None:
             raise UserError(
                 "storage", f"{config.storage} is inside the dataset {config.data.path}; choose another"
             )
-    if config.cluster.engine == "local" and config.cluster.address is not None:
-        raise UserError(
-            "cluster.address",
-            f"{config.cluster.address} is not used by cluster.engine local; set the engine to ray, or the "
-            "address to null",
-        )
     c = config.cluster
     if c.engine == "local":
+        if c.address is not None:
+            remedy = "set the engine to ray, or the address to null"
+            raise UserError("cluster.address", f"{c.address} is not used by cluster.engine local; {remedy}")
         device = choose_device(c.device, torch.cuda.device_count())
         if c.gpus_per_worker and device.type == "cpu":
             raise UserError("cluster.gpus_per_worker", f"{c.gpus_per_worker:g} is not possible: no GPU here")
