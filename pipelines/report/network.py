@@ -148,9 +148,7 @@ def _graph(model: SpikingNetwork, architecture: Architecture) -> Any:
 def _rows(
     run: Path, phase: str, model: SpikingNetwork, pruning: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    after = next(
-        r["activity"] for r in reversed(read_metrics(run)) if r["phase"] == phase and "activity" in r
-    )
+    after = [r["activity"] for r in read_metrics(run) if r["phase"] == phase and "activity" in r][-1]
     before = after if pruning is None else pruning["activity"]["dense"]
     rows = []
     for s, a, b in zip(model.synapses(), after["layers"], before["layers"], strict=True):

@@ -117,13 +117,10 @@ def variance_plot(run: RunSummary) -> str | None:
 def layers_plot(run: RunSummary) -> str | None:
     """Density and SynOps per layer, before and after weight pruning; ``None`` without pruning."""
     before = next((r["dense_activity"] for r in run.records if "dense_activity" in r), None)
-    after = next(
-        (r for r in reversed(run.records) if kind_of(r["phase"]) in ("retrain", "prune") and "activity" in r),
-        None,
-    )
-    if after is None:
+    measured = [r for r in run.records if "activity" in r and kind_of(r["phase"]) in ("retrain", "prune")]
+    if not measured:
         return None
-    layers = after["activity"]["layers"]
+    layers = measured[-1]["activity"]["layers"]
     y = np.arange(len(layers))[::-1]
     figure, (left, right) = new_figure(2, max(1.6, 0.5 * len(layers) + 0.9))
     left.barh(y, [layer["density"] for layer in layers], color=COLOURS["retrain"])

@@ -280,9 +280,8 @@ def prune_config(source: Path, overrides: dict[str, str]) -> Config:
     place = {"name": f"{stored.name}-pruned", "storage": parent(uri_of(source) or folder)}
     config = load_config(folder / CONFIG, {**place, **overrides})
     check_same_validation(stored, config)
-    if not config.weight_pruning.retrain_epochs and not any(
-        path.startswith("cluster.") for path in overrides
-    ):
+    asked = any(path.startswith("cluster.") for path in overrides)
+    if not asked and not config.weight_pruning.retrain_epochs:
         # A few hundred examples are no reason to start a cluster.
         config = replace(config, cluster=ClusterConfig(device=config.cluster.device))
     return config

@@ -106,12 +106,11 @@ class Mirror:
         changed = [name for name, now in here.items() if known.get(name, [])[:2] != now]
         for name in changed:
             self.remote.upload(name, self.local / name)
-        told = self.remote.find(changed) if changed else []
+        for entry in self.remote.find(changed):
+            known[entry.path] = [*here[entry.path], *_stamp(entry)]
         for name in filter(removed, set(known) - set(here)):
             self.remote.remove(name)
             del known[name]
-        for entry in told:
-            known[entry.path] = [*here[entry.path], *_stamp(entry)]
         self._keep(known)
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
