@@ -16,7 +16,7 @@ import yaml
 from cluster.errors import UserError
 from pipelines.config.checks import is_own, shown
 from pipelines.config.migration import FIELD, VERSION, migrate
-from pipelines.config.parser import Plain, is_null, option, parse, split_overrides
+from pipelines.config.parser import Plain, group_of, is_null, parse, read_field, split_overrides
 from pipelines.config.schema import Config, field_paths
 from pipelines.storage.paths import real_path
 
@@ -173,7 +173,8 @@ def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 def _made(cls: type[Tree], values: Mapping[str, Any], beside: Path) -> Tree:
     """A checked config of these values; it says where own modules are, if it names any."""
-    config = parse(cls, [option(name, value, cls) for name, value in values.items()])
+    read = {path: read_field(path, value, cls) for path, value in values.items()}
+    config: Tree = group_of(read, cls)
     if any(map(is_own, (config.model.name, config.data_pruning.policy, config.weight_pruning.criterion))):
         config.code = str(Path(config.code).absolute() if config.code else beside)
     return config

@@ -1,14 +1,13 @@
-"""One parser for config files and the command line: tyro, with our wording of what is wrong.
+"""Values of config files and of the command line, read by the types of their fields; options of commands.
 
-A file's values become options (`option`), so that both are read by the same rules and refused in the same
-words. tyro reports a mistake through the hook in its module ``_errors``; pyproject.toml pins tyro for it.
+tyro splits a command's words and writes its help; it reports a mistake through the hook in its module
+``_errors``, for which pyproject.toml pins it.
 """
 
 import difflib
 import re
-import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -37,17 +36,15 @@ _RULES = ConstructorRegistry()
 _SHOW = (tyro.conf.PositionalMetavarFromFieldName,)
 
 
-def parse(command: Callable[..., C], args: Sequence[str], *, default: C | None = None, **how: Any) -> C:
-    """The options of a command, or a config, from words.
+def parse(command: Callable[..., C], args: Sequence[str], **how: Any) -> C:
+    """The options of a command from words.
 
     Args:
-        command: a dataclass; a field ``settings`` of it is a config whose fields are options by their path.
+        command: a dataclass; a field ``settings`` of it is a config, whose fields `split_overrides` has taken
+            out of the words, and which the help shows.
         args: words; of an option that occurs twice the last counts.
-        default: for what the words leave out; the dataclass's own when not given.
-        how: ``prog`` and ``description`` for the help; SystemExit once that has been printed.
+        how: ``prog``, ``description`` and ``default`` for the help; SystemExit once that has been printed.
     """
-    if default is not None:
-        how["default"] = default
     with _errors.on_parse_error(lambda event: _reword(event, command)):
         return tyro.cli(command, args=list(args), registry=_RULES, config=_SHOW, **how)
 
@@ -66,7 +63,7 @@ def split_overrides(args: Sequence[str], cls: type[Config] = Config) -> tuple[di
         if not word.startswith("--") or hint is None or is_dataclass(hint):
             rest.append(word)
         elif hint is bool:
-            overrides[negated or path] = False if negated else _is_true(path, value if equals else "true")
+            overrides[negated or path] = "false" if negated else value if equals else "true"
         elif equals:
             overrides[path] = value
         else:
@@ -86,33 +83,48 @@ def _negated(path: str, cls: type[Config]) -> str | None:
     return flag if flag != path and leaf_hint(flag, cls) is bool else None
 
 
-def option(path: str, value: Any, cls: type[Config]) -> str:
-    """The word of the command line that gives a field this value."""
+def group_of(values: Mapping[str, Any], cls: Any, prefix: str = "") -> Any:
+    """A checked config, or a group of it, of values by dotted path."""
+    given = {}
+    for name, hint in _hints(cls).items():
+        path = f"{prefix}{name}"
+        if is_dataclass(hint):
+            given[name] = group_of(values, hint, f"{path}.")
+        elif path in values:
+            given[name] = values[path]
+    return cls(**given)
+
+
+def read_field(path: str, value: Any, cls: type[Config]) -> Any:
+    """The value of a field from its text, or as Python and YAML give it."""
     hint = leaf_hint(path, cls)
     if is_dataclass(hint):
         raise UserError(path, f"{shown(value)} is not possible; it must hold fields")
     if hint is None:
         raise no_field(path, cls)
+    try:
+        return _read(value, hint)
+    except ValueError as error:
+        raise UserError(path, str(error)) from None
+
+
+def _read(value: Any, hint: Any) -> Any:
     inner, optional = _optional(hint)
     if value is None and not optional:
-        raise UserError(path, "has no value; give one or leave it out")
-    if inner is bool:
-        head, dot, leaf = path.rpartition(".")
-        return f"--{path}" if _is_true(path, value) else f"--{head}{dot}no-{leaf}"
-    if (_is_free(inner) and not isinstance(value, str)) or isinstance(value, list | tuple | dict):
-        if not _is_free(inner) and not (get_origin(inner) is tuple and not isinstance(value, dict)):
-            kind = {int: "a whole number", float: "a number"}.get(inner, "text")
-            raise UserError(path, f"{shown(value)} is not possible; it must be {kind}")
-        found = typed(value) if _is_free(inner) else [str(v) for v in value]
-        text = yaml.safe_dump(found, default_flow_style=True)
-        return f"--{path}={text.removesuffix('...' + chr(10)).strip()}"
-    return f"--{path}={'null' if value is None else value}"
-
-
-def _is_true(path: str, value: Any) -> bool:
-    if str(value).lower() not in ("true", "false"):
-        raise UserError(path, f"{shown(value)} is not possible; it must be true or false")
-    return str(value).lower() == "true"
+        raise ValueError("has no value; give one or leave it out")
+    if optional and is_null(value):
+        return None
+    kind = get_origin(inner)
+    if kind is dict:
+        return _mapping(value, inner)
+    if isinstance(value, dict if kind is tuple else dict | list | tuple):
+        what = {int: "a whole number", float: "a number", bool: "true or false"}.get(inner, "text")
+        raise ValueError(f"{shown(value)} is not possible; it must be {what}")
+    if kind is tuple:
+        return tuple(_read(item, get_args(inner)[0]) for item in _items(value))
+    reader = _reader(inner)
+    assert reader is not None, hint
+    return reader[0](str(value))
 
 
 def leaf_hint(path: str, cls: Any = Config) -> Any:
@@ -125,7 +137,9 @@ def leaf_hint(path: str, cls: Any = Config) -> Any:
 
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+    """The types of a dataclass's fields."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def no_field(path: str, cls: type[Config] = Config) -> UserError:
@@ -182,30 +196,19 @@ def is_null(value: Any) -> bool:
     return value is None or str(value).lower() in ("null", "none")
 
 
-def _is_free(hint: Any) -> bool:
-    """Whether a value is a mapping of names, written as YAML."""
-    return get_origin(hint) is dict
-
-
 @_RULES.primitive_rule
 def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """How a field's words are read, by its type; flags are tyro's own."""
+    """How a field's words are read, by its type; flags and pairs are tyro's own."""
     hint, optional = _optional(info.type)
     is_tuple = get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
-    if (found := _reader(get_args(hint)[0] if is_tuple else hint)) is None:
+    reader = _reader(get_args(hint)[0] if is_tuple else hint)
+    if reader is None or hint is bool:
         return None
-    read, metavar = found
-
-    def read_words(words: list[str]) -> Any:
-        if optional and len(words) == 1 and is_null(words[0]):
-            return None
-        return tuple(map(read, _items(words))) if is_tuple else read(words[0])
-
-    metavar = f"[{metavar} ...]" if is_tuple else metavar
+    metavar = f"[{reader[1]} ...]" if is_tuple else reader[1]
     return PrimitiveConstructorSpec(
         nargs="*" if is_tuple else 1,
         metavar=f"{metavar}|null" if optional else metavar,
-        instance_from_str=read_words,
+        instance_from_str=lambda words: _read(words[0] if len(words) == 1 else words, info.type),
         is_instance=lambda value: True,
         str_from_instance=lambda value: (
             ["null"] if value is None else [str(v) for v in (value if is_tuple else [value])]
@@ -214,11 +217,11 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _reader(hint: Any) -> tuple[Callable[[str], Any], str] | None:
-    """How one word of this type is read, and what the help calls it."""
+    """How a text of this type is read, and what the help calls it."""
     if hint in _READERS:
         return _READERS[hint]
-    if _is_free(hint):
-        return lambda text: _yaml(text, hint), "YAML"
+    if get_origin(hint) is dict:
+        return lambda text: _mapping(text, hint), "YAML"
     own = str in get_args(hint)  # names of a user's own beside ours
     choice = next((a for a in get_args(hint) if get_origin(a) is Literal), None) if own else hint
     if get_origin(choice) is not Literal:
@@ -226,6 +229,12 @@ def _reader(hint: Any) -> tuple[Callable[[str], Any], str] | None:
     names = get_args(choice)
     metavar = f"{{{','.join(names)}}}" + ("|MODULE:ATTRIBUTE" if own else "")
     return lambda text: _name(text, names, own), metavar
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{shown(text)} is not possible; it must be true or false")
+    return text.lower() == "true"
 
 
 def _whole(text: str) -> int:
@@ -254,6 +263,7 @@ def _text(text: str) -> str:
 
 
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (_flag, "BOOL"),
     int: (_whole, "INT"),
     float: (_number, "FLOAT"),
     str: (_text, "TEXT"),
@@ -274,60 +284,53 @@ def _name(text: str, names: tuple[str, ...], own: bool) -> str:
     return text
 
 
-def _items(words: list[str]) -> list[str]:
-    """The items of a sequence: one word each, or all in one word in brackets."""
-    if len(words) != 1 or not words[0].startswith("["):
-        return words
-    try:
-        found = yaml.load(words[0], yaml.BaseLoader)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, list):
-        raise ValueError(f"{shown(words[0])} is not possible; it must be a list, as [1, 2]")
-    return [str(item) for item in found]
+def _items(given: Any) -> list[str]:
+    """The items of a sequence, of a text in brackets, or of a text that is the only one."""
+    if not isinstance(given, list | tuple):
+        if not str(given).startswith("["):
+            return [str(given)]
+        try:
+            given = yaml.load(given, yaml.BaseLoader)
+        except yaml.YAMLError:
+            raise ValueError(f"{shown(given)} is not possible; it must be a list, as [1, 2]") from None
+    return [str(item) for item in given]
 
 
-def _yaml(text: str, hint: Any) -> Any:
+def _mapping(given: Any, hint: Any) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(given) if isinstance(given, str) else typed(given)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ValueError(f"{shown(text)} cannot be read as YAML") from None
+        raise ValueError(f"{shown(given)} cannot be read as YAML") from None
     if get_args(hint)[1] is Any:  # whoever reads it checks it
         return value
     kinds = get_args(get_args(hint)[1])
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and k.isidentifier() and isinstance(v, kinds) for k, v in value.items()
     ):
-        raise ValueError(f"{shown(text)} is not possible; it must be names with values, as {{width: 64}}")
+        raise ValueError(f"{shown(given)} is not possible; it must be names with values, as {{width: 64}}")
     return {k: _exponent(v) for k, v in value.items()}
 
 
 def _reword(event: "_errors.ParseErrorEvent", command: Any) -> None:
     """Raise what tyro would tell in a box as one line; what it does not know is left to tyro."""
-    tree = command if issubclass(command, Config) else _hints(command).get("settings")
-    if isinstance(event, _errors.InstantiationFailure):
-        cause: BaseException | None = sys.exception()
-        while cause is not None:  # a check of the config itself
-            if isinstance(cause, UserError):
-                raise cause
-            cause = cause.__context__
-        if event.argument is not None:
-            raise UserError(_where(event.argument, tree), event.message)
-    elif isinstance(event, _errors.BadValue):
-        raise UserError(_where(event.argument, tree), "needs a value")
-    elif isinstance(event, _errors.MissingArgs):
-        raise UserError(_where(event.missing_arguments[0].arg, tree), "is needed; --help explains it")
-    elif isinstance(event, _errors.UnrecognizedArgs):
-        raise _unknown(event.tokens, command, tree)
+    if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
+        raise UserError(_where(event.argument), event.message)
+    if isinstance(event, _errors.BadValue):
+        raise UserError(_where(event.argument), "needs a value")
+    if isinstance(event, _errors.MissingArgs):
+        raise UserError(_where(event.missing_arguments[0].arg), "is needed; --help explains it")
+    if isinstance(event, _errors.UnrecognizedArgs):
+        raise _unknown(event.tokens, command)
 
 
-def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> UserError:
+def _unknown(tokens: list[str], command: Any) -> UserError:
+    tree = _hints(command).get("settings")
     word = next((t for t in tokens if t.startswith("-")), tokens[0])
     if not word.startswith("-"):
         return UserError(shown_word(word), "is one word too many; flags take no value, other options one")
     name = word.partition("=")[0]
     path = name.removeprefix("--").replace("-", "_")
-    if command is tree or ("." in path and (tree is not None or path not in field_paths())):
+    if "." in path and (tree is not None or path not in field_paths()):
         return no_field(path, tree or Config)
     if tree is None and path in field_paths():
         return UserError(name, "is a field of a run's config; this verb reads none")
@@ -337,12 +340,8 @@ def _unknown(tokens: list[str], command: Any, tree: type[Config] | None) -> User
     return UserError(name, "is not an option" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def _where(argument: Any, tree: type[Config] | None) -> str:
-    """A config field by its path, any other option as it is written."""
-    path = f"{argument.intern_prefix}.{argument.field.intern_name}".replace("-", "_").strip(".")
-    path = path.removeprefix("settings.")
-    if tree is not None and path in field_paths(tree):
-        return path
+def _where(argument: Any) -> str:
+    """An option as it is written."""
     return (
         argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0]
     )

@@ -262,8 +262,8 @@ def test_every_option_that_help_shows_is_taken(tmp_path: Path, capsys: pytest.Ca
     assert {"cluster.address", "model.hidden"} < set(optional)
     for yes, no in flags:
         path = yes.replace("-", "_")
-        assert split_overrides([f"--{yes}"])[0] == {path: True}
-        assert split_overrides([f"--{no}"])[0] == {path: False}
+        assert split_overrides([f"--{yes}"])[0] == {path: "true"}
+        assert split_overrides([f"--{no}"])[0] == {path: "false"}
     for name in (n for n in optional if "." in n or n == "code"):
         overrides, rest = split_overrides([f"--{name}", "null"])
         assert not rest

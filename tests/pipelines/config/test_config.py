@@ -239,7 +239,7 @@ def test_split_overrides_keeps_other_words() -> None:
     assert overrides == {
         "train.lr": "0.1",
         "model.hidden": ("3", "4"),
-        "model.detach_reset": False,
+        "model.detach_reset": "false",
         "seed": "7",
     }
 
@@ -249,9 +249,9 @@ def test_a_flag_takes_no_word(tmp_path: Path) -> None:
     overrides, rest = split_overrides(words)
     assert rest == ["my.yaml"]
     assert overrides == {
-        "data.augment.flip": True,
-        "tracking.tensorboard": True,
-        "model.detach_reset": False,
+        "data.augment.flip": "true",
+        "tracking.tensorboard": "true",
+        "model.detach_reset": "false",
     }
 
 
