@@ -1,7 +1,8 @@
 """Networks and their inputs from the config."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,11 +50,7 @@ def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
         surrogate=Surrogate(model.surrogate, model.surrogate_scale),
     )
     return describe(
-        model.name,
-        input_shape=info.input_shape,
-        num_classes=info.num_classes,
-        neuron=neuron,
-        **options,
+        model.name, input_shape=info.input_shape, num_classes=info.num_classes, neuron=neuron, **options
     )
 
 
@@ -121,29 +118,27 @@ def check_own_network(
     if not synapses or not all(isinstance(s, Synapses) for s in synapses):
         raise UserError("model.name", f"{name}.synapses() must list snn.layers.Synapses, the head last")
     x_TB = torch.zeros(model.T, 2, *info.input_shape)
-    try:
-        with evaluating(network), torch.no_grad():
-            logits = network(x_TB)
-    except Exception as error:
-        told = " ".join(str(error).split())
-        raise UserError(
-            "model.name",
-            f"{name} does not run on input of shape {tuple(x_TB.shape)}: {told}{line_in_own_code(error)}",
-        ) from error
+    refused = f"{name} does not run on input of shape {tuple(x_TB.shape)}"
+    with _failures_told(refused), evaluating(network), torch.no_grad():
+        logits = network(x_TB)
     wanted = (model.T, 2, info.num_classes)
     if tuple(logits.shape) != wanted:
         raise UserError(
             "model.name", f"{name} gives {tuple(logits.shape)}; logits must be (T, B, K) = {wanted}"
         )
-    try:
+    with _failures_told(f"{name}'s synaptic operations cannot be counted"):
         activity.collect(network, [x_TB])  # type: ignore[arg-type]
+    if score is not None:
+        with _failures_told(f"{name} cannot be scored by {score}"):
+            scorer = ExampleScorer(network, (score,), tail_depth=tail_depth)
+            scorer.score(x_TB, torch.zeros(2, dtype=torch.int64))
+
+
+@contextmanager
+def _failures_told(what: str) -> Iterator[None]:
+    """What a user's own network raises within becomes one line that says ``what`` it cannot do."""
+    try:
+        yield
     except Exception as error:
         told = " ".join(str(error).split())
-        raise UserError("model.name", f"{name}'s synaptic operations cannot be counted: {told}") from error
-    if score is not None:
-        labels_B = torch.zeros(2, dtype=torch.int64)
-        try:
-            ExampleScorer(network, (score,), tail_depth=tail_depth).score(x_TB, labels_B)
-        except Exception as error:
-            told = " ".join(str(error).split())
-            raise UserError("model.name", f"{name} cannot be scored by {score}: {told}") from error
+        raise UserError("model.name", f"{what}: {told}{line_in_own_code(error)}") from error
