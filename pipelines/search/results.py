@@ -128,8 +128,8 @@ def _config_text(plan: Plan, trial: Trial) -> str | None:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return pa.array(values, pa.int64() if all(isinstance(v, int) for v in values) else pa.float64())
+    if all(type(v) in (int, float) for v in values):
+        return pa.array(values)
     return pa.array([value_text(v) for v in values], pa.string())
 
 
@@ -169,12 +169,10 @@ def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
 def print_results(found: Found, console: Console) -> None:
     """The front as a table, how the trials ended, and where everything lies."""
     plan = found.plan
-    shown = _on_front(found)
-    headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives), "best")
-    rows = [(*_cells(found, trial), _kinds(found, trial)) for trial in shown[:FEW]]
-    console.print(table(f"search {plan.tree.name}: Pareto front", headings, rows, left=0))
-    if len(shown) > FEW:
-        console.print(f"and {len(shown) - FEW} more on the front; search.parquet has all")
+    headings, rows = _listed(found, front=True)
+    console.print(table(f"search {plan.tree.name}: Pareto front", headings, rows[:FEW], left=0))
+    if len(rows) > FEW:
+        console.print(f"and {len(rows) - FEW} more on the front; search.parquet has all")
     console.print(_counts(found), highlight=False)
     for trial in found.trials:
         if trial.status == "failed":
@@ -184,21 +182,17 @@ def print_results(found: Found, console: Console) -> None:
     console.print(f"report: {plan.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _on_front(found: Found) -> list[Trial]:
-    """The trials on the front by the first objective, the best first."""
-    first = found.plan.objectives[0]
-    chosen = [t for t in found.finished if t.number in found.front]
-    return sorted(chosen, key=lambda t: first.sign * t.metrics[first.name])
-
-
-def _cells(found: Found, trial: Trial) -> list[str]:
-    values = [value_text(trial.value(path)) for path in found.plan.space.paths]
-    reached = [(o, trial.metrics.get(o.name)) for o in found.plan.objectives]
-    return [str(trial.number), *values, *("" if value is None else o.text(value) for o, value in reached)]
-
-
-def _kinds(found: Found, trial: Trial) -> str:
-    return ", ".join(kind for kind, number in found.best.items() if number == trial.number)
+def _listed(found: Found, *, front: bool) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: of the trials on the front, the best first, or of all others, by number."""
+    paths, objectives = found.plan.space.paths, found.plan.objectives
+    first, rows = objectives[0], []
+    trials = [t for t in found.trials if (t.number in found.front) == front]
+    for t in sorted(trials, key=lambda t: first.sign * t.metrics[first.name] if front else t.number):
+        values = [value_text(t.value(path)) for path in paths]
+        reached = [o.text(t.metrics[o.name]) if o.name in t.metrics else "" for o in objectives]
+        best = ", ".join(kind for kind, number in found.best.items() if number == t.number)
+        rows.append([str(t.number), *values, *reached, best if front else t.reason or t.status])
+    return ["trial", *paths, *(o.title for o in objectives), "best" if front else "status"], rows
 
 
 def _counts(found: Found) -> str:
@@ -212,16 +206,13 @@ def _counts(found: Found) -> str:
 
 def _page(found: Found) -> str:
     plan = found.plan
-    headings = ("trial", *plan.space.paths, *(o.title for o in plan.objectives))
     parts = [f"<p>{escape(_counts(found))}.</p>"]
-    if found.finished:
-        rows = [[*_cells(found, t), _kinds(found, t)] for t in _on_front(found)]
-        parts.append(f'<h2>Pareto front</h2><div class="wide">{html_table((*headings, "best"), rows)}</div>')
-        parts += [html_figure(title, svg) for title, svg in figures(found.study, plan.objectives)]
-    others = [t for t in found.trials if t.number not in found.front]
-    if rows := [[*_cells(found, t), t.reason or t.status] for t in others]:
-        made = html_table((*headings, "status"), rows)
-        parts.append(f'<h2>Other trials</h2><div class="wide">{made}</div>')
+    for title, front in (("Pareto front", True), ("Other trials", False)):
+        headings, rows = _listed(found, front=front)
+        if rows:
+            parts.append(f'<h2>{title}</h2><div class="wide">{html_table(headings, rows)}</div>')
+        if rows and front:
+            parts += [html_figure(name, svg) for name, svg in figures(found.study, plan.objectives)]
     parts += [html_details(f"Best by {kind}", best_config(found, kind)) for kind in found.best]
     parts.append(f"<h2>Definitions</h2>{html_list((*DEFINITIONS.items(), *_EXPLAINED))}")
     parts.append(html_details("Settings", dump_config(plan.tree)))
@@ -245,7 +236,8 @@ def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]
                 target_names=[b.title, a.title],
             )
             drawn.append((f"{a.title[0].upper()}{a.title[1:]} and {b.title}", axes))
-        best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_share(len(study.trials)))
+        share = min(0.5, max(0.1, 5 / len(study.trials)))  # the best: a tenth, or five (Optuna's advice)
+        best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
         only = objectives[0].title
         if len(objectives) == 1:
             drawn.append((f"Trials by {only}", draw.plot_optimization_history(study, target_name=only)))
@@ -265,8 +257,3 @@ def figures(study: Any, objectives: Sequence[Objective]) -> list[tuple[str, str]
         svgs = [(title, to_svg(axes.figure)) for title, axes in drawn]
         plt.close("all")
     return svgs
-
-
-def _share(trials: int) -> float:
-    """Which trials count as the best: a tenth, or five (Optuna's advice), at most half."""
-    return min(0.5, max(0.1, 5 / max(trials, 1)))
