@@ -221,11 +221,6 @@ class Objective:
     title: str
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """The mode as Optuna calls it."""
-        return "maximize" if self.mode == "max" else "minimize"
-
-    @property
     def sign(self) -> float:
         """By which values are multiplied so that lower ones are better."""
         return -1.0 if self.mode == "max" else 1.0
@@ -255,12 +250,10 @@ _OF_QUESTION: dict[Question, tuple[str, ...]] = {
 }
 
 
-def choose_objectives(
-    names: Sequence[str] | None, question: Question | None, stages: Stages
-) -> tuple[Objective, ...]:
-    """The objectives of a search."""
+def _objectives(settings: SearchConfig, stages: Stages) -> tuple[Objective, ...]:
+    names: Sequence[str] | None = settings.objectives
     if names is None:
-        default = _OF_QUESTION[question] if question else ("accuracy", "examples", "density")
+        default = _OF_QUESTION[settings.question or "both"]
         names = [n for n in default if not (stages == "train" and n == "density")]
     elif stages == "train" and "density" in names:
         raise UserError(
@@ -283,11 +276,6 @@ class Plan:
     objectives: tuple[Objective, ...]
 
     @property
-    def settings(self) -> SearchConfig:
-        """What the config says below ``search:``."""
-        return self.tree.search
-
-    @property
     def nested(self) -> bool:
         """Whether every trial launches Ray Train; one worker trains in the trial's own process."""
         return self.tree.cluster.workers > 1
@@ -295,11 +283,11 @@ class Plan:
     @property
     def trials(self) -> int | None:
         """How many trials; ``None`` when only the time ends the search."""
-        wanted = self.settings.trials
-        if self.settings.sampler == "grid":
-            size = len(self.space.grid(self.settings.grid_points))
+        wanted = self.tree.search.trials
+        if self.tree.search.sampler == "grid":
+            size = len(self.space.grid(self.tree.search.grid_points))
             return min(size, wanted or size)
-        return wanted or (DEFAULT_TRIALS if self.settings.minutes is None else None)
+        return wanted or (DEFAULT_TRIALS if self.tree.search.minutes is None else None)
 
     @property
     def steps(self) -> int:
@@ -311,7 +299,7 @@ def make_plan(tree: SearchTree) -> Plan:
     """The plan of a search."""
     space = make_space(tree)
     stages = _stages(tree.search, space)
-    objectives = choose_objectives(tree.search.objectives, tree.search.question, stages)
+    objectives = _objectives(tree.search, stages)
     plan = Plan(tree=tree, folder=run_path(tree), space=space, stages=stages, objectives=objectives)
     if tree.search.scheduler == "asha":
         _check_asha(plan)
@@ -350,10 +338,9 @@ def _check_asha(plan: Plan) -> None:
         )
     if plan.nested:
         raise UserError("search.scheduler", "asha needs trials of one worker; set cluster.workers to 1")
-    if plan.settings.grace_epochs > plan.steps:
-        raise UserError(
-            "search.grace_epochs", f"{plan.settings.grace_epochs} is more than a trial's {plan.steps} epochs"
-        )
+    grace = plan.tree.search.grace_epochs
+    if grace > plan.steps:
+        raise UserError("search.grace_epochs", f"{grace} is more than a trial's {plan.steps} epochs")
 
 
 def measure(folders: Sequence[Path]) -> dict[str, float]:

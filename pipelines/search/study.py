@@ -118,8 +118,8 @@ def _run_trials(plan: Plan, concurrent: int, *, quiet: bool) -> None:
     trials = _uninterrupted(plan)
     ended = sum(t.status != "open" for t in trials)
     seconds = None
-    if plan.settings.minutes is not None:
-        seconds = 60 * plan.settings.minutes - (time.monotonic() - started)
+    if plan.tree.search.minutes is not None:
+        seconds = 60 * plan.tree.search.minutes - (time.monotonic() - started)
     if (plan.trials is not None and ended >= plan.trials) or (seconds is not None and seconds <= 0):
         return
     part = 1 + max(map(part_number, plan.folder.glob(ANALYSES)), default=-1)
@@ -161,7 +161,7 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    settings, study = plan.settings, "search"
+    settings, study = plan.tree.search, "search"
     storage = optuna.storages.InMemoryStorage()
     study_of(plan, past, storage=storage, study_name=study)
     seed = plan.tree.seed + 1_000_003 * len(past)  # not the same draws again
@@ -187,7 +187,7 @@ def _searcher(plan: Plan, past: list[Trial]) -> Any:
 
 
 def _scheduler(plan: Plan) -> Any:
-    if plan.settings.scheduler == "none":
+    if plan.tree.search.scheduler == "none":
         return None
     from ray.tune.schedulers import ASHAScheduler
 
@@ -195,8 +195,8 @@ def _scheduler(plan: Plan) -> Any:
         metric="accuracy",
         mode="max",
         max_t=plan.steps + 1,  # a trial's last report tells of no epoch, but of its end
-        grace_period=plan.settings.grace_epochs,
-        reduction_factor=plan.settings.reduction,
+        grace_period=plan.tree.search.grace_epochs,
+        reduction_factor=plan.tree.search.reduction,
         stop_last_trials=False,
     )
 
@@ -235,7 +235,7 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
             kind, each = ("gpu", each_gpus) if each_gpus else ("cpu", each_cpus)
             what = f"{each:g} {kind.upper()}s for a trial do not fit any node of the cluster"
             raise UserError(f"cluster.{kind}s_per_worker", what)
-    wanted = plan.settings.concurrent
+    wanted = plan.tree.search.concurrent
     if wanted is not None and wanted > fit:
         raise UserError(
             "search.concurrent", f"{wanted} trials at once do not fit; set it to {int(fit)} or less"

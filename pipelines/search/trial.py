@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
@@ -59,7 +58,7 @@ def run_trial(suggested: dict[str, Any], plan: Plan, command: list[str]) -> None
     from ray import tune
 
     sys.argv = command
-    asha = plan.settings.scheduler == "asha"
+    asha = plan.tree.search.scheduler == "asha"
     try:
         stages = stages_of(plan, suggested)
         for stage in stages:
@@ -73,10 +72,9 @@ def stages_of(plan: Plan, suggested: dict[str, Any]) -> list[Stage]:
     """The stages of a trial, in order: train, or train and prune (which retrains, too)."""
     config = plan.space.config_of(suggested)
     c = config.cluster
-    engine: Literal["ray", "local"] = "ray" if plan.nested else "local"
     cluster = replace(
         c,
-        engine=engine,
+        engine="ray" if plan.nested else "local",
         address=c.address if plan.nested else None,  # else it trains in a process of the search's cluster
         threads=c.threads or max(1, int(c.cpus_per_worker)),
     )
@@ -205,7 +203,9 @@ def study_of(plan: Plan, trials: Sequence[Trial], **where: Any) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=[o.direction for o in plan.objectives], **where)
+    study = optuna.create_study(
+        directions=["maximize" if o.mode == "max" else "minimize" for o in plan.objectives], **where
+    )
     study.add_trials(
         optuna.trial.create_trial(values=values, params=t.suggested, distributions=plan.space.distributions)
         for t in trials
@@ -216,6 +216,6 @@ def study_of(plan: Plan, trials: Sequence[Trial], **where: Any) -> Any:
 
 def objective_values(plan: Plan, trial: Trial) -> list[float] | None:
     """What a trial reached in each objective; ``None`` where it has not or could not."""
-    values = [trial.metrics.get(o.name, np.nan) for o in plan.objectives]
+    values = [float(trial.metrics.get(o.name, math.nan)) for o in plan.objectives]
     ended = trial.status in ("finished", "stopped")
-    return [float(v) for v in values] if ended and np.isfinite(values).all() else None
+    return values if ended and all(map(math.isfinite, values)) else None

@@ -22,7 +22,9 @@ def study_of(
     values: np.ndarray, names: list[str], params: list[dict[str, object]] | None = None
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=[OBJECTIVES[n].direction for n in names])
+    study = optuna.create_study(
+        directions=["maximize" if OBJECTIVES[n].mode == "max" else "minimize" for n in names]
+    )
     for i, row in enumerate(values.tolist()):
         given = {"params": params[i], "distributions": SPACE} if params else {}
         study.add_trial(optuna.trial.create_trial(values=row, **given))
