@@ -31,19 +31,12 @@ RECORDED = "val_accuracy"
 """What a run's records call the accuracy that a search goes by."""
 
 
+_RATIO = {"data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1}}
+_BUDGET = {"weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True}}
 READY_MADE: dict[Question, dict[str, Any]] = {
-    "data": {
-        "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
-        "data_pruning.policy": ["sadp", "random"],
-    },
-    "network": {
-        "weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True},
-        "weight_pruning.criterion": ["slamp", "lamp"],
-    },
-    "both": {
-        "data_pruning.ratio": {"low": 0.1, "high": 0.9, "step": 0.1},
-        "weight_pruning.budget": {"low": 0.05, "high": 3.0, "log": True},
-    },
+    "data": {**_RATIO, "data_pruning.policy": ["sadp", "random"]},
+    "network": {**_BUDGET, "weight_pruning.criterion": ["slamp", "lamp"]},
+    "both": {**_RATIO, **_BUDGET},
 }
 _FIXED = ("name", "storage", "code", "baseline", "cluster", "search")
 _FREE_DATA = ("data.frames.", "data.augment.")  # all other data is the same for all trials

@@ -222,30 +222,23 @@ def trials_at_once(plan: Plan, nodes: list[tuple[float, float]]) -> int:
     launches Ray Train, nor the CPU that feeds them: the limit counts these.
     """
     c = plan.tree.cluster
-    cpus, gpus = sum(n[0] for n in nodes), sum(n[1] for n in nodes)
     if plan.nested:
-        check_cluster(plan.tree, cpus=cpus, gpus=gpus)
-        fit = _parts(cpus, c.workers * c.cpus_per_worker + 1)
-        if each := c.workers * c.gpus_per_worker + c.gpus_per_scorer:
-            fit = min(fit, _parts(gpus, each))
+        cpus, gpus = c.workers * c.cpus_per_worker + 1, c.workers * c.gpus_per_worker + c.gpus_per_scorer
+        nodes = [(sum(n[0] for n in nodes), sum(n[1] for n in nodes))]
+        check_cluster(plan.tree, *nodes[0])
     else:
-        each_cpus, each_gpus = max(1.0, c.cpus_per_worker), c.gpus_per_worker
-        fit = sum(min(_parts(n[0], each_cpus), _parts(n[1], each_gpus) if each_gpus else n[0]) for n in nodes)
-        if fit < 1:
-            kind, each = ("gpu", each_gpus) if each_gpus else ("cpu", each_cpus)
-            what = f"{each:g} {kind.upper()}s for a trial do not fit any node of the cluster"
-            raise UserError(f"cluster.{kind}s_per_worker", what)
+        cpus, gpus = max(1.0, c.cpus_per_worker), c.gpus_per_worker
+    # 1.0 // 0.2 is 4, as the float 0.2 is a little more.
+    fits = [min((n + 1e-6) // e for n, e in zip(node, (cpus, gpus), strict=True) if e) for node in nodes]
+    fit = int(sum(fits))
+    if fit < 1:
+        kind, each = ("gpu", gpus) if gpus else ("cpu", cpus)
+        what = f"{each:g} {kind.upper()}s for a trial do not fit any node of the cluster"
+        raise UserError(f"cluster.{kind}s_per_worker", what)
     wanted = plan.tree.search.concurrent
     if wanted is not None and wanted > fit:
-        raise UserError(
-            "search.concurrent", f"{wanted} trials at once do not fit; set it to {int(fit)} or less"
-        )
-    return wanted or int(fit)
-
-
-def _parts(whole: float, each: float) -> float:
-    """How many parts there are in a whole; 1.0 // 0.2 is 4, as the float 0.2 is a little more."""
-    return (whole + 1e-6) // each
+        raise UserError("search.concurrent", f"{wanted} trials at once do not fit; set it to {fit} or less")
+    return wanted or fit
 
 
 def _this_machine(plan: Plan, gpus: float) -> list[tuple[float, float]]:
