@@ -155,15 +155,14 @@ def _training(
 def _data(config: Config, working_dir: Path) -> tuple[Path, ...]:
     if _absolute(config.data.path):
         return ()
-    found = (working_dir / config.data.path).resolve()
-    what = None
-    if not found.is_relative_to(working_dir.resolve()):
+    path, root = config.data.path, working_dir.resolve()
+    if not (root / path).resolve().is_relative_to(root):
         what = "is outside of what is sent; give a path of the cluster's"
-    elif not found.exists():
+        raise UserError("data.path", f"{path} {what}")
+    if not (root / path).exists():
         what = f"does not exist in {working_dir}; give an absolute path of the cluster's"
-    if what is not None:
-        raise UserError("data.path", f"{config.data.path} {what}")
-    return (working_dir.resolve() / config.data.path,)
+        raise UserError("data.path", f"{path} {what}")
+    return (root / path,)
 
 
 def _pruned(overrides: Mapping[str, str], network: Path) -> str:

@@ -8,6 +8,7 @@ import tyro
 
 from cluster.errors import UserError
 from pipelines.config.checks import check
+from pipelines.config.training import SIZE
 from pipelines.console import progress, results, write
 from pipelines.storage.sync import named
 
@@ -135,8 +136,7 @@ def _check_ingest(o: IngestCommand) -> None:
         ("--workers", o.workers),
     ):  # fmt: skip
         check(value is None or value >= 1, option, value, "at least 1")
-    if o.size is not None and not (len(o.size) in (1, 2) and min(o.size) >= 1):
-        raise UserError("--size", f"{o.size} is not possible; give one or two positive numbers")
+    check(o.size is None or SIZE.holds(o.size), "--size", o.size, SIZE.text)
     if o.by != "time" and o.T is None:
         raise UserError("--by", "applies to event frames, of which --T says how many; give both")
 

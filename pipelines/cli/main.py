@@ -17,6 +17,7 @@ from pipelines.config.parser import parse
 from pipelines.console import say, write
 from pipelines.runs.interrupts import TERMINATED, end_on_sigterm, was_terminated
 
+ABOUT = "Train spiking neural networks on fewer examples per epoch, and prune their synapses.\n\n"
 VERBS: dict[str, Callable[..., int | None]] = {
     "data ingest": data.ingest,
     "data verify": data.verify,
@@ -77,20 +78,11 @@ def usage(group: str = "") -> str:
     """The verbs, or those of a group, with a line each."""
     prog = f"spikeprune {group}".strip()
     lines = {v.removeprefix(f"{group} "): f for v, f in VERBS.items() if v.startswith(f"{group} ".lstrip())}
-    shown = "\n".join(f"  {verb:<17}{_summary(function)}" for verb, function in lines.items())
-    what = (
-        ""
-        if group
-        else "Train spiking neural networks on fewer examples per epoch, and prune their synapses.\n\n"
-    )
+    shown = "\n".join(f"  {verb:<17}{str(f.__doc__).splitlines()[0]}" for verb, f in lines.items())
     return (
-        f"usage: {prog} VERB [options]\n\n{what}verbs:\n{shown}\n\n"
+        f"usage: {prog} VERB [options]\n\n{'' if group else ABOUT}verbs:\n{shown}\n\n"
         f"{prog} VERB --help explains a verb and every field of its config.\n"
     )
-
-
-def _summary(function: Callable[..., object]) -> str:
-    return (function.__doc__ or "").strip().splitlines()[0]
 
 
 def _dispatch(args: list[str]) -> int:
