@@ -5,7 +5,7 @@ until the field's type reads them (`pipelines.config.parser`), so a run called 0
 """
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -15,8 +15,8 @@ import yaml
 
 from cluster.errors import UserError
 from pipelines.config.checks import is_own, shown
-from pipelines.config.migration import FIELD, VERSION, migrate
-from pipelines.config.parser import Plain, group_of, is_null, parse, read_field, split_overrides
+from pipelines.config.migration import FIELD, VERSION, check_unused, today, version_of
+from pipelines.config.parser import Plain, group_of, is_null, leaf_hint, parse, read_field, split_overrides
 from pipelines.config.schema import Config, field_paths
 from pipelines.storage.paths import real_path
 
@@ -44,7 +44,7 @@ def load_tree(cls: type[Tree], path: Path | str | None, overrides: Mapping[str, 
     """As `load_config`, for a tree with more branches than a run's."""
     values: dict[str, Any] = {}
     for file in reversed(config_files(path) if path is not None else []):
-        _put_over(values, _leaves(_own_fields(file), cls))
+        _put_over(values, _own_fields(file, cls))
     _put_over(values, dict(overrides or {}))
     return _made(cls, values, Path(path).absolute().parent if path is not None else Path.cwd())
 
@@ -141,27 +141,39 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader._plain)
 
 
-def _own_fields(file: Path) -> dict[str, Any]:
-    """What a file itself says; its folder of own modules is beside it."""
-    tree = migrate(read_yaml(file), str(file))
+def _own_fields(file: Path, cls: type[Config]) -> dict[str, Any]:
+    """What a file itself says, by today's paths; its folder of own modules is beside it."""
+    tree = read_yaml(file)
     tree.pop("base", None)
-    if isinstance(tree.get("code"), str):
-        tree["code"] = str(file.absolute().parent / tree["code"])
-    return tree
-
-
-def _leaves(tree: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted path."""
+    written = version_of(tree, str(file))
     found: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    for old, value in _leaves(tree, cls, written):
+        path, there = today(old, written)
+        if not there:
+            check_unused(path, value, str(file))
+            continue
+        if path in named:
+            names = " and ".join((named[path], old))
+            raise UserError(str(file), f"has {names}, which are one field; keep {path}")
+        found[path], named[path] = value, old
+    if isinstance(found.get("code"), str):
+        found["code"] = str(file.absolute().parent / found["code"])
+    return found
+
+
+def _leaves(
+    tree: Mapping[str, Any], cls: type[Config], written: int, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The values of a tree by dotted path, as the file names them."""
     for key, value in tree.items():
         if "." in str(key):
             raise UserError(f"{prefix}{key}", "has a dot; in a file, fields stand below their group's name")
-        hint = get_type_hints(cls).get(key)
-        if is_dataclass(hint) and isinstance(value, Mapping):
-            found |= _leaves(value, hint, f"{prefix}{key}.")
-        elif value is not None or not is_dataclass(hint):
-            found[f"{prefix}{key}"] = value
-    return found
+        is_group = is_dataclass(leaf_hint(today(f"{prefix}{key}", written)[0], cls))
+        if is_group and isinstance(value, Mapping):
+            yield from _leaves(value, cls, written, f"{prefix}{key}.")
+        elif value is not None or not is_group:
+            yield f"{prefix}{key}", value
 
 
 def _put_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:

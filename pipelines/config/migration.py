@@ -1,4 +1,4 @@
-"""Config files of earlier versions: old names become new ones, files of later versions are refused."""
+"""Config files of earlier versions: what old names are today; files of later versions are refused."""
 
 from typing import Any
 
@@ -33,51 +33,29 @@ UNUSED = {"data.on_bad_row": "stop", "data_pruning.overlap": "false", "train.ema
 """Values of fields that are gone and did change what a run does: with any other a file is refused."""
 
 
-def migrate(tree: dict[str, Any], file: str) -> dict[str, Any]:
-    """A file's tree with the names of today; a file without a version may have any earlier name."""
+def version_of(tree: dict[str, Any], file: str) -> int:
+    """The version that a file was written by; without one it may have any earlier name."""
     written = tree.pop(FIELD, 1)
     if not str(written).isdigit():
         raise UserError(file, f"its {FIELD} {shown(written)} is not possible; it must be a whole number")
     if int(written) > VERSION:
         what = f"is of {FIELD} {written}, written by a later spikeprune; this one reads up to {VERSION}"
         raise UserError(file, what)
-    for version in range(int(written) + 1, VERSION + 1):
+    return int(written)
+
+
+def today(path: str, since: int = 1) -> tuple[str, bool]:
+    """What a field or group of a version is called in the latest one that has it; whether that is today's."""
+    for version in range(since + 1, VERSION + 1):
         for old, new in RENAMED.get(version, {}).items():
-            _move(tree, old, new, file)
-    return tree
+            if f"{path}.".startswith(f"{old}."):
+                if new is None:
+                    return path, False
+                path = new + path[len(old) :]
+    return path, True
 
 
-def new_name(path: str) -> str | None:
-    """What a field of an earlier version is called today; ``None`` where nothing is known of it."""
-    name: str | None = path
-    for version in sorted(RENAMED):
-        for old, new in RENAMED[version].items():
-            if name is not None and f"{name}.".startswith(f"{old}."):
-                name = None if new is None else new + name[len(old) :]
-    return None if name == path else name
-
-
-def _move(tree: dict[str, Any], old: str, new: str | None, file: str) -> None:
-    *branches, leaf = old.split(".")
-    node: Any = tree
-    for branch in branches:
-        node = node.get(branch) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or leaf not in node:
-        return
-    value = node.pop(leaf)
-    if new is None:
-        if str(value).lower() != UNUSED.get(old, str(value).lower()):
-            raise UserError(file, f"has {old} {shown(value)}, which this version no longer offers; remove it")
-        return
-    *branches, leaf = new.split(".")
-    node = tree
-    for branch in branches:
-        node = node.setdefault(branch, {})
-    there = node.get(leaf)
-    if isinstance(value, dict) and isinstance(there, dict):
-        if both := sorted(value.keys() & there.keys()):
-            raise UserError(file, f"has {old}.{both[0]} and {new}.{both[0]}, which are one field; keep {new}")
-        value = there | value
-    elif leaf in node:
-        raise UserError(file, f"has {old} and {new}, which are one field; keep {new}")
-    node[leaf] = value
+def check_unused(path: str, value: Any, file: str) -> None:
+    """That a field that is gone has the value with which it did nothing."""
+    if str(value).lower() != UNUSED.get(path, str(value).lower()):
+        raise UserError(file, f"has {path} {shown(value)}, which this version no longer offers; remove it")

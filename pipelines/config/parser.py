@@ -20,7 +20,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from cluster.errors import UserError
 from pipelines.config.checks import is_own, shown, shown_word
-from pipelines.config.migration import new_name
+from pipelines.config.migration import today
 from pipelines.config.schema import Config, field_paths
 
 C = TypeVar("C")
@@ -148,7 +148,8 @@ def no_field(path: str, cls: type[Config] = Config) -> UserError:
         return UserError(path, "is not a field; `spikeprune search` reads it")
     if is_dataclass(leaf_hint(path, cls)):
         return UserError(path, "holds fields; set one of them")
-    if (new := new_name(path)) is not None:
+    new, there = today(path)
+    if there and new != path:
         return UserError(path, f"is not a field; it is called {new} now")
     if close := difflib.get_close_matches(path, field_paths(cls), n=1):
         return UserError(path, f"is not a field; did you mean {close[0]}?")

@@ -190,14 +190,13 @@ def test_groups_move_as_fields_do(monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = {2: {"a": "b", "c.x": "d", "gone": None}, 3: {"b": "e.f", "d": "e.f.y"}}
     monkeypatch.setattr(migration, "RENAMED", renamed)
     monkeypatch.setattr(migration, "VERSION", 3)
-    assert migration.migrate({"a": {"z": 1}, "c": {"x": 2}, "gone": 3}, "f") == {
-        "c": {},
-        "e": {"f": {"z": 1, "y": 2}},
-    }
-    assert migration.migrate({"schema_version": "2", "a": 1, "b": 2}, "f") == {"a": 1, "e": {"f": 2}}
-    assert migration.new_name("c.x") == "e.f.y"
-    assert migration.new_name("a.z") == "e.f.z"
-    assert migration.new_name("gone") is migration.new_name("other") is None
+    assert migration.today("c.x") == ("e.f.y", True)
+    assert migration.today("a.z") == ("e.f.z", True)
+    assert migration.today("a.z", since=2) == ("a.z", True)
+    assert migration.today("b.z", since=2) == ("e.f.z", True)
+    assert migration.today("gone") == ("gone", False)
+    assert migration.today("gone", since=2) == ("gone", True)
+    assert migration.today("other") == ("other", True)
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
