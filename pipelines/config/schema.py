@@ -30,6 +30,7 @@ DEVICE = Allowed("auto, cpu, cuda or cuda:N", lambda v: bool(re.fullmatch(r"auto
 GPUS = Allowed(
     "zero, a part of one, or a whole number", lambda v: 0 <= v <= 1 or (v > 1 and float(v).is_integer())
 )
+SOME = Allowed("at least one of them, without repetition", lambda v: 0 < len(v) == len(set(v)))
 PolicyName = Literal[
     "full", "random", "static", "infobatch", "infobatch_matched", "el2n", "ucb", "loss", "sadp", "seta",
     "seta_matched", "repb", "repb_matched", "orderdp",
@@ -265,7 +266,7 @@ class SearchConfig(Checked):
     space: dict[str, Any] | None = None
     """Fields by their path: a list of values, or {low, high} with log: true or step. Beside a
     question it adds to that space."""
-    objectives: tuple[ObjectiveName, ...] | None = None
+    objectives: Annotated[tuple[ObjectiveName, ...] | None, SOME] = None
     """accuracy (highest), examples, seconds, density, synops (lowest); the question's own when not given."""
     stages: Stages | None = None
     """What a trial does: train, or run (train, prune, retrain); what the space and objectives need when
@@ -287,13 +288,6 @@ class SearchConfig(Checked):
     """Wall time of a launch, after which running trials are left for --resume."""
     concurrent: Annotated[int | None, at_least(1)] = None
     """Trials at once; as many as fit when not given."""
-
-    def check_together(self) -> None:
-        """Some objectives, each once."""
-        names = list(self.objectives or ())
-        if self.objectives is not None:
-            check(len(names) > 0, "search.objectives", [], "at least one of them")
-        check(len(set(names)) == len(names), "search.objectives", names, "without repetition")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -77,7 +77,7 @@ def space(search: dict[str, Any], **rest: Any) -> Space:
             {"question": "data", "stages": "train", "objectives": ["accuracy", "density"]},
             "search.objectives: density is not produced by the stage train",
         ),
-        ({"objectives": ["accuracy", "accuracy"]}, "search.objectives: ['accuracy', 'accuracy'] is not"),
+        ({"objectives": ["accuracy", "accuracy"]}, "search.objectives: ('accuracy', 'accuracy') is not"),
         ({"objectives": ["acuracy"]}, "search.objectives: 'acuracy' is unknown"),
         (
             {"scheduler": "asha", "objectives": ["accuracy", "synops"]},
