@@ -1,6 +1,5 @@
 """The verbs of ``spikeprune``, and what becomes of their mistakes. Loads neither torch nor Ray by itself."""
 
-import difflib
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ from typing import get_type_hints
 from cluster.errors import UserError
 from cluster.manifest import RESUMABLE
 from pipelines.cli import cluster, data, runs
-from pipelines.config.checks import shown, shown_word
+from pipelines.config.checks import closest, shown, shown_word
 from pipelines.config.load import read_command
 from pipelines.config.parser import parse
 from pipelines.console import say, write
@@ -104,8 +103,7 @@ def _dispatch(args: list[str]) -> int:
             raise UserError(verb, f"{given} is not one of its verbs; use {', '.join(seconds)}")
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; verbs are {', '.join(VERBS)}"
+        hint = closest(verb, VERBS) or f"; verbs are {', '.join(VERBS)}"
         raise UserError(shown_word(verb), f"is not a verb{hint}")
     return _call(verb, rest) or 0
 

@@ -1,6 +1,7 @@
 """What the groups of the config check their values with, and how a mistake shows a value."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import inf
@@ -26,6 +27,12 @@ def shown(value: Any) -> str:
 def shown_word(word: str) -> str:
     """A word of a command line as it is, or as `shown` where a terminal would not show it so."""
     return word if len(word) <= _SHOWN and word.isprintable() else shown(word)
+
+
+def closest(word: str, names: Iterable[str]) -> str:
+    """A hint at the name that may be meant; empty where none is close."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check(ok: bool, where: str, value: Any, allowed: str) -> None:

@@ -4,14 +4,13 @@ tyro splits a command's words and writes its help; it reports a mistake through 
 ``_errors``, for which pyproject.toml pins it.
 """
 
-import difflib
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -19,7 +18,7 @@ from tyro import _errors
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from cluster.errors import UserError
-from pipelines.config.checks import is_own, shown, shown_word
+from pipelines.config.checks import closest, is_own, shown, shown_word
 from pipelines.config.migration import today
 from pipelines.config.schema import Config, field_paths
 
@@ -130,16 +129,15 @@ def _read(value: Any, hint: Any) -> Any:
 def leaf_hint(path: str, cls: Any = Config) -> Any:
     """The type of a field by its path; ``None`` where there is none."""
     for key in path.split("."):
-        hint: Any = cls
-        cls = _hints(hint).get(key) if is_dataclass(cls) else None
+        cls = _hints(cls).get(key)
     return cls
 
 
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields."""
-    hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls)}
+    hints = get_type_hints(cls) if is_dataclass(cls) else {}
+    return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
 
 
 def no_field(path: str, cls: type[Config] = Config) -> UserError:
@@ -151,8 +149,8 @@ def no_field(path: str, cls: type[Config] = Config) -> UserError:
     new, there = today(path)
     if there and new != path:
         return UserError(path, f"is not a field; it is called {new} now")
-    if close := difflib.get_close_matches(path, field_paths(cls), n=1):
-        return UserError(path, f"is not a field; did you mean {close[0]}?")
+    if hint := closest(path, field_paths(cls)):
+        return UserError(path, f"is not a field{hint}")
     parent = path.rpartition(".")[0]
     group = leaf_hint(parent, cls) if parent else cls
     if is_dataclass(group):
@@ -279,9 +277,8 @@ def _name(text: str, names: tuple[str, ...], own: bool) -> str:
             raise ValueError(f"{shown(text)} is not possible; one of your own is package.module:attribute")
         return text
     if text not in names:
-        close = difflib.get_close_matches(text, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{shown(text)} is unknown; choose one of {', '.join(names)}{hint}")
+        choice = f"choose one of {', '.join(names)}{closest(text, names)}"
+        raise ValueError(f"{shown(text)} is unknown; {choice}")
     return text
 
 
@@ -337,12 +334,10 @@ def _unknown(tokens: list[str], command: Any) -> UserError:
         return UserError(name, "is a field of a run's config; this verb reads none")
     paths = (*field_paths(tree), *(n.removeprefix("--") for n in SHORT)) if tree is not None else ()
     names = [f"--{n.replace('_', '-')}" for n in (*_hints(command), *paths)]
-    close = difflib.get_close_matches(name, names, n=1)
-    return UserError(name, "is not an option" + (f"; did you mean {close[0]}?" if close else ""))
+    return UserError(name, f"is not an option{closest(name, names)}")
 
 
 def _where(argument: Any) -> str:
     """An option as it is written."""
-    return (
-        argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0]
-    )
+    name: str = argument.field.intern_name.upper()
+    return name if argument.is_positional() else argument.lowered.name_or_flags[0]

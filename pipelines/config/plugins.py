@@ -6,7 +6,6 @@ to every worker. Only names in a config are ever imported, never one that a chec
 """
 
 import atexit
-import difflib
 import importlib
 import inspect
 import re
@@ -24,6 +23,7 @@ from typing import Any, Literal
 from cluster.errors import UserError
 from cluster.submit import shadows
 from pipelines.config import Config, is_own
+from pipelines.config.checks import closest
 
 OURS = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 _LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")
@@ -250,10 +250,8 @@ def _load(name: str, where: str, code: OwnCode) -> Any:
     try:
         return attrgetter(attribute)(module)
     except AttributeError:
-        close = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         file = getattr(module, "__file__", module_name)
-        raise UserError(where, f"{file} has no {attribute!r}{hint}") from None
+        raise UserError(where, f"{file} has no {attribute!r}{closest(attribute, dir(module))}") from None
 
 
 def _told(error: BaseException, module: str) -> str:
