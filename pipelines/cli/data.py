@@ -131,11 +131,9 @@ def ingest(o: IngestCommand) -> None:
 def _check_ingest(o: IngestCommand) -> None:
     check(0 < o.test_share < 1, "--test-share", o.test_share, "in (0, 1)")
     check(o.split_seed >= 0, "--split-seed", o.split_seed, "zero or more")
-    for option, value in (
-        ("--T", o.T), ("--shard-rows", o.shard_rows), ("--group-rows", o.group_rows),
-        ("--workers", o.workers),
-    ):  # fmt: skip
-        check(value is None or value >= 1, option, value, "at least 1")
+    for name in ("T", "shard_rows", "group_rows", "workers"):
+        value = getattr(o, name)
+        check(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "at least 1")
     check(o.size is None or SIZE.holds(o.size), "--size", o.size, SIZE.text)
     if o.by != "time" and o.T is None:
         raise UserError("--by", "applies to event frames, of which --T says how many; give both")

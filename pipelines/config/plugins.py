@@ -28,7 +28,6 @@ from pipelines.config.checks import closest
 OURS = ("spikeprune", "snn", "pruning", "pipelines", "cluster")
 _LEANED_ON = ("torch", "ray", "numpy", "pyarrow", "yaml", "rich", "safetensors")
 MOST_BYTES = 16 << 20
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ def line_in_own_code(error: BaseException) -> str:
     modules = (sys.modules.get(name.partition(":")[0]) for name in _active.names.values())
     installed = {str(getattr(module, "__file__", None)) for module in modules} if not _active.files else ()
     names = (*(f"/{name}" for name in _active.files), *installed)
-    for path, line in reversed(_FRAME.findall("".join(traceback.format_exception(error)))):
+    for path, line in reversed(_frames(error)):
         if path.endswith(names):
             return f" ({Path(path).name}, line {line})"
     return ""
@@ -157,10 +156,8 @@ def check_unchanged(code: OwnCode | None, folder: Path, kind: Literal["run", "se
 def _sources(folder: Path, tops: set[str]) -> dict[str, bytes]:
     """The folder's modules and packages, and the packages without ``__init__`` that are named."""
     files = [*folder.glob("*.py")]
-    for package in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if package.name in OURS:
-            continue
-        if package.name in tops or (package / "__init__.py").exists():
+    for package in (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if package.name not in OURS and (package.name in tops or (package / "__init__.py").exists()):
             files += _python_files(package)
     size = sum(f.stat().st_size for f in files)
     if size > MOST_BYTES:
@@ -256,9 +253,12 @@ def _load(name: str, where: str, code: OwnCode) -> Any:
 
 def _told(error: BaseException, module: str) -> str:
     """An exception in a user's module as one line that says where it was raised."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, SyntaxError):
-        at = f" ({Path(error.filename or module).name}, line {error.lineno})"
-        return f"importing {module} failed: {error.msg}{at}"
-    return f"importing {module} failed: {type(error).__name__}: {' '.join(str(error).split())}{at}"
+    file, line = [f for f in _frames(error) if "importlib" not in f[0]][-1]
+    what = " ".join(str(error).split())
+    what = error.msg if isinstance(error, SyntaxError) else f"{type(error).__name__}: {what}"
+    return f"importing {module} failed: {what} ({Path(file).name}, line {line})"
+
+
+def _frames(error: BaseException) -> list[tuple[str, str]]:
+    """Files and lines of a trace; of one from another process too, which is text."""
+    return re.findall(r'File "([^"]+)", line (\d+)', "".join(traceback.format_exception(error)))
