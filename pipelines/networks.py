@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -40,15 +41,9 @@ def architecture(model: ModelConfig, info: DatasetInfo) -> dict[str, Any]:
         if name not in accepted and not open_ended:
             raise UserError(f"model.{name}", f"{value} does not apply: {model.name} has no such layers")
         options[name] = value
-    neuron = NeuronParameters(
-        beta=model.beta,
-        theta=model.theta,
-        reset=model.reset,
-        detach_reset=model.detach_reset,
-        decay_input=model.decay_input,
-        learn_beta=model.learn_beta,
-        surrogate=Surrogate(model.surrogate, model.surrogate_scale),
-    )
+    surrogate = Surrogate(model.surrogate, model.surrogate_scale)
+    constants = {f.name: getattr(model, f.name) for f in fields(NeuronParameters)}
+    neuron = NeuronParameters(**{**constants, "surrogate": surrogate})
     return describe(
         model.name, input_shape=info.input_shape, num_classes=info.num_classes, neuron=neuron, **options
     )

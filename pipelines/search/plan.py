@@ -53,11 +53,6 @@ class Space:
     stepped: frozenset[str]
     """Fields whose range has a step; Optuna's ranges of whole numbers all have."""
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The varied fields."""
-        return tuple(self.distributions)
-
     def config_of(self, suggested: Mapping[str, Any]) -> Config:
         """The config of a trial."""
         return with_values(self.config, {path: field_value(v) for path, v in suggested.items()})
@@ -68,7 +63,7 @@ class Space:
         Fields of the training vary fastest, so that trials that run side by side train different networks
         instead of waiting for the same one.
         """
-        slow_first = sorted(self.paths, key=lambda path: not path.startswith("weight_pruning."))
+        slow_first = sorted(self.distributions, key=lambda path: not path.startswith("weight_pruning."))
         values = [_points(self.distributions[p], None if p in self.stepped else points) for p in slow_first]
         return [dict(zip(slow_first, combination, strict=True)) for combination in itertools.product(*values)]
 
@@ -310,7 +305,7 @@ def read_plan(folder: Path) -> Plan:
 
 def _stages(settings: SearchConfig, space: Space) -> Stages:
     """What trials do: as asked for, or what space and objectives need."""
-    prunes = [p for p in space.paths if p.startswith("weight_pruning.")]
+    prunes = [p for p in space.distributions if p.startswith("weight_pruning.")]
     if settings.stages is None:
         wants = "density" in (settings.objectives or ())
         return "run" if prunes or wants or settings.question in ("network", "both") else "train"

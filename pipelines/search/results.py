@@ -113,7 +113,7 @@ def _write_table(found: Found) -> None:
     }
     for name in (*OBJECTIVES, "scored"):
         columns[name] = pa.array([t.metrics.get(name) for t in trials], pa.float64())
-    for path in space.paths:
+    for path in space.distributions:
         columns[path] = _column([t.value(path) for t in trials])
     columns["config"] = pa.array([_config_text(found.plan, t) for t in trials], pa.string())
     file = found.plan.folder / "search.parquet"
@@ -158,7 +158,7 @@ def best_config(found: Found, kind: str) -> str:
 def print_trial(plan: Plan, trial: Any, before: int, console: Console) -> None:
     """A line for one of Tune's trials that has just ended; ``before`` is its launch's first number."""
     done = trial_of(trial, before, ended=True)
-    values = ", ".join(f"{path} {value_text(done.value(path))}" for path in plan.space.paths)
+    values = ", ".join(f"{path} {value_text(done.value(path))}" for path in plan.space.distributions)
     if done.status == "finished":
         told = ", ".join(f"{o.name} {o.text(done.metrics[o.name])}" for o in plan.objectives)
     else:
@@ -184,7 +184,7 @@ def print_results(found: Found, console: Console) -> None:
 
 def _listed(found: Found, *, front: bool) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: of the trials on the front, the best first, or of all others, by number."""
-    paths, objectives = found.plan.space.paths, found.plan.objectives
+    paths, objectives = list(found.plan.space.distributions), found.plan.objectives
     first, rows = objectives[0], []
     trials = [t for t in found.trials if (t.number in found.front) == front]
     for t in sorted(trials, key=lambda t: first.sign * t.metrics[first.name] if front else t.number):

@@ -125,7 +125,7 @@ def test_plot_needs_a_search_and_nothing_else(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("question", ["data", "network", "both"])
 def test_ready_made_spaces_are_possible(question: Any) -> None:
     plan = make_plan(tree({"question": question}))
-    assert set(plan.space.paths) == set(READY_MADE[question])
+    assert set(plan.space.distributions) == set(READY_MADE[question])
     assert plan.stages == ("train" if question == "data" else "run")
     for values in plan.space.grid(3):
         plan.space.config_of(values)
@@ -133,7 +133,7 @@ def test_ready_made_spaces_are_possible(question: Any) -> None:
 
 def test_a_space_beside_a_question_adds_to_it() -> None:
     both = space({"question": "data", "space": {"train.lr": [0.1, 0.2], "data_pruning.policy": ["sadp"]}})
-    assert set(both.paths) == {"data_pruning.ratio", "data_pruning.policy", "train.lr"}
+    assert set(both.distributions) == {"data_pruning.ratio", "data_pruning.policy", "train.lr"}
     assert {p["data_pruning.policy"] for p in both.grid(2)} == {"sadp"}
 
 
