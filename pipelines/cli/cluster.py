@@ -21,9 +21,10 @@ from cluster.manifest import read_values
 from cluster.submit import collect, job_id
 from cluster.submit import submit as send
 from pipelines.cli.runs import PruneCommand, RunCommand, SearchCommand
-from pipelines.config import Config, parser
+from pipelines.config import Config
+from pipelines.config.checks import check_no_secret
 from pipelines.config.load import dump_config, load_config, load_tree, read_yaml
-from pipelines.config.parser import parse, split_overrides
+from pipelines.config.parser import parse, split_overrides, typed
 from pipelines.config.schema import SearchTree
 from pipelines.console import messages, results, say, table, write
 from pipelines.storage.paths import below, name_of, names_secret, parent, secret_in, uri_of
@@ -59,7 +60,7 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     """
     if not words:
         raise UserError("submit", "nothing to run; put the command behind --, as in: -- run my.yaml")
-    check_no_secret(words, "submit", storage)
+    check_words(words, "submit", storage)
     verb, rest = words[0], list(words[1:])
     if verb == "python":
         if not rest:
@@ -96,15 +97,13 @@ def remote_command(words: Sequence[str], working_dir: Path, storage: str = STORA
     return RemoteCommand(words=(*here, *rest), name=f"{verb}-{name_of(run)}" if run else verb, run=run)
 
 
-def check_no_secret(words: Sequence[str], command: str, storage: str) -> None:
+def check_words(words: Sequence[str], command: str, storage: str) -> None:
     """That a command for a cluster and its storage hold no secret: whoever may list jobs reads them."""
-    if (what := secret_in(storage)) is not None:
-        raise UserError("--storage", what)
+    check_no_secret("--storage", storage)
     where = command
     for word in words:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if (what := secret_in(value)) is not None:
-            raise UserError(option or where, what)
+        check_no_secret(option or where, value)
         where = option if option and not equals else command
 
 
@@ -257,7 +256,7 @@ class ManifestCommand:
 def submit(args: list[str]) -> int:
     """Run a command on a cluster as a job: spikeprune submit --address URL -- run my.yaml."""
     split = args.index("--") if "--" in args else len(args)
-    o = parser.parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
+    o = parse(SubmitCommand, args[:split], prog="spikeprune submit", description=submit.__doc__)
     if files := [text for text in o.pip if text.endswith(".txt")]:
         raise UserError("--pip", f"{files[0]} is a file; give its requirements themselves")
     command = remote_command(args[split + 1 :], o.working_dir, o.storage)
@@ -342,7 +341,7 @@ def doctor(o: DoctorCommand, overrides: dict[str, Any]) -> int:
 
 def manifest(o: ManifestCommand) -> None:
     """Describe a cluster for the tool that starts it: spikeprune cluster manifest kuberay > job.yaml."""
-    values = parser.typed(read_yaml(o.config)) if o.config is not None else {}
+    values = typed(read_yaml(o.config)) if o.config is not None else {}
     for text in o.set:
         key, equals, value = text.partition("=")
         if not equals:
@@ -354,7 +353,7 @@ def manifest(o: ManifestCommand) -> None:
     checked = read_values(values)
     if (verb := checked["command"][0]) not in VERBS:
         raise UserError("command", f"{verb!r} is not a verb for a cluster; use one of {', '.join(VERBS)}")
-    check_no_secret(checked["command"], "command", checked["storage"])
+    check_words(checked["command"], "command", checked["storage"])
     write(filled(o.kind, values), end="")
 
 
