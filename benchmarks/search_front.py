@@ -68,7 +68,7 @@ def measure_search(trials: int, seeds: int) -> dict[str, Any]:
             {
                 "trial": t.number,
                 "status": t.status,
-                "values": {path: t.value(path) for path in space.paths},
+                "values": {path: t.value(path) for path in space.distributions},
                 "metrics": {name: t.metrics[name] for name in (*OBJECTIVES, "scored") if name in t.metrics},
                 "on_front": t.number in found.front,
             }
@@ -140,7 +140,7 @@ def still_on_front(result: dict[str, Any]) -> set[int]:
     of = ("test_accuracy", "examples", "synops")
     means = [[float(np.mean([r[name] for r in a["runs"]])) for name in of] for a in again]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=[OBJECTIVES[o].direction for o in OF_SEARCH])
+    study = optuna.create_study(directions=["maximize" if OBJECTIVES[o].mode == "max" else "minimize" for o in OF_SEARCH])
     study.add_trials(optuna.trial.create_trial(values=m) for m in means)
     return {again[t.number]["trial"] for t in study.best_trials}
 
