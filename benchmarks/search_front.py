@@ -140,7 +140,9 @@ def still_on_front(result: dict[str, Any]) -> set[int]:
     of = ("test_accuracy", "examples", "synops")
     means = [[float(np.mean([r[name] for r in a["runs"]])) for name in of] for a in again]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=["maximize" if OBJECTIVES[o].mode == "max" else "minimize" for o in OF_SEARCH])
+    study = optuna.create_study(
+        directions=["maximize" if OBJECTIVES[o].mode == "max" else "minimize" for o in OF_SEARCH]
+    )
     study.add_trials(optuna.trial.create_trial(values=m) for m in means)
     return {again[t.number]["trial"] for t in study.best_trials}
 
