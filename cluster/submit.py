@@ -1,6 +1,7 @@
 """Send a command to a cluster as a Ray job, with the files of a folder that it needs."""
 
 import fnmatch
+import os
 import re
 import secrets
 import shlex
@@ -152,7 +153,11 @@ def megabytes(size: float) -> str:
 def _files(folder: Path, left_out: tuple[str, ...]) -> dict[str, Path]:
     names = _not_ignored(folder)
     if names is None:
-        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+        names = set()
+        for root, folders, files in os.walk(folder):
+            here = Path(root).relative_to(folder)
+            folders[:] = [f for f in folders if not _matches((here / f).as_posix(), left_out)]
+            names |= {(here / file).as_posix() for file in files}
     found = {}
     for name in names:
         path, above = folder / name, PurePosixPath(name).parents[:-1]

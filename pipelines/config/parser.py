@@ -164,9 +164,12 @@ class Plain(str):
 
 
 def typed(value: Any) -> Any:
-    """A tree with its `Plain` scalars as YAML reads them, where fields have no type of their own."""
+    """A tree with its `Plain` scalars as YAML reads them, where fields have no type of their own.
+
+    Names are sorted: neither trials nor the names of their folders depend on the order in a file.
+    """
     if isinstance(value, dict):
-        return {str(k): typed(v) for k, v in value.items()}
+        return {str(k): typed(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, list | tuple):
         return [typed(v) for v in value]
     try:

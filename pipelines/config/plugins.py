@@ -117,7 +117,8 @@ def line_in_own_code(error: BaseException) -> str:
     modules = (sys.modules.get(name.partition(":")[0]) for name in _active.names.values())
     installed = {str(getattr(module, "__file__", None)) for module in modules} if not _active.files else ()
     names = (*(f"/{name}" for name in _active.files), *installed)
-    for path, line in reversed(_frames(error)):
+    trace = "".join(traceback.format_exception(error))  # one from another process is text
+    for path, line in reversed(re.findall(r'File "([^"]+)", line (\d+)', trace)):
         if path.endswith(names):
             return f" ({Path(path).name}, line {line})"
     return ""
@@ -253,12 +254,8 @@ def _load(name: str, where: str, code: OwnCode) -> Any:
 
 def _told(error: BaseException, module: str) -> str:
     """An exception in a user's module as one line that says where it was raised."""
-    file, line = [f for f in _frames(error) if "importlib" not in f[0]][-1]
-    what = " ".join(str(error).split())
-    what = error.msg if isinstance(error, SyntaxError) else f"{type(error).__name__}: {what}"
+    frame = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename][-1]
+    file, line, what = frame.filename, frame.lineno, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):
+        file, line, what = error.filename or module, error.lineno, error.msg
     return f"importing {module} failed: {what} ({Path(file).name}, line {line})"
-
-
-def _frames(error: BaseException) -> list[tuple[str, str]]:
-    """Files and lines of a trace; of one from another process too, which is text."""
-    return re.findall(r'File "([^"]+)", line (\d+)', "".join(traceback.format_exception(error)))

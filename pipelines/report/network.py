@@ -84,7 +84,9 @@ def export(run: Path, output: Path, *, nir: bool = False) -> Exported:
             write_beside(folder / "model.nir", lambda p: package.write(p, graph))
         keep_copy(code, folder / CODE)
         write_json(folder / "layers.json", _json(run, phase, rows))
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    # The network first, own code and the table last.
+    names.sort(key=lambda name: (name == "layers.json", "/" in name, name != "model.safetensors", name))
     return Exported(files=tuple(below(output, n) for n in names), phase=phase, layers=rows)
 
 

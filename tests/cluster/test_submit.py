@@ -47,6 +47,15 @@ def test_secrets_results_and_caches_stay_here(folder: Path) -> None:
     assert found.bytes == sum(len(n) for n in found.files), "every file holds its name"
 
 
+def test_what_is_left_out_is_not_looked_through(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment holds tens of thousands of files."""
+    scanned, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: scanned.append(Path(place).name) or scandir(place))
+    assert "big.bin" in collect(folder, excludes=["data/"]).files
+    assert "sub" in scanned
+    assert not {".git", ".venv", "runs", "data"} & set(scanned)
+
+
 def test_git_decides_but_what_is_needed_goes(folder: Path) -> None:
     shutil.rmtree(folder / ".git")
     subprocess.run(["git", "init", "-q", str(folder)], check=True)

@@ -146,6 +146,8 @@ def test_options_of_the_model_have_the_types_that_yaml_gives_them(tmp_path: Path
     assert config.model.options == expected
     (tmp_path / "d.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "d.yaml") == config
+    (tmp_path / "e.yaml").write_text('model: {options: {kind: "07", slope: 1e-3, deep: true, width: 64}}')
+    assert dump_config(load_config(tmp_path / "e.yaml")) == dump_config(config), "whatever their order"
 
 
 def test_a_file_of_an_earlier_version_is_read_by_the_names_of_today(tmp_path: Path) -> None:

@@ -117,6 +117,11 @@ def check_that_a_checkpoint_alone_imports_nothing(run: Path, example: Path) -> N
             "broken:net",
             "importing broken failed: NameError: name 'x' is not defined (broken.py, line 2)",
         ),
+        (
+            "model.name",
+            "cut:net",
+            "importing cut failed: source code string cannot contain null bytes (cut, line",
+        ),
         ("model.name", "wrong:text", "wrong:text is of type str; it must be a function or class"),
         ("model.name", "wrong:linear", "has no 'synapses'; derive it from snn.models.SpikingNetwork"),
         ("model.name", "wrong:no_network", "wrong:no_network gave a dict, not a torch.nn.Module"),
@@ -154,6 +159,7 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (example / "broken.py").write_text("a = 1\nb = x\n")
+    (example / "cut.py").write_bytes(b"a = 1\n\0\0")
     (example / "wrong.py").write_text(
         "from torch import nn\nfrom pruning.examples.policies import Policy\nfrom snn.models import build\n\n"
         "text = 'a'\n\n\n"

@@ -50,6 +50,7 @@ def logits(model: SpikingNetwork, x_TB: torch.Tensor) -> torch.Tensor:
 
 def test_weights_masks_and_the_table(pruned: Path, tmp_path: Path) -> None:
     done = export.export(pruned, tmp_path / "out")
+    assert Path(done.files[0]).name == "model.safetensors"
     assert sorted(Path(p).name for p in done.files) == sorted(p.name for p in (tmp_path / "out").iterdir())
     model, _ = load_checkpoint(tmp_path / "out" / "model.safetensors")
     source, _ = load_checkpoint(pruned / "checkpoints" / "retrain.safetensors")
