@@ -120,7 +120,7 @@ def _part(task: str, part: str, epochs: int, rows: list[Row], dense: list[Row]) 
         f" {_mean(of_seeds, 'synops'):,.0f} | {_mean(of_seeds, 'energy_nj'):,.1f} |"
     )
     lamp = {(r["level"], r["seed"]): r for r in rows if (r["criterion"], r["objective"]) == ("lamp", part)}
-    for level in dict.fromkeys(row["level"] for row in rows):
+    for level in sorted({row["level"] for row in rows}, reverse=part == "synops"):
         of_level = [row for row in rows if row["level"] == level]
         for key in dict.fromkeys((r["criterion"], r["objective"]) for r in of_level):
             own = [r for r in of_level if (r["criterion"], r["objective"]) == key]
