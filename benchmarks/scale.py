@@ -107,7 +107,7 @@ def _status(entry: Path) -> dict[str, str]:
 def train(folder: Path, rows: int) -> dict[str, Any]:
     settings = {
         "name": "run",
-        "storage": str(folder / "runs"),
+        "storage": str(folder.parent / "runs"),
         "data.path": str(folder),
         "data.reading": "shards",
         "data.shuffle_rows": 16384,
@@ -124,14 +124,14 @@ def train(folder: Path, rows: int) -> dict[str, Any]:
     }
     words = [w for k, v in settings.items() for w in (f"--{k}", str(v))]
     started = time.perf_counter()
-    with (folder / "log").open("w") as log:
+    with (folder.parent / "log").open("w") as log:
         run = subprocess.Popen([sys.executable, "-m", "spikeprune", "train", *words], stderr=log, stdout=log)
         watch = Watch(run.pid, WORKERS)
         code = run.wait()
     peaks = watch.stop()
     if code:
-        raise SystemExit((folder / "log").read_text())
-    record = json.loads((folder / "runs/run/metrics.jsonl").read_text().splitlines()[0])
+        raise SystemExit((folder.parent / "log").read_text())
+    record = json.loads((folder.parent / "runs/run/metrics.jsonl").read_text().splitlines()[0])
     return {
         "rows": rows,
         "driver_mb": peaks["driver"],
@@ -330,12 +330,14 @@ def main() -> None:
     scores: list[dict[str, Any]] = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory(dir=args.work) as name:
-            write(Path(name), rows)
-            runs.append(train(Path(name), rows))
+            data = Path(name) / "data"
+            data.mkdir()
+            write(data, rows)
+            runs.append(train(data, rows))
             print(runs[-1], flush=True)
             if rows == args.rows[-1] and args.score_rows:
                 for hidden, T, share in SCORERS:
-                    scores.append(scoring(Path(name), args.score_rows // share, args.repeats, hidden, T))
+                    scores.append(scoring(data, args.score_rows // share, args.repeats, hidden, T))
                     print(scores[-1], flush=True)
     selected: list[dict[str, Any]] = []
     for rows in args.select:
