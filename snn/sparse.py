@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn.kernels import sparse
-from snn.layers import Pointwise
+from snn.layers import Conv2d, Pointwise
 
 
 class _OverSurvivors(nn.Module):
@@ -136,7 +136,9 @@ def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
 
     Layers of other classes, parametrised ones too, have none. Hooks stay with ``layer``.
     """
-    form = {nn.Conv2d: SparseConv2d, Pointwise: SparseConv2d, nn.Linear: SparseLinear}.get(type(layer))
+    forms: dict[type[nn.Module], Any] = {nn.Conv2d: SparseConv2d, Conv2d: SparseConv2d}
+    forms |= {Pointwise: SparseConv2d, nn.Linear: SparseLinear}
+    form = forms.get(type(layer))
     try:
         return None if form is None else form(layer)
     except ValueError:

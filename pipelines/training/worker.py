@@ -152,8 +152,10 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path, records: int) -> None:
         from tensorboardX import SummaryWriter
 
-        # What a killed run wrote beyond its last checkpoint is told again.
-        self._writer = SummaryWriter(str(folder), purge_step=records, flush_secs=1)
+        # What a killed run wrote beyond its last checkpoint is told again, in a file of its own: without the
+        # suffix, one that is begun within the same second would overwrite the first.
+        suffix = f".{records}"
+        self._writer = SummaryWriter(str(folder), purge_step=records, flush_secs=1, filename_suffix=suffix)
 
     def record(self, index: int, record: Mapping[str, Any]) -> None:
         """All numbers, at step ``index``."""

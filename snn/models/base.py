@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from snn.layers import Pointwise, SpikingLayer, Synapses, folded
+from snn.layers import Conv2d, Pointwise, SpikingLayer, Synapses, folded
 from snn.neurons import LIF, NeuronParameters
 
 
@@ -85,7 +85,7 @@ def conv_layer(c_in: int, c_out: int, kernel: int, neuron: NeuronParameters, str
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded to keep the size at stride 1."""
-    kind = Pointwise if kernel == 1 else nn.Conv2d
+    kind = Pointwise if kernel == 1 else Conv2d
     return kind(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
