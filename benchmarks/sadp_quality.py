@@ -226,7 +226,7 @@ def main() -> None:
     print(table(rows) + "\n\n" + "\n".join(verdict(rows)))
     if args.out:
         told = about("benchmarks.sadp_quality", sys.argv[1:])
-        given = vars(args) | {"out": str(args.out)}
+        given = vars(args) | {"out": args.out.name}
         args.out.write_text(json.dumps({"about": told, "arguments": given, "rows": rows}, indent=1))
 
 
