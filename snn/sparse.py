@@ -131,14 +131,20 @@ class SparseLinear(_OverSurvivors, nn.Linear):
         return self._convolution(rows).reshape(*x.shape[:-1], self.out_features)
 
 
+_FORMS: dict[type[nn.Module], Any] = {
+    nn.Conv2d: SparseConv2d,
+    Conv2d: SparseConv2d,
+    Pointwise: SparseConv2d,
+    nn.Linear: SparseLinear,
+}
+
+
 def sparse_layer(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
     """``layer`` over its surviving weights, or ``None`` where there is no such form of it.
 
     Layers of other classes, parametrised ones too, have none. Hooks stay with ``layer``.
     """
-    forms: dict[type[nn.Module], Any] = {nn.Conv2d: SparseConv2d, Conv2d: SparseConv2d}
-    forms |= {Pointwise: SparseConv2d, nn.Linear: SparseLinear}
-    form = forms.get(type(layer))
+    form = _FORMS.get(type(layer))
     try:
         return None if form is None else form(layer)
     except ValueError:
