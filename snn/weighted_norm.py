@@ -154,8 +154,9 @@ def _input_gradient(
     """``scale grad + share (slope (x - mean) + shift)``."""
     slope_NC, shift_NC = torch.outer(share_N, slope), torch.outer(share_N, shift - slope * mean)
     space = [1] * (x.ndim - 2)
-    grad_x = torch.addcmul(shift_NC.view(*shift_NC.shape, *space), grad, _per_channel(scale, x))
-    return grad_x.addcmul_(x, slope_NC.view(*slope_NC.shape, *space))
+    grad_x = grad * _per_channel(scale, x)
+    grad_x.addcmul_(x, slope_NC.view(*slope_NC.shape, *space))
+    return grad_x.add_(shift_NC.view(*shift_NC.shape, *space))
 
 
 def _shares(weights_B: Tensor) -> Tensor:
@@ -182,7 +183,8 @@ def _row_shares(share_B: Tensor, x: Tensor) -> Tensor:
 def _moments(x: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean and biased variance per channel, ``[C]`` each."""
     mean = _weighted_sum(share_N, _row_sums(x))
-    return mean, _weighted_sum(share_N, _row_squares(x - _per_channel(mean, x)))
+    squares = F.mse_loss(x, _per_channel(mean, x).expand_as(x), reduction="none")  # in one pass over x
+    return mean, _weighted_sum(share_N, _row_sums(squares))
 
 
 def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:
@@ -193,13 +195,6 @@ def _weighted_sum(share_N: Tensor, values_NC: Tensor) -> Tensor:
 def _row_sums(x: Tensor) -> Tensor:
     """Sums over positions, ``[N, C]``."""
     return x.sum(tuple(range(2, x.ndim))) if x.ndim > 2 else x
-
-
-def _row_squares(x: Tensor) -> Tensor:
-    """Sums of squares over positions, ``[N, C]``; one pass over ``x`` where positions are contiguous."""
-    if x.ndim > 2 and x.is_contiguous():
-        return torch.linalg.vector_norm(x, dim=tuple(range(2, x.ndim))).square()
-    return _row_sums(x.square())  # vector_norm takes four times as long in channels_last
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 /* The CPU engine: the multi-step LIF (lif.h), forward and backward, in float and in double.
  *
- * Neurons go through in blocks whose potentials stay in the processor's cache. Potentials take the
- * operations of the eager engine in its order, so spikes are bit-equal to an unfused loop's as long as
- * nothing is contracted to fused multiply-adds (-ffp-contract=off). Strides over time are in elements; 0
- * repeats one row.
+ * Neurons go through in blocks whose potentials stay in the processor's cache, and within a block in pieces
+ * of a few timesteps: rows of one timestep after the other would leave memory before it has caught up.
+ * Potentials take the operations of the eager engine in its order, so spikes are bit-equal to an unfused
+ * loop's as long as nothing is contracted to fused multiply-adds (-ffp-contract=off). Strides over time are
+ * in elements; 0 repeats one row.
  */
 #include <math.h>
 #include <stddef.h>
@@ -12,7 +13,7 @@
 #include <string.h>
 
 enum { ATAN, SIGMOID, TRIANGLE, FAST_SIGMOID };
-enum { BLOCK = 1024, PIECE = 64 }; /* PIECE divides BLOCK */
+enum { BLOCK = 1024, STEPS = 4, PIECE = 64 }; /* PIECE divides BLOCK */
 
 typedef struct {
     double beta, gain, theta, scale;
@@ -23,6 +24,8 @@ typedef struct {
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(x) JOIN(x, REAL)
 #define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define INDEPENDENT _Pragma("GCC ivdep")
 
 /* e^x for x <= 0 within a few ulp, in operations that vectorise (libm's expf does not):
