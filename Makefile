@@ -44,7 +44,7 @@ bench-check: bench
 	$(BIN)/python -m benchmarks.compare docs/results/suite.json runs/suite.json
 
 docs: $(READY)
-	$(BIN)/mkdocs build --quiet --site-dir build/site
+	$(BIN)/mkdocs build --site-dir build/site
 
 # The libraries that ours is compared with, whose networks it takes, and that it runs under.
 peers: $(PEERS)

@@ -215,7 +215,7 @@ def test_the_plain_loop_learns_and_survives_pruning() -> None:
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -224,6 +224,13 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Aborted" not in done.stderr
     assert (tmp_path / "site" / "concepts" / "index.html").exists()
+    files = [
+        page.parent / link
+        for page in (tmp_path / "site").rglob("index.html")
+        for link in re.findall(r'href="([^":#]+\.(?:py|yaml|json))"', page.read_text())
+    ]
+    assert len(files) > 20
+    assert [file for file in files if not file.exists()] == []
 
 
 INNER = ("snn.kernels",)
