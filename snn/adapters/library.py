@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from snn.neurons import LIF
+
 
 class Library:
-    """Plain modules, whose neurons are named: what a library's own class refines.
+    """Plain modules with our own neurons, or named ones: what a library's own class refines.
 
     Args:
-        names: paths or classes of the neurons.
+        names: paths or classes of the neurons beside `snn.neurons.LIF`.
     """
 
     state_is_argument = False
@@ -18,7 +20,7 @@ class Library:
 
     def __init__(self, names: Sequence[str | type] = ()) -> None:
         self.paths = {name for name in names if isinstance(name, str)}
-        self.classes = tuple(name for name in names if isinstance(name, type))
+        self.classes = (LIF, *(name for name in names if isinstance(name, type)))
 
     def is_neuron(self, path: str, module: nn.Module) -> bool:
         """Whether the module gives spikes."""
@@ -26,7 +28,7 @@ class Library:
 
     def one_step(self, neuron: nn.Module) -> bool | None:
         """Whether a call of the neuron is one timestep; ``None`` where only the number of calls tells."""
-        return None
+        return False if isinstance(neuron, LIF) else None
 
     def reset(self, model: nn.Module) -> None:
         """Take all neurons back to their state before the first timestep."""
@@ -46,7 +48,7 @@ class SpikingJelly(Library):
     def one_step(self, neuron: nn.Module) -> bool | None:
         """By its step mode."""
         mode = getattr(neuron, "step_mode", None)
-        return None if mode is None else mode == "s"
+        return super().one_step(neuron) if mode is None else mode == "s"
 
     def reset(self, model: nn.Module) -> None:
         """``functional.reset_net``."""

@@ -242,7 +242,8 @@ def wrap(
 
     Args:
         model: of spikingjelly (neurons in multi-step or single-step mode), snntorch or norse, or any module
-            whose ``neurons`` are named. Its last weight layer must be linear.
+            with neurons of ours (`snn.neurons.LIF`) or ``neurons`` that are named. Its last weight layer must
+            be linear.
         example: what one call of the model takes, with at least two examples: ``[T, B, ...]``; ``[B, ...]``
             where the model makes the timesteps itself; one timestep ``[B, ...]`` where your loop calls it
             for each. Best with B other than T.

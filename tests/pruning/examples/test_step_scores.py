@@ -18,7 +18,7 @@ from pruning.examples.step_scores import StepScores
 from snn.adapters import wrap
 from snn.coding import direct
 from snn.neurons import LIF
-from tests.pruning.examples.loops import B, N, T, dataset, losses_of, network, pruner_of, train
+from tests.pruning.examples.loops import B, N, T, dataset, losses_of, network, pruner_of, same, train
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -37,6 +37,23 @@ def test_mixed_precision(adapted: bool) -> None:
         found.append(pruner.policy.scores)
     assert np.corrcoef(found[0], found[1])[0, 1] > 0.8
     assert not np.array_equal(found[0], found[1])
+
+
+class Around(nn.Module):
+    """A network of ours in a module of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        logits: Tensor = self.net(x_TB)
+        return logits
+
+
+def test_a_network_of_ours_in_a_module_of_ones_own_is_trained_alike() -> None:
+    plain, inside = network(), Around()
+    assert same(train(plain, pruner_of(plain)), train(inside, pruner_of(inside)))
 
 
 class Asked(TorchDispatchMode):

@@ -52,6 +52,25 @@ def test_one_call_is_the_four_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(a, b)
 
 
+class Encoding(nn.Module):
+    """A network of ours in a module of the user's, which makes its timesteps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(encode(x))
+
+
+def test_a_network_of_ours_in_a_module_of_ones_own_is_pruned_alike() -> None:
+    loader = DataLoader(data(), batch_size=64)
+    plain = prune(network(), loader, sparsity=0.8, encode=encode).masks
+    inside = prune(Encoding(), loader, sparsity=0.8).masks
+    assert inside.keys() == {f"net.{name}" for name in plain}
+    assert all(torch.equal(mask, inside[f"net.{name}"]) for name, mask in plain.items())
+
+
 class Repeating(nn.Module):
     """Makes its own timesteps of flat images, as networks of other libraries do."""
 

@@ -107,7 +107,7 @@ def test_neurons_of_ones_own_step_by_step() -> None:
 
 def test_neurons_of_ours_among_modules_of_ones_own() -> None:
     model = nn.Sequential(nn.Linear(6, 8), LIF(beta=0.5), nn.Linear(8, 3))
-    network = wrap(model, torch.rand(T, B, 6), neurons=[LIF])
+    network = wrap(model, torch.rand(T, B, 6))
     assert [s.name for s in network.synapses()] == ["0", "2"]
 
 
