@@ -16,9 +16,8 @@ from snn.neurons import LIF
 WeightLayer = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 _POOLING = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
-
-
-DEEP_CHANNELS, SMALL_MAP = 512, 16
+_DEEP_CHANNELS, _SMALL_MAP = 512, 16
+"""Output channels from which, and output pixels up to which, NCHW was measured to be faster."""
 
 
 class Conv2d(nn.Conv2d):
@@ -30,7 +29,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`."""
         pixels = input.shape[-2:].numel() // (self.stride[0] * self.stride[1])
-        if input.device.type == "cpu" and self.out_channels >= DEEP_CHANNELS and pixels <= SMALL_MAP:
+        if input.device.type == "cpu" and self.out_channels >= _DEEP_CHANNELS and pixels <= _SMALL_MAP:
             input = input.contiguous()
         return super().forward(input)
 

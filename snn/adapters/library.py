@@ -69,8 +69,8 @@ class SnnTorch(Library):
         super().__init__([*names, self._own])
 
     def one_step(self, neuron: nn.Module) -> bool | None:
-        """Always."""
-        return True
+        """Always, but for ours."""
+        return not isinstance(neuron, LIF)
 
     def reset(self, model: nn.Module) -> None:
         """Membranes that the neurons keep themselves (``init_hidden=True``)."""

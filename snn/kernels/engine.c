@@ -1,7 +1,7 @@
 /* The CPU engine: the multi-step LIF (lif.h), forward and backward, in float and in double.
  *
- * Neurons go through in blocks whose potentials stay in the processor's cache, and within a block in pieces
- * of a few timesteps: rows of one timestep after the other would leave memory before it has caught up.
+ * Neurons go through in blocks whose potentials stay in the processor's cache, and within a block in pieces,
+ * a few timesteps at a time: whole rows, one timestep after the other, are measured to be slower.
  * Potentials take the operations of the eager engine in its order, so spikes are bit-equal to an unfused
  * loop's as long as nothing is contracted to fused multiply-adds (-ffp-contract=off). Strides over time are
  * in elements; 0 repeats one row.

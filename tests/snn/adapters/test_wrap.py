@@ -111,6 +111,29 @@ def test_neurons_of_ours_among_modules_of_ones_own() -> None:
     assert [s.name for s in network.synapses()] == ["0", "2"]
 
 
+def test_neurons_of_ours_in_a_network_of_snntorch() -> None:
+    snntorch = pytest.importorskip("snntorch")
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.ours, self.second = nn.Linear(6, 8), LIF(beta=0.5), nn.Linear(8, 8)
+            self.theirs, self.head = snntorch.Leaky(beta=0.5, init_hidden=True), nn.Linear(8, 3)
+
+        def forward(self, x_TB: Tensor) -> Tensor:
+            currents = self.second(self.ours(2 * self.first(x_TB)))
+            return torch.stack([self.head(self.theirs(current)) for current in currents])
+
+    x = torch.rand(T, B, 6)
+    network = wrap(Mixed(), x)
+    seen: list[Tensor] = []
+    for s in network.synapses()[:2]:
+        assert s.neuron is not None
+        s.neuron.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    network(x)
+    assert [tuple(spikes.shape) for spikes in seen] == [(T, B, 8)] * 2
+
+
 def test_what_is_left_out() -> None:
     model = nn.Sequential(nn.Conv1d(6, 6, 1), nn.Flatten(), nn.Linear(6, 8), Counting(), nn.Linear(8, 3))
     with pytest.raises(
