@@ -69,7 +69,7 @@ class SnnTorch(Library):
         super().__init__([*names, self._own])
 
     def one_step(self, neuron: nn.Module) -> bool | None:
-        """Always, but for ours."""
+        """Always, except for neurons of ours."""
         return not isinstance(neuron, LIF)
 
     def reset(self, model: nn.Module) -> None:
