@@ -1,6 +1,6 @@
 """From data to an exported, pruned network, as a user would: the configs of examples/laptop, on real data.
 
-    python -m benchmarks.end_to_end [--tasks cifar10-sew18 cifar10-dvs] [--output FILE.json] [--folder ...]
+    python -m benchmarks.end_to_end [--tasks cifar10-sew18 cifar10-dvs] [--seeds 0 1 2] [--output FILE.json]
 
 Each is `spikeprune data ingest`, `run` and `export`; beside it, by `prune`, the network before weight pruning
 is trained for as many epochs more without being pruned. The runs stay below ``--folder``; the same command
@@ -9,12 +9,14 @@ that were simulated of 2,500 of its images.
 """
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.about import about
 from benchmarks.real_data import folder
+from benchmarks.sadp_tables import paired
 from pipelines import cli
 from pipelines.report.summary import summarise
 from pipelines.storage.atomic import write_json
@@ -29,20 +31,22 @@ CONTROL = "unpruned, retrained as long"
 """The network before weight pruning."""
 
 
-def measure(task: str, storage: Path) -> list[dict[str, Any]]:
-    """A row per phase of the task's run."""
+def measure(task: str, seed: int, storage: Path) -> list[dict[str, Any]]:
+    """A row per phase of the task's run under a seed."""
     source, options, _ = TASKS[task]
-    data, run = storage / f"{task}-data", storage / f"{task}-laptop"
+    data, run = storage / f"{task}-data", storage / f"{task}-{seed}"
     if not (data / "manifest.json").exists():
         spikeprune("data", "ingest", "parquet", "--input", folder(source), "--output", data, *options)
     config = LAPTOP / f"{task}.yaml"
-    spikeprune("run", config, "--data.path", data, "--storage", storage, "--resume")
-    if not (exported := storage / f"{task}-exported").exists():
+    named = ("--name", run.name, "--seed", seed, "--storage", storage)
+    spikeprune("run", config, "--data.path", data, *named, "--resume")
+    if not (exported := storage / f"{run.name}-exported").exists():
         spikeprune("export", run, "--output", exported)
-    control = storage / f"{task}-unpruned"
+    control = storage / f"{run.name}-unpruned"
     keep_all = ("--sparsity", "1e-7", "--name", control.name, "--storage", storage, "--resume")
     spikeprune("prune", run, *keep_all)
-    return [*_rows(task, run), {**_rows(task, control)[-1], "title": CONTROL, "density": 1.0}]
+    rows = [*_rows(task, run), {**_rows(task, control)[-1], "title": CONTROL, "density": 1.0}]
+    return [{"seed": seed, **row} for row in rows]
 
 
 def _rows(task: str, run: Path) -> list[dict[str, Any]]:
@@ -72,49 +76,72 @@ def spikeprune(*words: object) -> None:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """A Markdown table per task, beside full data."""
+    """A Markdown table per task, means over the seeds, beside full data."""
     parts = []
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["task"] == task]
-        full = rows[0]
         lines = [
-            f"| {TASKS[task][2]} | test accuracy | examples | training s | of full data "
+            f"| {TASKS[task][2]} | test accuracy | - full data | examples | training s | of full data "
             "| density | SynOps | of dense |",
-            "|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
-        for row in rows:
-            trained = row["examples"] > 0
-            dense = full["synops"]
-            cells = [
-                row["title"],
-                f"{row['accuracy']:.1%}",
-                f"{row['examples']:,}" if trained else "",
-                f"{row['seconds']:,.0f}" if trained else "",
-                f"{row['seconds'] / full['seconds']:.0%}" if trained else "",
-                f"{row['density']:.1%}",
-                f"{row['synops']:,.0f}",
-                f"{row['synops'] / dense:.0%}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        total = sum(row["total_seconds"] for row in rows[1:] if row["title"] != CONTROL)
+        for title in dict.fromkeys(row["title"] for row in rows):
+            lines.append(f"| {' | '.join(_cells(rows, title))} |")
+        full, *pruned = (title for title in dict.fromkeys(row["title"] for row in rows) if title != CONTROL)
         lines.append(
-            f"\nWith evaluation: full data {full['total_seconds'] / 60:.1f} minutes; pruned data, pruned "
-            f"weights and retraining {total / 60:.1f} minutes in all."
+            f"\nWith evaluation: full data {_minutes(rows, full):.1f} minutes; pruned data, pruned "
+            f"weights and retraining {_minutes(rows, *pruned):.1f} minutes in all."
         )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
+def _minutes(rows: list[dict[str, Any]], *titles: str) -> float:
+    """Of the phases together, mean over the seeds."""
+    return (
+        sum(row["total_seconds"] for row in rows if row["title"] in titles)
+        / 60
+        / len({r["seed"] for r in rows})
+    )
+
+
+def _cells(rows: list[dict[str, Any]], title: str) -> list[str]:
+    """Of a phase: accuracy (standard deviation), the paired difference from full data, and costs."""
+    full, phase = ([row for row in rows if row["title"] == t] for t in (rows[0]["title"], title))
+
+    def mean(field: str, of: list[dict[str, Any]] = phase) -> float:
+        return statistics.fmean(row[field] for row in of)
+
+    accuracies = [100 * row["accuracy"] for row in phase]
+    difference, half, n = paired({r["seed"]: r for r in phase}, {r["seed"]: r for r in full})
+    trained = phase[0]["examples"] > 0
+    return [
+        title,
+        f"{mean('accuracy'):.1%}" + (f" ({statistics.stdev(accuracies):.1f})" if n > 1 else ""),
+        "" if title == full[0]["title"] else f"{difference:+.1f}" + (f" ± {half:.1f}" if n > 1 else ""),
+        f"{mean('examples'):,.0f}" if trained else "",
+        f"{mean('seconds'):,.0f}" if trained else "",
+        f"{mean('seconds') / mean('seconds', full):.0%}" if trained else "",
+        f"{mean('density'):.1%}",
+        f"{mean('synops'):,.0f}",
+        f"{mean('synops') / mean('synops', full):.0%}",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/end-to-end"))
     parser.add_argument("--output", type=Path, default=Path("runs/end_to_end.json"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for task in options.tasks for row in measure(task, options.folder)]
+    rows: list[dict[str, Any]] = []
     result = {"about": about("benchmarks.end_to_end", sys.argv[1:]), "rows": rows}
-    write_json(options.output, result)
+    for task in options.tasks:
+        for seed in options.seeds:
+            rows += measure(task, seed, options.folder)
+            write_json(options.output, result)
     print(tables(result))
 
 
