@@ -2,13 +2,15 @@
 
     python -m benchmarks.end_to_end [--tasks cifar10-sew18 cifar10-dvs] [--seeds 0 1 2] [--output FILE.json]
 
-Each is `spikeprune data ingest`, `run` and `export`; beside it, by `prune`, the network before weight pruning
-is trained for as many epochs more without being pruned. The runs stay below ``--folder``; the same command
+Each is `spikeprune data ingest`, `run` and `export`. Beside it: by `prune`, the network before weight pruning
+is trained for as many epochs more without being pruned; by `train`, full data for about as many examples as
+SADP processes. The runs stay below ``--folder``; the same command
 goes on where it was stopped. Data are read from ``../shared/data``: CIFAR-10 (a JPEG re-encode), and events
 that were simulated of 2,500 of its images.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections import Counter
@@ -19,6 +21,7 @@ from benchmarks.about import about
 from benchmarks.real_data import folder
 from benchmarks.sadp_tables import paired
 from pipelines import cli
+from pipelines.config.load import load_config
 from pipelines.report.summary import summarise
 from pipelines.storage.atomic import write_json
 
@@ -30,24 +33,31 @@ TASKS = {
 """Folder of the data, options of the ingestion, and what to call the result."""
 CONTROL = "unpruned, retrained as long"
 """The network before weight pruning."""
+FEWER = "full data, fewer epochs"
+"""At least as many examples as SADP's."""
 
 
 def measure(task: str, seed: int, storage: Path) -> list[dict[str, Any]]:
-    """A row per phase of the task's run under a seed."""
+    """A row per phase of the task's run under a seed, and of the two trainings beside it."""
     source, options, _ = TASKS[task]
-    data, run = storage / f"{task}-data", storage / f"{task}-{seed}"
+    config, data, run = LAPTOP / f"{task}.yaml", storage / f"{task}-data", storage / f"{task}-{seed}"
     if not (data / "manifest.json").exists():
         spikeprune("data", "ingest", "parquet", "--input", folder(source), "--output", data, *options)
-    config = LAPTOP / f"{task}.yaml"
-    named = ("--name", run.name, "--seed", seed, "--storage", storage)
-    spikeprune("run", config, "--data.path", data, *named, "--resume")
+    on_data = ("--data.path", data, "--seed", seed, "--storage", storage, "--resume")
+    spikeprune("run", config, *on_data, "--name", run.name)
     if not (exported := storage / f"{run.name}-exported").exists():
         spikeprune("export", run, "--output", exported)
+    full, sadp, *pruned = _rows(task, run)
+
     control = storage / f"{run.name}-unpruned"
-    keep_all = ("--sparsity", "1e-7", "--name", control.name, "--storage", storage, "--resume")
-    spikeprune("prune", run, *keep_all)
-    rows = [*_rows(task, run), {**_rows(task, control)[-1], "title": CONTROL, "density": 1.0}]
-    return [{"seed": seed, **row} for row in rows]
+    spikeprune("prune", run, "--sparsity", "1e-7", "--name", control.name, "--storage", storage, "--resume")
+    unpruned = {**_rows(task, control)[-1], "title": CONTROL, "density": 1.0}
+
+    epochs = math.ceil(load_config(config).train.epochs * sadp["examples"] / full["examples"])
+    short = ("--baseline", "none", "--data-pruning.policy", "full", "--train.epochs", epochs)
+    spikeprune("train", config, *on_data, "--name", f"{run.name}-fewer", *short)
+    fewer = {**_rows(task, storage / f"{run.name}-fewer")[0], "title": FEWER}
+    return [{"seed": seed, **row} for row in (full, fewer, sadp, *pruned, unpruned)]
 
 
 def _rows(task: str, run: Path) -> list[dict[str, Any]]:
@@ -81,14 +91,15 @@ def tables(result: dict[str, Any]) -> str:
     parts = []
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["task"] == task]
+        titles = dict.fromkeys(row["title"] for row in rows)
         lines = [
             f"| {TASKS[task][2]} | test accuracy | - full data | examples | training s | of full data "
             "| density | SynOps | of dense |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        for title in dict.fromkeys(row["title"] for row in rows):
+        for title in titles:
             lines.append(f"| {' | '.join(_cells(rows, title))} |")
-        full, *pruned = (title for title in dict.fromkeys(row["title"] for row in rows) if title != CONTROL)
+        full, *pruned = (title for title in titles if title not in (CONTROL, FEWER))
         lines.append(
             f"\nWith evaluation: full data {_minutes(rows, full):.1f} minutes; pruned data, pruned "
             f"weights and retraining {_minutes(rows, *pruned):.1f} minutes in all."
