@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def loops() -> dict[str, Callable[[], object]]:
         optimizers[name].step()
 
     found = {"plain": plain, "weighted": weighted, "DataPruner": pruned}
-    return {name: lambda name=name, loss=loss: step(name, loss) for name, loss in found.items()}
+    return {name: partial(step, name, loss) for name, loss in found.items()}
 
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, float]]:

@@ -83,6 +83,7 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal total
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         taps = prod(layer.weight.shape[1:])
         total += output.numel() * taps
 

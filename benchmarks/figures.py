@@ -278,7 +278,7 @@ def _grid(rows: int, columns: int) -> tuple["Figure", list[list[Any]]]:
     return figure, [list(row) for row in grid]
 
 
-def _mosaic(names: list[list[str]]) -> tuple["Figure", list[Any]]:
+def _mosaic(names: list[list[Any]]) -> tuple["Figure", list[Any]]:
     """Panels by name, of which a wide one has its name in several columns."""
     from matplotlib.figure import Figure
 

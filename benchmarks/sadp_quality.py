@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.about import about
 from benchmarks.real_data import load
@@ -32,7 +33,7 @@ from pruning.examples.diagnostics import (
 )
 from pruning.examples.policies import make_policy
 from pruning.examples.policies.settings import FORWARD_COST
-from pruning.examples.scores import SCORES, ExampleScorer
+from pruning.examples.scores import SCORES, ExampleScorer, LossName
 from snn.losses import LOSSES
 from snn.models import SpikingNetwork, build
 from snn.neurons import NeuronParameters
@@ -74,7 +75,9 @@ def network(setup: Setup, shape: tuple[int, ...], K: int, pooled: bool) -> Spiki
     return SpikingNetwork(net.features[:-1], nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head))
 
 
-def train_epoch(net: SpikingNetwork, optimiser, x: Tensor, y: Tensor, batch: int, loss: str) -> None:
+def train_epoch(
+    net: SpikingNetwork, optimiser: Optimizer, x: Tensor, y: Tensor, batch: int, loss: LossName
+) -> None:
     net.train()
     for rows in torch.randperm(len(y)).split(batch):
         optimiser.zero_grad()
@@ -82,7 +85,7 @@ def train_epoch(net: SpikingNetwork, optimiser, x: Tensor, y: Tensor, batch: int
         optimiser.step()
 
 
-def scores_of(net, x: Tensor, y: Tensor, loss: str) -> dict[str, np.ndarray]:
+def scores_of(net: SpikingNetwork, x: Tensor, y: Tensor, loss: LossName) -> dict[str, np.ndarray]:
     """Every score of the probe, the readout alone, and passes with fewer timesteps."""
     T = x.shape[0]
     found = {k: v.numpy() for k, v in ExampleScorer(net, list(SCORES), loss=loss).score(x, y).items()}
@@ -111,7 +114,7 @@ def row(score: str, to_oracle: float | None, spearman: float | None, to_uniform:
     }
 
 
-def judge(net, x: Tensor, y: Tensor, loss: str, ratio: float, alpha: float) -> list[Row]:
+def judge(net: SpikingNetwork, x: Tensor, y: Tensor, loss: LossName, ratio: float, alpha: float) -> list[Row]:
     """One row per score on the probe."""
     norms, norm_of_mean = example_gradients(net, x, y, loss=loss)
     scores = scores_of(net, x, y, loss)

@@ -85,7 +85,7 @@ def measure_search(trials: int, seeds: int) -> dict[str, Any]:
 
 def repeat(base: Config, trial: Trial | None, seeds: range, folder: str) -> list[dict[str, Any]]:
     """A trial's config (or all data and all weights) under other seeds."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in seeds:
         values: dict[str, Any] = {"seed": seed, "storage": folder, "cluster.engine": "local"}
         if trial is None:
@@ -96,7 +96,7 @@ def repeat(base: Config, trial: Trial | None, seeds: range, folder: str) -> list
         name = f"again-{'full' if trial is None else trial.number}-{seed}"
         config = with_values(config, {"name": name})
         done = run(config, command, console=QUIET)  # type: ignore[arg-type]
-        runs.append(measure([done]) | {"test_accuracy": summarise(done).phases[-1].test_accuracy})
+        runs.append({**measure([done]), "test_accuracy": summarise(done).phases[-1].test_accuracy})
     return runs
 
 

@@ -5,6 +5,7 @@ allocation. `slamp` itself stands in `pruning.weights.criteria`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import exp, log
 from typing import Any
 
@@ -54,6 +55,10 @@ def coefficients(
     return found
 
 
+def _magnitude(s: Synapses) -> Tensor:
+    return s.layer.weight.detach().abs().flatten()
+
+
 def register(found: Mapping[str, Sequence[float]], T: int) -> None:
     """Candidates as criteria ``benchmarks:NAME``; later ones replace earlier ones."""
 
@@ -62,7 +67,7 @@ def register(found: Mapping[str, Sequence[float]], T: int) -> None:
             synapses: Sequence[Synapses], calibration: Calibration | None, _: Objective
         ) -> list[LayerRule]:
             return [
-                LayerRule(key=lambda s=s: s.layer.weight.detach().abs().flatten(), coefficient=value)
+                LayerRule(key=partial(_magnitude, s), coefficient=value)
                 for s, value in zip(synapses, c if T > 1 else [1.0] * len(c), strict=True)
             ]
 

@@ -146,7 +146,8 @@ def _over_equal_energy(row: Row, lamp: list[Row]) -> float | None:
     own = sorted((r["energy_nj"], r["accuracy"]) for r in lamp if r["seed"] == row["seed"])
     if len(own) < 2 or not own[0][0] <= row["energy_nj"] <= own[-1][0]:
         return None
-    return float(100 * (row["accuracy"] - np.interp(row["energy_nj"], *zip(*own, strict=True))))
+    of_lamp = np.interp(row["energy_nj"], [e for e, _ in own], [a for _, a in own])
+    return float(100 * (row["accuracy"] - of_lamp))
 
 
 def _mean(rows: list[Row], field: str) -> float:

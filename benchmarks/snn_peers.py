@@ -94,7 +94,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def with_neurons(model: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+def with_neurons(model: SpikingNetwork, make: Callable[[], nn.Module]) -> SpikingNetwork:
     """A copy of the network with other neurons."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
@@ -130,7 +130,7 @@ def network_variants(model: SpikingNetwork) -> dict[str, tuple[nn.Module, bool]]
     return variants
 
 
-def _of_torch(net: nn.Module, channels_last: bool) -> nn.Module:
+def _of_torch(net: SpikingNetwork, channels_last: bool) -> SpikingNetwork:
     """The network in that memory format."""
     net.channels_last = channels_last
     return net

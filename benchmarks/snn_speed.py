@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def layers(machine: Machine) -> list[Row]:
         x = torch.randn(shape, device=machine.device, dtype=machine.dtype).requires_grad_()
         steps = {name: layer_steps(run, x) for name, run in layer_variants(shape[0]).items()}
         out = torch.empty_like(x)
-        steps["copy"] = {"copy": lambda out=out, x=x: out.copy_(x.detach())}
+        steps["copy"] = {"copy": partial(out.copy_, x.detach())}
         seconds = machine.time(steps)
         bandwidth = 2 * x.numel() * x.element_size() / seconds["copy"]["copy"]["median"]
         for variant, measured in seconds.items():
@@ -270,7 +271,7 @@ def _held_after_forward(net: nn.Module, x_TB: Tensor, labels: Tensor) -> int:
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             loss = rate_cross_entropy(net(x_TB), labels).mean()
-        events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = profile.profiler.kineto_results.events()
         held = sum(e.nbytes() for e in events if e.name() == "[memory]")
     del loss
     return held
