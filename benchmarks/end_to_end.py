@@ -2,11 +2,11 @@
 
     python -m benchmarks.end_to_end [--tasks cifar10-sew18 cifar10-dvs] [--seeds 0 1 2] [--output FILE.json]
 
-Each is `spikeprune data ingest`, `run` and `export`. Beside it: by `prune`, the network before weight pruning
-is trained for as many epochs more without being pruned; by `train`, full data for about as many examples as
-SADP processes. The runs stay below ``--folder``; the same command
-goes on where it was stopped. Data are read from ``../shared/data``: CIFAR-10 (a JPEG re-encode), and events
-that were simulated of 2,500 of its images.
+Each is `spikeprune data ingest`, `run` and `export`. Beside it: by `prune`, the network before weight
+pruning is trained for as many epochs more without being pruned; by `train`, full data in fewer epochs, at
+least as many examples as SADP processes. The runs stay below ``--folder``; the same command goes on where
+it was stopped. Data are read from ``../shared/data``: CIFAR-10 (a JPEG re-encode), and events that were
+simulated of 2,500 of its images.
 """
 
 import argparse

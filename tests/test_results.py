@@ -139,8 +139,8 @@ def test_what_the_readme_says_of_three_seeds_is_stored() -> None:
     )
     assert found
     gain = accuracy["sadp train"] - accuracy["full"]
-    assert (float(found[1]), found[2]) == (round(abs(gain), 1), "above" if gain > 0 else "below")
-    assert float(found[3]) == round(accuracy["full"] - accuracy["sadp retrain"], 1)
+    assert (float(found[1]), found[2]) == (round(abs(gain), 2), "above" if gain > 0 else "below")
+    assert float(found[3]) == round(accuracy["full"] - accuracy["sadp retrain"], 2)
 
 
 def test_what_the_readme_says_of_sparse_inference_is_stored() -> None:
